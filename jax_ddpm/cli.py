@@ -1,0 +1,81 @@
+"""Command lines: presets and flags to dataclasses, and mistakes to one sentence."""
+
+import difflib
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+
+from jax_ddpm.config import Config
+from jax_ddpm.errors import Stopped, UserError
+from jax_ddpm.presets import PRESETS
+
+T = TypeVar("T")
+
+
+def parse_config(args: Sequence[str], *, prog: str, description: str) -> Config:
+    """The preset that --preset names, changed by the other flags.
+
+    Raises UserError for an unknown preset or flag; exits after --help and for values of a wrong type.
+    """
+    name = _value_of("--preset", args) or Config.preset
+    if name not in PRESETS:
+        raise UserError(f"there is no preset {name!r}, choose one of {', '.join(PRESETS)}")
+    description += f" Presets: {', '.join(PRESETS)}; the defaults below are those of {name}."
+    return parse(Config, args, prog=prog, description=description, default=PRESETS[name])
+
+
+def parse(
+    kind: type[T], args: Sequence[str], *, prog: str, description: str, default: T | None = None
+) -> T:
+    """`args` as a dataclass `kind`. Raises UserError for an unknown flag."""
+    known: dict[str, Any] = {} if default is None else {"default": default}
+    values, unknown = tyro.cli(
+        kind, prog=prog, description=description, args=args, return_unknown_args=True, **known
+    )
+    if unknown:
+        hint = _hint(unknown[0].split("=")[0], list(_flags(kind)))
+        raise UserError(f"unknown argument {unknown[0]}{hint} (--help lists all)")
+    return values
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Call `main` and exit; a user's mistake ends in one sentence and exit code 1."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename or 'a file'}: {error.strerror or error}")
+    except Stopped as stop:
+        print(stop)
+        sys.exit(0 if stop.signum == signal.SIGTERM else 130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _value_of(flag: str, args: Sequence[str]) -> str | None:
+    for i, arg in enumerate(args):
+        if arg == flag and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith(f"{flag}="):
+            return arg.removeprefix(f"{flag}=")
+    return None
+
+
+def _flags(kind: Any, prefix: str = "--") -> Iterator[str]:
+    for f in fields(kind):
+        name = prefix + f.name.replace("_", "-")
+        if is_dataclass(f.type):
+            yield from _flags(f.type, f"{name}.")
+        else:
+            yield name
+
+
+def _hint(given: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(given, list(known), n=1)
+    return f", did you mean {close[0]}?" if close else ""

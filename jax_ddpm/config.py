@@ -1,0 +1,214 @@
+"""The configuration of a run: frozen, nested dataclasses of plain values."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from jax_ddpm.data.sources import SourceName
+from jax_ddpm.diffusion import PredictionType
+from jax_ddpm.errors import UserError
+from jax_ddpm.losses import LossType
+from jax_ddpm.samplers.ddpm import Variance
+from jax_ddpm.schedules import ScheduleName, Spacing, named_schedule, timestep_grid
+
+SamplerName = Literal["ddpm", "ddim"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from."""
+
+    name: SourceName = "embedded"
+    """embedded: images that ship with the package. fashion_mnist: a folder of IDX files."""
+    path: Path | None = None
+    """The folder that holds the data."""
+    random_flip: bool = True
+    """Mirror each image left to right with probability 1/2."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The U-Net of Ho et al. 2020; the defaults are its CIFAR-10 size."""
+
+    channels: int = 128
+    """Channels of the first level."""
+    channel_mult: tuple[int, ...] = (1, 2, 2, 2)
+    """Channels of each level, as multiples; each level halves the resolution."""
+    num_res_blocks: int = 2
+    """ResNet blocks per level."""
+    attn_levels: tuple[int, ...] = (1,)
+    """Levels with self-attention; 0 is the full resolution."""
+    dropout: float = 0.1
+    """Probability that a feature is dropped in training."""
+    num_groups: int = 32
+    """Groups of each group normalisation."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of convolutions and matrix products; parameters, norms, softmax and loss stay float32."""
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The forward process and the training objective."""
+
+    schedule: ScheduleName = "linear"
+    num_timesteps: int = 1000
+    """T, the length of the chain."""
+    prediction_type: PredictionType = "eps"
+    """What the network predicts: the noise, the clean image, or v."""
+    loss_type: LossType = "l2"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation, and how often the run reports and saves."""
+
+    num_steps: int = 800_000
+    batch_size: int = 128
+    """Images per step, over all devices."""
+    learning_rate: float = 2e-4
+    """The highest learning rate."""
+    warmup_steps: int = 5000
+    """Steps over which the learning rate grows linearly from 0."""
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    """What the learning rate does after the warm-up; linear and cosine end at 0."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay rates of the first and second moment."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (adamw only)."""
+    max_grad_norm: float | None = 1.0
+    """Clip the gradient to this global norm."""
+    ema_decay: float = 0.9999
+    """Decay of the moving average of the parameters."""
+    ema_warmup: bool = False
+    """Start the average fast: decay min(ema_decay, (1 + step) / (10 + step))."""
+    log_every: int = 100
+    """Steps between two lines of metrics.jsonl; an interrupted run stops at such a step."""
+    sample_every: int = 10_000
+    """Steps between two sample grids."""
+    checkpoint_every: int = 10_000
+    """Steps between two checkpoints."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay on disk."""
+    parallel: Literal["auto", "jit", "pmap"] = "auto"
+    """auto: pmap over all local devices if there are several, else jit."""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """How images are drawn."""
+
+    sampler: SamplerName = "ddpm"
+    num_steps: int = 1000
+    """Network evaluations per image, at most T."""
+    spacing: Spacing = "leading"
+    """Which timesteps are visited if there are fewer than T."""
+    variance: Variance = "fixed_large"
+    """Variance of the ancestral sampler: beta (fixed_large) or beta-tilde (fixed_small)."""
+    eta: float = 0.0
+    """Noise of the DDIM sampler: 0 is deterministic, 1 is ancestral sampling."""
+    clip_x_0: bool = True
+    """Clip each predicted clean image to [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that determines a run."""
+
+    preset: str = "fashion-cpu"
+    """The settings that all other flags change."""
+    run: Path | None = None
+    """Folder of the run; the same command again continues it. Default: runs/PRESET."""
+    seed: int = 0
+    """Seed of the initial parameters, the order of the data, and all noise."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        return self.run or Path("runs") / self.preset
+
+
+def validate(config: Config) -> None:
+    """Raise UserError, in one sentence, for the first value that cannot work."""
+    _validate_model(config.model)
+    _validate_train(config.train)
+    try:
+        named_schedule(config.diffusion.schedule, config.diffusion.num_timesteps)
+    except ValueError as error:
+        raise UserError(
+            f"--diffusion.num-timesteps {config.diffusion.num_timesteps} with "
+            f"--diffusion.schedule {config.diffusion.schedule}: {error}"
+        ) from error
+    validate_sample(config.sample, config.diffusion.num_timesteps)
+
+
+def validate_sample(sample: SampleConfig, num_timesteps: int) -> None:
+    """Raise UserError if a chain of `num_timesteps` cannot be sampled so."""
+    try:
+        timestep_grid(num_timesteps, sample.num_steps, sample.spacing)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    _require(0 <= sample.eta <= 1, "eta", sample.eta, "between 0 and 1")
+
+
+def _validate_model(model: ModelConfig) -> None:
+    _require(model.channels >= 4, "--model.channels", model.channels, "at least 4")
+    mult = model.channel_mult
+    _require(bool(mult) and min(mult) >= 1, "--model.channel-mult", mult, "positive whole numbers")
+    _require(
+        model.num_res_blocks >= 1, "--model.num-res-blocks", model.num_res_blocks, "at least 1"
+    )
+    _require(0 <= model.dropout < 1, "--model.dropout", model.dropout, "in [0, 1)")
+    levels = range(len(mult))
+    for level in model.attn_levels:
+        _require(level in levels, "--model.attn-levels", level, f"between 0 and {len(mult) - 1}")
+    divides = model.num_groups >= 1 and model.channels % model.num_groups == 0
+    _require(
+        divides, "--model.num-groups", model.num_groups, f"a divisor of {model.channels} channels"
+    )
+
+
+def _validate_train(train: TrainConfig) -> None:
+    for name in (
+        "num_steps",
+        "batch_size",
+        "log_every",
+        "sample_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+    ):
+        value = getattr(train, name)
+        _require(value >= 1, _flag(name), value, "at least 1")
+    for name in ("checkpoint_every", "sample_every"):
+        value = getattr(train, name)
+        multiple = value % train.log_every == 0
+        _require(multiple, _flag(name), value, f"a multiple of --train.log-every {train.log_every}")
+    _require(0 <= train.warmup_steps <= train.num_steps, "--train.warmup-steps", train.warmup_steps,
+             f"between 0 and --train.num-steps {train.num_steps}")  # fmt: skip
+    _require(train.learning_rate > 0, "--train.learning-rate", train.learning_rate, "positive")
+    _require(0 <= train.ema_decay < 1, "--train.ema-decay", train.ema_decay, "in [0, 1)")
+    _require(all(0 <= b < 1 for b in train.betas), "--train.betas", train.betas, "in [0, 1)")
+    _require(train.weight_decay >= 0, "--train.weight-decay", train.weight_decay, "0 or more")
+    norm = train.max_grad_norm
+    _require(norm is None or norm > 0, "--train.max-grad-norm", norm, "positive, or None")
+    decays = train.optimizer == "adamw" or train.weight_decay == 0
+    _require(
+        decays,
+        "--train.weight-decay",
+        train.weight_decay,
+        "0 with --train.optimizer adam (use adamw)",
+    )
+
+
+def _flag(name: str) -> str:
+    return f"--train.{name.replace('_', '-')}"
+
+
+def _require(ok: bool, name: str, value: object, expected: str) -> None:
+    if not ok:
+        raise UserError(f"{name} is {value}, but it must be {expected}")

@@ -1,0 +1,154 @@
+"""The U-Net of Ho et al. 2020 (appendix B; after PixelCNN++ and Wide ResNet)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from jax_ddpm.models.layers import (
+    ZERO_SCALE,
+    Features,
+    GroupNorm,
+    ResnetBlock,
+    SelfAttention,
+    TimeEmbedding,
+    conv3x3,
+    statistics_dtype,
+    upsample_nearest,
+)
+
+Temb = Float[Array, "b e"]
+DropoutKeys = Key[Array, " b"] | None
+
+
+class Level(nn.Module):
+    """What the two paths share: ResNet blocks of one resolution, each perhaps with attention."""
+
+    features: int
+    attention: bool
+    dropout: float
+    num_groups: int
+    dtype: Any
+
+    def block(self, i: int, h: Features, temb: Temb, keys: DropoutKeys) -> Features:
+        """ResNet block number `i`, and its attention where the level has one."""
+        args = (self.features, self.dropout, self.num_groups, self.dtype)
+        h = ResnetBlock(*args, name=f"block_{i}")(h, temb, keys)
+        if self.attention:
+            h = SelfAttention(self.num_groups, self.dtype, name=f"attn_{i}")(h)
+        return h
+
+
+class DownLevel(Level):
+    """One resolution of the contracting path; returns every output that the other path sees again."""
+
+    num_blocks: int
+    downsample: bool
+
+    @nn.compact
+    def __call__(self, h: Features, temb: Temb, keys: DropoutKeys) -> list[Features]:
+        outputs = []
+        for i in range(self.num_blocks):
+            h = self.block(i, h, temb, keys)
+            outputs.append(h)
+        if self.downsample:
+            outputs.append(conv3x3(self.features, "downsample", self.dtype, stride=2)(h))
+        return outputs
+
+
+class UpLevel(Level):
+    """One resolution of the expanding path; every block also sees the newest skip connection."""
+
+    upsample: bool
+
+    @nn.compact
+    def __call__(
+        self, h: Features, skips: list[Features], temb: Temb, keys: DropoutKeys
+    ) -> Features:
+        for i, skip in enumerate(skips):
+            h = self.block(i, jnp.concatenate([h, skip], axis=-1), temb, keys)
+        if self.upsample:
+            h = conv3x3(self.features, "upsample", self.dtype)(upsample_nearest(h))
+        return h
+
+
+class Middle(nn.Module):
+    """ResNet block, attention, ResNet block at the lowest resolution."""
+
+    features: int
+    dropout: float
+    num_groups: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, h: Features, temb: Temb, keys: DropoutKeys) -> Features:
+        args = (self.features, self.dropout, self.num_groups, self.dtype)
+        h = ResnetBlock(*args, name="block_1")(h, temb, keys)
+        h = SelfAttention(self.num_groups, self.dtype, name="attn_1")(h)
+        return ResnetBlock(*args, name="block_2")(h, temb, keys)
+
+
+class UNet(nn.Module):
+    """The network of Ho et al. 2020; the defaults are its CIFAR-10 size, 35,746,307 parameters.
+
+    Level i works at 1/2^i of the image's size with channels * channel_mult[i] channels, and with
+    attention if i is in `attn_levels`. Images whose sides are not multiples of
+    2^(number of levels - 1) are padded with zeros inside, and the output is cropped.
+    """
+
+    out_channels: int = 3
+    channels: int = 128
+    channel_mult: tuple[int, ...] = (1, 2, 2, 2)
+    num_res_blocks: int = 2
+    attn_levels: tuple[int, ...] = (1,)
+    dropout: float = 0.1
+    num_groups: int = 32
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x_t: Features,
+        t: Int[Array, " b"],
+        *,
+        train: bool = False,
+        dropout_keys: DropoutKeys = None,
+    ) -> Features:
+        """The raw output [b, h, w, out_channels], float32, for images x_t at timesteps t.
+
+        Dropout is on where `train` is set and each example has a key.
+        """
+        keys = dropout_keys if train else None
+        last = len(self.channel_mult) - 1
+        x_t, crop = pad_to_multiple(x_t.astype(self.dtype), 2**last)
+
+        temb = TimeEmbedding(self.channels, self.dtype, name="temb")(t)
+        h = conv3x3(self.channels, "conv_in", self.dtype)(x_t)
+        skips = [h]
+        for i in range(last + 1):
+            down = DownLevel(*self._level(i), self.num_res_blocks, i < last, name=f"down_{i}")
+            skips += down(skips[-1], temb, keys)
+        args = (self.channels * self.channel_mult[-1], self.dropout, self.num_groups, self.dtype)
+        h = Middle(*args, name="mid")(skips[-1], temb, keys)
+        for i in reversed(range(last + 1)):
+            up = UpLevel(*self._level(i), i > 0, name=f"up_{i}")
+            h = up(h, [skips.pop() for _ in range(self.num_res_blocks + 1)], temb, keys)
+
+        h = nn.silu(GroupNorm(self.num_groups, self.dtype, name="norm_out")(h))
+        h = conv3x3(self.out_channels, "conv_out", self.dtype, scale=ZERO_SCALE)(h)
+        return crop(h).astype(statistics_dtype(self.dtype))
+
+    def _level(self, i: int) -> tuple[int, bool, float, int, Any]:
+        features = self.channels * self.channel_mult[i]
+        return features, i in self.attn_levels, self.dropout, self.num_groups, self.dtype
+
+
+def pad_to_multiple(x: Features, multiple: int) -> tuple[Features, Callable[[Features], Features]]:
+    """Pad height and width with zeros, evenly, to multiples; also returns the function that undoes it."""
+    height, width = x.shape[1:3]
+    extra_h, extra_w = -height % multiple, -width % multiple
+    top, left = extra_h // 2, extra_w // 2
+    padding = ((0, 0), (top, extra_h - top), (left, extra_w - left), (0, 0))
+    return jnp.pad(x, padding), lambda y: y[:, top : top + height, left : left + width]

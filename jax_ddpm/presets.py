@@ -1,0 +1,44 @@
+"""The PRESETS table: named configurations."""
+
+from jax_ddpm.config import (
+    Config,
+    DataConfig,
+    DiffusionConfig,
+    ModelConfig,
+    SampleConfig,
+    TrainConfig,
+)
+
+PRESETS: dict[str, Config] = {
+    # 10,000 Fashion-MNIST images, two CPU cores, 8 minutes.
+    "fashion-cpu": Config(
+        preset="fashion-cpu",
+        data=DataConfig(random_flip=False),
+        model=ModelConfig(
+            channels=32, channel_mult=(1, 2), num_res_blocks=1, dropout=0.0, num_groups=8
+        ),
+        diffusion=DiffusionConfig(schedule="cosine", prediction_type="v"),
+        train=TrainConfig(
+            num_steps=1400,
+            batch_size=64,
+            learning_rate=2e-3,
+            warmup_steps=100,
+            decay="cosine",
+            betas=(0.9, 0.99),
+            ema_decay=0.98,
+            log_every=10,
+            sample_every=500,
+            checkpoint_every=500,
+        ),
+        sample=SampleConfig(sampler="ddim", num_steps=50),
+    ),
+    # Ho et al. 2020, CIFAR-10: 35.7M parameters, 800,000 steps.
+    "ddpm-cifar10": Config(preset="ddpm-cifar10"),
+    # Ho et al. 2020, 256x256 images (CelebA-HQ, LSUN): 114M parameters.
+    "ddpm-256": Config(
+        preset="ddpm-256",
+        model=ModelConfig(channel_mult=(1, 1, 2, 2, 4, 4), attn_levels=(4,), dropout=0.0),
+        train=TrainConfig(num_steps=500_000, batch_size=64, learning_rate=2e-5),
+        sample=SampleConfig(variance="fixed_small"),
+    ),
+}

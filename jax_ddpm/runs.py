@@ -1,0 +1,157 @@
+"""The run folder: where files go, its configuration, and the lock against a second writer."""
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import dacite
+
+from jax_ddpm.config import Config
+from jax_ddpm.errors import UserError
+from jax_ddpm.files import write_atomically
+
+FORMAT = 1
+MAY_DIFFER = {"run", "train.parallel"}  # settings that do not change what a run computes
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, what its config.json says, and the files in it."""
+
+    folder: Path
+    config: Config
+    image_shape: tuple[int, int, int]
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of all checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per logged step."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of TensorBoard's event files."""
+        return self.folder / "tensorboard"
+
+    @property
+    def samples(self) -> Path:
+        """The folder of the sample grids drawn on the way."""
+        return self.folder / "samples"
+
+    @property
+    def final_grid(self) -> Path:
+        """The sample grid of the finished run."""
+        return self.folder / "samples.png"
+
+    @property
+    def final_gif(self) -> Path:
+        """The final grid as it emerges from noise."""
+        return self.folder / "sampling.gif"
+
+    @property
+    def loss_curve(self) -> Path:
+        """The loss over the steps."""
+        return self.folder / "loss.png"
+
+
+def open_for_training(config: Config, image_shape: tuple[int, int, int]) -> Run:
+    """The run folder of `config`, made if it is not there.
+
+    Raises UserError if the folder holds something else, or a run with other settings.
+    """
+    folder = config.folder
+    if (folder / "config.json").exists():
+        run = load(folder)
+        _require_same(run, Run(folder, config, image_shape))
+        return Run(folder, config, image_shape)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            f"{folder} exists and is not a run folder (it has no config.json): choose another with --run"
+        )
+    document = {"format": FORMAT, "image_shape": image_shape, "config": to_dict(config)}
+    text = json.dumps(document, indent=2) + "\n"
+    write_atomically(folder / "config.json", lambda temporary: temporary.write_text(text))
+    return Run(folder, config, image_shape)
+
+
+def load(folder: Path) -> Run:
+    """The run in `folder`. Raises UserError if it holds none, or its config.json cannot be read."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a run folder: it has no config.json")
+    try:
+        document = json.loads(path.read_text())
+        if document["format"] != FORMAT:
+            raise UserError(f"{path} has format {document['format']}, this version reads {FORMAT}")
+        height, width, channels = (int(n) for n in document["image_shape"])
+        return Run(folder, from_dict(document["config"]), (height, width, channels))
+    except (
+        json.JSONDecodeError,
+        KeyError,
+        TypeError,
+        UnicodeDecodeError,
+        dacite.DaciteError,
+    ) as error:
+        raise UserError(f"{path} is not the configuration of a run: {error}") from error
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """`config` as JSON values; paths become strings."""
+    return json.loads(json.dumps(asdict(config), default=str))
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The Config that `to_dict` made `values` of. Raises a DaciteError for anything else."""
+    settings = dacite.Config(strict=True, cast=[tuple, Path, float])
+    return dacite.from_dict(Config, values, settings)
+
+
+def _require_same(stored: Run, given: Run) -> None:
+    for name, old, new in _differences(to_dict(stored.config), to_dict(given.config)):
+        raise UserError(
+            f"{given.folder} was made with {_flag(name)} {old}, not {new}: "
+            "repeat its flags to continue it, or choose another folder with --run"
+        )
+    if stored.image_shape != given.image_shape:
+        raise UserError(
+            f"{given.folder} was made with images of shape {stored.image_shape}, the data has "
+            f"{given.image_shape}: choose another folder with --run"
+        )
+
+
+def _differences(
+    old: dict[str, Any], new: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    for key in new:
+        name = prefix + key
+        if name in MAY_DIFFER:
+            continue
+        if isinstance(new[key], dict):
+            yield from _differences(old[key], new[key], f"{name}.")
+        elif old[key] != new[key]:
+            yield name, old[key], new[key]
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+@contextmanager
+def locked(run: Run) -> Iterator[None]:
+    """Hold the run folder's lock. Raises UserError if another process trains in it."""
+    with (run.folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process is training in {run.folder}: wait for it, or choose another folder with --run"
+            ) from error
+        yield

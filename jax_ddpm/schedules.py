@@ -1,0 +1,239 @@
+"""Noise schedules: betas in numpy float64, every derived table, timestep grids and noise levels."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+Betas = Float[np.ndarray, " T"]
+ClippedLogVariance = Literal["second_entry", "floor"]
+Spacing = Literal["leading", "trailing", "linspace", "quad", "lucidrains"]
+ScheduleName = Literal[
+    "linear",
+    "linear_rescaled",
+    "quadratic",
+    "sigmoid",
+    "sigmoid_cumprod",
+    "cosine",
+    "cosine_clipped",
+]
+
+
+def linear_betas(
+    num_timesteps: int, *, start: float = 1e-4, end: float = 0.02, rescale: bool = False
+) -> Betas:
+    """Betas that grow linearly from `start` to `end` (Ho et al. 2020, section 4).
+
+    `rescale` multiplies both ends by 1000/T, so that a short chain also ends in noise
+    (Nichol & Dhariwal 2021). Needs T > 20 then: at T = 20 the last beta is 1.
+    """
+    scale = 1000 / num_timesteps if rescale else 1.0
+    return np.linspace(scale * start, scale * end, num_timesteps, dtype=np.float64)
+
+
+def quadratic_betas(num_timesteps: int, *, start: float = 1e-4, end: float = 0.02) -> Betas:
+    """Betas whose square roots grow linearly ("quad" in the code of Ho et al. 2020)."""
+    return np.linspace(start**0.5, end**0.5, num_timesteps, dtype=np.float64) ** 2
+
+
+def sigmoid_betas(num_timesteps: int, *, start: float = 1e-4, end: float = 0.02) -> Betas:
+    """Betas on a logistic curve between `start` and `end`, its argument running from -6 to 6."""
+    return (end - start) * _sigmoid(np.linspace(-6.0, 6.0, num_timesteps)) + start
+
+
+def cosine_betas(
+    num_timesteps: int, *, s: float = 0.008, clip: tuple[float, float] = (0.0, 0.999)
+) -> Betas:
+    """Betas of the squared-cosine alphas_cumprod (Nichol & Dhariwal 2021, Eq. 17).
+
+    `clip` bounds each beta. The paper clips at 0.999; several tutorials at [1e-4, 0.9999].
+    """
+    u = np.linspace(0.0, 1.0, num_timesteps + 1)
+    return betas_from_alphas_cumprod(np.cos((u + s) / (1 + s) * np.pi / 2) ** 2, clip=clip)
+
+
+def sigmoid_cumprod_betas(
+    num_timesteps: int,
+    *,
+    start: float = -3.0,
+    end: float = 3.0,
+    tau: float = 1.0,
+    clip: tuple[float, float] = (0.0, 0.999),
+) -> Betas:
+    """Betas of a logistic alphas_cumprod (Jabri et al. 2022, "sigmoid" schedule)."""
+    u = np.linspace(0.0, 1.0, num_timesteps + 1)
+    v_start, v_end = _sigmoid(np.float64(start / tau)), _sigmoid(np.float64(end / tau))
+    f = (v_end - _sigmoid((u * (end - start) + start) / tau)) / (v_end - v_start)
+    return betas_from_alphas_cumprod(f, clip=clip)
+
+
+def betas_from_alphas_cumprod(
+    f: Float[np.ndarray, " T+1"], *, clip: tuple[float, float] = (0.0, 0.999)
+) -> Betas:
+    """beta_t = 1 - f_{t+1} / f_t, clipped, for a decreasing curve f sampled at T + 1 points."""
+    return np.clip(1 - f[1:] / f[:-1], *clip)
+
+
+def _sigmoid(x: Any) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
+BETAS: dict[ScheduleName, Callable[[int], Betas]] = {
+    "linear": linear_betas,
+    "linear_rescaled": lambda num_timesteps: linear_betas(num_timesteps, rescale=True),
+    "quadratic": quadratic_betas,
+    "sigmoid": sigmoid_betas,
+    "sigmoid_cumprod": sigmoid_cumprod_betas,
+    "cosine": cosine_betas,
+    "cosine_clipped": lambda num_timesteps: cosine_betas(num_timesteps, clip=(1e-4, 0.9999)),
+}
+
+
+class Schedule(struct.PyTreeNode):
+    """The tables of a Gaussian diffusion, each of shape [T]; index t = 0 means noised once.
+
+    All are derived in float64 and cast once: 1 - alphas_cumprod[0] is 1e-4, of which float32
+    would keep three digits.
+    """
+
+    betas: Float[Array, " T"]
+    alphas_cumprod: Float[Array, " T"]
+    alphas_cumprod_prev: Float[Array, " T"]
+    sqrt_alphas_cumprod: Float[Array, " T"]
+    sqrt_one_minus_alphas_cumprod: Float[Array, " T"]
+    log_one_minus_alphas_cumprod: Float[Array, " T"]
+    sqrt_recip_alphas_cumprod: Float[Array, " T"]
+    sqrt_recipm1_alphas_cumprod: Float[Array, " T"]
+    posterior_variance: Float[Array, " T"]
+    posterior_log_variance_clipped: Float[Array, " T"]
+    posterior_mean_coef1: Float[Array, " T"]
+    posterior_mean_coef2: Float[Array, " T"]
+
+    @property
+    def num_timesteps(self) -> int:
+        """T, the length of the chain."""
+        return self.betas.shape[0]
+
+
+def make_schedule(
+    betas: Betas,
+    *,
+    dtype: Any = jnp.float32,
+    clipped_log_variance: ClippedLogVariance = "second_entry",
+) -> Schedule:
+    """Derive every table from `betas` in float64 and cast to `dtype` (Ho et al. 2020, Eqs. 4-7).
+
+    The posterior variance at t = 0 is zero. Its clipped logarithm takes the value of t = 1 there
+    ("second_entry": Ho et al., OpenAI) or the logarithm of 1e-20 ("floor": lucidrains, diffusers).
+
+    Raises ValueError unless betas is a non-empty vector with 0 < beta < 1.
+    """
+    betas = _checked(betas)
+    alphas_cumprod = np.cumprod(1 - betas)
+    alphas_cumprod_prev = np.append(1.0, alphas_cumprod[:-1])
+    posterior_variance = betas * (1 - alphas_cumprod_prev) / (1 - alphas_cumprod)
+    tables = {
+        "betas": betas,
+        "alphas_cumprod": alphas_cumprod,
+        "alphas_cumprod_prev": alphas_cumprod_prev,
+        "sqrt_alphas_cumprod": np.sqrt(alphas_cumprod),
+        "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - alphas_cumprod),
+        "log_one_minus_alphas_cumprod": np.log(1 - alphas_cumprod),
+        "sqrt_recip_alphas_cumprod": np.sqrt(1 / alphas_cumprod),
+        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / alphas_cumprod - 1),
+        "posterior_variance": posterior_variance,
+        "posterior_log_variance_clipped": _clipped_log(posterior_variance, clipped_log_variance),
+        "posterior_mean_coef1": betas * np.sqrt(alphas_cumprod_prev) / (1 - alphas_cumprod),
+        "posterior_mean_coef2": (1 - alphas_cumprod_prev)
+        * np.sqrt(1 - betas)
+        / (1 - alphas_cumprod),
+    }
+    return Schedule(**{name: jnp.asarray(table, dtype) for name, table in tables.items()})
+
+
+def _checked(betas: Betas) -> Betas:
+    betas = np.asarray(betas, np.float64)
+    if betas.ndim != 1 or betas.size == 0:
+        raise ValueError(f"betas must be a non-empty vector, got shape {betas.shape}")
+    if not (np.all(betas > 0) and np.all(betas < 1)):
+        raise ValueError(
+            f"every beta must lie in (0, 1), got {betas.min():.6g} to {betas.max():.6g}: "
+            f"with T = {betas.size} this schedule is not valid, use a longer chain"
+        )
+    return betas
+
+
+def _clipped_log(variance: Betas, clip: ClippedLogVariance) -> Betas:
+    if clip == "second_entry":
+        variance = np.append(variance[min(1, variance.size - 1)], variance[1:])
+    return np.log(np.maximum(variance, 1e-20))
+
+
+def named_schedule(
+    name: ScheduleName,
+    num_timesteps: int,
+    *,
+    dtype: Any = jnp.float32,
+    clipped_log_variance: ClippedLogVariance = "second_entry",
+) -> Schedule:
+    """The schedule called `name` (a key of BETAS) with T = `num_timesteps`.
+
+    Raises ValueError for T < 1, and where the schedule is not valid at that T.
+    """
+    if num_timesteps < 1:
+        raise ValueError(f"the number of timesteps must be at least 1, got {num_timesteps}")
+    betas = BETAS[name](num_timesteps)
+    return make_schedule(betas, dtype=dtype, clipped_log_variance=clipped_log_variance)
+
+
+class Level(NamedTuple):
+    """Noise levels: x_t = signal * x_0 + sigma * noise. t = -1 is the clean image (1, 0)."""
+
+    t: Int[Array, "*n"]
+    signal: Float[Array, "*n"]
+    sigma: Float[Array, "*n"]
+
+
+def level_at(schedule: Schedule, t: Int[Array, "*n"]) -> Level:
+    """The noise levels of timesteps `t` (any shape, -1..T-1)."""
+    t = jnp.asarray(t)
+    clean = t < 0
+    signal = jnp.where(clean, 1, schedule.sqrt_alphas_cumprod[t])
+    sigma = jnp.where(clean, 0, schedule.sqrt_one_minus_alphas_cumprod[t])
+    return Level(t, signal, sigma)
+
+
+def timestep_grid(
+    num_timesteps: int, num_steps: int, spacing: Spacing = "leading"
+) -> Int[np.ndarray, " S+1"]:
+    """The S timesteps that a sampler visits, descending, followed by -1, the clean image.
+
+    leading: multiples of T // S from 0 (DDIM paper, "linear"). trailing: T - 1 downwards in steps
+    of T / S (Lin et al. 2023). linspace: both ends included. quad: quadratic up to 0.8 T (DDIM
+    paper, appendix D.2). lucidrains: truncated linspace from -1 to T - 1.
+
+    Raises ValueError unless 1 <= S <= T, and where `quad` would visit a timestep twice.
+    """
+    if not 1 <= num_steps <= num_timesteps:
+        raise ValueError(
+            f"the number of sampling steps must be between 1 and T = {num_timesteps}, got {num_steps}"
+        )
+    ascending = _ASCENDING[spacing](num_timesteps, num_steps).astype(np.int32)
+    if np.any(np.diff(ascending) <= 0):
+        raise ValueError(
+            f"{num_steps} steps with {spacing!r} spacing visit a timestep of T = {num_timesteps} "
+            "twice: use fewer steps or another spacing"
+        )
+    return np.append(ascending[::-1], -1)
+
+
+_ASCENDING: dict[Spacing, Callable[[int, int], Int[np.ndarray, " S"]]] = {
+    "leading": lambda T, S: np.arange(S) * (T // S),
+    "trailing": lambda T, S: np.round(T * np.arange(1, S + 1) / S) - 1,
+    "linspace": lambda T, S: np.round(np.linspace(0, T - 1, S)),
+    "quad": lambda T, S: np.trunc(np.linspace(0, np.sqrt(0.8 * T), S) ** 2),
+    "lucidrains": lambda T, S: np.trunc(np.linspace(-1, T - 1, S + 1))[1:],
+}

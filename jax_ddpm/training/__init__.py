@@ -1,0 +1,1 @@
+"""Training: the state, the pure step, its mapping onto devices, checkpoints, the loop."""

@@ -1,0 +1,73 @@
+"""Checkpoints of the whole train state and the configuration, by Orbax."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from jax_ddpm.errors import UserError
+from jax_ddpm.training.state import TrainState
+
+Checkpointer: TypeAlias = ocp.training.Checkpointer
+
+
+@contextmanager
+def open_checkpoints(folder: Path, *, keep: int | None = None) -> Iterator[Checkpointer]:
+    """The checkpoints in `folder`, of which saving leaves the newest `keep`."""
+    policies = ocp.training.preservation_policies
+    policy = policies.PreserveAll() if keep is None else policies.LatestN(keep)
+    with Checkpointer(folder.absolute(), preservation_policy=policy) as checkpointer:
+        yield checkpointer
+
+
+def save(checkpointer: Checkpointer, state: TrainState, about: dict[str, Any]) -> None:
+    """Write `state`, and the JSON values `about`, as one step that is there whole or not at all.
+
+    Returns when it is on disk. (In the background, the write would race the next step, to which the
+    buffers of `state` are donated.) A step that is already there is left as it is.
+    """
+    step = int(state.step)
+    if checkpointer.latest is None or checkpointer.latest.step != step:
+        checkpointer.save(step, state, force=True, custom_metadata=about)
+
+
+def latest_step(checkpointer: Checkpointer) -> int | None:
+    """The step of the newest whole checkpoint."""
+    return None if checkpointer.latest is None else checkpointer.latest.step
+
+
+def restore(checkpointer: Checkpointer, like: TrainState) -> TrainState:
+    """The newest checkpoint, with the shapes, dtypes and devices of `like`.
+
+    Raises UserError if there is none, or if it belongs to another network.
+    """
+    step = latest_step(checkpointer)
+    if step is None:
+        raise UserError(f"there is no checkpoint in {checkpointer.directory}")
+    _require_same_shapes(checkpointer, step, like)
+    return checkpointer.load(step, like)
+
+
+def _require_same_shapes(checkpointer: Checkpointer, step: int, like: TrainState) -> None:
+    stored = _shapes(checkpointer.metadata(step).metadata)
+    expected = _shapes(like)
+    for name in expected | stored:
+        if stored.get(name) != expected.get(name):
+            raise UserError(
+                f"checkpoint {step} in {checkpointer.directory} is of another network: {name} is "
+                f"{_describe(stored.get(name))} there, {_describe(expected.get(name))} here"
+            )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves
+    }
+
+
+def _describe(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else f"of shape {shape}"

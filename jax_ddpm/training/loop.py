@@ -1,0 +1,218 @@
+"""The training job: from a configuration to a run folder with checkpoints, metrics and pictures."""
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from jax_ddpm import runs
+from jax_ddpm.build import Parts, build
+from jax_ddpm.config import Config, validate
+from jax_ddpm.data.loader import batches
+from jax_ddpm.data.sources import ImageSource, open_source
+from jax_ddpm.errors import Stopped, UserError
+from jax_ddpm.generate import GenerateFn, Samples, generate_images, make_generate_fn, write_samples
+from jax_ddpm.images import grid
+from jax_ddpm.plots import save_loss_curve
+from jax_ddpm.runs import Run
+from jax_ddpm.training import checkpoint, metrics
+from jax_ddpm.training.interrupt import StopRequest
+from jax_ddpm.training.parallel import choose_mode, on_one_device, parallelize
+from jax_ddpm.training.state import TrainState
+from jax_ddpm.training.step import Metrics, TrainStep, make_train_step, make_update
+
+GRID_IMAGES = 64
+
+
+class Job(NamedTuple):
+    """A run and everything that works on it."""
+
+    run: Run
+    parts: Parts
+    source: ImageSource
+    train_step: TrainStep
+    generate: GenerateFn
+    checkpoints: checkpoint.Checkpointer
+    board: SummaryWriter
+    stop: StopRequest
+
+
+def train(config: Config) -> Run:
+    """Train what `config` describes in its run folder, from the newest checkpoint there, to the end.
+
+    Raises UserError for anything in the way, and Stopped after Ctrl-C or SIGTERM.
+    """
+    validate(config)
+    choose_mode(config.train.parallel, config.train.batch_size)
+    source = open_source(config.data.name, config.data.path)
+    run = runs.open_for_training(config, source.image_shape)
+    with prepared(run, source) as job:
+        state = first_state(job)
+        announce(job, state)
+        if not finished(job, state):
+            state = fit(job, state)
+            finish(job, state)
+    print(f"Finished: {run.final_grid}, {run.final_gif}, {run.loss_curve}", flush=True)
+    return run
+
+
+@contextmanager
+def prepared(run: Run, source: ImageSource) -> Iterator[Job]:
+    """The job of `run`; holds its lock, its checkpoints and the signals until it is left."""
+    config, parts = run.config, build(run.config, run.image_shape)
+    with ExitStack() as stack:
+        stack.enter_context(runs.locked(run))
+        checkpoints = stack.enter_context(
+            checkpoint.open_checkpoints(run.checkpoints, keep=config.train.keep_checkpoints)
+        )
+        step = checkpoint.latest_step(checkpoints) or 0
+        metrics.keep_until(run.metrics, step)
+        board = stack.enter_context(SummaryWriter(str(run.tensorboard), purge_step=step + 1))
+        stop = stack.enter_context(StopRequest())
+        generate = make_generate_fn(
+            parts.network.apply_fn,
+            parts.schedule,
+            config.diffusion.prediction_type,
+            config.sample,
+            run.image_shape,
+        )
+        yield Job(
+            run, parts, source, compiled_step(config, parts), generate, checkpoints, board, stop
+        )
+
+
+def compiled_step(config: Config, parts: Parts) -> TrainStep:
+    """The train step of `config`, compiled for the local devices."""
+
+    def make_step(axis_name: str | None) -> TrainStep:
+        update = make_update(
+            parts.network.apply_fn,
+            parts.optimizer,
+            parts.schedule,
+            prediction_type=config.diffusion.prediction_type,
+            loss_type=config.diffusion.loss_type,
+            ema_decay=config.train.ema_decay,
+            ema_warmup=config.train.ema_warmup,
+            axis_name=axis_name,
+        )
+        return make_train_step(
+            update,
+            config.diffusion.num_timesteps,
+            random_flip=config.data.random_flip,
+            axis_name=axis_name,
+        )
+
+    return parallelize(make_step, choose_mode(config.train.parallel, config.train.batch_size))
+
+
+def first_state(job: Job) -> TrainState:
+    """The newest checkpoint, or a fresh state from the seed."""
+    state = jax.jit(job.parts.init_state)(jax.random.key(job.run.config.seed))
+    if checkpoint.latest_step(job.checkpoints) is None:
+        return state
+    return checkpoint.restore(job.checkpoints, state)
+
+
+def announce(job: Job, state: TrainState) -> None:
+    """Say what is about to happen, in three lines."""
+    run, train = job.run, job.run.config.train
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    mode = choose_mode(train.parallel, train.batch_size)
+    devices = jax.local_device_count() if mode == "pmap" else 1
+    print(f"{run.config.preset}: {count:,} parameters, {len(job.source.images):,} images of "
+          f"{'x'.join(map(str, run.image_shape))}, {mode} on {devices} {jax.default_backend()} device(s)")  # fmt: skip
+    print(f"Run folder: {run.folder}")
+    if state.step > 0:
+        print(f"Continuing after step {int(state.step)} of {train.num_steps}")
+
+
+def finished(job: Job, state: TrainState) -> bool:
+    """Whether the last step is done and its pictures are there."""
+    return int(state.step) == job.run.config.train.num_steps and job.run.loss_curve.exists()
+
+
+def fit(job: Job, state: TrainState) -> TrainState:
+    """Take the steps that are left; log, draw and save when it is time, or on request."""
+    config, train = job.run.config, job.run.config.train
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)  # key(seed) itself made the parameters
+    data = batches(job.source, train.batch_size, config.seed, start_step=int(state.step))
+    window: list[Metrics] = []
+    with tqdm(
+        total=train.num_steps, initial=int(state.step), unit="step", dynamic_ncols=True
+    ) as bar:
+        for step in range(int(state.step) + 1, train.num_steps + 1):
+            state, values = job.train_step(state, next(data), key)
+            window.append(values)
+            last = step == train.num_steps
+            if step % train.log_every == 0 or last:
+                log(job, step, window, bar)
+                window = []
+                if job.stop.signum or last or step % train.checkpoint_every == 0:
+                    save(job, state)
+                if job.stop.signum and not last:
+                    raise stopped(job, step)
+                if step % train.sample_every == 0 and not last:
+                    draw_grid(job, state, step)
+    return state
+
+
+def log(job: Job, step: int, window: list[Metrics], bar: Any) -> None:
+    """Write the means of `window`; raise UserError before a loss that is not finite is saved."""
+    rows = jax.device_get(window)
+    means = {
+        name: float(np.mean([row[name] for row in rows], dtype=np.float64)) for name in rows[0]
+    }
+    if not all(math.isfinite(value) for value in means.values()):
+        saved = checkpoint.latest_step(job.checkpoints)
+        raise UserError(
+            f"the loss is {means['loss']} after step {step}: the last checkpoint, of step {saved}, is as it "
+            "was; try a lower --train.learning-rate in another --run"
+        )
+    row = metrics.Row(step, **means, learning_rate=float(job.parts.learning_rate(step - 1)))
+    metrics.append(job.run.metrics, row)
+    for name in ("loss", "grad_norm", "learning_rate"):
+        job.board.add_scalar(name, getattr(row, name), step)
+    bar.update(len(window))
+    bar.set_postfix(loss=f"{row.loss:.4f}")
+    if bar.format_dict["rate"]:
+        job.board.add_scalar("steps_per_second", bar.format_dict["rate"], step)
+
+
+def save(job: Job, state: TrainState) -> None:
+    """Write a checkpoint with the configuration in it."""
+    about = {
+        "format": runs.FORMAT,
+        "config": runs.to_dict(job.run.config),
+        "image_shape": job.run.image_shape,
+    }
+    checkpoint.save(job.checkpoints, state, about)
+
+
+def stopped(job: Job, step: int) -> Stopped:
+    """The exception that ends an interrupted run."""
+    assert job.stop.signum is not None
+    message = f"Stopped and saved after step {step}: run the same command again to continue {job.run.folder}"
+    return Stopped(job.stop.signum, message)
+
+
+def draw_grid(job: Job, state: TrainState, step: int) -> Samples:
+    """Draw a grid with the averaged parameters and file it under `step`."""
+    params = on_one_device(state.ema_params)
+    samples = next(generate_images(job.generate, params, GRID_IMAGES, seed=job.run.config.seed))
+    write_samples(job.run.samples / f"step_{step:07d}.png", samples)
+    job.board.add_image("samples", grid(samples.images), step, dataformats="HWC")
+    return samples
+
+
+def finish(job: Job, state: TrainState) -> None:
+    """Draw the final grid, the GIF and the loss curve."""
+    samples = draw_grid(job, state, int(state.step))
+    write_samples(job.run.final_grid, samples)
+    write_samples(job.run.final_gif, samples)
+    rows = metrics.read(job.run.metrics)
+    save_loss_curve(job.run.loss_curve, [row.step for row in rows], [row.loss for row in rows])

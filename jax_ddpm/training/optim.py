@@ -1,0 +1,54 @@
+"""Learning-rate schedules and optimisers, from Optax, with every default spelled out."""
+
+from typing import Literal
+
+import optax
+
+
+def make_learning_rate(
+    peak: float,
+    *,
+    warmup_steps: int = 0,
+    decay: Literal["constant", "linear", "cosine"] = "constant",
+    num_steps: int = 0,
+) -> optax.Schedule:
+    """peak * min(step / warmup_steps, 1), so 0 at step 0 (Ho et al. 2020), then constant or to 0.
+
+    linear and cosine reach 0 at `num_steps`.
+    """
+    rest = max(num_steps - warmup_steps, 1)
+    after: optax.Schedule
+    match decay:
+        case "constant":
+            after = optax.constant_schedule(peak)
+        case "linear":
+            after = optax.linear_schedule(peak, 0.0, rest)
+        case "cosine":
+            after = optax.cosine_decay_schedule(peak, rest)
+    if warmup_steps == 0:
+        return after
+    warmup = optax.linear_schedule(0.0, peak, warmup_steps)
+    return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+def make_optimizer(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    optimizer: Literal["adam", "adamw"] = "adam",
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    max_grad_norm: float | None = 1.0,
+) -> optax.GradientTransformation:
+    """Clipping by global norm, g * min(1, max / |g|), then Adam (Kingma & Ba 2015) or AdamW.
+
+    eps is added to the square root of the bias-corrected second moment, as in PyTorch.
+    """
+    b1, b2 = betas
+    clip = optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm)
+    if optimizer == "adam":
+        return optax.chain(clip, optax.adam(learning_rate, b1=b1, b2=b2, eps=eps, eps_root=0.0))
+    adamw = optax.adamw(
+        learning_rate, b1=b1, b2=b2, eps=eps, eps_root=0.0, weight_decay=weight_decay
+    )
+    return optax.chain(clip, adamw)

@@ -1,0 +1,71 @@
+"""Denoising diffusion probabilistic models in functional JAX/Flax."""
+
+from jax_ddpm.denoiser import make_denoise_fn
+from jax_ddpm.diffusion import (
+    DenoiseFn,
+    Prediction,
+    eps_from_v,
+    eps_from_x_0,
+    prediction_target,
+    q_posterior,
+    q_sample,
+    q_step,
+    to_prediction,
+    v_from,
+    x_0_from_eps,
+    x_0_from_v,
+)
+from jax_ddpm.losses import diffusion_loss, draw
+from jax_ddpm.models import Network, UNet, make_network
+from jax_ddpm.samplers import Sampler, SamplerState, ddim, ddpm, draw_noise, sample
+from jax_ddpm.schedules import (
+    Level,
+    Schedule,
+    cosine_betas,
+    level_at,
+    linear_betas,
+    make_schedule,
+    named_schedule,
+    quadratic_betas,
+    sigmoid_betas,
+    sigmoid_cumprod_betas,
+    timestep_grid,
+)
+
+__all__ = [
+    "DenoiseFn",
+    "Level",
+    "Network",
+    "Prediction",
+    "Sampler",
+    "SamplerState",
+    "Schedule",
+    "UNet",
+    "cosine_betas",
+    "ddim",
+    "ddpm",
+    "diffusion_loss",
+    "draw",
+    "draw_noise",
+    "eps_from_v",
+    "eps_from_x_0",
+    "level_at",
+    "linear_betas",
+    "make_denoise_fn",
+    "make_network",
+    "make_schedule",
+    "named_schedule",
+    "prediction_target",
+    "q_posterior",
+    "q_sample",
+    "q_step",
+    "quadratic_betas",
+    "sample",
+    "sigmoid_betas",
+    "sigmoid_cumprod_betas",
+    "timestep_grid",
+    "to_prediction",
+    "v_from",
+    "x_0_from_eps",
+    "x_0_from_v",
+]

@@ -19,7 +19,7 @@ T = TypeVar("T")
 def parse_config(args: Sequence[str], *, prog: str, description: str) -> Config:
     """The preset that --preset names, changed by the other flags.
 
-    Raises UserError for an unknown preset or flag; exits after --help and for values of a wrong type.
+    Raises UserError for an unknown preset or flag; exits after --help and for a wrong type.
     """
     name = _value_of("--preset", args) or Config.preset
     if name not in PRESETS:

@@ -43,7 +43,7 @@ class ModelConfig:
     num_groups: int = 32
     """Groups of each group normalisation."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of convolutions and matrix products; parameters, norms, softmax and loss stay float32."""
+    """Type of convolutions and matrix products; parameters, norms and loss stay float32."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,7 @@ class Config:
 
 def validate(config: Config) -> None:
     """Raise UserError, in one sentence, for the first value that cannot work."""
+    validate_seed(config.seed)
     _validate_model(config.model)
     _validate_train(config.train)
     try:
@@ -145,6 +146,11 @@ def validate(config: Config) -> None:
             f"--diffusion.schedule {config.diffusion.schedule}: {error}"
         ) from error
     validate_sample(config.sample, config.diffusion.num_timesteps)
+
+
+def validate_seed(seed: int) -> None:
+    """Raise UserError unless a key can be made of all of `seed`, which takes 32 bits."""
+    _require(0 <= seed < 2**32, "--seed", seed, "between 0 and 4294967295")
 
 
 def validate_sample(sample: SampleConfig, num_timesteps: int) -> None:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from jax_ddpm import runs
 from jax_ddpm.build import Parts, build, make_sampler
-from jax_ddpm.config import SampleConfig, SamplerName, validate_sample
+from jax_ddpm.config import SampleConfig, SamplerName, validate_sample, validate_seed
 from jax_ddpm.denoiser import make_denoise_fn
 from jax_ddpm.diffusion import Prediction, PredictionType
 from jax_ddpm.errors import UserError
@@ -49,7 +49,7 @@ def make_generate_fn(
     settings: SampleConfig,
     image_shape: tuple[int, int, int],
 ) -> GenerateFn:
-    """One compiled program (params, keys[b]) -> (uint8 images[b, h, w, c], uint8 frames[f, b, h, w, c])."""
+    """One compiled program (params, keys[b]) -> images [b, h, w, c], frames [f, b, h, w, c]."""
     sampler = make_sampler(settings)
     timesteps = timestep_grid(schedule.num_timesteps, settings.num_steps, settings.spacing)
 
@@ -98,7 +98,7 @@ class SampleArgs:
     """File to write: .png (a grid), .gif (the grid as it emerges from noise) or .npz (arr_0: uint8
     [n, h, w, c]). Default: samples/seed_SEED.png in the run folder."""
     seed: int = 0
-    """Seed of all noise; image number i of a seed is the same whatever --num and --batch-size are."""
+    """Seed of all noise; image i of a seed is the same whatever --num and --batch-size are."""
     sampler: SamplerName | None = None
     steps: int | None = None
     """Network evaluations per image."""
@@ -135,6 +135,7 @@ def sample_run(args: SampleArgs) -> Path:
         raise UserError(
             f"--num {args.num} and --batch-size {args.batch_size} must both be at least 1"
         )
+    validate_seed(args.seed)
     run = runs.load(args.run)
     settings = args.settings(run.config.sample)
     validate_sample(settings, run.config.diffusion.num_timesteps)
@@ -147,8 +148,8 @@ def sample_run(args: SampleArgs) -> Path:
         settings,
         run.image_shape,
     )
-    print(f"{args.num} images by {settings.sampler} in {settings.num_steps} steps, "
-          f"{args.weights} parameters after training step {int(state.step)}", flush=True)  # fmt: skip
+    how = f"{settings.sampler} in {settings.num_steps} steps"
+    print(f"{args.num} images by {how}, {args.weights} parameters of step {int(state.step)}")
     params = state.ema_params if args.weights == "ema" else state.params
     batches = generate_images(
         generate, params, args.num, seed=args.seed, batch_size=args.batch_size

@@ -52,7 +52,7 @@ def save_gif(
 ) -> None:
     """Write an endless GIF that shows `frames` in `seconds` and then rests on the last one."""
     first, *rest = [_pil(frame) for frame in frames]
-    duration = max(20, round(1000 * seconds / len(frames)))
+    duration = max(20, 10 * round(100 * seconds / len(frames)))  # GIF counts hundredths of a second
     durations = [duration] * len(rest) + [1500]
     write_atomically(
         path,

@@ -15,7 +15,7 @@ ApplyFn = Callable[..., Images]
 
 
 def pixel_loss(loss_type: LossType, output: Images, target: Images) -> Images:
-    """|d|, d^2, or the Huber loss with delta = 1 (d^2/2 up to 1, then |d| - 1/2), d = output - target."""
+    """|d|, d^2, or Huber with delta = 1 (d^2/2 up to 1, then |d| - 1/2), d = output - target."""
     d = output - target
     match loss_type:
         case "l1":

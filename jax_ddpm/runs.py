@@ -74,7 +74,8 @@ def open_for_training(config: Config, image_shape: tuple[int, int, int]) -> Run:
         return Run(folder, config, image_shape)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(
-            f"{folder} exists and is not a run folder (it has no config.json): choose another with --run"
+            f"{folder} exists and is not a run folder (it has no config.json): "
+            "choose another with --run"
         )
     document = {"format": FORMAT, "image_shape": image_shape, "config": to_dict(config)}
     text = json.dumps(document, indent=2) + "\n"
@@ -93,13 +94,9 @@ def load(folder: Path) -> Run:
             raise UserError(f"{path} has format {document['format']}, this version reads {FORMAT}")
         height, width, channels = (int(n) for n in document["image_shape"])
         return Run(folder, from_dict(document["config"]), (height, width, channels))
-    except (
-        json.JSONDecodeError,
-        KeyError,
-        TypeError,
-        UnicodeDecodeError,
-        dacite.DaciteError,
-    ) as error:
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, dacite.DaciteError) as error:
         raise UserError(f"{path} is not the configuration of a run: {error}") from error
 
 
@@ -109,9 +106,15 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """The Config that `to_dict` made `values` of. Raises a DaciteError for anything else."""
-    settings = dacite.Config(strict=True, cast=[tuple, Path, float])
+    """The Config that `to_dict` made `values` of. Raises for anything else: see `load`."""
+    settings = dacite.Config(strict=True, cast=[tuple, Path], type_hooks={float: _number})
     return dacite.from_dict(Config, values, settings)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is not a number")
+    return float(value)
 
 
 def _require_same(stored: Run, given: Run) -> None:
@@ -152,6 +155,7 @@ def locked(run: Run) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"another process is training in {run.folder}: wait for it, or choose another folder with --run"
+                f"another process is training in {run.folder}: "
+                "wait for it, or choose another folder with --run"
             ) from error
         yield

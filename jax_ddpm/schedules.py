@@ -28,8 +28,13 @@ def linear_betas(
     """Betas that grow linearly from `start` to `end` (Ho et al. 2020, section 4).
 
     `rescale` multiplies both ends by 1000/T, so that a short chain also ends in noise
-    (Nichol & Dhariwal 2021). Needs T > 20 then: at T = 20 the last beta is 1.
+    (Nichol & Dhariwal 2021). With the default ends that needs T > 20: at T = 20 the last beta is 1.
     """
+    if rescale and 1000 / num_timesteps * end >= 1:
+        raise ValueError(
+            f"the rescaled linear schedule needs more than {1000 * end:g} timesteps, "
+            f"got {num_timesteps}"
+        )
     scale = 1000 / num_timesteps if rescale else 1.0
     return np.linspace(scale * start, scale * end, num_timesteps, dtype=np.float64)
 
@@ -219,15 +224,16 @@ def timestep_grid(
     """
     if not 1 <= num_steps <= num_timesteps:
         raise ValueError(
-            f"the number of sampling steps must be between 1 and T = {num_timesteps}, got {num_steps}"
+            f"the number of sampling steps must be between 1 and T = {num_timesteps}, "
+            f"got {num_steps}"
         )
-    ascending = _ASCENDING[spacing](num_timesteps, num_steps).astype(np.int32)
+    ascending = _ASCENDING[spacing](num_timesteps, num_steps)
     if np.any(np.diff(ascending) <= 0):
         raise ValueError(
             f"{num_steps} steps with {spacing!r} spacing visit a timestep of T = {num_timesteps} "
             "twice: use fewer steps or another spacing"
         )
-    return np.append(ascending[::-1], -1)
+    return np.append(ascending[::-1], -1).astype(np.int32)
 
 
 _ASCENDING: dict[Spacing, Callable[[int, int], Int[np.ndarray, " S"]]] = {

@@ -1,7 +1,9 @@
 """Make the images that ship with the package from Fashion-MNIST's IDX files.
 
     apt-get install dataset-fashion-mnist
-    python scripts/make_embedded_data.py /usr/share/datasets/fashion-mnist jax_ddpm/data/fashion_mnist_extract
+    python scripts/make_embedded_data.py FOLDER_OF_IDX_FILES jax_ddpm/data/fashion_mnist_extract
+
+The first folder is /usr/share/datasets/fashion-mnist then.
 
 The first 1,000 training and 200 test images of each of the ten classes, in their original order.
 """

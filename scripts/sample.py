@@ -1,4 +1,4 @@
-"""Draw images from a run: `python scripts/sample.py runs/fashion-cpu --num 64 --out samples.png`."""
+"""Draw images from a run: `python scripts/sample.py RUN --num 64 --out samples.png`."""
 
 import sys
 

@@ -16,7 +16,7 @@ UNSIGNED_BYTE = 0x08
 def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     """The array in an IDX file, plain or gzipped.
 
-    Raises UserError if the file is not IDX, not of unsigned bytes, or shorter or longer than it says.
+    Raises UserError if the file is not IDX of unsigned bytes, or not as long as it says.
     """
     raw = _read_bytes(path)
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] != UNSIGNED_BYTE:

@@ -15,7 +15,7 @@ Batch = UInt8[np.ndarray, "b h w c"]
 def batches(
     source: ImageSource, batch_size: int, seed: int, *, start_step: int = 0
 ) -> Iterator[Batch]:
-    """An endless iterator of batches [b, h, w, c], uint8, that begins with the batch of `start_step`.
+    """An endless iterator of uint8 batches [b, h, w, c] that begins with that of `start_step`.
 
     Every epoch has its own order and no image is dropped: a batch may span two epochs. The batch of
     a step depends on `seed` and the step alone, so a continued run sees the data that an
@@ -25,7 +25,8 @@ def batches(
     """
     if batch_size > len(source.images):
         raise UserError(
-            f"--train.batch-size {batch_size} is larger than the data set of {len(source.images)} images"
+            f"--train.batch-size {batch_size} is larger than the data set, "
+            f"which has {len(source.images)} images"
         )
     dataset = grain.MapDataset.source(source.images).seed(seed).shuffle().repeat().batch(batch_size)
     iterator = iter(

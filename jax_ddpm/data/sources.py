@@ -41,7 +41,8 @@ def open_source(name: SourceName, path: Path | None = None, split: Split = "trai
     if name == "embedded":
         if path is not None:
             raise UserError(
-                f"--data.path {path} was given without the kind of data in it: add --data.name fashion_mnist"
+                f"--data.path {path} was given without the kind of data in it: "
+                "add --data.name fashion_mnist"
             )
         return read_idx_folder(EMBEDDED, split)
     return read_idx_folder(path or DEBIAN_FASHION_MNIST, split)
@@ -51,8 +52,8 @@ def read_idx_folder(folder: Path, split: Split = "train") -> ImageSource:
     """The images and labels in a folder of IDX files with MNIST's names, plain or gzipped."""
     if not folder.is_dir():
         raise UserError(
-            f"there is no folder {folder}: give one that holds {IDX_PREFIX[split]}-images-idx3-ubyte[.gz] "
-            "with --data.path"
+            f"there is no folder {folder}: give one that holds "
+            f"{IDX_PREFIX[split]}-images-idx3-ubyte[.gz] with --data.path"
         )
     images = read_idx(_find(folder, f"{IDX_PREFIX[split]}-images-idx3-ubyte"))
     labels = read_idx(_find(folder, f"{IDX_PREFIX[split]}-labels-idx1-ubyte"))

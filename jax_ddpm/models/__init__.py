@@ -1,4 +1,4 @@
-"""Networks behind one contract: `init(key) -> params` and `apply_fn(params, x_t, t, ...) -> output`."""
+"""Networks behind one contract: `init(key)` -> params, `apply_fn(params, x_t, t)` -> output."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ __all__ = ["Network", "UNet", "make_network"]
 
 
 class Network(NamedTuple):
-    """`apply_fn(params, x_t[b, h, w, c], t[b], *, train=False, dropout_keys=None)` -> [b, h, w, out]."""
+    """`apply_fn(params, x_t[b,h,w,c], t[b], *, train=False, dropout_keys=None)` -> [b,h,w,o]."""
 
     init: Callable[[Key[Array, ""]], Any]
     apply_fn: Callable[..., Any]

@@ -17,7 +17,7 @@ ZERO_SCALE = 1e-10
 
 
 def fan_avg_uniform(scale: float = 1.0) -> nn.initializers.Initializer:
-    """Uniform variance scaling by the mean of fan-in and fan-out, as in the code of Ho et al. 2020."""
+    """Uniform variance scaling by the mean of fan-in and fan-out (the code of Ho et al. 2020)."""
     return nn.initializers.variance_scaling(scale, "fan_avg", "uniform")
 
 
@@ -47,7 +47,7 @@ def timestep_embedding(
 ) -> Float[Array, "b d"]:
     """Sines, then cosines, of t at dim/2 frequencies from 1 to 1e-4 (Ho et al. 2020, appendix B).
 
-    The exponent's denominator is dim/2 - 1, as in the code of Ho et al.; an odd `dim` ends in a zero.
+    The exponent's denominator is dim/2 - 1, as in their code; an odd `dim` ends in a zero.
     """
     half = dim // 2
     frequencies = jnp.exp(-math.log(10000) / (half - 1) * jnp.arange(half, dtype=dtype))
@@ -69,15 +69,16 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Features) -> Features:
+        """Normalise x over pixels and the channels of each group."""
         channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         wide = x.astype(statistics_dtype(self.dtype))
         mean = self._group_mean(wide.mean((1, 2)))  # [b, c]
         centred = wide - mean[:, None, None, :]
         variance = self._group_mean((centred**2).mean((1, 2)))  # [b, c]
-        factor = scale.astype(wide.dtype) * jax.lax.rsqrt(variance + self.eps)
-        y = centred * factor[:, None, None, :] + bias.astype(wide.dtype)
+        factor = scale.astype(wide.dtype)[None] * jax.lax.rsqrt(variance + self.eps)
+        y = centred * factor[:, None, None, :] + bias.astype(wide.dtype)[None, None, None]
         return y.astype(self.dtype)
 
     def _group_mean(self, per_channel: Float[Array, "b c"]) -> Float[Array, "b c"]:
@@ -92,6 +93,7 @@ class Dropout(nn.Module):
     rate: float
 
     def __call__(self, x: Features, keys: Key[Array, " b"] | None) -> Features:
+        """Drop features of x; without keys, x itself."""
         if keys is None or self.rate == 0:
             return x
         name = zlib.crc32("/".join(self.path).encode())
@@ -110,6 +112,7 @@ class TimeEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, t: Int[Array, " b"]) -> Float[Array, "b 4*c"]:
+        """The embedding of t."""
         h = timestep_embedding(t, self.channels, statistics_dtype(self.dtype))
         h = dense(4 * self.channels, "dense_0", self.dtype)(h)
         return dense(4 * self.channels, "dense_1", self.dtype)(nn.silu(h))
@@ -127,6 +130,7 @@ class ResnetBlock(nn.Module):
     def __call__(
         self, x: Features, temb: Float[Array, "b e"], dropout_keys: Key[Array, " b"] | None = None
     ) -> Features:
+        """Features x at the time embedding temb; dropout where there are keys."""
         h = nn.silu(GroupNorm(self.num_groups, self.dtype, name="norm1")(x))
         h = conv3x3(self.features, "conv1", self.dtype)(h)
         h = h + dense(self.features, "temb_proj", self.dtype)(nn.silu(temb))[:, None, None, :]
@@ -146,6 +150,7 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Features) -> Features:
+        """x plus what it gathers from all its pixels."""
         b, height, width, c = x.shape
         h = GroupNorm(self.num_groups, self.dtype, name="norm")(x)
         h = h.reshape(b, height * width, c)  # [b, n, c]

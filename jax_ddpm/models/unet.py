@@ -42,13 +42,14 @@ class Level(nn.Module):
 
 
 class DownLevel(Level):
-    """One resolution of the contracting path; returns every output that the other path sees again."""
+    """One resolution of the contracting path."""
 
     num_blocks: int
     downsample: bool
 
     @nn.compact
     def __call__(self, h: Features, temb: Temb, keys: DropoutKeys) -> list[Features]:
+        """Every output of the level; the other path sees them again."""
         outputs = []
         for i in range(self.num_blocks):
             h = self.block(i, h, temb, keys)
@@ -67,6 +68,7 @@ class UpLevel(Level):
     def __call__(
         self, h: Features, skips: list[Features], temb: Temb, keys: DropoutKeys
     ) -> Features:
+        """h after one block per skip connection, the newest first."""
         for i, skip in enumerate(skips):
             h = self.block(i, jnp.concatenate([h, skip], axis=-1), temb, keys)
         if self.upsample:
@@ -84,6 +86,7 @@ class Middle(nn.Module):
 
     @nn.compact
     def __call__(self, h: Features, temb: Temb, keys: DropoutKeys) -> Features:
+        """h, transformed."""
         args = (self.features, self.dropout, self.num_groups, self.dtype)
         h = ResnetBlock(*args, name="block_1")(h, temb, keys)
         h = SelfAttention(self.num_groups, self.dtype, name="attn_1")(h)
@@ -146,7 +149,7 @@ class UNet(nn.Module):
 
 
 def pad_to_multiple(x: Features, multiple: int) -> tuple[Features, Callable[[Features], Features]]:
-    """Pad height and width with zeros, evenly, to multiples; also returns the function that undoes it."""
+    """Pad height and width evenly with zeros to multiples; also the function that undoes it."""
     height, width = x.shape[1:3]
     extra_h, extra_w = -height % multiple, -width % multiple
     top, left = extra_h // 2, extra_w // 2

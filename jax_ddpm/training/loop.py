@@ -22,7 +22,7 @@ from jax_ddpm.plots import save_loss_curve
 from jax_ddpm.runs import Run
 from jax_ddpm.training import checkpoint, metrics
 from jax_ddpm.training.interrupt import StopRequest
-from jax_ddpm.training.parallel import choose_mode, on_one_device, parallelize
+from jax_ddpm.training.parallel import choose_mode, num_devices, on_one_device, parallelize
 from jax_ddpm.training.state import TrainState
 from jax_ddpm.training.step import Metrics, TrainStep, make_train_step, make_update
 
@@ -43,7 +43,7 @@ class Job(NamedTuple):
 
 
 def train(config: Config) -> Run:
-    """Train what `config` describes in its run folder, from the newest checkpoint there, to the end.
+    """Train what `config` describes in its run folder, from the newest checkpoint there on.
 
     Raises UserError for anything in the way, and Stopped after Ctrl-C or SIGTERM.
     """
@@ -123,9 +123,10 @@ def announce(job: Job, state: TrainState) -> None:
     run, train = job.run, job.run.config.train
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     mode = choose_mode(train.parallel, train.batch_size)
-    devices = jax.local_device_count() if mode == "pmap" else 1
-    print(f"{run.config.preset}: {count:,} parameters, {len(job.source.images):,} images of "
-          f"{'x'.join(map(str, run.image_shape))}, {mode} on {devices} {jax.default_backend()} device(s)")  # fmt: skip
+    size = "x".join(map(str, run.image_shape))
+    devices = f"{num_devices(mode)} {jax.default_backend()} device(s)"
+    print(f"{run.config.preset}: {count:,} parameters, {len(job.source.images):,} images of {size}, "
+          f"{mode} on {devices}")  # fmt: skip
     print(f"Run folder: {run.folder}")
     if state.step > 0:
         print(f"Continuing after step {int(state.step)} of {train.num_steps}")
@@ -170,8 +171,8 @@ def log(job: Job, step: int, window: list[Metrics], bar: Any) -> None:
     if not all(math.isfinite(value) for value in means.values()):
         saved = checkpoint.latest_step(job.checkpoints)
         raise UserError(
-            f"the loss is {means['loss']} after step {step}: the last checkpoint, of step {saved}, is as it "
-            "was; try a lower --train.learning-rate in another --run"
+            f"the loss is {means['loss']} after step {step}: the last checkpoint, of step {saved}, "
+            "is as it was; try a lower --train.learning-rate in another --run"
         )
     row = metrics.Row(step, **means, learning_rate=float(job.parts.learning_rate(step - 1)))
     metrics.append(job.run.metrics, row)
@@ -196,8 +197,8 @@ def save(job: Job, state: TrainState) -> None:
 def stopped(job: Job, step: int) -> Stopped:
     """The exception that ends an interrupted run."""
     assert job.stop.signum is not None
-    message = f"Stopped and saved after step {step}: run the same command again to continue {job.run.folder}"
-    return Stopped(job.stop.signum, message)
+    message = f"Stopped and saved after step {step} in {job.run.folder}"
+    return Stopped(job.stop.signum, f"{message}: run the same command again to continue")
 
 
 def draw_grid(job: Job, state: TrainState, step: int) -> Samples:

@@ -23,7 +23,7 @@ def append(path: Path, row: Row) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """Every whole row of the file, none if it is not there; a half-written last line is left out."""
+    """Every whole row of the file, if it is there; a half-written last line is left out."""
     if not path.exists():
         return []
     return [

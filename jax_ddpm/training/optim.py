@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import jax.numpy as jnp
 import optax
 
 
@@ -25,10 +26,10 @@ def make_learning_rate(
             after = optax.linear_schedule(peak, 0.0, rest)
         case "cosine":
             after = optax.cosine_decay_schedule(peak, rest)
-    if warmup_steps == 0:
-        return after
     warmup = optax.linear_schedule(0.0, peak, warmup_steps)
-    return optax.join_schedules([warmup, after], [warmup_steps])
+    rate = optax.join_schedules([warmup, after], [warmup_steps]) if warmup_steps else after
+    # Optax counts in int32, and JAX divides int32 in float32 even where float64 is the default.
+    return lambda count: rate(jnp.asarray(count, float))
 
 
 def make_optimizer(

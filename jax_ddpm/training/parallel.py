@@ -24,14 +24,19 @@ def choose_mode(parallel: Literal["auto", "jit", "pmap"], batch_size: int) -> Mo
 
     Raises UserError if the batch does not divide over the devices.
     """
-    num_devices = jax.local_device_count()
-    mode: Mode = "pmap" if parallel == "auto" and num_devices > 1 or parallel == "pmap" else "jit"
-    if mode == "pmap" and batch_size % num_devices:
+    several = jax.local_device_count() > 1
+    mode: Mode = "pmap" if parallel == "pmap" or (parallel == "auto" and several) else "jit"
+    if batch_size % num_devices(mode):
         raise UserError(
-            f"--train.batch-size {batch_size} does not divide over {num_devices} devices: "
-            f"use a multiple of {num_devices}, or --train.parallel jit"
+            f"--train.batch-size {batch_size} does not divide over {num_devices(mode)} devices: "
+            f"use a multiple of {num_devices(mode)}, or --train.parallel jit"
         )
     return mode
+
+
+def num_devices(mode: Mode) -> int:
+    """How many devices a step runs on."""
+    return jax.local_device_count() if mode == "pmap" else 1
 
 
 def compiler_options() -> dict[str, Any] | None:
@@ -46,7 +51,6 @@ def parallelize(make_step: Callable[[str | None], TrainStep], mode: Mode) -> Tra
     """
     if mode == "jit":
         return jax.jit(make_step(None), donate_argnums=0, compiler_options=compiler_options())
-    num_devices = jax.local_device_count()
     mapped = jax.pmap(
         make_step(AXIS), AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0
     )
@@ -54,11 +58,11 @@ def parallelize(make_step: Callable[[str | None], TrainStep], mode: Mode) -> Tra
     def step(
         state: TrainState, pixels: UInt8[Array, "b h w c"], key: Key[Array, ""]
     ) -> tuple[TrainState, Metrics]:
-        return mapped(state, pixels.reshape(num_devices, -1, *pixels.shape[1:]), key)
+        return mapped(state, pixels.reshape(num_devices(mode), -1, *pixels.shape[1:]), key)
 
     return step
 
 
 def on_one_device(tree: Any) -> Any:
-    """Replicated arrays as arrays of the first local device, without copying them through the host."""
+    """Replicated arrays as arrays of the first local device."""
     return jax.tree.map(lambda a: a.addressable_data(0), tree)

@@ -12,7 +12,7 @@ Params = Any
 
 
 class TrainState(struct.PyTreeNode):
-    """What training carries from step to step and what a checkpoint holds: no functions, no keys."""
+    """What training carries on and what a checkpoint holds: no functions, no keys."""
 
     step: Int[Array, ""]
     params: Params
@@ -31,7 +31,7 @@ def create_state(params: Params, optimizer: optax.GradientTransformation) -> Tra
 
 
 def ema_decay_at(step: Int[Array, ""], decay: float, warmup: bool) -> Float[Array, ""]:
-    """The decay of the average at `step` (0, 1, ...): constant, or min(decay, (1 + step) / (10 + step))."""
+    """The decay at `step` (0, 1, ...): constant, or min(decay, (1 + step) / (10 + step))."""
     if not warmup:
         return jnp.asarray(decay)
     return jnp.minimum(decay, (1 + step) / (10 + step))

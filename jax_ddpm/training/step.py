@@ -58,7 +58,7 @@ def make_update(
         decay = ema_decay_at(state.step, ema_decay, ema_warmup)
         ema_params = ema_update(state.ema_params, params, decay)
         state = TrainState(state.step + 1, params, ema_params, opt_state)
-        return state, {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        return state, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 
     return update
 
@@ -66,7 +66,7 @@ def make_update(
 def make_train_step(
     update: UpdateFn, num_timesteps: int, *, random_flip: bool = False, axis_name: str | None = None
 ) -> TrainStep:
-    """The whole step, (state, uint8 images, key) -> (state, metrics): flip, draw t and noise, update.
+    """The whole step, (state, uint8 images, key) -> (state, metrics): flip, draw, update.
 
     All randomness of an example comes from fold_in(fold_in(key, step), its index in the global
     batch), so the numbers do not depend on how the batch is spread over devices.
@@ -89,7 +89,7 @@ def make_train_step(
 
 
 def example_keys(key: Key[Array, ""], num_local: int, axis_name: str | None) -> Key[Array, " b"]:
-    """One key for each example that this device holds, from the example's index in the global batch."""
+    """One key for each example on this device, from its index in the global batch."""
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * num_local
     return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(num_local))
 

@@ -1,0 +1,43 @@
+"""Both frameworks on the CPU in double precision where asked, and the parity table at the end."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+import torch
+from parity import Comparison, Recorder
+
+jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _torch_threads():
+    torch.set_num_threads(1)  # the networks are tiny: threads would only wait for each other
+
+
+@pytest.fixture(params=["float64", "float32"])
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture
+def compare(request):
+    """compare(what, ours, theirs, dtype): both equal within the tolerance of `what`, and noted."""
+    return Recorder(request.config.stash.setdefault(TABLE, {}), theirs=request.node.module.THEIRS)
+
+
+TABLE = pytest.StashKey[dict[tuple[str, str], Comparison]]()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    table = config.stash.get(TABLE, {})
+    if not table:
+        return
+    terminalreporter.section("parity: largest difference, relative to the largest entry")
+    line = "{:<34} {:<22} {:>8} {:>10} {:>10} {:>10} {:>10}"
+    head = ("what", "against", "arrays", "float64", "tolerance", "float32", "tolerance")
+    terminalreporter.write_line(line.format(*head))
+    for (what, theirs), row in table.items():
+        terminalreporter.write_line(line.format(what, theirs, row.arrays, *row.cells()))

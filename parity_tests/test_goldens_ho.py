@@ -1,0 +1,101 @@
+"""Recorded numbers of the original implementation (Ho et al. 2020, TensorFlow)."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from parity import SHORT, check_recorded_unet, golden, toy_denoiser
+
+from jax_ddpm.denoiser import make_denoise_fn
+from jax_ddpm.diffusion import q_posterior, q_sample
+from jax_ddpm.losses import diffusion_loss
+from jax_ddpm.models import UNet
+from jax_ddpm.samplers import ddpm, sample
+from jax_ddpm.schedules import level_at, linear_betas, make_schedule, quadratic_betas
+
+THEIRS = "Ho et al. (recorded)"
+
+TABLES = {
+    "linear_T1000": linear_betas(1000),
+    "linear_T30": linear_betas(30),
+    "quad_T100": quadratic_betas(100),
+}
+# What one recorded run used: betas, prediction type, variance, loss arguments.
+RUNS = {
+    "eps_large_mse": (linear_betas(24), "eps", "fixed_large"),
+    "eps_small_kl": (linear_betas(24), "eps", "fixed_small"),
+    "x0_small_mse": (quadratic_betas(24, end=0.2), "x_0", "fixed_small"),
+}
+
+
+@pytest.mark.parametrize("tag", TABLES)
+def test_tables(compare, tag):
+    """The original keeps its tables in float64 even when all else is float32."""
+    _, io = golden("hojonathanho/tables")
+    schedule = make_schedule(TABLES[tag], dtype=np.float64)
+    names = [name.split("/")[1] for name in io if name.startswith(f"f64.{tag}/")]
+    assert len(names) >= 12
+    for name in names:
+        if not name.startswith("v1_"):
+            compare("schedule tables", getattr(schedule, name), io[f"f64.{tag}/{name}"], "float64")
+    floor = make_schedule(TABLES[tag], dtype=np.float64, clipped_log_variance="floor")
+    older = io[f"f64.{tag}/v1_posterior_log_variance_clipped"].astype(np.float64)
+    compare("schedule tables", floor.posterior_log_variance_clipped, older, "float64")
+
+
+@pytest.mark.parametrize("tag", RUNS)
+def test_forward_process(compare, dtype, tag):
+    _, io = golden("hojonathanho/process")
+    names = ("q_sample", "q_posterior_mean", "q_posterior_var", "q_posterior_logvar")
+    recorded = {name: io[f"{SHORT[dtype]}.{tag}/{name}"] for name in names}
+    schedule = make_schedule(RUNS[tag][0], dtype=dtype)
+    x_0, noise, t = io["in.x0"].astype(dtype), io["in.noise"][0].astype(dtype), io[f"both.{tag}/t"]
+    x_t = q_sample(schedule, x_0, t, noise)
+    compare("q_sample", x_t, recorded["q_sample"], dtype)
+    posterior = q_posterior(schedule, x_0, recorded["q_sample"], t)
+    compare("q_posterior", posterior.mean, recorded["q_posterior_mean"], dtype)
+    compare("q_posterior", posterior.variance, recorded["q_posterior_var"], dtype)
+    compare("q_posterior", posterior.log_variance, recorded["q_posterior_logvar"], dtype)
+
+
+@pytest.mark.parametrize("clip_x_0", [False, True])
+@pytest.mark.parametrize("tag", RUNS)
+def test_predicted_x_0(compare, dtype, tag, clip_x_0):
+    _, io = golden("hojonathanho/process")
+    betas, prediction_type, _ = RUNS[tag]
+    schedule = make_schedule(betas, dtype=dtype)
+    denoise_fn = make_denoise_fn(
+        toy_denoiser, None, prediction_type=prediction_type, clip_x_0=clip_x_0
+    )
+    x_t = jnp.asarray(io[f"{SHORT[dtype]}.{tag}/q_sample"])
+    prediction = denoise_fn(x_t, level_at(schedule, io[f"both.{tag}/t"]))
+    recorded = io[f"{SHORT[dtype]}.{tag}/p_pred_xstart_clip{int(clip_x_0)}"]
+    compare("predicted x_0 and eps", prediction.x_0, recorded, dtype)
+
+
+@pytest.mark.parametrize("tag", ["eps_large_mse", "x0_small_mse"])
+def test_losses(compare, dtype, tag):
+    _, io = golden("hojonathanho/process")
+    betas, prediction_type, _ = RUNS[tag]
+    schedule = make_schedule(betas, dtype=dtype)
+    x_0, noise, t = io["in.x0"].astype(dtype), io["in.noise"][0].astype(dtype), io[f"both.{tag}/t"]
+    loss = diffusion_loss(
+        toy_denoiser, None, schedule, x_0, t, noise, prediction_type=prediction_type
+    )
+    compare("losses", loss, io[f"{SHORT[dtype]}.{tag}/training_losses"], dtype)
+
+
+@pytest.mark.parametrize("tag", RUNS)
+def test_ancestral_chain(compare, dtype, tag):
+    _, io = golden("hojonathanho/process")
+    betas, prediction_type, variance = RUNS[tag]
+    schedule = make_schedule(betas, dtype=dtype)
+    noises = jnp.asarray(io["in.noise"].astype(dtype))
+    denoise_fn = make_denoise_fn(toy_denoiser, None, prediction_type=prediction_type)
+    levels = level_at(schedule, jnp.arange(23, -2, -1))
+    x_0, _ = sample(ddpm(variance), denoise_fn, levels, noises[0], lambda i: noises[i + 1])
+    compare("recorded chains", x_0, io[f"{SHORT[dtype]}.{tag}/p_sample_loop"], dtype)
+
+
+def test_unet(compare, dtype):
+    module = UNet(channels=32, channel_mult=(1, 1), num_res_blocks=1, dropout=0.0, dtype=dtype)
+    check_recorded_unet(compare, dtype, "hojonathanho/unet", module, "ho")

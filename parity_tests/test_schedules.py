@@ -1,0 +1,54 @@
+"""Every table of every schedule: jax_ddpm against torch_ref."""
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+
+from jax_ddpm.schedules import BETAS, make_schedule
+from torch_ref import schedule as ref
+
+THEIRS = "torch_ref"
+
+REF_BETAS = {
+    "linear": ref.linear_betas,
+    "linear_rescaled": lambda T: ref.linear_betas(T, rescale=True),
+    "quadratic": ref.quadratic_betas,
+    "sigmoid": ref.sigmoid_betas,
+    "sigmoid_cumprod": ref.sigmoid_cumprod_betas,
+    "cosine": ref.cosine_betas,
+    "cosine_clipped": lambda T: ref.cosine_betas(T, clip=(1e-4, 0.9999)),
+}
+
+
+def test_every_schedule_has_a_reference():
+    assert REF_BETAS.keys() == BETAS.keys()
+
+
+@pytest.mark.parametrize("clipped_log_variance", ["second_entry", "floor"])
+@pytest.mark.parametrize("num_timesteps", [50, 1000])
+@pytest.mark.parametrize("name", BETAS)
+def test_tables(compare, dtype, name, num_timesteps, clipped_log_variance):
+    ours = make_schedule(
+        BETAS[name](num_timesteps), dtype=dtype, clipped_log_variance=clipped_log_variance
+    )
+    theirs = ref.make_schedule(
+        REF_BETAS[name](num_timesteps), getattr(torch, dtype), clipped_log_variance
+    )
+    for table in fields(theirs):
+        expected = getattr(theirs, table.name).numpy()
+        compare("schedule tables", getattr(ours, table.name), expected, dtype)
+
+
+def test_tables_have_the_same_names():
+    ours = make_schedule(BETAS["linear"](10))
+    assert {f.name for f in fields(ours)} == {f.name for f in fields(ref.Schedule)}
+
+
+def test_a_float32_table_is_the_float64_table_cast_once():
+    single = make_schedule(BETAS["linear"](1000), dtype=np.float32)
+    double = make_schedule(BETAS["linear"](1000), dtype=np.float64)
+    for table in fields(single):
+        cast = np.asarray(getattr(double, table.name)).astype(np.float32)
+        assert np.array_equal(getattr(single, table.name), cast)

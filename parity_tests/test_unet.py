@@ -1,0 +1,148 @@
+"""The U-Net, block by block and whole, output and every gradient: jax_ddpm against torch_ref."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from parity import draws, to_jax, to_torch, tree_of, twin_networks
+
+from jax_ddpm.interop import from_state_dict
+from jax_ddpm.models import UNet, layers
+from jax_ddpm.models.layers import GroupNorm, ResnetBlock, SelfAttention, TimeEmbedding
+from torch_ref.unet import UNet as TorchUNet
+from torch_ref.unet import timestep_embedding
+
+THEIRS = "torch_ref"
+
+
+def gradients(apply, *args):
+    """Output of `apply`, and the gradients of the mean of its square with respect to all `args`."""
+    out = apply(*args)
+    return out, jax.grad(lambda args: (apply(*args) ** 2).mean())(args)
+
+
+def torch_gradients(module, *args):
+    """The same in torch: output, gradients of the arguments, gradients by parameter name."""
+    args = [arg.clone().requires_grad_() for arg in args]
+    module.zero_grad()
+    out = module(*args)
+    (out**2).mean().backward()
+    named = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    return out, [arg.grad for arg in args], named
+
+
+def check_block(compare, what, dtype, module, params, theirs, *args):
+    apply = jax.jit(lambda params, *args: module.apply({"params": params}, *args))
+    out, (grad_params, *grad_args) = gradients(apply, params, *args)
+    ref_out, ref_args, ref_params = torch_gradients(theirs, *map(to_torch, args))
+    compare(what, out, to_jax(ref_out), dtype)
+    compare(f"{what}: gradients", grad_args, [to_jax(g) for g in ref_args], dtype)
+    arrays = {name: g.numpy() for name, g in ref_params.items()}
+    compare(f"{what}: gradients", grad_params, from_state_dict(arrays, "torch_ref", params), dtype)
+
+
+@pytest.fixture(scope="module")
+def twins():
+    """One pair of networks per precision."""
+    return {dtype: twin_networks(dtype) for dtype in ("float64", "float32")}
+
+
+@pytest.mark.parametrize("dim", [2 * 8, 32])
+def test_timestep_embedding(compare, dtype, dim):
+    t = np.array([0, 1, 17, 999])
+    ours = layers.timestep_embedding(jnp.asarray(t), dim, dtype)
+    theirs = timestep_embedding(torch.from_numpy(t), dim, getattr(torch, dtype))
+    compare("timestep embedding", ours, theirs.numpy(), dtype)
+
+
+def test_time_embedding_layers(compare, dtype, twins):
+    theirs, _, params = twins[dtype]
+    t = np.array([0, 500, 999])
+    ours = TimeEmbedding(8, dtype).apply({"params": params["temb"]}, jnp.asarray(t))
+    first, second = theirs.temb["dense"]
+    embedding = timestep_embedding(torch.from_numpy(t), 8, getattr(torch, dtype))
+    expected = second(torch.nn.functional.silu(first(embedding)))
+    compare("time embedding", ours, to_jax(expected), dtype)
+
+
+def test_group_norm(compare, dtype):
+    theirs = torch.nn.GroupNorm(4, 16, eps=1e-6, dtype=getattr(torch, dtype))
+    scale, bias = draws((16,), dtype, 0), draws((16,), dtype, 1)
+    theirs.load_state_dict({"weight": to_torch(scale), "bias": to_torch(bias)})
+    x = 3 + draws((2, 5, 6, 16), dtype, 2)  # a mean far from 0, where cancellation would show
+    params = {"scale": scale, "bias": bias}
+    check_block(compare, "group norm", dtype, GroupNorm(4, dtype), params, theirs, x)
+
+
+@pytest.mark.parametrize(("path", "channels"), [("down_0/block_0", 8), ("up_1/block_0", 32)])
+def test_resnet_block(compare, dtype, twins, path, channels):
+    """Without a shortcut (equal channels), and with one."""
+    theirs, _, params = twins[dtype]
+    level, block = path.split("/")
+    side, i = level.split("_")
+    module = ResnetBlock(8 if i == "0" else 16, 0.0, 4, dtype)
+    x, temb = draws((2, 4, 4, channels), dtype, 0), draws((2, 32), dtype, 1)
+    reference = getattr(theirs, side)[int(i)].block[int(block[-1])]
+    check_block(compare, "ResNet block", dtype, module, params[level][block], reference, x, temb)
+
+
+def test_attention(compare, dtype, twins):
+    theirs, _, params = twins[dtype]
+    x = draws((2, 3, 4, 16), dtype, 0)
+    block = SelfAttention(4, dtype)
+    check_block(
+        compare, "attention block", dtype, block, params["mid"]["attn_1"], theirs.mid["attn_1"], x
+    )
+
+
+@pytest.mark.parametrize("layer", ["downsample", "upsample"])
+def test_resampling(compare, dtype, twins, layer):
+    theirs, _, params = twins[dtype]
+    if layer == "downsample":
+        reference = torch.nn.Sequential(torch.nn.ZeroPad2d((0, 1, 0, 1)), theirs.down[0].downsample)
+        module = layers.conv3x3(8, None, dtype, stride=2)
+        x, weights = draws((2, 6, 4, 8), dtype, 0), params["down_0"]["downsample"]
+        ours = module.apply({"params": weights}, x)
+    else:
+        reference = torch.nn.Sequential(torch.nn.Upsample(scale_factor=2), theirs.up[1].upsample)
+        module = layers.conv3x3(16, None, dtype)
+        x, weights = draws((2, 3, 4, 16), dtype, 0), params["up_1"]["upsample"]
+        ours = module.apply({"params": weights}, layers.upsample_nearest(jnp.asarray(x)))
+    compare("down- and upsampling", ours, to_jax(reference(to_torch(x))), dtype)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9)])
+def test_whole_network(compare, dtype, twins, size):
+    """(7, 9) is padded to (8, 10) inside and cropped."""
+    theirs, network, params = twins[dtype]
+    x, t = draws((2, *size, 3), dtype, 3), np.array([3, 977])
+    apply = jax.jit(lambda params, x: network.apply_fn(params, x, jnp.asarray(t)))
+    out, (grad_params, grad_x) = gradients(apply, params, x)
+    model = theirs.requires_grad_()
+    ref_out, (ref_grad_x,), ref_params = torch_gradients(
+        _At(model, torch.from_numpy(t)), to_torch(x)
+    )
+    named = {name.removeprefix("model."): grad for name, grad in ref_params.items()}
+    compare("U-Net", out, to_jax(ref_out), dtype)
+    compare("U-Net: gradients", grad_x, to_jax(ref_grad_x), dtype)
+    compare("U-Net: gradients", grad_params, tree_of(named, network), dtype)
+
+
+class _At(torch.nn.Module):
+    """A network at fixed timesteps."""
+
+    def __init__(self, model, t):
+        super().__init__()
+        self.model, self.t = model, t
+
+    def forward(self, x):
+        return self.model(x, self.t)
+
+
+def test_the_cifar10_network_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        theirs = sum(p.numel() for p in TorchUNet().parameters())
+    x, t = jnp.zeros((1, 32, 32, 3)), jnp.zeros((1,), int)
+    shapes = jax.eval_shape(UNet().init, jax.random.key(0), x, t)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == theirs == 35_746_307

@@ -1,0 +1,50 @@
+"""Every tolerance of the parity tests, with the largest difference that was measured beside it.
+
+Differences are max|ours - theirs| / max|theirs| of an array. In float64 they prove that the
+algorithm is the same; in float32 they are what rounding explains. `pytest parity_tests` prints the
+measured values.
+"""
+
+from typing import NamedTuple
+
+
+class Tolerance(NamedTuple):
+    float64: float
+    float32: float
+
+
+# The gradient of an attention's key bias is zero in exact arithmetic. Adam divides what rounding
+# leaves of it by its own size, so in float32 this bias walks at random, and with it the parameters
+# of "training" differ by more than everything else does.
+TOLERANCES = {
+    # what: Tolerance(float64, float32),  # measured
+    "schedule tables": Tolerance(1e-12, 1e-06),  # 9.2e-14, 0
+    "diffusers' tables": Tolerance(1e-12, 3e-06),  # 6.3e-15, 3.0e-07
+    "q_sample": Tolerance(1e-13, 1e-05),  # 4.1e-16, 1.5e-06
+    "one-step q": Tolerance(1e-13, 1e-06),  # 1.8e-16, 9.6e-08
+    "q_posterior": Tolerance(1e-13, 1e-06),  # 0, 0
+    "eps, x_0 and v conversions": Tolerance(1e-13, 1e-06),  # 2.7e-16, 8.4e-08
+    "predicted x_0 and eps": Tolerance(5e-12, 5e-05),  # 3.7e-13, 6.6e-06
+    "losses": Tolerance(1e-13, 5e-06),  # 5.9e-16, 3.9e-07
+    "timestep embedding": Tolerance(1e-12, 0.0001),  # 2.7e-14, 1.4e-05
+    "time embedding": Tolerance(1e-13, 2e-05),  # 2.3e-15, 1.6e-06
+    "group norm": Tolerance(1e-13, 5e-06),  # 1.6e-15, 5.1e-07
+    "group norm: gradients": Tolerance(1e-13, 2e-05),  # 5.0e-15, 1.7e-06
+    "ResNet block": Tolerance(1e-13, 5e-06),  # 3.3e-16, 3.1e-07
+    "ResNet block: gradients": Tolerance(1e-13, 5e-06),  # 1.2e-15, 5.8e-07
+    "attention block": Tolerance(1e-13, 5e-06),  # 6.0e-16, 3.9e-07
+    "attention block: gradients": Tolerance(1e-13, 2e-05),  # 1.1e-15, 1.7e-06
+    "down- and upsampling": Tolerance(1e-13, 5e-06),  # 5.1e-16, 0
+    "U-Net": Tolerance(1e-13, 1e-05),  # 1.9e-15, 9.5e-07
+    "U-Net: gradients": Tolerance(1e-13, 2e-05),  # 7.0e-15, 1.3e-06
+    "one sampler step": Tolerance(1e-11, 5e-05),  # ?, ?
+    "chain of 1000 ancestral steps": Tolerance(1e-11, 0.0002),  # 3.9e-13, 1.9e-05
+    "chain of 50 DDIM steps": Tolerance(1e-12, 0.0001),  # 1.3e-14, 8.7e-06
+    "chain of 25 steps": Tolerance(0, 5e-05),  # -, 3.4e-06
+    "recorded chains": Tolerance(5e-12, 5e-05),  # 1.8e-13, 5.9e-06
+    "training: loss": Tolerance(1e-12, 5e-06),  # 4.2e-16, 2.5e-07
+    "training: gradient norm": Tolerance(1e-12, 5e-06),  # 1.4e-15, 4.7e-07
+    "training: Adam's moments": Tolerance(1e-12, 1e-05),  # 1.0e-15, 6.3e-07
+    "training: parameters": Tolerance(1e-10, 0.005),  # 3.1e-12, 8.0e-04
+    "training: EMA": Tolerance(1e-10, 0.005),  # 5.5e-12, 8.0e-04
+}

@@ -1,0 +1,111 @@
+"""What the tests share: eight simulated devices, float64, tiny networks and a tiny trained run."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jax_ddpm.config import (
+    Config,
+    DataConfig,
+    DiffusionConfig,
+    ModelConfig,
+    SampleConfig,
+    TrainConfig,
+)
+from jax_ddpm.data.idx import write_idx
+
+jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_silent_rank_promotion() -> Iterator[None]:
+    """An implicit broadcast of arrays of different rank is an error in every test of this folder."""
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Equal programs are compiled once per session, also in the processes that tests start."""
+    folder = tmp_path_factory.mktemp("compiled")
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty smooth 8x8 images in MNIST's files."""
+    folder = tmp_path_factory.mktemp("tiny_data")
+    rows, columns = np.mgrid[:8, :8]
+    phase = np.arange(40)[:, None, None]
+    images = 127.5 * (1 + np.sin(phase + rows / 3) * np.cos(phase / 7 + columns / 2))
+    for prefix in ("train", "t10k"):
+        write_idx(folder / f"{prefix}-images-idx3-ubyte.gz", images.astype(np.uint8))
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", (np.arange(40) % 10).astype(np.uint8))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_config(tiny_folder: Path) -> Callable[..., Config]:
+    """`make_config(run, train=dict(...), ...)`: a run of twelve steps that a CPU does in a blink."""
+
+    def make(run: Path, **changes: Any) -> Config:
+        sections = {
+            "data": DataConfig("fashion_mnist", tiny_folder, random_flip=True),
+            "model": ModelConfig(
+                channels=4, channel_mult=(1,), num_res_blocks=1, attn_levels=(), num_groups=2
+            ),
+            "diffusion": DiffusionConfig(num_timesteps=8),
+            "train": TrainConfig(
+                num_steps=12,
+                batch_size=8,
+                learning_rate=1e-2,
+                warmup_steps=4,
+                decay="cosine",
+                ema_decay=0.9,
+                log_every=3,
+                sample_every=6,
+                checkpoint_every=6,
+                parallel="jit",
+            ),
+            "sample": SampleConfig(sampler="ddim", num_steps=4),
+        }
+        for name, fields in changes.items():
+            if name in sections:
+                sections[name] = replace(sections[name], **fields)
+        rest = {name: value for name, value in changes.items() if name not in sections}
+        return Config(run=run, **sections, **rest)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained_run(
+    make_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a finished run of `make_config`. Tests only read it."""
+    from jax_ddpm.training.loop import train
+
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    train(make_config(folder))
+    return folder

@@ -1,0 +1,244 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_ddpm.diffusion import Prediction, add_noise
+from jax_ddpm.samplers import SamplerState, ddim, ddpm, draw_noise, sample
+from jax_ddpm.schedules import level_at, named_schedule, timestep_grid
+
+SAMPLERS = {
+    "ddpm small": ddpm("fixed_small"),
+    "ddpm large": ddpm("fixed_large"),
+    "ddim 0": ddim(0.0),
+    "ddim 0.5": ddim(0.5),
+    "ddim 1": ddim(1.0),
+}
+every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+
+
+def gaussian_denoiser(mu, s):
+    """The exact denoiser of data N(mu, s^2): E[x_0 | x_t] of two jointly Gaussian variables."""
+
+    def denoise(x_t, level):
+        gain = level.signal * s**2 / (level.signal**2 * s**2 + level.sigma**2)
+        x_0 = mu + gain * (x_t - level.signal * mu)
+        return Prediction(x_0, (x_t - level.signal * x_0) / level.sigma)
+
+    return denoise
+
+
+def levels_of(T, S, spacing="trailing", name="linear", dtype=jnp.float64):
+    return level_at(named_schedule(name, T, dtype=dtype), jnp.asarray(timestep_grid(T, S, spacing)))
+
+
+def fixed_noise(S, shape):
+    """x_T, last, and the noise of S steps, drawn beforehand: that compiles faster."""
+    return jnp.asarray(np.random.default_rng(0).standard_normal((S + 1, *shape)))
+
+
+def mean_and_std(sampler, denoise, levels, start=(0.0, 1.0)):
+    """Exact moments of the final image: with Gaussian data every step is a x + b noise + c."""
+
+    def coefficients(cur, nxt):
+        x, noise = (jnp.array(v, jnp.float64).reshape(3, 1, 1, 1) for v in ([0, 1, 0], [0, 0, 1]))
+        out = sampler.step(SamplerState(x), noise, cur, nxt, denoise)[0].x_t.ravel()
+        return out[1] - out[0], out[2] - out[0], out[0]
+
+    cur, nxt = jax.tree.map(lambda a: a[:-1], levels), jax.tree.map(lambda a: a[1:], levels)
+    mean, variance = start[0], start[1] ** 2
+    for a, b, c in np.stack(jax.jit(jax.vmap(coefficients))(cur, nxt), axis=1):
+        mean, variance = a * mean + c, a**2 * variance + b**2
+    return mean, variance**0.5
+
+
+@every_sampler
+def test_a_thousand_steps_reach_gaussian_data(sampler):
+    mean, std = mean_and_std(sampler, gaussian_denoiser(0.3, 0.5), levels_of(1000, 1000))
+    # Measured, mean: -1e-3 for ddim 0 (x_T lacks signal_T mu = 0.002), -3e-6 for ancestral sampling.
+    # Measured, std: -4e-3 to 8e-4; the error is of order 1 / T.
+    assert abs(mean - 0.3) < 2e-3
+    assert abs(std - 0.5) < 5e-3
+
+
+def test_each_ddpm_variance_is_exact_for_the_data_it_is_the_optimum_for():
+    levels = levels_of(1000, 1000)
+    # beta-tilde: a single image. Measured: 0 and 0.
+    mean, std = mean_and_std(ddpm("fixed_small"), gaussian_denoiser(0.3, 0.0), levels)
+    np.testing.assert_allclose([mean, std], [0.3, 0.0], rtol=0, atol=1e-9)
+    # beta: N(0, 1), which stays N(0, 1) up to the last step, where no noise is added.
+    mean, std = mean_and_std(ddpm("fixed_large"), gaussian_denoiser(0.0, 1.0), levels)
+    np.testing.assert_allclose([mean, std**2], [0, 1 - 1e-4], rtol=1e-10)  # measured: 1e-14
+
+
+@pytest.mark.parametrize("S", [1, 5, 20])
+@pytest.mark.parametrize("name", ["ddpm small", "ddim 0", "ddim 0.5", "ddim 1"])
+def test_a_single_image_is_reached_in_any_number_of_steps(name, S):
+    found = mean_and_std(SAMPLERS[name], gaussian_denoiser(0.3, 0.0), levels_of(1000, S))
+    np.testing.assert_allclose(found, [0.3, 0.0], rtol=0, atol=1e-9)  # measured: 0
+
+
+def test_the_error_of_ddim_halves_as_the_steps_double():
+    denoise, errors = gaussian_denoiser(0.0, 0.5), []
+    for S in (25, 50, 100, 200):
+        levels = levels_of(1000, S, "trailing", "cosine")
+        first = jax.tree.map(lambda a: a[0], levels)
+        start = (0.0, float(jnp.hypot(first.signal * 0.5, first.sigma)))
+        errors.append(abs(mean_and_std(ddim(), denoise, levels, start)[1] - 0.5))
+    order = np.log2(np.divide(errors[:-1], errors[1:]))
+    # Measured: 0.974, 0.983, 0.986.
+    np.testing.assert_allclose(order, 1, rtol=0, atol=0.1)
+
+
+def test_ddim_keeps_a_perfectly_known_noise():
+    x_0, noise = jax.random.normal(jax.random.key(0), (2, 2, 3, 3, 1), jnp.float64)
+    levels = levels_of(1000, 7)
+    x_T = add_noise(jax.tree.map(lambda a: a[0], levels), x_0, noise)
+    found, trace = sample(
+        ddim(), lambda x_t, level: Prediction(x_0, noise), levels, x_T, lambda i: noise,
+        trace=lambda state, prediction: state.x_t,
+    )  # fmt: skip
+    np.testing.assert_allclose(found, x_0, rtol=0, atol=1e-12)  # measured: 0
+    for i in range(7):
+        level = jax.tree.map(lambda a, i=i: a[i + 1], levels)
+        expected = add_noise(level, x_0, noise)
+        np.testing.assert_allclose(trace[i], expected, rtol=0, atol=1e-12)  # measured: 4e-16
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_ddim_with_eta_one_on_all_timesteps_is_ddpm_with_the_small_variance(name):
+    levels, noises = levels_of(50, 50, name=name), fixed_noise(50, (2, 3, 3, 1))
+    x_T, noise_fn = noises[-1], lambda i: noises[i]
+    denoise = gaussian_denoiser(0.2, 0.6)
+    one, other = (
+        sample(sampler, denoise, levels, x_T, noise_fn)[0]
+        for sampler in (ddim(1.0), ddpm("fixed_small"))
+    )
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-10)  # measured: 2e-15
+    third = sample(ddim(0.9), denoise, levels, x_T, noise_fn)[0]
+    assert jnp.abs(third - other).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["ddim 0", "ddim 1", "ddpm small", "ddpm large"])
+def test_only_samplers_with_variance_depend_on_the_noise(name):
+    levels, noises = levels_of(100, 5), fixed_noise(5, (2, 3, 3, 1))
+    x_T, noise_fn = noises[-1], lambda i: noises[i]
+    denoise = gaussian_denoiser(0.2, 0.6)
+    with_noise, without = (
+        sample(SAMPLERS[name], denoise, levels, x_T, fn)[0] for fn in (noise_fn, lambda i: 0 * x_T)
+    )
+    assert bool(jnp.all(with_noise == without)) == (name == "ddim 0")
+
+
+@every_sampler
+def test_no_noise_is_added_on_the_last_step(sampler):
+    levels = levels_of(100, 4)
+    cur, nxt = (jax.tree.map(lambda a, i=i: a[i], levels) for i in (-2, -1))
+    x_t = jnp.full((1, 2, 2, 1), 0.4)
+    outs = [
+        sampler.step(SamplerState(x_t), noise * x_t, cur, nxt, gaussian_denoiser(0.2, 0.6))
+        for noise in (0, 100)
+    ]
+    np.testing.assert_array_equal(outs[0][0].x_t, outs[1][0].x_t)
+    np.testing.assert_allclose(outs[0][0].x_t, outs[0][1].x_0, rtol=1e-13)  # measured: 0
+
+
+@every_sampler
+def test_compiled_sampling_equals_plain_python(sampler):
+    levels, noises = levels_of(20, 3), fixed_noise(3, (2, 2, 2, 1))
+    x_T, noise_fn = noises[-1], lambda i: noises[i]
+
+    def run():
+        return sample(sampler, gaussian_denoiser(0.2, 0.6), levels, x_T, noise_fn)[0]
+
+    compiled = jax.jit(run)()
+    with jax.disable_jit():
+        plain = run()
+    np.testing.assert_allclose(compiled, plain, rtol=0, atol=1e-13)  # measured: 3e-16
+
+
+def test_a_batch_split_in_two_gives_the_same_images():
+    levels, keys = levels_of(50, 5), jax.random.split(jax.random.key(0), 4)
+
+    @jax.jit
+    def images(keys):
+        x_T, noise_fn = draw_noise(keys, (3, 3, 1), jnp.float64)
+        return sample(ddpm(), gaussian_denoiser(0.2, 0.6), levels, x_T, noise_fn)[0]
+
+    together = images(keys)
+    np.testing.assert_array_equal(jnp.concatenate([images(keys[:1]), images(keys[1:])]), together)
+    assert len(np.unique(together)) == together.size
+
+
+def test_every_step_of_every_image_has_its_own_standard_normal_noise():
+    x_T, noise_fn = draw_noise(jax.random.split(jax.random.key(0), 100), (5, 5, 1))
+    drawn = np.stack([x_T, *(noise_fn(i) for i in range(10))])
+    assert drawn.dtype == np.float32
+    assert len(np.unique(drawn)) > 0.99 * drawn.size  # float32 noise may repeat by chance
+    # Five standard errors of 27,500 values. Measured: 1.2 and 2.1 of them
+    assert abs(drawn.mean()) < 5 / drawn.size**0.5
+    assert abs(drawn.std() - 1) < 5 / (2 * drawn.size) ** 0.5
+
+
+@every_sampler
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_dtype_and_shape_are_those_of_the_start(sampler, dtype):
+    noises = fixed_noise(3, (2, 3, 5, 1)).astype(dtype)
+    levels = levels_of(20, 3, dtype=dtype)
+    denoise = gaussian_denoiser(0.2, 0.6)
+    x_0, _ = sample(sampler, denoise, levels, noises[-1], lambda i: noises[i])
+    assert (x_0.shape, x_0.dtype) == ((2, 3, 5, 1), dtype)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "spacing"),
+    [(ddpm(), spacing) for spacing in ("leading", "trailing", "linspace", "quad", "lucidrains")]
+    + [(sampler, "leading") for sampler in SAMPLERS.values()],
+)
+def test_the_levels_visited_are_those_of_the_grid(sampler, spacing):
+    levels = levels_of(100, 7, spacing)
+
+    def denoise(x_t, level):
+        at = jnp.stack([level.t.astype(x_t.dtype), level.signal, level.sigma])
+        return Prediction(jnp.broadcast_to(at.reshape(3, 1, 1, 1), x_t.shape), x_t)
+
+    _, seen = sample(
+        sampler, denoise, levels, jnp.zeros((3, 1, 1, 1)), lambda i: jnp.zeros((3, 1, 1, 1)),
+        trace=lambda state, prediction: prediction.x_0,
+    )  # fmt: skip
+    np.testing.assert_array_equal(seen[:, 0].ravel(), timestep_grid(100, 7, spacing)[:-1])
+    np.testing.assert_array_equal(seen[:, 1].ravel(), levels.signal[:-1])
+    np.testing.assert_array_equal(seen[:, 2].ravel(), levels.sigma[:-1])
+
+
+def frames_of(num_steps, num_frames):
+    noises = fixed_noise(num_steps, (2, 3, 3, 1))
+    return sample(
+        ddpm(), gaussian_denoiser(0.2, 0.6), levels_of(100, num_steps), noises[-1],
+        lambda i: noises[i],
+        trace=lambda state, prediction: state.x_t, num_frames=num_frames,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "num_frames", "expected"),
+    [(10, None, 10), (10, 10, 10), (10, 3, 3), (10, 1, 1), (5, 50, 5), (1, 3, 1)],
+)
+def test_the_trace_has_as_many_frames_as_asked_for_and_ends_in_the_image(
+    num_steps, num_frames, expected
+):
+    x_0, frames = frames_of(num_steps, num_frames)
+    assert frames.shape == (expected, *x_0.shape)
+    np.testing.assert_array_equal(frames[-1], x_0)
+
+
+def test_few_frames_are_spread_evenly_over_all_steps():
+    _, every = frames_of(10, None)
+    _, few = frames_of(10, 3)
+    np.testing.assert_array_equal(few, every[jnp.array([3, 6, 9])])
+
+
+def test_nothing_is_kept_unless_a_trace_is_asked_for():
+    x_T = jnp.zeros((1, 2, 2, 1))
+    _, kept = sample(ddim(), gaussian_denoiser(0.0, 1.0), levels_of(10, 2), x_T, lambda i: x_T)
+    assert kept == ()

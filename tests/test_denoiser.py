@@ -1,0 +1,63 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_ddpm.denoiser import make_denoise_fn
+from jax_ddpm.diffusion import add_noise, to_prediction
+from jax_ddpm.schedules import level_at, named_schedule
+
+SCHEDULE = named_schedule("linear", 100, dtype=jnp.float64)
+X_T = jax.random.normal(jax.random.key(0), (4, 3, 3, 1), jnp.float64)
+OUTPUT = jax.random.normal(jax.random.key(1), X_T.shape, jnp.float64)
+LEVEL = level_at(SCHEDULE, jnp.array(60))
+
+
+def network(params, x_t, t, **network_args):
+    return OUTPUT
+
+
+@pytest.mark.parametrize("prediction_type", ["eps", "x_0", "v"])
+def test_without_clipping_the_output_is_only_converted(prediction_type):
+    denoise = make_denoise_fn(network, None, prediction_type=prediction_type, clip_x_0=False)
+    expected = to_prediction(OUTPUT, X_T, LEVEL, prediction_type)
+    assert jnp.abs(expected.x_0).max() > 1
+    for found, value in zip(denoise(X_T, LEVEL), expected, strict=True):
+        np.testing.assert_array_equal(found, value)
+
+
+@pytest.mark.parametrize("prediction_type", ["eps", "x_0", "v"])
+def test_clipping_bounds_x_0_and_eps_follows_it(prediction_type):
+    raw = to_prediction(OUTPUT, X_T, LEVEL, prediction_type)
+    found = make_denoise_fn(network, None, prediction_type=prediction_type)(X_T, LEVEL)
+    np.testing.assert_array_equal(found.x_0, jnp.clip(raw.x_0, -1, 1))
+    np.testing.assert_allclose(add_noise(LEVEL, *found), X_T, rtol=0, atol=1e-13)  # measured: 4e-16
+    changed = jnp.abs(raw.x_0) > 1
+    assert 0 < changed.sum() < changed.size
+    assert jnp.all((jnp.abs(found.eps - raw.eps) > 1e-6) == changed)
+
+
+def test_eps_of_the_network_can_be_kept():
+    found = make_denoise_fn(network, None, rederive_eps=False)(X_T, LEVEL)
+    np.testing.assert_array_equal(found.eps, OUTPUT)
+    assert jnp.abs(found.x_0).max() == 1
+
+
+def test_the_network_gets_one_timestep_per_image_and_the_extra_arguments():
+    seen = {}
+
+    def spy(params, x_t, t, **network_args):
+        seen.update(params=params, t=t, **network_args)
+        return x_t
+
+    make_denoise_fn(spy, "params", label="label")(X_T, LEVEL)
+    assert (seen["params"], seen["label"]) == ("params", "label")
+    assert seen["t"].tolist() == [60] * 4
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_predictions_have_the_dtype_of_the_image(dtype):
+    schedule = named_schedule("linear", 100, dtype=dtype)
+    denoise = make_denoise_fn(lambda params, x_t, t: OUTPUT.astype(jnp.bfloat16), None)
+    found = denoise(X_T.astype(dtype), level_at(schedule, jnp.array(60)))
+    assert (found.x_0.dtype, found.eps.dtype) == (dtype, dtype)

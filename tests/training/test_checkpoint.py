@@ -1,0 +1,103 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_ddpm.errors import UserError
+from jax_ddpm.training import checkpoint
+from jax_ddpm.training.optim import make_optimizer
+from jax_ddpm.training.parallel import parallelize
+from jax_ddpm.training.state import create_state
+
+ABOUT = {"format": 1, "config": {"seed": 0}}
+
+
+def state_at(step, width=3, names=("a", "b")):
+    numbers = np.random.default_rng(step)
+    params = {
+        name: {"kernel": jnp.asarray(numbers.normal(size=(2, width)), jnp.float32)} for name in names
+    }
+    return create_state(params, make_optimizer(0.1)).replace(step=jnp.array(step, jnp.int32))
+
+
+def assert_same_bits(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with checkpoints 2 and 3 of which 1 was dropped again."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "new"
+    with checkpoint.open_checkpoints(folder, keep=2) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoint.save(checkpoints, state_at(step), ABOUT)
+    return folder
+
+
+def test_the_newest_state_comes_back_bit_by_bit(saved):
+    with checkpoint.open_checkpoints(saved) as checkpoints:
+        assert checkpoint.latest_step(checkpoints) == 3
+        assert_same_bits(checkpoint.restore(checkpoints, state_at(0)), state_at(3))
+
+
+def test_shapes_are_enough_to_restore(saved):
+    like = jax.eval_shape(lambda: state_at(0))
+    with checkpoint.open_checkpoints(saved) as checkpoints:
+        assert_same_bits(checkpoint.restore(checkpoints, like), state_at(3))
+
+
+def test_only_the_newest_are_kept(saved):
+    with checkpoint.open_checkpoints(saved) as checkpoints:
+        assert [found.step for found in checkpoints.checkpoints] == [2, 3]
+
+
+def test_the_configuration_travels_with_the_state(saved):
+    with checkpoint.open_checkpoints(saved) as checkpoints:
+        assert checkpoints.metadata(3).custom_metadata == ABOUT
+
+
+def test_a_step_that_is_there_already_is_left_as_it_is(tmp_path):
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        checkpoint.save(checkpoints, state_at(3), ABOUT)
+        other = state_at(4).replace(step=jnp.array(3, jnp.int32))
+        checkpoint.save(checkpoints, other, ABOUT)
+        assert_same_bits(checkpoint.restore(checkpoints, state_at(0)), state_at(3))
+
+
+@pytest.mark.parametrize(
+    ("like", "message"),
+    [
+        ({"width": 5}, r"params/a/kernel is of shape \(2, 3\) there, of shape \(2, 5\) here"),
+        ({"names": ("a", "b", "c")}, r"params/c/kernel is missing there, of shape \(2, 3\) here"),
+        ({"names": ("a",)}, r"params/b/kernel is of shape \(2, 3\) there, missing here"),
+    ],
+)
+def test_a_checkpoint_of_another_network_is_refused_with_the_first_difference(saved, like, message):
+    with (
+        checkpoint.open_checkpoints(saved) as checkpoints,
+        pytest.raises(UserError, match=f"checkpoint 3 in .* is of another network: .*{message}"),
+    ):
+        checkpoint.restore(checkpoints, state_at(0, **like))
+
+
+def test_a_folder_without_checkpoint_is_refused(tmp_path):
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        assert checkpoint.latest_step(checkpoints) is None
+        with pytest.raises(UserError, match="there is no checkpoint in"):
+            checkpoint.restore(checkpoints, state_at(0))
+
+
+def test_a_state_from_eight_devices_is_restored_on_one(tmp_path):
+    def make_step(axis_name):
+        return lambda state, pixels, key: (state.replace(step=state.step + 1), {})
+
+    pixels = np.zeros((8, 1, 1, 1), np.uint8)
+    state, _ = parallelize(make_step, "pmap")(state_at(6), pixels, jax.random.key(0))
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        checkpoint.save(checkpoints, state, ABOUT)
+        found = checkpoint.restore(checkpoints, state_at(0))
+    assert_same_bits(found, state_at(6).replace(step=jnp.array(7, jnp.int32)))
+    assert {len(leaf.devices()) for leaf in jax.tree.leaves(found)} == {1}

@@ -1,0 +1,56 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_ddpm.errors import UserError
+from jax_ddpm.training.parallel import choose_mode, compiler_options, on_one_device, parallelize
+
+
+@pytest.mark.parametrize(
+    ("parallel", "devices", "mode"),
+    [
+        ("auto", 1, "jit"), ("auto", 8, "pmap"), ("jit", 8, "jit"), ("pmap", 8, "pmap"),
+        ("pmap", 1, "pmap"),
+    ],
+)  # fmt: skip
+def test_several_devices_are_used_if_there_are_any(monkeypatch, parallel, devices, mode):
+    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
+    assert choose_mode(parallel, 16) == mode
+
+
+@pytest.mark.parametrize("parallel", ["auto", "pmap"])
+def test_a_batch_that_does_not_divide_is_refused_and_the_way_out_named(parallel):
+    with pytest.raises(UserError, match="batch-size 12 does not divide over 8 devices.*parallel jit"):
+        choose_mode(parallel, 12)
+    assert choose_mode("jit", 12) == "jit"
+
+
+def test_cpu_programs_get_options_and_others_none(monkeypatch):
+    assert compiler_options()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert compiler_options() is None
+
+
+def make_step(axis_name):
+    """Counts images, and returns what each device saw of a batch."""
+
+    def step(state, pixels, key):
+        total = pixels.sum()
+        total = total if axis_name is None else jax.lax.psum(total, axis_name)
+        return state + total, {"total": total}
+
+    return step
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_the_state_has_no_device_axis_and_the_batch_is_spread(mode):
+    pixels = np.arange(16).reshape(16, 1, 1, 1)
+    step = parallelize(make_step, mode)
+    state = jnp.zeros((3,), jnp.int64)
+    for _ in range(2):
+        state, metrics = step(state, pixels, jax.random.key(0))
+    assert state.shape == (3,)
+    assert state.tolist() == [240] * 3
+    assert metrics["total"] == 120
+    assert on_one_device({"state": state})["state"].devices() == {jax.local_devices()[0]}

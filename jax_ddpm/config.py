@@ -71,7 +71,7 @@ class TrainConfig:
     """Steps over which the learning rate grows linearly from 0."""
     decay: Literal["constant", "linear", "cosine"] = "constant"
     """What the learning rate does after the warm-up; linear and cosine end at 0."""
-    optimizer: Literal["adam", "adamw"] = "adam"
+    optimizer: Literal["adam", "adamw", "muon"] = "adam"
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's decay rates of the first and second moment."""
     weight_decay: float = 0.0

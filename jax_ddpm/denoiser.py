@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jax_ddpm.diffusion import (
+    ApplyFn,
     DenoiseFn,
     Images,
     Prediction,
@@ -12,7 +13,6 @@ from jax_ddpm.diffusion import (
     eps_from_x_0,
     to_prediction,
 )
-from jax_ddpm.losses import ApplyFn
 from jax_ddpm.schedules import Level
 
 

@@ -32,6 +32,7 @@ class Gaussian(NamedTuple):
     log_variance: Float[Array, "*b 1 1 1"]
 
 
+ApplyFn = Callable[..., Images]  # a network: (params, x_t, t, **its own arguments) -> output
 DenoiseFn = Callable[[Images, Level], Prediction]
 
 

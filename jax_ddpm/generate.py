@@ -16,11 +16,10 @@ from jax_ddpm import runs
 from jax_ddpm.build import Parts, build, make_sampler
 from jax_ddpm.config import SampleConfig, SamplerName, validate_sample, validate_seed
 from jax_ddpm.denoiser import make_denoise_fn
-from jax_ddpm.diffusion import Prediction, PredictionType
+from jax_ddpm.diffusion import ApplyFn, Prediction, PredictionType
 from jax_ddpm.errors import UserError
 from jax_ddpm.files import write_atomically
 from jax_ddpm.images import Pixels, grid, save_gif, save_png, to_uint8
-from jax_ddpm.losses import ApplyFn
 from jax_ddpm.samplers import SamplerState, draw_noise, sample
 from jax_ddpm.samplers.ddpm import Variance
 from jax_ddpm.schedules import Schedule, Spacing, level_at, timestep_grid

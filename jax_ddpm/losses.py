@@ -1,17 +1,15 @@
 """Training losses, one value per example, and the thin wrapper that draws their randomness."""
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from jax_ddpm.diffusion import Images, PredictionType, add_noise, prediction_target
+from jax_ddpm.diffusion import ApplyFn, Images, PredictionType, add_noise, prediction_target
 from jax_ddpm.schedules import Schedule, level_at
 
 LossType = Literal["l1", "l2", "huber"]
-ApplyFn = Callable[..., Images]
 
 
 def pixel_loss(loss_type: LossType, output: Images, target: Images) -> Images:

@@ -107,5 +107,6 @@ def trained_run(
     from jax_ddpm.training.loop import train
 
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    train(make_config(folder))
+    with jax.numpy_rank_promotion("raise"):  # a session's fixture comes before a module's
+        train(make_config(folder))
     return folder

@@ -39,7 +39,9 @@ def test_flags_change_the_preset_wherever_they_stand():
 
 
 def test_an_unknown_preset_is_refused_with_the_list_of_known_ones():
-    with pytest.raises(UserError, match="no preset 'cifar', choose one of fashion-cpu, ddpm-cifar10"):
+    with pytest.raises(
+        UserError, match="no preset 'cifar', choose one of fashion-cpu, ddpm-cifar10"
+    ):
         parse("--preset", "cifar")
 
 
@@ -72,11 +74,21 @@ def test_help_names_every_flag_and_preset(capsys):
 
 
 def test_the_sampling_flags_that_other_programs_rely_on_are_there():
-    args = ["runs/a", "--num", "5", "--sampler", "ddim", "--steps", "7", "--seed", "3", "--out", "a.npz"]
+    args = [
+        "runs/a",
+        "--num",
+        "5",
+        "--sampler",
+        "ddim",
+        "--steps",
+        "7",
+        "--seed",
+        "3",
+        "--out",
+        "a.npz",
+    ]
     found = cli.parse(SampleArgs, args, prog="sample.py", description="")
-    expected = SampleArgs(
-        Path("runs/a"), num=5, sampler="ddim", steps=7, seed=3, out=Path("a.npz")
-    )
+    expected = SampleArgs(Path("runs/a"), num=5, sampler="ddim", steps=7, seed=3, out=Path("a.npz"))
     assert found == expected
 
 

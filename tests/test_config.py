@@ -27,7 +27,11 @@ def test_the_cifar10_preset_is_the_published_configuration():
 BAD = [
     ("diffusion", {"num_timesteps": 0}, "--diffusion.num-timesteps 0 .* at least 1"),
     ("diffusion", {"num_timesteps": -1}, "--diffusion.num-timesteps -1 .* at least 1"),
-    ("diffusion", {"schedule": "linear_rescaled", "num_timesteps": 20}, "needs more than 20 timesteps"),
+    (
+        "diffusion",
+        {"schedule": "linear_rescaled", "num_timesteps": 20},
+        "needs more than 20 timesteps",
+    ),
     ("diffusion", {"num_timesteps": 500}, "between 1 and T = 500, got 1000"),
     ("sample", {"num_steps": 0}, "between 1 and T = 1000, got 0"),
     ("sample", {"num_steps": -5}, "between 1 and T = 1000, got -5"),
@@ -51,7 +55,11 @@ BAD = [
     ("train", {"sample_every": -1}, "--train.sample-every is -1"),
     ("train", {"checkpoint_every": 0}, "--train.checkpoint-every is 0"),
     ("train", {"keep_checkpoints": 0}, "--train.keep-checkpoints is 0"),
-    ("train", {"checkpoint_every": 150}, "--train.checkpoint-every is 150, .* --train.log-every 100"),
+    (
+        "train",
+        {"checkpoint_every": 150},
+        "--train.checkpoint-every is 150, .* --train.log-every 100",
+    ),
     ("train", {"sample_every": 150}, "--train.sample-every is 150, .* --train.log-every 100"),
     ("train", {"learning_rate": 0.0}, "--train.learning-rate is 0.0"),
     ("train", {"learning_rate": -1e-4}, "--train.learning-rate is -0.0001, .* positive"),

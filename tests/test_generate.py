@@ -127,7 +127,7 @@ def test_a_checkpoint_of_another_network_is_refused(trained_run, tmp_path):
     shutil.copytree(trained_run, tmp_path / "run")
     path = tmp_path / "run" / "config.json"
     path.write_text(path.read_text().replace('"channels": 4', '"channels": 8'))
-    with pytest.raises(UserError, match="is of another network: .* of shape .* there, .* here"):
+    with pytest.raises(UserError, match=r"is of another network: .* of shape .* there, .* here"):
         sample_run(SampleArgs(tmp_path / "run"))
 
 

@@ -23,7 +23,9 @@ def test_values_out_of_range_are_clipped_and_others_rounded():
 
 def test_a_grid_holds_every_image_row_by_row_with_a_frame_around():
     size = MIN_TILE
-    pixels = np.broadcast_to(np.arange(1, 6, dtype=np.uint8)[:, None, None, None], (5, size, size, 3))
+    pixels = np.broadcast_to(
+        np.arange(1, 6, dtype=np.uint8)[:, None, None, None], (5, size, size, 3)
+    )
     canvas = grid(pixels, padding=2)
     assert canvas.shape == (2 * (size + 2) + 2, 3 * (size + 2) + 2, 3)
     cells = [
@@ -76,6 +78,8 @@ def test_a_gif_has_as_many_frames_and_loops_and_rests_on_the_last(tmp_path, chan
 
 @pytest.mark.parametrize("num_rows", [0, 1, 100])
 def test_the_loss_curve_is_a_png_whatever_was_logged(tmp_path, num_rows):
-    save_loss_curve(tmp_path / "loss.png", list(range(num_rows)), [1.0 / (i + 1) for i in range(num_rows)])
+    save_loss_curve(
+        tmp_path / "loss.png", list(range(num_rows)), [1.0 / (i + 1) for i in range(num_rows)]
+    )
     with Image.open(tmp_path / "loss.png") as found:
         assert found.format == "PNG"

@@ -33,7 +33,10 @@ def change(config, section, **values):
     [
         (lambda c: replace(c, seed=5), "made with --seed 0, not 5"),
         (lambda c: change(c, "train", num_steps=7), "made with --train.num-steps 800000, not 7"),
-        (lambda c: change(c, "model", channel_mult=(1,)), r"--model.channel-mult \[1, 2, 2, 2\], not \[1\]"),
+        (
+            lambda c: change(c, "model", channel_mult=(1,)),
+            r"--model.channel-mult \[1, 2, 2, 2\], not \[1\]",
+        ),
         (lambda c: change(c, "data", path=Path("x")), "made with --data.path None, not x"),
     ],
 )
@@ -48,7 +51,9 @@ def test_other_settings_are_refused_with_flag_and_both_values(tmp_path, changed,
 
 def test_images_of_another_shape_are_refused(tmp_path):
     runs.open_for_training(Config(run=tmp_path / "run"), SHAPE)
-    with pytest.raises(UserError, match=r"images of shape \(28, 28, 1\), the data has \(32, 32, 3\)"):
+    with pytest.raises(
+        UserError, match=r"images of shape \(28, 28, 1\), the data has \(32, 32, 3\)"
+    ):
         runs.open_for_training(Config(run=tmp_path / "run"), (32, 32, 3))
 
 
@@ -141,7 +146,11 @@ def test_a_configuration_of_another_format_is_refused(tmp_path):
 
 def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path):
     run = runs.open_for_training(Config(run=tmp_path), SHAPE)
-    with runs.locked(run), pytest.raises(UserError, match="another process is training in"), runs.locked(run):
+    with (
+        runs.locked(run),
+        pytest.raises(UserError, match="another process is training in"),
+        runs.locked(run),
+    ):
         pass
     with runs.locked(run):
         pass

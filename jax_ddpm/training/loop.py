@@ -125,8 +125,8 @@ def announce(job: Job, state: TrainState) -> None:
     mode = choose_mode(train.parallel, train.batch_size)
     size = "x".join(map(str, run.image_shape))
     devices = f"{num_devices(mode)} {jax.default_backend()} device(s)"
-    print(f"{run.config.preset}: {count:,} parameters, {len(job.source.images):,} images of {size}, "
-          f"{mode} on {devices}")  # fmt: skip
+    data = f"{len(job.source.images):,} images of {size}"
+    print(f"{run.config.preset}: {count:,} parameters, {data}, {mode} on {devices}")
     print(f"Run folder: {run.folder}")
     if state.step > 0:
         print(f"Continuing after step {int(state.step)} of {train.num_steps}")

@@ -1,9 +1,11 @@
 """Learning-rate schedules and optimisers, from Optax, with every default spelled out."""
 
-from typing import Literal
+from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 
 def make_learning_rate(
@@ -35,7 +37,7 @@ def make_learning_rate(
 def make_optimizer(
     learning_rate: optax.ScalarOrSchedule,
     *,
-    optimizer: Literal["adam", "adamw"] = "adam",
+    optimizer: Literal["adam", "adamw", "muon"] = "adam",
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 0.0,
@@ -47,9 +49,29 @@ def make_optimizer(
     """
     b1, b2 = betas
     clip = optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm)
+    if optimizer == "muon":
+        muon = optax.contrib.muon(
+            learning_rate,
+            adam_b1=b1,
+            adam_b2=b2,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=_as_matrices,
+        )
+        return optax.chain(clip, muon)
     if optimizer == "adam":
         return optax.chain(clip, optax.adam(learning_rate, b1=b1, b2=b2, eps=eps, eps_root=0.0))
     adamw = optax.adamw(
         learning_rate, b1=b1, b2=b2, eps=eps, eps_root=0.0, weight_decay=weight_decay
     )
     return optax.chain(clip, adamw)
+
+
+def _as_matrices(params: Any) -> Any:
+    """How Muon sees each kernel: a matrix from all inputs to the outputs; vectors are Adam's."""
+
+    def spec(leaf: Any) -> Any:
+        if leaf.ndim < 2:
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+
+    return jax.tree.map(spec, params)

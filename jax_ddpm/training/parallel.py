@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-from jaxtyping import Array, Key, UInt8
+from jaxtyping import Array, Key
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.training.state import TrainState
-from jax_ddpm.training.step import Metrics, TrainStep
+from jax_ddpm.training.step import Metrics, Pixels, TrainStep
 
 Mode = Literal["jit", "pmap"]
 AXIS = "devices"
@@ -55,9 +55,7 @@ def parallelize(make_step: Callable[[str | None], TrainStep], mode: Mode) -> Tra
         make_step(AXIS), AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0
     )
 
-    def step(
-        state: TrainState, pixels: UInt8[Array, "b h w c"], key: Key[Array, ""]
-    ) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, pixels: Pixels, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
         return mapped(state, pixels.reshape(num_devices(mode), -1, *pixels.shape[1:]), key)
 
     return step

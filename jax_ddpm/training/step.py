@@ -5,20 +5,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from jax_ddpm.diffusion import Images, PredictionType
+from jax_ddpm.diffusion import ApplyFn, Images, PredictionType
 from jax_ddpm.images import from_uint8
-from jax_ddpm.losses import ApplyFn, LossType, diffusion_loss, draw
+from jax_ddpm.losses import LossType, diffusion_loss, draw
 from jax_ddpm.schedules import Schedule
 from jax_ddpm.training.state import TrainState, ema_decay_at, ema_update
 
 Metrics = dict[str, Float[Array, ""]]
 UpdateFn = Callable[..., tuple[TrainState, Metrics]]
-TrainStep = Callable[
-    [TrainState, UInt8[Array, "b h w c"], Key[Array, ""]], tuple[TrainState, Metrics]
-]
+Pixels = UInt8[Array | np.ndarray, "b h w c"]
+TrainStep = Callable[[TrainState, Pixels, Key[Array, ""]], tuple[TrainState, Metrics]]
 
 
 def make_update(
@@ -73,13 +73,13 @@ def make_train_step(
     """
 
     def train_step(
-        state: TrainState, pixels: UInt8[Array, "b h w c"], key: Key[Array, ""]
+        state: TrainState, pixels: Pixels, key: Key[Array, ""]
     ) -> tuple[TrainState, Metrics]:
         keys = example_keys(jax.random.fold_in(key, state.step), len(pixels), axis_name)
         flip_keys, draw_keys, dropout_keys = jnp.unstack(
             jax.vmap(lambda k: jax.random.split(k, 3))(keys), axis=1
         )
-        x_0 = from_uint8(pixels)
+        x_0 = from_uint8(jnp.asarray(pixels))
         if random_flip:
             x_0 = flip_at_random(flip_keys, x_0)
         t, noise = draw(draw_keys, x_0.shape[1:], num_timesteps)

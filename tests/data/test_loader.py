@@ -48,5 +48,5 @@ def test_every_epoch_has_its_own_order():
 
 
 def test_a_batch_larger_than_the_data_set_is_refused():
-    with pytest.raises(UserError, match="--train.batch-size 21 .* 20 images"):
+    with pytest.raises(UserError, match=r"--train.batch-size 21 .* 20 images"):
         batches(NUMBERED, 21, 0)

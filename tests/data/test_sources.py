@@ -8,8 +8,16 @@ from jax_ddpm.data.sources import open_source
 from jax_ddpm.errors import UserError
 
 EMBEDDED = {
-    "train": (10_000, "e1427044c614fabc29feeff0f27e6b68f88a9ee2f2cfe7d783b9157159864883", "2c02745d4ad8b4511333d0eca662ac5664a371860abaa4588b1670e7be59fbdf"),
-    "test": (2_000, "96315b1732ab731e68b8def3c284f34b605f7deb7a61e683c7d786265c827c83", "b2095bc797d1201e84da76c94012c02d0e6f07af0938df4e00120a3b42d1aa4c"),
+    "train": (
+        10_000,
+        "e1427044c614fabc29feeff0f27e6b68f88a9ee2f2cfe7d783b9157159864883",
+        "2c02745d4ad8b4511333d0eca662ac5664a371860abaa4588b1670e7be59fbdf",
+    ),
+    "test": (
+        2_000,
+        "96315b1732ab731e68b8def3c284f34b605f7deb7a61e683c7d786265c827c83",
+        "b2095bc797d1201e84da76c94012c02d0e6f07af0938df4e00120a3b42d1aa4c",
+    ),
 }
 
 
@@ -30,7 +38,7 @@ def test_the_embedded_images_are_the_ones_that_were_shipped(split):
 
 
 def test_embedded_data_needs_no_path():
-    with pytest.raises(UserError, match="--data.name fashion_mnist"):
+    with pytest.raises(UserError, match=r"--data\.name fashion_mnist"):
         open_source("embedded", "somewhere")
 
 

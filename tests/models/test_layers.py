@@ -34,7 +34,9 @@ def test_timestep_embedding_is_sines_then_cosines_from_frequency_1_to_1e_4(dim):
 
 def test_frequencies_of_the_embedding_fall_geometrically():
     angles = np.arcsin(timestep_embedding(jnp.array([1]), 16, jnp.float64)[0, :8])
-    np.testing.assert_allclose(angles[1:] / angles[:-1], 1e-4 ** (1 / 7), rtol=1e-10)  # measured: 1e-15
+    np.testing.assert_allclose(
+        angles[1:] / angles[:-1], 1e-4 ** (1 / 7), rtol=1e-10
+    )  # measured: 1e-15
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float64, 1e-12), (jnp.float32, 1e-5)])

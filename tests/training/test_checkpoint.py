@@ -15,7 +15,8 @@ ABOUT = {"format": 1, "config": {"seed": 0}}
 def state_at(step, width=3, names=("a", "b")):
     numbers = np.random.default_rng(step)
     params = {
-        name: {"kernel": jnp.asarray(numbers.normal(size=(2, width)), jnp.float32)} for name in names
+        name: {"kernel": jnp.asarray(numbers.normal(size=(2, width)), jnp.float32)}
+        for name in names
     }
     return create_state(params, make_optimizer(0.1)).replace(step=jnp.array(step, jnp.int32))
 

@@ -66,7 +66,10 @@ def test_a_finished_run_holds_everything_a_person_looks_for(trained_run):
     grids = sorted(path.name for path in (trained_run / "samples").iterdir())
     assert grids == ["step_0000006.png", "step_0000012.png"]
     assert saved_steps(trained_run) == [6, 12]
-    with Image.open(trained_run / "samples.png") as grid, Image.open(trained_run / "loss.png") as loss:
+    with (
+        Image.open(trained_run / "samples.png") as grid,
+        Image.open(trained_run / "loss.png") as loss,
+    ):
         assert (grid.mode, loss.format) == ("L", "PNG")
     with Image.open(trained_run / "sampling.gif") as gif:
         assert gif.n_frames == 5  # noise and four steps
@@ -76,7 +79,9 @@ def test_metrics_have_one_row_per_window_and_the_rate_that_was_used(trained_run,
     rows = metrics.read(trained_run / "metrics.jsonl")
     assert [row.step for row in rows] == [3, 6, 9, 12]
     assert all(0 < row.loss < 10 and 0 < row.grad_norm < 100 for row in rows)
-    assert rows[0].learning_rate == pytest.approx(1e-2 * 2 / 4)  # the third step of four warm-up steps
+    assert rows[0].learning_rate == pytest.approx(
+        1e-2 * 2 / 4
+    )  # the third step of four warm-up steps
     assert rows[-1].learning_rate < 1e-3
 
 
@@ -96,7 +101,9 @@ def test_tensorboard_shows_the_same_numbers_and_the_samples(trained_run):
 def test_training_changes_the_parameters_and_the_average_follows(trained_run):
     state = newest_state(trained_run)
     raw = {k.removeprefix(".params"): v for k, v in state.items() if k.startswith(".params")}
-    ema = {k.removeprefix(".ema_params"): v for k, v in state.items() if k.startswith(".ema_params")}
+    ema = {
+        k.removeprefix(".ema_params"): v for k, v in state.items() if k.startswith(".ema_params")
+    }
     assert raw.keys() == ema.keys()
     assert all(np.all(np.isfinite(value)) for value in state.values())
     assert any(np.abs(raw[name] - ema[name]).max() > 1e-3 for name in raw)
@@ -108,7 +115,7 @@ def test_a_run_stopped_half_way_and_continued_is_the_run_that_was_not_stopped(
     config = make_config(tmp_path / "stopped")
     with monkeypatch.context() as patch:
         raise_at_batch(patch, 7, lambda: signal.raise_signal(signal.SIGINT))
-        with pytest.raises(Stopped, match="after step 9: run the same command again") as caught:
+        with pytest.raises(Stopped, match=r"after step 9.*run the same command again") as caught:
             loop.train(config)
     assert caught.value.signum == signal.SIGINT
     assert str(config.run) in str(caught.value)
@@ -198,7 +205,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(
         return broken
 
     monkeypatch.setattr(loop, "compiled_step", with_nan)
-    with pytest.raises(UserError, match=r"loss is nan after step 9.* of step 6.*--train.learning-rate"):
+    with pytest.raises(
+        UserError, match=r"loss is nan after step 9.* of step 6.*--train.learning-rate"
+    ):
         loop.train(config)
     assert saved_steps(config.run) == [6]
     assert [row.step for row in metrics.read(config.run / "metrics.jsonl")] == [3, 6]
@@ -257,20 +266,20 @@ def wait_for_step(process, folder, step):
 def test_a_process_that_is_killed_or_stopped_is_continued_exactly(
     make_config, tmp_path, compile_once, number
 ):
-    train = {"num_steps": 3000, "checkpoint_every": 300, "sample_every": 3000, "log_every": 30}
+    train = {"num_steps": 900, "checkpoint_every": 90, "sample_every": 900, "log_every": 9}
     whole, broken = (make_config(tmp_path / name, train=train) for name in ("whole", "broken"))
     output = start(whole, compile_once).communicate()
     assert "Finished" in output[0], output
 
     process = start(broken, compile_once)
-    wait_for_step(process, broken.run, 400)
+    wait_for_step(process, broken.run, 130)
     process.send_signal(number)
     out, error = process.communicate(timeout=60)
     assert "Traceback" not in error
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 0}[number]
     assert ("run the same command again" in out) == (number != signal.SIGKILL)
     last = json.loads((broken.run / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["step"] < 3000
+    assert last["step"] < 900
 
     output = start(broken, compile_once).communicate()
     assert "Continuing after step" in output[0], output

@@ -21,7 +21,9 @@ def test_several_devices_are_used_if_there_are_any(monkeypatch, parallel, device
 
 @pytest.mark.parametrize("parallel", ["auto", "pmap"])
 def test_a_batch_that_does_not_divide_is_refused_and_the_way_out_named(parallel):
-    with pytest.raises(UserError, match="batch-size 12 does not divide over 8 devices.*parallel jit"):
+    with pytest.raises(
+        UserError, match=r"batch-size 12 does not divide over 8 devices.*parallel jit"
+    ):
         choose_mode(parallel, 12)
     assert choose_mode("jit", 12) == "jit"
 

@@ -34,8 +34,9 @@ def q_step(schedule: Schedule, x_prev: Tensor, t: Tensor, noise: Tensor) -> Tens
     return _at(alphas.sqrt(), t) * x_prev + _at(schedule.betas.sqrt(), t) * noise
 
 
-def q_posterior(schedule: Schedule, x_0: Tensor, x_t: Tensor,
-                t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def q_posterior(
+    schedule: Schedule, x_0: Tensor, x_t: Tensor, t: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mean [B,C,H,W], variance and log-variance [B,1,1,1] of q(x_{t-1}|x_t,x_0) (Ho Eq. 6-7)."""
     coef1, coef2 = _at(schedule.posterior_mean_coef1, t), _at(schedule.posterior_mean_coef2, t)
     variance = _at(schedule.posterior_variance, t)
@@ -72,15 +73,17 @@ def eps_from_v(schedule: Schedule, x_t: Tensor, t: Tensor, v: Tensor) -> Tensor:
     return sigma * x_t + signal * v
 
 
-def prediction_target(schedule: Schedule, x_0: Tensor, noise: Tensor, t: Tensor,
-                      prediction_type: str) -> Tensor:
+def prediction_target(
+    schedule: Schedule, x_0: Tensor, noise: Tensor, t: Tensor, prediction_type: str
+) -> Tensor:
     """What the network should output: the noise ("eps"), the image ("x_0") or "v"."""
     v = v_from_x_0_and_eps(schedule, x_0, noise, t)
     return {"eps": noise, "x_0": x_0, "v": v}[prediction_type]
 
 
-def to_x_0_and_eps(schedule: Schedule, output: Tensor, x_t: Tensor, t: Tensor,
-                   prediction_type: str, clip_x_0: bool) -> tuple[Tensor, Tensor]:
+def to_x_0_and_eps(
+    schedule: Schedule, output: Tensor, x_t: Tensor, t: Tensor, prediction_type: str, clip_x_0: bool
+) -> tuple[Tensor, Tensor]:
     """Network output -> (x_0, eps); `clip_x_0` clamps x_0 to [-1, 1] and re-derives eps from it."""
     if prediction_type == "eps":
         x_0, eps = x_0_from_eps(schedule, x_t, t, output), output
@@ -96,8 +99,15 @@ def to_x_0_and_eps(schedule: Schedule, output: Tensor, x_t: Tensor, t: Tensor,
     return x_0, eps
 
 
-def training_loss(model: Model, schedule: Schedule, x_0: Tensor, t: Tensor, noise: Tensor,
-                  prediction_type: str = "eps", loss_type: str = "l2") -> Tensor:
+def training_loss(
+    model: Model,
+    schedule: Schedule,
+    x_0: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    prediction_type: str = "eps",
+    loss_type: str = "l2",
+) -> Tensor:
     """Per-example loss [B], the mean over pixels (Ho Eq. 14 for "eps" and "l2")."""
     output = model(q_sample(schedule, x_0, t, noise), t)
     target = prediction_target(schedule, x_0, noise, t, prediction_type)

@@ -24,8 +24,15 @@ def _jump(schedule: Schedule, t: int, t_prev: int) -> tuple[float, float, float,
     return float(schedule.alphas_cumprod[t]) / prev, -math.expm1(log_alpha), prev, var, var_prev
 
 
-def ddpm_step(schedule: Schedule, x_t: Tensor, t: int, t_prev: int, x_0: Tensor, noise: Tensor,
-              variance: str = "fixed_large") -> Tensor:
+def ddpm_step(
+    schedule: Schedule,
+    x_t: Tensor,
+    t: int,
+    t_prev: int,
+    x_0: Tensor,
+    noise: Tensor,
+    variance: str = "fixed_large",
+) -> Tensor:
     """Draw x at t_prev < t (-1: clean) from q(x_{t_prev} | x_t, x_0), Ho et al. 2020, Eq. 6-7.
 
     The variance is that of Eq. 7 ("fixed_small") or the jump's beta ("fixed_large"), sec. 3.2.
@@ -36,8 +43,16 @@ def ddpm_step(schedule: Schedule, x_t: Tensor, t: int, t_prev: int, x_0: Tensor,
     return mean + math.sqrt(spread) * noise if t_prev >= 0 else mean
 
 
-def ddim_step(schedule: Schedule, x_t: Tensor, t: int, t_prev: int, x_0: Tensor, eps: Tensor,
-              noise: Tensor, eta: float = 0.0) -> Tensor:
+def ddim_step(
+    schedule: Schedule,
+    x_t: Tensor,
+    t: int,
+    t_prev: int,
+    x_0: Tensor,
+    eps: Tensor,
+    noise: Tensor,
+    eta: float = 0.0,
+) -> Tensor:
     """x at t_prev < t (-1: clean), Song et al. 2021, Eq. 12 with the sigma of Eq. 16, eta 0..1."""
     alpha, beta, prev, var, var_prev = _jump(schedule, t, t_prev)
     sigma = eta * math.sqrt(beta * var_prev / var)
@@ -47,10 +62,18 @@ def ddim_step(schedule: Schedule, x_t: Tensor, t: int, t_prev: int, x_0: Tensor,
 
 
 @torch.no_grad()
-def sample(model: Model, schedule: Schedule, timesteps: Sequence[int], x_T: Tensor,
-           noises: Sequence[Tensor] | Tensor, sampler: str = "ddpm", prediction_type: str = "eps",
-           clip_x_0: bool = True, variance: str = "fixed_large",
-           eta: float = 0.0) -> tuple[Tensor, list[Tensor]]:
+def sample(
+    model: Model,
+    schedule: Schedule,
+    timesteps: Sequence[int],
+    x_T: Tensor,
+    noises: Sequence[Tensor] | Tensor,
+    sampler: str = "ddpm",
+    prediction_type: str = "eps",
+    clip_x_0: bool = True,
+    variance: str = "fixed_large",
+    eta: float = 0.0,
+) -> tuple[Tensor, list[Tensor]]:
     """Run descending timesteps, the last -1, from x_T[B,C,H,W] -> (x_0, [x_T, ..., x_0]).
 
     Step i goes from timesteps[i] to timesteps[i + 1] with noises[i]; "ddpm" or "ddim".

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 
-def linear_betas(num_timesteps: int, start: float = 1e-4, end: float = 0.02,
-                 rescale: bool = False) -> np.ndarray:
+def linear_betas(
+    num_timesteps: int, start: float = 1e-4, end: float = 0.02, rescale: bool = False
+) -> np.ndarray:
     """Linear betas [T] of Ho et al. 2020, sec. 4; `rescale` multiplies both ends by 1000 / T."""
     factor = 1000.0 / num_timesteps if rescale else 1.0
     return np.linspace(factor * start, factor * end, num_timesteps)
@@ -24,15 +25,21 @@ def sigmoid_betas(num_timesteps: int, start: float = 1e-4, end: float = 0.02) ->
     return _sigmoid(np.linspace(-6.0, 6.0, num_timesteps)) * (end - start) + start
 
 
-def cosine_betas(num_timesteps: int, s: float = 0.008,
-                 clip: tuple[float, float] = (0.0, 0.999)) -> np.ndarray:
+def cosine_betas(
+    num_timesteps: int, s: float = 0.008, clip: tuple[float, float] = (0.0, 0.999)
+) -> np.ndarray:
     """Betas [T] of the cosine schedule (Nichol & Dhariwal 2021, Eq. 17), clipped to `clip`."""
     u = np.linspace(0.0, 1.0, num_timesteps + 1)
     return _betas_of_cumprod(np.cos((u + s) / (1.0 + s) * np.pi / 2.0) ** 2, clip)
 
 
-def sigmoid_cumprod_betas(num_timesteps: int, start: float = -3.0, end: float = 3.0,
-                          tau: float = 1.0, clip: tuple[float, float] = (0.0, 0.999)) -> np.ndarray:
+def sigmoid_cumprod_betas(
+    num_timesteps: int,
+    start: float = -3.0,
+    end: float = 3.0,
+    tau: float = 1.0,
+    clip: tuple[float, float] = (0.0, 0.999),
+) -> np.ndarray:
     """Betas [T] whose alphas_cumprod is a falling sigmoid (Jabri et al. 2022), clipped."""
     curve = _sigmoid(np.linspace(start, end, num_timesteps + 1) / tau)
     return _betas_of_cumprod(curve[-1] - curve, clip)
@@ -66,8 +73,11 @@ class Schedule:
 
 
 @np.errstate(divide="ignore")  # a beta of exactly 1 leaves no signal: infinite reciprocals
-def make_schedule(betas: np.ndarray, dtype: torch.dtype = torch.float32,
-                  clipped_log_variance: str = "second_entry") -> Schedule:
+def make_schedule(
+    betas: np.ndarray,
+    dtype: torch.dtype = torch.float32,
+    clipped_log_variance: str = "second_entry",
+) -> Schedule:
     """Tables of betas [T]; log of variance 0 (t = 0): of the "second_entry" or "floor" (1e-20)."""
     betas = np.asarray(betas, dtype=np.float64)  # everything in float64, cast once at the end
     if not np.all((betas >= 0.0) & (betas <= 1.0)):
@@ -75,8 +85,10 @@ def make_schedule(betas: np.ndarray, dtype: torch.dtype = torch.float32,
     cumprod = np.cumprod(1.0 - betas)
     prev = np.append(1.0, cumprod[:-1])
     variance = betas * (1.0 - prev) / (1.0 - cumprod)
-    clipped = {"second_entry": np.append(variance[1:2], variance[1:]),
-               "floor": np.maximum(variance, 1e-20)}[clipped_log_variance]
+    clipped = {
+        "second_entry": np.append(variance[1:2], variance[1:]),
+        "floor": np.maximum(variance, 1e-20),
+    }[clipped_log_variance]
     tables = {
         "betas": betas,
         "alphas_cumprod": cumprod,

@@ -8,8 +8,9 @@ from .schedule import Schedule
 
 
 @torch.no_grad()
-def ema_update(ema: dict[str, Tensor], params: dict[str, Tensor],
-               decay: float) -> dict[str, Tensor]:
+def ema_update(
+    ema: dict[str, Tensor], params: dict[str, Tensor], decay: float
+) -> dict[str, Tensor]:
     """ema <- decay * ema + (1 - decay) * params, in place; returns ema."""
     for name, average in ema.items():
         average.mul_(decay).add_(params[name], alpha=1.0 - decay)
@@ -19,10 +20,19 @@ def ema_update(ema: dict[str, Tensor], params: dict[str, Tensor],
 class Trainer:
     """Owns model, Adam, the averaged parameters `ema` and `step`, the number of updates done."""
 
-    def __init__(self, model: nn.Module, schedule: Schedule, learning_rate: float,
-                 betas: tuple[float, float] = (0.9, 0.999), warmup_steps: int = 0,
-                 max_grad_norm: float | None = 1.0, ema_decay: float = 0.9999,
-                 ema_warmup: bool = False, prediction_type: str = "eps", loss_type: str = "l2"):
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        learning_rate: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup_steps: int = 0,
+        max_grad_norm: float | None = 1.0,
+        ema_decay: float = 0.9999,
+        ema_warmup: bool = False,
+        prediction_type: str = "eps",
+        loss_type: str = "l2",
+    ):
         """Updates `model` in place; max_grad_norm None leaves gradients unclipped."""
         self.model, self.schedule, self.step = model, schedule, 0
         self.learning_rate, self.warmup_steps = learning_rate, warmup_steps

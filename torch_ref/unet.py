@@ -71,9 +71,17 @@ class _Level(nn.Module):
 class UNet(nn.Module):
     """Any H and W: the input is zero-padded to a multiple of 2 ** (levels - 1), then cropped."""
 
-    def __init__(self, in_channels: int = 3, out_channels: int = 3, channels: int = 128,
-                 channel_mult: Sequence[int] = (1, 2, 2, 2), num_res_blocks: int = 2,
-                 attn_levels: Sequence[int] = (1,), dropout: float = 0.1, num_groups: int = 32):
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        channels: int = 128,
+        channel_mult: Sequence[int] = (1, 2, 2, 2),
+        num_res_blocks: int = 2,
+        attn_levels: Sequence[int] = (1,),
+        dropout: float = 0.1,
+        num_groups: int = 32,
+    ):
         """The defaults are the CIFAR-10 network; `attn_levels` counts from the finest, 0."""
         super().__init__()
         self.num_res_blocks, self.stride = num_res_blocks, 2 ** (len(channel_mult) - 1)

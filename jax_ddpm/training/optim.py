@@ -43,35 +43,39 @@ def make_optimizer(
     weight_decay: float = 0.0,
     max_grad_norm: float | None = 1.0,
 ) -> optax.GradientTransformation:
-    """Clipping by global norm, g * min(1, max / |g|), then Adam (Kingma & Ba 2015) or AdamW.
+    """Clipping by global norm, g * min(1, max / |g|), then Adam, AdamW or Muon.
 
-    eps is added to the square root of the bias-corrected second moment, as in PyTorch.
+    adam (Kingma & Ba 2015), adamw (Loshchilov & Hutter 2019): eps is added to the square root of
+    the bias-corrected second moment, as in PyTorch. muon (Jordan et al. 2024): the momentum of each
+    kernel is orthogonalised and scaled to a root mean square of 0.2 (Liu et al. 2025), so that
+    learning rates are of Adam's size; biases and norms take NAdam's step (Dozat 2016).
     """
     b1, b2 = betas
     clip = optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm)
-    if optimizer == "muon":
-        muon = optax.contrib.muon(
-            learning_rate,
-            adam_b1=b1,
-            adam_b2=b2,
-            consistent_rms=0.2,
-            muon_weight_dimension_numbers=_as_matrices,
-        )
-        return optax.chain(clip, muon)
-    if optimizer == "adam":
-        return optax.chain(clip, optax.adam(learning_rate, b1=b1, b2=b2, eps=eps, eps_root=0.0))
-    adamw = optax.adamw(
-        learning_rate, b1=b1, b2=b2, eps=eps, eps_root=0.0, weight_decay=weight_decay
-    )
-    return optax.chain(clip, adamw)
+    adam = {"b1": b1, "b2": b2, "eps": eps, "eps_root": 0.0}
+    match optimizer:
+        case "adam":
+            return optax.chain(clip, optax.adam(learning_rate, **adam))
+        case "adamw":
+            adamw = optax.adamw(learning_rate, **adam, weight_decay=weight_decay)
+            return optax.chain(clip, adamw)
+        case "muon":
+            return optax.chain(clip, _muon(learning_rate, b1, b2))
 
 
-def _as_matrices(params: Any) -> Any:
-    """How Muon sees each kernel: a matrix from all inputs to the outputs; vectors are Adam's."""
-
-    def spec(leaf: Any) -> Any:
+def _muon(learning_rate: optax.ScalarOrSchedule, b1: float, b2: float) -> Any:
+    def as_matrix(leaf: Any) -> Any:
+        """A kernel is a matrix from all its inputs to its outputs; None: not for Muon."""
         if leaf.ndim < 2:
             return None
         return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
 
-    return jax.tree.map(spec, params)
+    return optax.contrib.muon(
+        learning_rate,
+        beta=0.95,
+        ns_steps=5,
+        adam_b1=b1,
+        adam_b2=b2,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=lambda params: jax.tree.map(as_matrix, params),
+    )

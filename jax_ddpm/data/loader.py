@@ -20,17 +20,19 @@ def batches(
     Every epoch has its own order and no image is dropped: a batch may span two epochs. The batch of
     a step depends on `seed` and the step alone, so a continued run sees the data that an
     uninterrupted one would have seen.
-
-    Raises UserError if there are fewer images than one batch.
     """
-    if batch_size > len(source.images):
-        raise UserError(
-            f"--train.batch-size {batch_size} is larger than the data set, "
-            f"which has {len(source.images)} images"
-        )
     dataset = grain.MapDataset.source(source.images).seed(seed).shuffle().repeat().batch(batch_size)
     iterator = iter(
         dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
     )
     iterator.set_state({"next_index": start_step})
     return iterator
+
+
+def require_full_batch(source: ImageSource, batch_size: int) -> None:
+    """Raise UserError if there are fewer images than one batch."""
+    if batch_size > len(source.images):
+        raise UserError(
+            f"--train.batch-size {batch_size} is larger than the data set, "
+            f"which has {len(source.images)} images"
+        )

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM as a request to stop at the next good moment."""
 
 import signal
+import sys
 from types import FrameType, TracebackType
 
 
@@ -31,3 +32,4 @@ class StopRequest:
         if self.signum is not None:
             raise KeyboardInterrupt
         self.signum = number
+        print("\nStopping at the next logged step; once more stops at once.", file=sys.stderr)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from jax_ddpm import runs
 from jax_ddpm.build import Parts, build
 from jax_ddpm.config import Config, validate
-from jax_ddpm.data.loader import batches
+from jax_ddpm.data.loader import batches, require_full_batch
 from jax_ddpm.data.sources import ImageSource, open_source
 from jax_ddpm.errors import Stopped, UserError
 from jax_ddpm.generate import GenerateFn, Samples, generate_images, make_generate_fn, write_samples
@@ -50,8 +50,10 @@ def train(config: Config) -> Run:
     validate(config)
     choose_mode(config.train.parallel, config.train.batch_size)
     source = open_source(config.data.name, config.data.path)
-    run = runs.open_for_training(config, source.image_shape)
-    with prepared(run, source) as job:
+    require_full_batch(source, config.train.batch_size)
+    parts = build(config, source.image_shape)
+    run = runs.open_for_training(config, source.image_shape)  # from here on the disk is written to
+    with prepared(run, parts, source) as job:
         state = first_state(job)
         announce(job, state)
         if not finished(job, state):
@@ -62,9 +64,9 @@ def train(config: Config) -> Run:
 
 
 @contextmanager
-def prepared(run: Run, source: ImageSource) -> Iterator[Job]:
+def prepared(run: Run, parts: Parts, source: ImageSource) -> Iterator[Job]:
     """The job of `run`; holds its lock, its checkpoints and the signals until it is left."""
-    config, parts = run.config, build(run.config, run.image_shape)
+    config = run.config
     with ExitStack() as stack:
         stack.enter_context(runs.locked(run))
         checkpoints = stack.enter_context(

@@ -3,7 +3,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from jax_ddpm.data.loader import batches
+from jax_ddpm.data.loader import batches, require_full_batch
 from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.errors import UserError
 
@@ -49,4 +49,4 @@ def test_every_epoch_has_its_own_order():
 
 def test_a_batch_larger_than_the_data_set_is_refused():
     with pytest.raises(UserError, match=r"--train.batch-size 21 .* 20 images"):
-        batches(NUMBERED, 21, 0)
+        require_full_batch(NUMBERED, 21)

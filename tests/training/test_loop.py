@@ -177,6 +177,14 @@ def test_pictures_of_a_finished_run_are_drawn_again_if_they_are_gone(
     assert_same_run(folder, trained_run)
 
 
+def test_a_batch_larger_than_the_data_set_is_refused_before_anything_is_written(
+    make_config, tmp_path
+):
+    with pytest.raises(UserError, match=r"--train.batch-size 41 .* 40 images"):
+        loop.train(make_config(tmp_path / "run", train={"batch_size": 41}))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_eight_devices_train_the_run_of_one(trained_run, make_config, tmp_path):
     folder = tmp_path / "pmap"

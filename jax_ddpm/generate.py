@@ -27,7 +27,7 @@ from jax_ddpm.training.checkpoint import open_checkpoints, restore
 from jax_ddpm.training.parallel import compiler_options
 from jax_ddpm.training.state import TrainState
 
-GIF_FRAMES = 50
+GIF_FRAMES = 25
 SUFFIXES = (".png", ".gif", ".npz")
 
 

@@ -26,7 +26,7 @@ PRESETS: dict[str, Config] = {
         ),
         diffusion=DiffusionConfig(schedule="cosine", prediction_type="x_0"),
         train=TrainConfig(
-            num_steps=2400,
+            num_steps=2600,
             batch_size=16,
             learning_rate=5e-3,
             warmup_steps=100,

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import safetensors.numpy
 import torch
 from jax.tree_util import keystr, tree_leaves_with_path
@@ -18,6 +19,8 @@ from jax_ddpm.models import Network, UNet, make_network
 from torch_ref.unet import UNet as TorchUNet
 
 GOLDENS = Path(__file__).parent / "goldens"
+# For tests whose compilation takes long: single precision is left to the slow run.
+DOUBLE_FIRST = ["float64", pytest.param("float32", marks=pytest.mark.slow)]
 SHORT = {"float32": "f32", "float64": "f64"}
 
 
@@ -166,7 +169,8 @@ def params_of(theirs: torch.nn.Module, network: Network) -> Any:
 def tree_of(tensors: dict[str, torch.Tensor], network: Network) -> Any:
     """Tensors by parameter name (parameters, gradients, moments) as a tree of our parameters."""
     like = jax.eval_shape(network.init, jax.random.key(0))
-    arrays = {name: tensor.detach().numpy() for name, tensor in tensors.items()}
+    # copies: torch updates its tensors in place, perhaps while JAX still reads them
+    arrays = {name: np.array(tensor.detach()) for name, tensor in tensors.items()}
     return from_state_dict(arrays, "torch_ref", like)
 
 

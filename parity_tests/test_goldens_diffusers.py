@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity import SHORT, check_recorded_unet, golden, nchw_to_nhwc, toy_denoiser
+from parity import DOUBLE_FIRST, SHORT, check_recorded_unet, golden, nchw_to_nhwc, toy_denoiser
 
 from jax_ddpm.denoiser import make_denoise_fn
 from jax_ddpm.diffusion import q_sample, v_from
@@ -109,6 +109,7 @@ def test_ddim_chain(compare, dtype, tag):
     check_chain(compare, dtype, "diffusers/sched_ddim", tag, sampler_of)
 
 
+@pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 def test_unet(compare, dtype):
     module = UNet(channels=8, num_groups=8, dropout=0.0, dtype=dtype)
     check_recorded_unet(

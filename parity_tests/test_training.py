@@ -35,7 +35,13 @@ def our_steps(network, params, dtype, batches, settings):
         yield state, metrics
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=["as in the paper", "ema warm-up, no clipping"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(SETTINGS[0], id="as in the paper"),
+        pytest.param(SETTINGS[1], id="ema warm-up, no clipping", marks=pytest.mark.slow),
+    ],
+)
 def test_twenty_steps(compare, dtype, settings):
     model, network, params = twin_networks(dtype, seed=2)
     schedule = make_ref_schedule(linear_betas(1000), getattr(torch, dtype))

@@ -112,7 +112,7 @@ def test_resampling(compare, dtype, twins, layer):
     compare("down- and upsampling", ours, to_jax(reference(to_torch(x))), dtype)
 
 
-@pytest.mark.parametrize("size", [(8, 8), (7, 9)])
+@pytest.mark.parametrize("size", [(8, 8), pytest.param((7, 9), marks=pytest.mark.slow)])
 def test_whole_network(compare, dtype, twins, size):
     """(7, 9) is padded to (8, 10) inside and cropped."""
     theirs, network, params = twins[dtype]

@@ -128,6 +128,7 @@ def test_a_run_stopped_half_way_and_continued_is_the_run_that_was_not_stopped(
     assert_same_run(config.run, trained_run)
 
 
+@pytest.mark.slow
 def test_a_run_that_died_between_checkpoints_continues_as_if_it_had_not(
     trained_run, make_config, tmp_path, monkeypatch
 ):

@@ -170,7 +170,7 @@ def tree_of(tensors: dict[str, torch.Tensor], network: Network) -> Any:
     """Tensors by parameter name (parameters, gradients, moments) as a tree of our parameters."""
     like = jax.eval_shape(network.init, jax.random.key(0))
     # copies: torch updates its tensors in place, perhaps while JAX still reads them
-    arrays = {name: np.array(tensor.detach()) for name, tensor in tensors.items()}
+    arrays = {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}
     return from_state_dict(arrays, "torch_ref", like)
 
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity import SHORT, check_recorded_unet, golden, toy_denoiser
+from parity import DOUBLE_FIRST, SHORT, check_recorded_unet, golden, toy_denoiser
 
 from jax_ddpm.denoiser import make_denoise_fn
 from jax_ddpm.diffusion import q_posterior, q_sample
@@ -96,6 +96,7 @@ def test_ancestral_chain(compare, dtype, tag):
     compare("recorded chains", x_0, io[f"{SHORT[dtype]}.{tag}/p_sample_loop"], dtype)
 
 
+@pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 def test_unet(compare, dtype):
     module = UNet(channels=32, channel_mult=(1, 1), num_res_blocks=1, dropout=0.0, dtype=dtype)
     check_recorded_unet(compare, dtype, "hojonathanho/unet", module, "ho")

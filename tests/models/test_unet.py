@@ -111,6 +111,7 @@ def test_dropout_of_an_example_depends_on_its_key_alone(small):
     np.testing.assert_allclose(swapped[::-1], together, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_and_reach_every_parameter(small):
     apply_fn, params = small
     x_t = images(2, 8, 8, 1)

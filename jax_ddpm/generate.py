@@ -24,7 +24,7 @@ from jax_ddpm.samplers import SamplerState, draw_noise, sample
 from jax_ddpm.samplers.ddpm import Variance
 from jax_ddpm.schedules import Schedule, Spacing, level_at, timestep_grid
 from jax_ddpm.training.checkpoint import open_checkpoints, restore
-from jax_ddpm.training.parallel import compiler_options
+from jax_ddpm.training.parallel import compiler_options, shapes_on_one_device
 from jax_ddpm.training.state import TrainState
 
 GIF_FRAMES = 25
@@ -162,7 +162,7 @@ def load_state(run: runs.Run, parts: Parts) -> TrainState:
     """The newest checkpoint of `run` on one device."""
     if not run.checkpoints.is_dir():
         raise UserError(f"{run.folder} has no checkpoint yet: train it first")
-    like = jax.eval_shape(parts.init_state, jax.random.key(0))
+    like = shapes_on_one_device(jax.eval_shape(parts.init_state, jax.random.key(0)))
     with open_checkpoints(run.checkpoints) as checkpoints:
         return restore(checkpoints, like)
 

@@ -61,6 +61,12 @@ def parallelize(make_step: Callable[[str | None], TrainStep], mode: Mode) -> Tra
     return step
 
 
+def shapes_on_one_device(shapes: Any) -> Any:
+    """Shapes that say where their arrays go: to the first local device, whoever saved them."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
+
+
 def on_one_device(tree: Any) -> Any:
     """Replicated arrays as arrays of the first local device."""
     return jax.tree.map(lambda a: a.addressable_data(0), tree)

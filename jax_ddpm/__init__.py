@@ -16,7 +16,7 @@ from jax_ddpm.diffusion import (
     x_0_from_v,
 )
 from jax_ddpm.losses import diffusion_loss, draw
-from jax_ddpm.models import Network, UNet, make_network
+from jax_ddpm.models import NetworkFns, UNet, make_network
 from jax_ddpm.samplers import Sampler, SamplerState, ddim, ddpm, draw_noise, sample
 from jax_ddpm.schedules import (
     Level,
@@ -35,7 +35,7 @@ from jax_ddpm.schedules import (
 __all__ = [
     "DenoiseFn",
     "Level",
-    "Network",
+    "NetworkFns",
     "Prediction",
     "Sampler",
     "SamplerState",

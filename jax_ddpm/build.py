@@ -6,8 +6,8 @@ import jax
 import optax
 from jaxtyping import Array, Key
 
-from jax_ddpm.config import Config, ModelConfig, SampleConfig
-from jax_ddpm.models import Network, UNet, make_network
+from jax_ddpm.config import Config, SampleConfig
+from jax_ddpm.models import NetworkFns, make_network
 from jax_ddpm.samplers import Sampler, ddim, ddpm
 from jax_ddpm.schedules import Schedule, named_schedule
 from jax_ddpm.training.optim import make_learning_rate, make_optimizer
@@ -17,7 +17,7 @@ from jax_ddpm.training.state import TrainState, create_state
 class Parts(NamedTuple):
     """What a configuration describes, as functions and tables."""
 
-    network: Network
+    network: NetworkFns
     schedule: Schedule
     learning_rate: optax.Schedule
     optimizer: optax.GradientTransformation
@@ -44,22 +44,8 @@ def build(config: Config, image_shape: tuple[int, int, int]) -> Parts:
         max_grad_norm=train.max_grad_norm,
     )
     schedule = named_schedule(config.diffusion.schedule, config.diffusion.num_timesteps)
-    module = make_unet(config.model, image_shape[-1])
+    module = config.model.module(image_shape[-1], jax.numpy.dtype(config.model.compute_dtype))
     return Parts(make_network(module, image_shape), schedule, learning_rate, optimizer)
-
-
-def make_unet(model: ModelConfig, image_channels: int) -> UNet:
-    """The U-Net that `model` describes."""
-    return UNet(
-        out_channels=image_channels,
-        channels=model.channels,
-        channel_mult=model.channel_mult,
-        num_res_blocks=model.num_res_blocks,
-        attn_levels=model.attn_levels,
-        dropout=model.dropout,
-        num_groups=model.num_groups,
-        dtype=jax.numpy.dtype(model.compute_dtype),
-    )
 
 
 def make_sampler(sample: SampleConfig) -> Sampler:

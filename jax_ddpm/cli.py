@@ -34,10 +34,11 @@ def parse(
     """`args` as a dataclass `kind`. Raises UserError for an unknown flag."""
     known: dict[str, Any] = {} if default is None else {"default": default}
     values, unknown = tyro.cli(
-        kind, prog=prog, description=description, args=args, return_unknown_args=True, **known
-    )
+        kind, prog=prog, description=description, args=args, return_unknown_args=True,
+        config=(tyro.conf.AvoidSubcommands,), **known
+    )  # fmt: skip
     if unknown:
-        hint = _hint(unknown[0].split("=")[0], list(_flags(kind)))
+        hint = _hint(unknown[0].split("=")[0], list(_flags(default or kind)))
         raise UserError(f"unknown argument {unknown[0]}{hint} (--help lists all)")
     return values
 
@@ -70,8 +71,9 @@ def _value_of(flag: str, args: Sequence[str]) -> str | None:
 def _flags(kind: Any, prefix: str = "--") -> Iterator[str]:
     for f in fields(kind):
         name = prefix + f.name.replace("_", "-")
-        if is_dataclass(f.type):
-            yield from _flags(f.type, f"{name}.")
+        nested = getattr(kind, f.name, f.type)
+        if is_dataclass(nested):
+            yield from _flags(nested, f"{name}.")
         else:
             yield name
 

@@ -8,6 +8,7 @@ from jax_ddpm.data.sources import SourceName
 from jax_ddpm.diffusion import PredictionType
 from jax_ddpm.errors import UserError
 from jax_ddpm.losses import LossType
+from jax_ddpm.models import ModelConfig, UNetConfig
 from jax_ddpm.samplers.ddpm import Variance
 from jax_ddpm.schedules import ScheduleName, Spacing, named_schedule, timestep_grid
 
@@ -24,26 +25,6 @@ class DataConfig:
     """The folder that holds the data."""
     random_flip: bool = True
     """Mirror each image left to right with probability 1/2."""
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The U-Net of Ho et al. 2020; the defaults are its CIFAR-10 size."""
-
-    channels: int = 128
-    """Channels of the first level."""
-    channel_mult: tuple[int, ...] = (1, 2, 2, 2)
-    """Channels of each level, as multiples; each level halves the resolution."""
-    num_res_blocks: int = 2
-    """ResNet blocks per level."""
-    attn_levels: tuple[int, ...] = (1,)
-    """Levels with self-attention; 0 is the full resolution."""
-    dropout: float = 0.1
-    """Probability that a feature is dropped in training."""
-    num_groups: int = 32
-    """Groups of each group normalisation."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of convolutions and matrix products; parameters, norms and loss stay float32."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +104,8 @@ class Config:
     seed: int = 0
     """Seed of the initial parameters, the order of the data, and all noise."""
     data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig = field(default_factory=UNetConfig)
+    """The network: the preset names the architecture, the flags its settings."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
@@ -137,7 +119,10 @@ class Config:
 def validate(config: Config) -> None:
     """Raise UserError, in one sentence, for the first value that cannot work."""
     validate_seed(config.seed)
-    _validate_model(config.model)
+    try:
+        config.model.check()
+    except ValueError as error:
+        raise UserError(str(error)) from error
     _validate_train(config.train)
     try:
         named_schedule(config.diffusion.schedule, config.diffusion.num_timesteps)
@@ -161,23 +146,6 @@ def validate_sample(sample: SampleConfig, num_timesteps: int) -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     _require(0 <= sample.eta <= 1, "eta", sample.eta, "between 0 and 1")
-
-
-def _validate_model(model: ModelConfig) -> None:
-    _require(model.channels >= 4, "--model.channels", model.channels, "at least 4")
-    mult = model.channel_mult
-    _require(bool(mult) and min(mult) >= 1, "--model.channel-mult", mult, "positive whole numbers")
-    _require(
-        model.num_res_blocks >= 1, "--model.num-res-blocks", model.num_res_blocks, "at least 1"
-    )
-    _require(0 <= model.dropout < 1, "--model.dropout", model.dropout, "in [0, 1)")
-    levels = range(len(mult))
-    for level in model.attn_levels:
-        _require(level in levels, "--model.attn-levels", level, f"between 0 and {len(mult) - 1}")
-    divides = model.num_groups >= 1 and model.channels % model.num_groups == 0
-    _require(
-        divides, "--model.num-groups", model.num_groups, f"a divisor of {model.channels} channels"
-    )
 
 
 def _validate_train(train: TrainConfig) -> None:

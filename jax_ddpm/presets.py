@@ -4,10 +4,10 @@ from jax_ddpm.config import (
     Config,
     DataConfig,
     DiffusionConfig,
-    ModelConfig,
     SampleConfig,
     TrainConfig,
 )
+from jax_ddpm.models import UNetConfig
 
 PRESETS: dict[str, Config] = {
     # 10,000 Fashion-MNIST images on two CPU cores in eight minutes. Narrow where images are large,
@@ -16,7 +16,7 @@ PRESETS: dict[str, Config] = {
     "fashion-cpu": Config(
         preset="fashion-cpu",
         data=DataConfig(random_flip=False),
-        model=ModelConfig(
+        model=UNetConfig(
             channels=16,
             channel_mult=(1, 2, 4),
             num_res_blocks=1,
@@ -45,7 +45,7 @@ PRESETS: dict[str, Config] = {
     # Ho et al. 2020, 256x256 images (CelebA-HQ, LSUN): 114M parameters.
     "ddpm-256": Config(
         preset="ddpm-256",
-        model=ModelConfig(channel_mult=(1, 1, 2, 2, 4, 4), attn_levels=(4,), dropout=0.0),
+        model=UNetConfig(channel_mult=(1, 1, 2, 2, 4, 4), attn_levels=(4,), dropout=0.0),
         train=TrainConfig(num_steps=500_000, batch_size=64, learning_rate=2e-5),
         sample=SampleConfig(variance="fixed_small"),
     ),

@@ -13,6 +13,7 @@ import dacite
 from jax_ddpm.config import Config
 from jax_ddpm.errors import UserError
 from jax_ddpm.files import write_atomically
+from jax_ddpm.models import ARCHITECTURES
 
 FORMAT = 1
 MAY_DIFFER = {"run", "train.parallel"}  # settings that do not change what a run computes
@@ -102,13 +103,21 @@ def load(folder: Path) -> Run:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """`config` as JSON values; paths become strings."""
-    return json.loads(json.dumps(asdict(config), default=str))
+    values = json.loads(json.dumps(asdict(config), default=str))
+    names = {kind: name for name, kind in ARCHITECTURES.items()}
+    values["model"] = {"architecture": names[type(config.model)], **values["model"]}
+    return values
 
 
 def from_dict(values: dict[str, Any]) -> Config:
     """The Config that `to_dict` made `values` of. Raises for anything else: see `load`."""
     settings = dacite.Config(strict=True, cast=[tuple, Path], type_hooks={float: _number})
-    return dacite.from_dict(Config, values, settings)
+    model = dict(values["model"])
+    architecture = model.pop("architecture", "unet")  # runs before 0.2 had but one
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"there is no architecture {architecture!r}")
+    built = dacite.from_dict(ARCHITECTURES[architecture], model, settings)
+    return dacite.from_dict(Config, {**values, "model": built}, settings)
 
 
 def _number(value: Any) -> float:
@@ -138,9 +147,9 @@ def _differences(
         if name in MAY_DIFFER:
             continue
         if isinstance(new[key], dict):
-            yield from _differences(old[key], new[key], f"{name}.")
-        elif old[key] != new[key]:
-            yield name, old[key], new[key]
+            yield from _differences(old.get(key, {}), new[key], f"{name}.")
+        elif old.get(key) != new[key]:
+            yield name, old.get(key), new[key]
 
 
 def _flag(name: str) -> str:

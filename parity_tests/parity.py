@@ -14,8 +14,8 @@ import torch
 from jax.tree_util import keystr, tree_leaves_with_path
 from tolerances import TOLERANCES
 
-from jax_ddpm.interop import from_state_dict
-from jax_ddpm.models import Network, UNet, make_network
+from jax_ddpm.interop import PEERS, from_state_dict
+from jax_ddpm.models import NetworkFns, UNet, make_network
 from torch_ref.unet import UNet as TorchUNet
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -115,7 +115,7 @@ def check_recorded_unet(compare, dtype, case, module, source, layout=lambda arra
     network = make_network(module, x.shape[1:])
     like = jax.eval_shape(network.init, jax.random.key(0))
     weights = {k: v.astype(dtype) for k, v in load_weights(GOLDENS / case).items()}
-    params = from_state_dict(weights, source, like)
+    params = from_state_dict(weights, PEERS[source], like)
 
     def loss_fn(params, x):
         out = network.apply_fn(params, x, jnp.asarray(io["in.t"]))
@@ -137,7 +137,9 @@ def check_recorded_unet(compare, dtype, case, module, source, layout=lambda arra
 def row_order(names, weights, source, like):
     """Which recorded row belongs to which of our parameters: row numbers sent through the names."""
     numbers = {name: np.full(weights[name].shape, i) for i, name in enumerate(names)}
-    return [np.ravel(leaf)[0] for leaf in jax.tree.leaves(from_state_dict(numbers, source, like))]
+    return [
+        np.ravel(leaf)[0] for leaf in jax.tree.leaves(from_state_dict(numbers, PEERS[source], like))
+    ]
 
 
 TINY = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "attn_levels": (1,)}
@@ -161,17 +163,17 @@ def twin_networks(dtype: str, *, seed: int = 0, channels: int = 3, **kwargs: Any
     return theirs, network, params_of(theirs, network)
 
 
-def params_of(theirs: torch.nn.Module, network: Network) -> Any:
+def params_of(theirs: torch.nn.Module, network: NetworkFns) -> Any:
     """The parameters of a torch_ref network as ours."""
     return tree_of({name: p for name, p in theirs.named_parameters()}, network)
 
 
-def tree_of(tensors: dict[str, torch.Tensor], network: Network) -> Any:
+def tree_of(tensors: dict[str, torch.Tensor], network: NetworkFns) -> Any:
     """Tensors by parameter name (parameters, gradients, moments) as a tree of our parameters."""
     like = jax.eval_shape(network.init, jax.random.key(0))
     # copies: torch updates its tensors in place, perhaps while JAX still reads them
     arrays = {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}
-    return from_state_dict(arrays, "torch_ref", like)
+    return from_state_dict(arrays, PEERS["torch_ref"], like)
 
 
 def draws(shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from parity import draws, to_jax, to_torch
 
 from jax_ddpm.denoiser import make_denoise_fn
-from jax_ddpm.interop import from_state_dict
+from jax_ddpm.interop import PEERS, from_state_dict
 from jax_ddpm.models import UNet, make_network
 from jax_ddpm.samplers import ddim, ddpm, sample
 from jax_ddpm.schedules import level_at, linear_betas, make_schedule, timestep_grid
@@ -40,7 +40,7 @@ def models():
     network = make_network(module, SHAPE[1:])
     like = jax.eval_shape(network.init, jax.random.key(0))
     weights = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
-    return theirs, network.apply_fn, from_state_dict(weights, "diffusers", like)
+    return theirs, network.apply_fn, from_state_dict(weights, PEERS["diffusers"], like)
 
 
 def test_unet(compare, models):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from parity import draws, to_jax, to_torch, tree_of, twin_networks
 
-from jax_ddpm.interop import from_state_dict
+from jax_ddpm.interop import PEERS, from_state_dict
 from jax_ddpm.models import UNet, layers
 from jax_ddpm.models.layers import GroupNorm, ResnetBlock, SelfAttention, TimeEmbedding
 from torch_ref.unet import UNet as TorchUNet
@@ -39,7 +39,12 @@ def check_block(compare, what, dtype, module, params, theirs, *args):
     compare(what, out, to_jax(ref_out), dtype)
     compare(f"{what}: gradients", grad_args, [to_jax(g) for g in ref_args], dtype)
     arrays = {name: g.numpy() for name, g in ref_params.items()}
-    compare(f"{what}: gradients", grad_params, from_state_dict(arrays, "torch_ref", params), dtype)
+    compare(
+        f"{what}: gradients",
+        grad_params,
+        from_state_dict(arrays, PEERS["torch_ref"], params),
+        dtype,
+    )
 
 
 @pytest.fixture(scope="module")

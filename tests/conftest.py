@@ -20,11 +20,11 @@ from jax_ddpm.config import (
     Config,
     DataConfig,
     DiffusionConfig,
-    ModelConfig,
     SampleConfig,
     TrainConfig,
 )
 from jax_ddpm.data.idx import write_idx
+from jax_ddpm.models import UNetConfig
 
 jax.config.update("jax_enable_x64", True)
 
@@ -72,7 +72,7 @@ def make_config(tiny_folder: Path) -> Callable[..., Config]:
     def make(run: Path, **changes: Any) -> Config:
         sections = {
             "data": DataConfig("fashion_mnist", tiny_folder, random_flip=True),
-            "model": ModelConfig(
+            "model": UNetConfig(
                 channels=4, channel_mult=(1,), num_res_blocks=1, attn_levels=(), num_groups=2
             ),
             "diffusion": DiffusionConfig(num_timesteps=8),

@@ -1,4 +1,4 @@
-"""From a flat state dict of another implementation to parameters, strictly."""
+"""Between the flat state dict of another implementation and our tree of parameters, strictly."""
 
 import re
 from collections.abc import Mapping
@@ -8,69 +8,151 @@ import jax
 import numpy as np
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.interop.tables import TABLES, SourceName
+from jax_ddpm.interop.peer import Layout, Peer
 
 Shape = tuple[int, ...]
+Names = list[tuple[str, str]]
 
 
-def from_state_dict(state_dict: Mapping[str, np.ndarray], source: SourceName, like: Any) -> Any:
+def from_state_dict(state_dict: Mapping[str, np.ndarray], peer: Peer, like: Any) -> Any:
     """The arrays of `state_dict` in the tree of `like` (parameters or shapes); dtypes are kept.
 
     Raises UserError, naming the first offender, unless every array has exactly one place of its
     shape and every place is filled.
     """
-    table = TABLES[source]
-    places: dict[str, Shape] = {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(like)
-    }
-    num_levels = sum(name.startswith("down_") for name in like)
+    places = shapes_of(like)
+    num_levels = count_levels(like)
     found: dict[str, np.ndarray] = {}
-    for theirs, array in state_dict.items():
-        ours = rename(theirs.replace("/", "."), table.names, num_levels)
-        if table.torch_layout:
-            ours, array = from_torch_layout(ours, array, places)
+    for theirs, given in state_dict.items():
+        ours = our_name(theirs, given, peer, places, num_levels)
+        layout = layout_of(theirs, peer)
+        array = to_our_layout(np.asarray(given), layout, ours) if peer.torch_layout else given
         if ours in found or places.get(ours) != array.shape:
             raise UserError(
-                f"{source} weight {theirs} of shape {array.shape} does not fit: "
+                f"weight {theirs} of shape {given.shape} does not fit: "
                 f"{ours} is {places.get(ours, 'not in this network')}"
             )
         found[ours] = array
     if missing := places.keys() - found.keys():
-        raise UserError(f"the {source} weights have nothing for {min(missing)}")
+        first = next(name for name in places if name in missing)
+        raise UserError(f"the weights have nothing for {first} of shape {places[first]}")
     return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in places])
 
 
-def rename(name: str, names: list[tuple[str, str]], num_levels: int) -> str:
+def to_state_dict(params: Any, peer: Peer) -> dict[str, np.ndarray]:
+    """The parameters under the peer's names, in its layouts: the inverse of `from_state_dict`."""
+    backwards = [(ours, theirs) for theirs, ours in peer.names]
+    num_levels = count_levels(params)
+    state_dict = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        ours = jax.tree_util.keystr(path, simple=True, separator=".")
+        theirs = rename(ours, backwards, num_levels)
+        if peer.torch_layout:
+            theirs = re.sub(r"(^|\.)(kernel|scale|embedding)$", r"\1weight", theirs)
+            array = to_their_layout(np.asarray(leaf), layout_of(theirs, peer), ours)
+        else:
+            theirs, array = theirs.replace(".", "/"), np.asarray(leaf)
+        theirs = peer.prefix + theirs
+        state_dict[theirs] = np.ascontiguousarray(array).reshape(array.shape)
+    return state_dict
+
+
+def shapes_of(tree: Any) -> dict[str, Shape]:
+    """The shape of each leaf by its dotted name."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def count_levels(tree: Any) -> int:
+    """The number of resolutions of a U-Net."""
+    return sum(bool(re.fullmatch(r"down_\d+", name)) for name in tree)
+
+
+def our_name(
+    theirs: str, array: np.ndarray, peer: Peer, places: Mapping[str, Shape], num_levels: int
+) -> str:
+    """Our name of a tensor; PyTorch's `weight` is whichever of ours is there."""
+    ours = rename(theirs.replace("/", "."), peer.names, num_levels)
+    if not peer.torch_layout or not re.search(r"(^|\.)weight$", ours):
+        return ours
+    stem = ours.removesuffix("weight")
+    names = [stem + leaf for leaf in ("kernel", "scale", "embedding")]
+    return next((name for name in names if name in places), ours)
+
+
+def rename(name: str, names: Names, num_levels: int) -> str:
     """Translate a dotted `name` from left to right by the rules of a table."""
     translated = []
     while name:
-        ours, name = _translate_first(name, names, num_levels)
-        translated += [ours] if ours else []
+        new, name = _translate_first(name, names, num_levels)
+        translated += [new] if new else []
     return ".".join(translated)
 
 
-def _translate_first(name: str, names: list[tuple[str, str]], num_levels: int) -> tuple[str, str]:
-    for theirs, ours in names:
-        pattern = re.escape(theirs).replace(r"\{i\}", r"(?P<i>\d+)")
-        if match := re.match(rf"{pattern}(?:\.|$)", name):
-            if "i}" in ours:
-                i = int(match["i"])
-                ours = ours.replace("{i}", str(i)).replace("{-i}", str(num_levels - 1 - i))
-            return ours, name[match.end() :]
+def _translate_first(name: str, names: Names, num_levels: int) -> tuple[str, str]:
+    for old, new in names:
+        if old and (match := re.match(_pattern(old) + r"(?:\.|$)", name)):
+            numbers = {
+                key[-1]: num_levels - 1 - int(n) if key.startswith("rev") else int(n)
+                for key, n in match.groupdict().items()
+            }
+            return _filled(new, numbers, num_levels), name[match.end() :]
     first, _, rest = name.partition(".")
     return first, rest
 
 
-def from_torch_layout(
-    name: str, array: np.ndarray, places: Mapping[str, Shape]
-) -> tuple[str, np.ndarray]:
-    """PyTorch's `weight` as `kernel` or `scale`: OIHW -> HWIO, matrices (O, I) -> (I, O)."""
-    if not name.endswith("weight"):
-        return name, array
-    name = name.removesuffix("weight") + ("scale" if array.ndim == 1 else "kernel")
-    if array.ndim == 4:
-        array = array.transpose(2, 3, 1, 0)  # [h, w, in, out]
-        a_matrix_here = array.shape[:2] == (1, 1) and len(places.get(name, ())) == 2
-        return name, array[0, 0] if a_matrix_here else array
-    return name, array.T
+def _pattern(rule: str) -> str:
+    """`{i}` as a group for(i), `{-i}` as a group rev(i)."""
+    text = re.sub(r"\\\{(\w)\\\}", r"(?P<for\1>\\d+)", re.escape(rule))
+    return re.sub(r"\\\{\\-(\w)\\\}", r"(?P<rev\1>\\d+)", text)
+
+
+def _filled(rule: str, numbers: Mapping[str, int], num_levels: int) -> str:
+    text = re.sub(r"\{(\w)\}", lambda m: str(numbers[m[1]]), rule)
+    return re.sub(r"\{-(\w)\}", lambda m: str(num_levels - 1 - numbers[m[1]]), text)
+
+
+def layout_of(theirs: str, peer: Peer) -> Layout | None:
+    """The special layout of a tensor, if its name ends as one that has one."""
+    for ending, layout in peer.layouts.items():
+        if re.search(rf"(^|\.){re.escape(ending)}$", theirs):
+            return layout
+    return None
+
+
+def to_our_layout(array: np.ndarray, layout: Layout | None, ours: str) -> np.ndarray:
+    """OIHW -> HWIO, matrices (O, I) -> (I, O), norms CHW -> HWC, unless `layout` says otherwise."""
+    match layout, array.ndim:
+        case "pointwise_2d", 4:
+            return array[:, :, 0, 0].T if array.shape[2:] == (1, 1) else array
+        case "pointwise_1d", 3:
+            return array[:, :, 0].T if array.shape[2:] == (1,) else array
+        case "channels", 4:
+            return array.reshape(-1) if array.size == array.shape[1] else array
+        case None, 4 if ours.endswith("kernel"):
+            return array.transpose(2, 3, 1, 0)
+        case _, 2 if ours.endswith("kernel"):
+            return array.T
+        case None, 3 if ours.endswith(("scale", "bias")):
+            return array.transpose(1, 2, 0)
+    return array
+
+
+def to_their_layout(array: np.ndarray, layout: Layout | None, ours: str) -> np.ndarray:
+    """The inverse of `to_our_layout`."""
+    match layout, array.ndim:
+        case "pointwise_2d", 2:
+            return array.T[:, :, None, None]
+        case "pointwise_1d", 2:
+            return array.T[:, :, None]
+        case "channels", 1:
+            return array[None, :, None, None]
+        case None, 4 if ours.endswith("kernel"):
+            return array.transpose(3, 2, 0, 1)
+        case None, 2 if ours.endswith("kernel"):
+            return array.T
+        case None, 3 if ours.endswith(("scale", "bias")):
+            return array.transpose(2, 0, 1)
+    return array

@@ -1,12 +1,14 @@
 """The U-Net of Ho et al. 2020 (appendix B; after PixelCNN++ and Wide ResNet)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from jax_ddpm.models.base import Architecture, ImageShape, require
 from jax_ddpm.models.layers import (
     ZERO_SCALE,
     Features,
@@ -21,6 +23,59 @@ from jax_ddpm.models.layers import (
 
 Temb = Float[Array, "b e"]
 DropoutKeys = Key[Array, " b"] | None
+
+
+@dataclass(frozen=True)
+class UNetConfig(Architecture):
+    """The U-Net of Ho et al. 2020; the defaults are its CIFAR-10 size."""
+
+    channels: int = 128
+    """Channels of the first level."""
+    channel_mult: tuple[int, ...] = (1, 2, 2, 2)
+    """Channels of each level, as multiples; each level halves the resolution."""
+    num_res_blocks: int = 2
+    """ResNet blocks per level."""
+    attn_levels: tuple[int, ...] = (1,)
+    """Levels with self-attention; 0 is the full resolution."""
+    dropout: float = 0.1
+    """Probability that a feature is dropped in training."""
+    num_groups: int = 32
+    """Groups of each group normalisation."""
+    in_channels: int | None = None
+    """Channels of the images; None: those of the data."""
+    out_channels: int | None = None
+    """Channels of the output; None: those of the data, twice as many with a learned variance."""
+
+    def module(self, out_channels: int, dtype: Any) -> "UNet":
+        """The Linen module; see the base class."""
+        return UNet(
+            out_channels=self.out_channels or out_channels,
+            channels=self.channels,
+            channel_mult=self.channel_mult,
+            num_res_blocks=self.num_res_blocks,
+            attn_levels=self.attn_levels,
+            dropout=self.dropout,
+            num_groups=self.num_groups,
+            dtype=dtype,
+        )
+
+    def check(self) -> None:
+        """Raise ValueError for the first setting that cannot work."""
+        require(self.channels >= 4, "channels", self.channels, "at least 4")
+        mult = self.channel_mult
+        require(bool(mult) and min(mult) >= 1, "channel-mult", mult, "positive whole numbers")
+        require(self.num_res_blocks >= 1, "num-res-blocks", self.num_res_blocks, "at least 1")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        for level in self.attn_levels:
+            expected = f"between 0 and {len(mult) - 1}"
+            require(level in range(len(mult)), "attn-levels", level, expected)
+        divides = self.num_groups >= 1 and self.channels % self.num_groups == 0
+        require(divides, "num-groups", self.num_groups, f"a divisor of {self.channels} channels")
+
+    @property
+    def example_shape(self) -> ImageShape:
+        """An image of the network."""
+        return 32, 32, self.in_channels or 3
 
 
 class Level(nn.Module):

@@ -3,7 +3,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ddpm.build import make_unet
 from jax_ddpm.models import UNet, make_network
 from jax_ddpm.models.unet import pad_to_multiple
 from jax_ddpm.presets import PRESETS
@@ -39,7 +38,7 @@ def num_parameters(unet, size):
     [("ddpm-cifar10", (32, 32, 3), 35_746_307), ("ddpm-256", (256, 256, 3), 113_673_219)],
 )
 def test_presets_have_as_many_parameters_as_the_networks_of_ho_et_al(preset, size, expected):
-    assert num_parameters(make_unet(PRESETS[preset].model, size[-1]), size) == expected
+    assert num_parameters(PRESETS[preset].model.module(size[-1], jnp.float32), size) == expected
 
 
 def test_the_defaults_are_the_cifar10_network():

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from jax_ddpm.build import Parts
-from jax_ddpm.models import Network, UNet, make_network
+from jax_ddpm.models import NetworkFns, UNet, make_network
 from jax_ddpm.schedules import named_schedule
 from jax_ddpm.training.optim import make_optimizer
 from jax_ddpm.training.parallel import on_one_device, parallelize
@@ -111,7 +111,7 @@ def test_the_given_state_is_donated_and_the_new_one_is_whole(jit_step, start):
 
 def linear_parts():
     """A 'network' output = w x_t, of which every number can be worked out by hand."""
-    network = Network(
+    network = NetworkFns(
         lambda key: {"w": jnp.zeros(())}, lambda params, x_t, t, **_: params["w"] * x_t
     )
     schedule = named_schedule("cosine", T, dtype=jnp.float64)

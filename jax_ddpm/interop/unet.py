@@ -1,0 +1,106 @@
+"""The U-Net of Ho et al. 2020: our PyTorch reference, and the original TensorFlow variables."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from jax_ddpm.interop.peer import Peer, Shapes
+from jax_ddpm.models import UNetConfig
+
+OF_HO = ("ch", "out_ch", "ch_mult", "num_res_blocks", "attn_resolutions", "num_classes", "dropout",
+         "resamp_with_conv")  # fmt: skip
+
+
+def infer_torch_ref(shapes: Shapes) -> dict[str, Any]:
+    """Everything but the number of groups, which is 32 unless given."""
+    return _infer({name: (*s[2:], s[1], s[0]) if len(s) == 4 else s for name, s in shapes.items()})
+
+
+def infer_ho(shapes: Shapes) -> dict[str, Any]:
+    """Everything: tf.contrib's group norm has 32 groups."""
+    renamed = {}
+    for name, shape in shapes.items():
+        name = re.sub(r"(down|up|block|attn)_(\d+)", r"\1.\2", name.removeprefix("model/"))
+        renamed[name.replace("/", ".").removesuffix(".W") + ".weight" * name.endswith("/W")] = shape
+    return _infer(renamed)
+
+
+def _infer(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The arguments of torch_ref's U-Net from its names and the shapes (h, w, in, out)."""
+    in_channels, channels = shapes["conv_in.weight"][2:]
+    sizes: dict[int, int] = {}
+    attn_levels = set()
+    blocks = set()
+    for name, shape in shapes.items():
+        if match := re.fullmatch(r"down\.(\d+)\.block\.(\d+)\.conv2\.weight", name):
+            sizes[int(match[1])] = shape[3]
+            blocks.add(int(match[2]))
+        if match := re.match(r"down\.(\d+)\.attn\.", name):
+            attn_levels.add(int(match[1]))
+    return {
+        "in_channels": in_channels,
+        "out_channels": shapes["conv_out.weight"][3],
+        "channels": channels,
+        "channel_mult": tuple(sizes[i] // channels for i in sorted(sizes)),
+        "num_res_blocks": len(blocks),
+        "attn_levels": tuple(sorted(attn_levels)),
+    }
+
+
+def ho_config(**arguments: Any) -> UNetConfig:
+    """Its arguments say nothing that the variables do not, but for dropout."""
+    shared = {"num_res_blocks", "dropout"}
+    return UNetConfig(**{n: v for n, v in arguments.items() if n in shared or n not in OF_HO})
+
+
+TORCH_REF = Peer(
+    make_config=UNetConfig,
+    arguments=(
+        "in_channels",
+        "out_channels",
+        "channels",
+        "channel_mult",
+        "num_res_blocks",
+        "attn_levels",
+        "dropout",
+        "num_groups",
+    ),
+    infer=infer_torch_ref,
+    names=[
+        ("temb.dense.{i}", "temb.dense_{i}"),
+        ("mid.block_{i}", "mid.block_{i}"),
+        ("mid.attn_{i}", "mid.attn_{i}"),
+        ("down.{i}", "down_{i}"),
+        ("up.{i}", "up_{i}"),
+        ("block.{i}", "block_{i}"),
+        ("attn.{i}", "attn_{i}"),
+    ],
+    layouts={
+        "shortcut.weight": "pointwise_2d",
+        "q.weight": "pointwise_2d",
+        "k.weight": "pointwise_2d",
+        "v.weight": "pointwise_2d",
+        "proj_out.weight": "pointwise_2d",
+    },
+)
+
+HO = Peer(
+    make_config=ho_config,
+    arguments=OF_HO,
+    infer=infer_ho,
+    names=[
+        ("model", ""),
+        ("dense{i}", "dense_{i}"),
+        ("downsample.conv", "downsample"),
+        ("upsample.conv", "upsample"),
+        ("nin_shortcut", "shortcut"),
+        ("norm{i}.beta", "norm{i}.bias"),
+        ("norm.beta", "norm.bias"),
+        ("norm_out.beta", "norm_out.bias"),
+        ("W", "kernel"),
+        ("gamma", "scale"),
+        ("b", "bias"),
+    ],
+    prefix="model/",
+    torch_layout=False,
+)

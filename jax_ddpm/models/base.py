@@ -1,0 +1,74 @@
+"""What every architecture has: a frozen configuration of plain values that builds its module."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+ImageShape = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """The configuration of a network; each architecture adds its own settings."""
+
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of convolutions and matrix products; parameters, norms and loss stay float32."""
+
+    def module(self, out_channels: int, dtype: Any) -> nn.Module:
+        """The Linen module that computes in `dtype`; `out_channels` where the settings leave it."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise ValueError, in one sentence, for the first setting that cannot work."""
+
+    @property
+    def example_shape(self) -> ImageShape:
+        """(height, width, channels) of an image that the network takes."""
+        raise NotImplementedError
+
+
+class NetworkFns(NamedTuple):
+    """A network as two pure functions.
+
+    `init(key) -> params` and `apply_fn(params, x_t[b,h,w,c], t[b], *, label=None, x_self_cond=None,
+    train=False, dropout_keys=None) -> [b,h,w,o]`; label [b] and x_self_cond [b,h,w,c] only where
+    the architecture has them, else giving one raises TypeError.
+    """
+
+    init: Callable[[Key[Array, ""]], Any]
+    apply_fn: Callable[..., Any]
+
+
+def make_network(module: nn.Module, image_shape: ImageShape) -> NetworkFns:
+    """The pure functions of a Linen module for images of `image_shape` (h, w, c)."""
+
+    def init(key: Key[Array, ""]) -> Any:
+        x_t, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
+        return module.init(key, x_t, t)["params"]
+
+    def apply_fn(
+        params: Any, x_t: Any, t: Any, *, label: Any = None, x_self_cond: Any = None, **kwargs: Any
+    ) -> Any:
+        optional = {"label": label, "x_self_cond": x_self_cond}
+        kwargs |= {name: value for name, value in optional.items() if value is not None}
+        return module.apply({"params": params}, x_t, t, **kwargs)
+
+    return NetworkFns(init, apply_fn)
+
+
+def parameter_shapes(config: Architecture) -> Any:
+    """The tree of shapes of the parameters, without computing any."""
+    height, width, channels = config.example_shape
+    network = make_network(config.module(channels, jnp.float32), (height, width, channels))
+    return jax.eval_shape(network.init, jax.random.key(0))
+
+
+def require(ok: bool, name: str, value: object, expected: str) -> None:
+    """Raise ValueError, naming the setting as the command line does, unless it is `ok`."""
+    if not ok:
+        raise ValueError(f"--model.{name} is {value}, but it must be {expected}")

@@ -20,9 +20,14 @@ class DataConfig:
     """Where the images come from."""
 
     name: SourceName = "embedded"
-    """embedded: images that ship with the package. fashion_mnist: a folder of IDX files."""
+    """embedded: images that ship with the package. fashion_mnist: a folder of IDX files. folder: a
+    folder of pictures, with subfolders as classes."""
     path: Path | None = None
     """The folder that holds the data."""
+    image_size: int | None = None
+    """Side to which pictures are cut and resized; None: as they are."""
+    channels: Literal[1, 3] | None = None
+    """1: grey, 3: colour; None: as they are (a folder: colour)."""
     random_flip: bool = True
     """Mirror each image left to right with probability 1/2."""
 

@@ -1,27 +1,51 @@
-"""Batches of uint8 images, shuffled per epoch, as a pure function of seed and step."""
+"""Batches of uint8 images and labels, shuffled per epoch, as a pure function of seed and step."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import grain
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.errors import UserError
 
-Batch = UInt8[np.ndarray, "b h w c"]
+
+class Batch(NamedTuple):
+    """Images and their class labels."""
+
+    pixels: UInt8[np.ndarray, "b h w c"]
+    labels: Int[np.ndarray, " b"]
+
+
+class Examples:
+    """Image and label by number, as Grain wants them."""
+
+    def __init__(self, source: ImageSource) -> None:
+        """All examples of `source`."""
+        self.source = source
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self.source.images)
+
+    def __getitem__(self, index: int) -> Batch:
+        """Example number `index`."""
+        images, labels = self.source
+        return Batch(images[index], np.int32(labels[index]))
 
 
 def batches(
     source: ImageSource, batch_size: int, seed: int, *, start_step: int = 0
 ) -> Iterator[Batch]:
-    """An endless iterator of uint8 batches [b, h, w, c] that begins with that of `start_step`.
+    """An endless iterator of batches that begins with that of `start_step`.
 
     Every epoch has its own order and no image is dropped: a batch may span two epochs. The batch of
     a step depends on `seed` and the step alone, so a continued run sees the data that an
     uninterrupted one would have seen.
     """
-    dataset = grain.MapDataset.source(source.images).seed(seed).shuffle().repeat().batch(batch_size)
+    examples = grain.MapDataset.source(Examples(source))
+    dataset = examples.seed(seed).shuffle().repeat().batch(batch_size)
     iterator = iter(
         dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
     )

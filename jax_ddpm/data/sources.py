@@ -1,15 +1,16 @@
 """Image sources: random access to uint8 images [h, w, c], which is all that the loader needs."""
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int
 
 from jax_ddpm.data.idx import read_idx
+from jax_ddpm.data.pictures import FolderPictures, common_size, find_pictures, fit_all, labels_of
 from jax_ddpm.errors import UserError
 
-SourceName = Literal["embedded", "fashion_mnist"]
+SourceName = Literal["embedded", "fashion_mnist", "folder"]
 Split = Literal["train", "test"]
 
 EMBEDDED = Path(__file__).parent / "fashion_mnist_extract"
@@ -18,34 +19,55 @@ IDX_PREFIX: dict[Split, str] = {"train": "train", "test": "t10k"}
 
 
 class ImageSource(NamedTuple):
-    """Images held in memory, with their class labels."""
+    """Images by number, in memory or decoded as they are asked for, with their class labels."""
 
-    images: UInt8[np.ndarray, "n h w c"]
-    labels: UInt8[np.ndarray, " n"]
+    images: Any  # len(images), images[i] -> uint8 [h, w, c]
+    labels: Int[np.ndarray, " n"]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels)."""
-        height, width, channels = self.images.shape[1:]
+        height, width, channels = self.images[0].shape
         return height, width, channels
 
 
-def open_source(name: SourceName, path: Path | None = None, split: Split = "train") -> ImageSource:
+def open_source(
+    name: SourceName,
+    path: Path | None = None,
+    split: Split = "train",
+    *,
+    image_size: int | None = None,
+    channels: int | None = None,
+) -> ImageSource:
     """The data set called `name`.
 
     `embedded`: 10,000 + 2,000 Fashion-MNIST images that ship with the package. `fashion_mnist`: the
-    IDX files in the folder `path` (MNIST's, which have the same names, work as well).
+    IDX files in the folder `path` (MNIST's, which have the same names, work as well). `folder`: all
+    pictures below `path`, their first subfolder the class. `image_size` cuts each to a centred
+    square and resizes it; `channels` makes it grey (1) or colour (3, the default of a folder).
 
     Raises UserError if the folder or a file is missing or damaged.
     """
-    if name == "embedded":
-        if path is not None:
-            raise UserError(
-                f"--data.path {path} was given without the kind of data in it: "
-                "add --data.name fashion_mnist"
-            )
-        return read_idx_folder(EMBEDDED, split)
-    return read_idx_folder(path or DEBIAN_FASHION_MNIST, split)
+    if name == "folder":
+        if path is None:
+            raise UserError("--data.name folder needs the folder of pictures, --data.path DIR")
+        return open_folder(path, image_size, channels or 3)
+    if name == "embedded" and path is not None:
+        raise UserError(
+            f"--data.path {path} was given without the kind of data in it: "
+            "add --data.name fashion_mnist or --data.name folder"
+        )
+    folder = EMBEDDED if name == "embedded" else path or DEBIAN_FASHION_MNIST
+    images, labels = read_idx_folder(folder, split)
+    return ImageSource(fit_all(images, image_size, channels or images.shape[-1]), labels)
+
+
+def open_folder(folder: Path, image_size: int | None, channels: int) -> ImageSource:
+    """The pictures in `folder` and below it."""
+    paths = find_pictures(folder)
+    if image_size is None:
+        common_size(paths)
+    return ImageSource(FolderPictures(paths, image_size, channels), labels_of(paths, folder))
 
 
 def read_idx_folder(folder: Path, split: Split = "train") -> ImageSource:

@@ -9,15 +9,19 @@ from jax_ddpm.errors import UserError
 
 N = 20
 NUMBERED = ImageSource(
-    np.tile(np.arange(N, dtype=np.uint8)[:, None, None, None], (1, 2, 2, 1)), np.zeros(N, np.uint8)
+    np.tile(np.arange(N, dtype=np.uint8)[:, None, None, None], (1, 2, 2, 1)),
+    np.arange(100, 100 + N),
 )
 
 
 def first(count, batch_size=4, seed=0, start_step=0):
     """The numbers of the images in the first batches, [batch, example]."""
     found = list(islice(batches(NUMBERED, batch_size, seed, start_step=start_step), count))
-    assert all(b.shape == (batch_size, 2, 2, 1) and b.dtype == np.uint8 for b in found)
-    return np.stack(found)[..., 0, 0, 0]
+    for pixels, labels in found:
+        assert pixels.shape == (batch_size, 2, 2, 1)
+        assert pixels.dtype == np.uint8
+        np.testing.assert_array_equal(labels, pixels[:, 0, 0, 0] + 100)  # each keeps its label
+    return np.stack([pixels for pixels, _ in found])[..., 0, 0, 0]
 
 
 def test_the_same_seed_gives_the_same_batches():

@@ -1,0 +1,53 @@
+import ml_dtypes
+import numpy as np
+import pytest
+
+from jax_ddpm.errors import UserError
+from jax_ddpm.interop.files import read_weights, write_weights
+
+STATE = {
+    "conv.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2),
+    "half": np.array([1.5, -2.0], np.float16),
+    "double": np.array([np.pi]),
+    "brain": np.array([1.5, np.nan], ml_dtypes.bfloat16),
+}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".SAFETENSORS"])
+def test_what_is_written_is_read_bit_for_bit(tmp_path, suffix):
+    path = tmp_path / f"w{suffix}"
+    write_weights(path, STATE)
+    found = read_weights(path)
+    assert found.keys() == STATE.keys()
+    for name, array in STATE.items():
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
+        assert found[name].tobytes() == array.tobytes()
+
+
+def test_numpy_files_are_read(tmp_path):
+    write_weights(tmp_path / "w.npz", {"a/W": np.ones(3)})
+    np.testing.assert_array_equal(read_weights(tmp_path / "w.npz")["a/W"], np.ones(3))
+
+
+def test_numpy_files_with_objects_are_refused(tmp_path):
+    np.savez(tmp_path / "w.npz", a=np.array([{}], object), allow_pickle=True)
+    with pytest.raises(UserError, match="not a whole NumPy file"):
+        read_weights(tmp_path / "w.npz")
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.npz"])
+@pytest.mark.parametrize("content", [b"", b"garbage" * 9])
+def test_damaged_files_are_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name} is not a whole"):
+        read_weights(tmp_path / name)
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "w.onnx").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"must end in one of .safetensors"):
+        read_weights(tmp_path / "w.onnx")
+    with pytest.raises(UserError, match=r"there is no file"):
+        read_weights(tmp_path / "nothing.pt")
+    with pytest.raises(UserError, match=r"must end in one of"):
+        write_weights(tmp_path / "w.onnx", STATE)

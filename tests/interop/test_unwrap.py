@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+
+from jax_ddpm.errors import UserError
+from jax_ddpm.interop.unwrap import unwrap
+
+BARE = {"conv_in.weight": np.ones((2, 3)), "mid.block.bias": np.zeros(4)}
+AVERAGE = {name: value + 1 for name, value in BARE.items()}
+
+
+def under(prefix, tensors=BARE):
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        BARE,
+        under("module."),
+        under("model."),
+        under("network."),
+        under("ema_model."),
+        under("module.model."),
+        under("_orig_mod.module."),
+        {"model": BARE, "opt": {"state": {}}, "step": 3},
+        {"state_dict": under("module."), "epoch": 3},
+        under("model.") | {"betas": np.ones(5), "loss_weight": np.ones(5)},
+        under("ema_model.", BARE) | under("online_model.", AVERAGE) | {"initted": np.array(True)},
+        {
+            "model": under("model.", AVERAGE),
+            "ema": under("ema_model.model.") | {"step": np.ones(())},
+        },
+        {f"model/{name}/ExponentialMovingAverage": value for name, value in BARE.items()}
+        | {f"model/{name}": value for name, value in AVERAGE.items()},
+    ],
+)
+def test_every_wrapping_comes_off_and_the_average_wins(given):
+    found = unwrap(given, buffers=("betas", "loss_weight"))
+    found = {name.removeprefix("model/"): value for name, value in found.items()}
+    assert found.keys() == BARE.keys()
+    for name, value in BARE.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+def test_the_slots_of_tensorflows_optimiser_are_passed_over():
+    given = {
+        "model/conv/W": np.ones(2),
+        "model/conv/W/Adam": np.ones(2),
+        "beta1_power": np.ones(()),
+    }
+    assert list(unwrap(given, ())) == ["model/conv/W"]
+
+
+def test_a_name_that_merely_begins_like_a_wrapper_stays():
+    given = BARE | under("model.", {"a.weight": np.ones(1)})
+    assert unwrap(given, ()).keys() == given.keys()
+
+
+@pytest.mark.parametrize("given", [{}, {"step": 3, "config": {}}, {"betas": np.ones(3)}])
+def test_no_weights_are_no_network(given):
+    with pytest.raises(UserError, match="no weights among"):
+        unwrap(given, ("betas",))

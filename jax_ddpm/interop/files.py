@@ -1,6 +1,7 @@
 """Weight files of other programs: safetensors, PyTorch (weights only), NumPy."""
 
 import io
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -76,10 +77,11 @@ def _read_torch(path: Path) -> dict[str, Any]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # PyTorch raises many kinds for damaged and for hostile files
-        if "GLOBAL" in str(error):  # the pickle asks for a function that is not on the safe list
+        if isinstance(error, pickle.UnpicklingError):
             raise UserError(
-                f"{path} is a pickle that could run code when it is read, so it is refused: ask "
-                "for the state dict alone, as .safetensors or from torch.save(model.state_dict())"
+                f"{path} is a pickle of more than tensors, which could run code when it is read, "
+                "or it is damaged: it is refused; ask for the state dict alone, as .safetensors or "
+                "from torch.save(model.state_dict())"
             ) from error
         raise UserError(f"{path} is not a whole PyTorch file ({type(error).__name__})") from error
     if not isinstance(found, Mapping):

@@ -5,10 +5,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import tyro
 
+from jax_ddpm import runs
 from jax_ddpm.config import Config
 from jax_ddpm.errors import Stopped, UserError
 from jax_ddpm.presets import PRESETS
@@ -19,13 +21,24 @@ T = TypeVar("T")
 def parse_config(args: Sequence[str], *, prog: str, description: str) -> Config:
     """The preset that --preset names, changed by the other flags.
 
-    Raises UserError for an unknown preset or flag; exits after --help and for a wrong type.
+    Without --preset, a run folder given by --run is continued with its own settings. Raises
+    UserError for an unknown preset or flag; exits after --help and for a wrong type.
     """
-    name = _value_of("--preset", args) or Config.preset
+    name, run = _value_of("--preset", args), _value_of("--run", args)
+    if name is None and run is not None and (Path(run) / "config.json").is_file():
+        default, of = runs.load(Path(run)).config, run
+    else:
+        name = name or Config.preset
+        default, of = preset(name), name
+    description += f" Presets: {', '.join(PRESETS)}; the defaults below are those of {of}."
+    return parse(Config, args, prog=prog, description=description, default=default)
+
+
+def preset(name: str) -> Config:
+    """The preset called `name`. Raises UserError if there is none."""
     if name not in PRESETS:
         raise UserError(f"there is no preset {name!r}, choose one of {', '.join(PRESETS)}")
-    description += f" Presets: {', '.join(PRESETS)}; the defaults below are those of {name}."
-    return parse(Config, args, prog=prog, description=description, default=PRESETS[name])
+    return PRESETS[name]
 
 
 def parse(

@@ -4,7 +4,7 @@ import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ class Run:
     folder: Path
     config: Config
     image_shape: tuple[int, int, int]
+    imported_from: str | None = None
+    """The implementation whose weights the run began with."""
 
     @property
     def checkpoints(self) -> Path:
@@ -66,22 +68,41 @@ class Run:
 def open_for_training(config: Config, image_shape: tuple[int, int, int]) -> Run:
     """The run folder of `config`, made if it is not there.
 
-    Raises UserError if the folder holds something else, or a run with other settings.
+    A run of imported weights that has not been trained yet takes the settings of `config`, but for
+    the network. Raises UserError if the folder holds something else, or a run with other settings.
     """
     folder = config.folder
+    run = Run(folder, config, image_shape)
     if (folder / "config.json").exists():
-        run = load(folder)
-        _require_same(run, Run(folder, config, image_shape))
-        return Run(folder, config, image_shape)
+        stored = load(folder)
+        run = replace(run, imported_from=stored.imported_from)
+        if stored.imported_from is None or stored.metrics.exists():
+            _require_same(stored, run)
+            return run
+        _require_same(replace(stored, config=replace(config, model=stored.config.model)), run)
+    else:
+        require_free(folder, "--run")
+    write_config(run)
+    return run
+
+
+def require_free(folder: Path, flag: str) -> None:
+    """Raise UserError if there is something in `folder`, which is not a run; `flag` names it."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(
             f"{folder} exists and is not a run folder (it has no config.json): "
-            "choose another with --run"
+            f"choose another with {flag}"
         )
-    document = {"format": FORMAT, "image_shape": image_shape, "config": to_dict(config)}
+
+
+def write_config(run: Run) -> None:
+    """Write config.json."""
+    document: dict[str, Any] = {"format": FORMAT, "image_shape": run.image_shape}
+    if run.imported_from is not None:
+        document["imported_from"] = run.imported_from
+    document["config"] = to_dict(run.config)
     text = json.dumps(document, indent=2) + "\n"
-    write_atomically(folder / "config.json", lambda temporary: temporary.write_text(text))
-    return Run(folder, config, image_shape)
+    write_atomically(run.folder / "config.json", lambda temporary: temporary.write_text(text))
 
 
 def load(folder: Path) -> Run:
@@ -94,7 +115,8 @@ def load(folder: Path) -> Run:
         if document["format"] != FORMAT:
             raise UserError(f"{path} has format {document['format']}, this version reads {FORMAT}")
         height, width, channels = (int(n) for n in document["image_shape"])
-        return Run(folder, from_dict(document["config"]), (height, width, channels))
+        imported_from = document.get("imported_from")
+        return Run(folder, from_dict(document["config"]), (height, width, channels), imported_from)
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, dacite.DaciteError) as error:

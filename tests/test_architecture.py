@@ -29,7 +29,7 @@ LAYERS = {
     "denoiser": ["diffusion", "schedules", "losses"],
     "samplers": ["diffusion", "schedules"],
     "models": [],
-    "interop": ["errors", "models"],
+    "interop": ["errors", "files", "models"],
     "images": ["files"],
     "plots": ["files"],
     "data": ["errors", "files", "images"],

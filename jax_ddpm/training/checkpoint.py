@@ -15,23 +15,37 @@ Checkpointer: TypeAlias = ocp.training.Checkpointer
 
 
 @contextmanager
-def open_checkpoints(folder: Path, *, keep: int | None = None) -> Iterator[Checkpointer]:
-    """The checkpoints in `folder`, of which saving leaves the newest `keep`."""
+def open_checkpoints(
+    folder: Path, *, keep: int | None = None, keep_best: bool = False
+) -> Iterator[Checkpointer]:
+    """The checkpoints in `folder`; saving leaves the newest `keep`, and the one of lowest loss."""
     policies = ocp.training.preservation_policies
     policy = policies.PreserveAll() if keep is None else policies.LatestN(keep)
+    if keep_best:
+        best = policies.BestN(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=1)
+        policy = policies.AnyPreservationPolicy([policy, best])
     with Checkpointer(folder.absolute(), preservation_policy=policy) as checkpointer:
         yield checkpointer
 
 
-def save(checkpointer: Checkpointer, state: TrainState, about: dict[str, Any]) -> None:
+def save(
+    checkpointer: Checkpointer,
+    state: TrainState,
+    about: dict[str, Any],
+    *,
+    loss: float | None = None,
+) -> None:
     """Write `state`, and the JSON values `about`, as one step that is there whole or not at all.
+
+    `loss` is the mean training loss since the checkpoint before, by which the best is chosen.
 
     Returns when it is on disk. (In the background, the write would race the next step, to which the
     buffers of `state` are donated.) A step that is already there is left as it is.
     """
     step = int(state.step)
     if checkpointer.latest is None or checkpointer.latest.step != step:
-        checkpointer.save(step, state, force=True, custom_metadata=about)
+        metrics = None if loss is None else {"loss": loss}
+        checkpointer.save(step, state, force=True, metrics=metrics, custom_metadata=about)
 
 
 def latest_step(checkpointer: Checkpointer) -> int | None:
@@ -39,12 +53,18 @@ def latest_step(checkpointer: Checkpointer) -> int | None:
     return None if checkpointer.latest is None else checkpointer.latest.step
 
 
-def restore(checkpointer: Checkpointer, like: TrainState) -> TrainState:
-    """The newest checkpoint, with the shapes, dtypes and devices of `like`.
+def best_step(checkpointer: Checkpointer) -> int | None:
+    """The step of the checkpoint of lowest loss."""
+    found = [info for info in checkpointer.checkpoints if info.metrics]
+    return min(found, key=lambda info: info.metrics["loss"]).step if found else None
+
+
+def restore(checkpointer: Checkpointer, like: TrainState, *, step: int | None = None) -> TrainState:
+    """The checkpoint of `step` (the newest), with the shapes, dtypes and devices of `like`.
 
     Raises UserError if there is none, or if it belongs to another network.
     """
-    step = latest_step(checkpointer)
+    step = latest_step(checkpointer) if step is None else step
     if step is None:
         raise UserError(f"there is no checkpoint in {checkpointer.directory}")
     _require_same_shapes(checkpointer, step, like)

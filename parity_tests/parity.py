@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-import torch
-from jax.tree_util import keystr, tree_leaves_with_path
+from measure import difference, peak_of, side_by_side
 from tolerances import TOLERANCES
 
+# the tests take these from here as well
+from twins import TINY, draws, params_of, to_jax, to_torch, tree_of, twin_networks  # noqa: F401
+
 from jax_ddpm.interop import PEERS, from_state_dict
-from jax_ddpm.models import NetworkFns, UNet, make_network
-from torch_ref.unet import UNet as TorchUNet
+from jax_ddpm.models import make_network
 
 GOLDENS = Path(__file__).parent / "goldens"
 # For tests whose compilation takes long: single precision is left to the slow run.
@@ -42,8 +43,7 @@ class Comparison:
 class Recorder:
     """Compares arrays or trees, notes the difference, and fails if it is out of tolerance.
 
-    The difference is max|ours - theirs| / max|theirs|, the latter over a whole tree: some gradients
-    are exactly zero in theory (that of an attention's key bias) and noise in practice.
+    The difference is max|ours - theirs| / max|theirs|, the latter over a whole tree.
     """
 
     table: dict[tuple[str, str], Comparison]
@@ -52,30 +52,13 @@ class Recorder:
     def __call__(self, what: str, ours: Any, theirs: Any, dtype: str) -> None:
         tolerance = getattr(TOLERANCES[what], dtype)
         row = self.table.setdefault((what, self.theirs), Comparison())
-        leaves, expected = tree_leaves_with_path(ours), jax.tree.leaves(theirs)
-        assert len(leaves) == len(expected)
-        peak = max((float(np.abs(b).max()) for b in expected), default=0.0) or 1.0
-        for (path, a), b in zip(leaves, expected, strict=True):
-            a, b = np.asarray(a), np.asarray(b)
-            assert a.shape == b.shape, f"{keystr(path)}: {a.shape} is not {b.shape}"
-            assert a.dtype == b.dtype == dtype, f"{keystr(path)}: {a.dtype}, {b.dtype}"
-            difference = float(np.abs(a - b).max()) / peak
+        peak = peak_of(theirs)
+        for path, a, b in side_by_side(ours, theirs, dtype):
+            gap = difference(a, b, peak).relative
             row.arrays += 1
-            row.worst[dtype] = max(row.worst.get(dtype, 0.0), difference)
+            row.worst[dtype] = max(row.worst.get(dtype, 0.0), gap)
             row.tolerance[dtype] = tolerance
-            assert difference <= tolerance, f"{what}{keystr(path)}: {difference:.2e} > {tolerance}"
-
-
-def to_jax(array: torch.Tensor) -> np.ndarray:
-    """NCHW tensor -> NHWC array; others as they are."""
-    array = array.detach().numpy()
-    return np.moveaxis(array, 1, -1) if array.ndim == 4 else array
-
-
-def to_torch(array: np.ndarray) -> torch.Tensor:
-    """NHWC array -> NCHW tensor; others as they are."""
-    array = np.moveaxis(array, -1, 1) if array.ndim == 4 else array
-    return torch.from_numpy(np.array(array))
+            assert gap <= tolerance, f"{what}{path}: {gap:.2e} > {tolerance}"
 
 
 def golden(case: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -140,42 +123,3 @@ def row_order(names, weights, source, like):
     return [
         np.ravel(leaf)[0] for leaf in jax.tree.leaves(from_state_dict(numbers, PEERS[source], like))
     ]
-
-
-TINY = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "attn_levels": (1,)}
-
-
-def twin_networks(dtype: str, *, seed: int = 0, channels: int = 3, **kwargs: Any):
-    """The same network twice: (torch module in eval mode, our Network, its parameters).
-
-    Random draws are added to the initial parameters, so that layers which start at zero are active.
-    """
-    config = {**TINY, "dropout": 0.0, "num_groups": 4, **kwargs}
-    generator = torch.Generator().manual_seed(seed)
-    theirs = TorchUNet(in_channels=channels, out_channels=channels, **config)
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            fan_in = parameter[0].numel() if parameter.ndim > 1 else 10
-            parameter.add_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
-    theirs = theirs.to(getattr(torch, dtype)).eval()
-    module = UNet(out_channels=channels, dtype=jnp.dtype(dtype), **config)
-    network = make_network(module, (8, 8, channels))
-    return theirs, network, params_of(theirs, network)
-
-
-def params_of(theirs: torch.nn.Module, network: NetworkFns) -> Any:
-    """The parameters of a torch_ref network as ours."""
-    return tree_of({name: p for name, p in theirs.named_parameters()}, network)
-
-
-def tree_of(tensors: dict[str, torch.Tensor], network: NetworkFns) -> Any:
-    """Tensors by parameter name (parameters, gradients, moments) as a tree of our parameters."""
-    like = jax.eval_shape(network.init, jax.random.key(0))
-    # copies: torch updates its tensors in place, perhaps while JAX still reads them
-    arrays = {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}
-    return from_state_dict(arrays, PEERS["torch_ref"], like)
-
-
-def draws(shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:
-    """Standard normal numbers, the same in both precisions up to the cast."""
-    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)

@@ -1,0 +1,63 @@
+"""The same thing in both frameworks: arrays, networks, parameters, gradients, and noise."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from jax_ddpm.interop import PEERS, from_state_dict
+from jax_ddpm.models import NetworkFns, UNet, make_network
+from torch_ref.unet import UNet as TorchUNet
+
+TINY = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "attn_levels": (1,)}
+
+
+def to_jax(array: torch.Tensor) -> np.ndarray:
+    """NCHW tensor -> NHWC array; others as they are."""
+    array = array.detach().numpy()
+    return np.moveaxis(array, 1, -1) if array.ndim == 4 else array
+
+
+def to_torch(array: np.ndarray) -> torch.Tensor:
+    """NHWC array -> NCHW tensor; others as they are."""
+    array = np.moveaxis(array, -1, 1) if array.ndim == 4 else array
+    return torch.from_numpy(np.array(array))
+
+
+def draws(shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:
+    """Standard normal numbers, the same in both precisions up to the cast."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def twin_networks(dtype: str, *, seed: int = 0, channels: int = 3, **kwargs: Any):
+    """The same network twice: (torch module in eval mode, our Network, its parameters).
+
+    Random draws are added to the initial parameters, so that layers which start at zero are active.
+    """
+    config = {**TINY, "dropout": 0.0, "num_groups": 4, **kwargs}
+    generator = torch.Generator().manual_seed(seed)
+    theirs = TorchUNet(in_channels=channels, out_channels=channels, **config)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            fan_in = parameter[0].numel() if parameter.ndim > 1 else 10
+            parameter.add_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
+    theirs = theirs.to(getattr(torch, dtype)).eval()
+    module = UNet(out_channels=channels, dtype=jnp.dtype(dtype), **config)
+    network = make_network(module, (8, 8, channels))
+    return theirs, network, params_of(theirs, network)
+
+
+def params_of(theirs: torch.nn.Module, network: NetworkFns) -> Any:
+    """The parameters of a torch_ref network as ours."""
+    return tree_of({name: p for name, p in theirs.named_parameters()}, network)
+
+
+def tree_of(tensors: Mapping[str, torch.Tensor], network: NetworkFns) -> Any:
+    """Tensors by parameter name (parameters, gradients, moments) as a tree of our parameters."""
+    like = jax.eval_shape(network.init, jax.random.key(0))
+    # copies: torch updates its tensors in place, perhaps while JAX still reads them
+    arrays = {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}
+    return from_state_dict(arrays, PEERS["torch_ref"], like)

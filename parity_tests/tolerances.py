@@ -37,6 +37,9 @@ TOLERANCES = {
     "down- and upsampling": Tolerance(1e-13, 5e-06),  # 5.1e-16, 0
     "U-Net": Tolerance(1e-13, 1e-05),  # 1.9e-15, 9.5e-07
     "U-Net: gradients": Tolerance(1e-13, 2e-05),  # 7.0e-15, 1.3e-06
+    "MyUNet": Tolerance(1e-13, 1e-05),  # 4.7e-15, 2.1e-06
+    "MyUNet: gradients": Tolerance(1e-13, 2e-05),  # 7.2e-15, 2.9e-06
+    "interleaved embedding": Tolerance(1e-12, 1e-05),  # 1.8e-15, 6.0e-08
     "one sampler step": Tolerance(1e-11, 5e-05),  # 1.5e-12, 6.1e-07
     "chain of 1000 ancestral steps": Tolerance(1e-11, 0.0002),  # 3.9e-13, 1.9e-05
     "chain of 50 DDIM steps": Tolerance(1e-12, 0.0001),  # 1.3e-14, 8.7e-06

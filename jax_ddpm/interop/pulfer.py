@@ -1,0 +1,45 @@
+"""MyUNet of BrianPulfer's DDPM tutorial."""
+
+from typing import Any
+
+from jax_ddpm.interop.peer import Peer, Shapes
+from jax_ddpm.models import PulferConfig
+
+# The ends of its names of levels, b1 and te1 and so on -> ours.
+LEVELS = {
+    "1": "down_0",
+    "2": "down_1",
+    "3": "down_2",
+    "_mid": "mid",
+    "4": "up_2",
+    "5": "up_1",
+    "_out": "up_0",
+}
+
+
+def infer(shapes: Shapes) -> dict[str, Any]:
+    """Everything."""
+    n_steps, time_emb_dim = shapes["time_embed.weight"]
+    return {"n_steps": n_steps, "time_emb_dim": time_emb_dim}
+
+
+PULFER = Peer(
+    make_config=PulferConfig,
+    arguments=("n_steps", "time_emb_dim"),
+    infer=infer,
+    names=[
+        *((f"te{end}", f"{level}.temb") for end, level in LEVELS.items()),
+        *((f"b{end}.{{j}}", f"{level}.block_{{j}}") for end, level in LEVELS.items()),
+        ("0", "dense_0"),
+        ("2", "dense_1"),
+        ("ln", "norm"),
+        ("down1", "down_0.downsample"),
+        ("down2", "down_1.downsample"),
+        ("down3.0", "down_2.downsample_0"),
+        ("down3.2", "down_2.downsample_1"),
+        ("up1.0", "mid.upsample_0"),
+        ("up1.2", "mid.upsample_1"),
+        ("up2", "up_2.upsample"),
+        ("up3", "up_1.upsample"),
+    ],
+)

@@ -1,0 +1,137 @@
+"""UNetModel of OpenAI's guided-diffusion and improved-diffusion."""
+
+import re
+from typing import Any
+
+from jax_ddpm.errors import UserError
+from jax_ddpm.interop.peer import Layout, Peer, Shapes
+from jax_ddpm.models import GuidedDiffusionConfig, ImprovedDiffusionConfig
+
+NAMES = [
+    ("time_embed.0", "temb.dense_0"),
+    ("time_embed.2", "temb.dense_1"),
+    ("input_blocks.0.0", "conv_in"),
+    ("input_blocks.{i}.{j}", "input_{i}_{j}"),
+    ("middle_block.{j}", "mid_{j}"),
+    ("output_blocks.{i}.{j}", "output_{i}_{j}"),
+    ("out.0", "norm_out"),
+    ("out.2", "conv_out"),
+    ("in_layers.0", "norm1"),
+    ("in_layers.2", "conv1"),
+    ("emb_layers.1", "temb_proj"),
+    ("out_layers.0", "norm2"),
+    ("out_layers.3", "conv2"),
+    ("skip_connection", "shortcut"),
+    ("op", "downsample"),
+    ("conv", "upsample"),
+]
+LAYOUTS: dict[str, Layout] = {"qkv.weight": "pointwise_1d", "proj_out.weight": "pointwise_1d"}
+
+# Either changes no result, or says what is true here anyway.
+WITHOUT_EFFECT = ("image_size", "use_fp16", "dims")
+OF_IMPROVED = (
+    "in_channels", "model_channels", "out_channels", "num_res_blocks", "attention_resolutions",
+    "dropout", "channel_mult", "conv_resample", "dims", "num_classes", "use_checkpoint",
+    "num_heads", "num_heads_upsample", "use_scale_shift_norm",
+)  # fmt: skip
+OF_GUIDED = (*OF_IMPROVED, "image_size", "use_fp16", "num_head_channels", "resblock_updown",
+             "use_new_attention_order")  # fmt: skip
+
+
+def infer_guided(shapes: Shapes) -> dict[str, Any]:
+    """Everything that has an effect, but for the heads and the order of their channels."""
+    model_channels = shapes["time_embed.0.weight"][1]
+    num_levels, resampling = infer_levels(shapes)
+    blocks = indices(shapes, "output_blocks.{}.0.in_layers.2.weight")
+    per_level = len(blocks) // num_levels
+    features = [shapes[f"output_blocks.{i}.0.in_layers.2.weight"][0] for i in blocks[::-per_level]]
+    attended = indices(shapes, "output_blocks.{}.1.qkv.weight")
+    first = shapes["output_blocks.0.0.emb_layers.1.weight"][0]
+    return resampling | {
+        "in_channels": shapes["input_blocks.0.0.weight"][1],
+        "out_channels": shapes["out.2.weight"][0],
+        "model_channels": model_channels,
+        "channel_mult": tuple(multiple(f, model_channels) for f in features),
+        "num_res_blocks": per_level - 1,
+        "attention_resolutions": tuple(
+            2 ** (num_levels - 1 - i // per_level) for i in attended[::-per_level]
+        ),
+        "num_classes": shapes.get("label_emb.weight", (None,))[0],
+        "use_scale_shift_norm": first == 2 * features[-1],
+    }
+
+
+def infer_levels(shapes: Shapes) -> tuple[int, dict[str, bool]]:
+    """The number of levels, counted by the ways between them, and what these are."""
+    if convs := indices(shapes, "input_blocks.{}.0.op.weight"):
+        return len(convs) + 1, {"conv_resample": True}
+    if ups := indices(shapes, r"output_blocks.{}.[12].in_layers.2.weight"):
+        return len(ups) + 1, {"resblock_updown": True}
+    # pooling has no parameters, but a number: there are as many input blocks as output blocks
+    present = {name.split(".")[1] for name in shapes if name.startswith("input_blocks.")}
+    gaps = len(indices(shapes, "output_blocks.{}.0.in_layers.2.weight")) - len(present)
+    return gaps + 1, {"conv_resample": False} if gaps else {}
+
+
+def indices(shapes: Shapes, pattern: str) -> list[int]:
+    """The numbers that stand for {} in the names of that pattern, from small to large."""
+    regex = re.compile(pattern.replace(".", r"\.").replace("{}", r"(\d+)"))
+    return sorted(int(match[1]) for name in shapes if (match := regex.fullmatch(name)))
+
+
+def multiple(features: int, channels: int) -> float:
+    """The factor for which `int(factor * channels)` is `features`."""
+    if features % channels == 0:
+        return features // channels
+    factor = features / channels
+    return factor if int(factor * channels) == features else (features + 0.5) / channels
+
+
+def infer_improved(shapes: Shapes) -> dict[str, Any]:
+    """Everything, but for the heads."""
+    inferred = infer_guided(shapes)
+    if inferred.pop("resblock_updown", False):
+        raise UserError("ResNet blocks that change the resolution are guided_diffusion's")
+    return inferred
+
+
+def guided_config(**arguments: Any) -> GuidedDiffusionConfig:
+    """Its multiples need not be whole."""
+    arguments = checked(arguments)
+    mult = tuple(float(m) for m in arguments.pop("channel_mult"))
+    return GuidedDiffusionConfig(channel_mult=mult, **arguments)
+
+
+def improved_config(**arguments: Any) -> ImprovedDiffusionConfig:
+    """Its multiples are whole."""
+    return ImprovedDiffusionConfig(**checked(arguments))
+
+
+def checked(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that have an effect; raises ValueError for other data than images."""
+    if arguments.get("dims", 2) != 2:
+        raise ValueError(f"dims is {arguments['dims']}, but only 2, images, can be read")
+    rates = arguments["attention_resolutions"]
+    if isinstance(rates, str):
+        raise ValueError(f"attention_resolutions is {rates!r}, but it must be rates, as in (4, 8)")
+    kept = {name: value for name, value in arguments.items() if name not in WITHOUT_EFFECT}
+    return kept | {"attention_resolutions": tuple(sorted(rates))}
+
+
+GUIDED_DIFFUSION = Peer(
+    make_config=guided_config,
+    arguments=OF_GUIDED,
+    infer=infer_guided,
+    names=NAMES,
+    layouts=LAYOUTS,
+    unknowable=("num_heads", "num_head_channels", "num_heads_upsample", "use_new_attention_order"),
+)
+
+IMPROVED_DIFFUSION = Peer(
+    make_config=improved_config,
+    arguments=OF_IMPROVED,
+    infer=infer_improved,
+    names=NAMES,
+    layouts=LAYOUTS,
+    unknowable=("num_heads", "num_heads_upsample"),
+)

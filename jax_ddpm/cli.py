@@ -13,7 +13,7 @@ import tyro
 from jax_ddpm import runs
 from jax_ddpm.config import Config
 from jax_ddpm.errors import Stopped, UserError
-from jax_ddpm.presets import PRESETS
+from jax_ddpm.presets import PRESETS, find_preset
 
 T = TypeVar("T")
 
@@ -29,22 +29,23 @@ def parse_config(args: Sequence[str], *, prog: str, description: str) -> Config:
         default, of = runs.load(Path(run)).config, run
     else:
         name = name or Config.preset
-        default, of = preset(name), name
+        default, of = find_preset(name), name
     description += f" Presets: {', '.join(PRESETS)}; the defaults below are those of {of}."
     return parse(Config, args, prog=prog, description=description, default=default)
 
 
-def preset(name: str) -> Config:
-    """The preset called `name`. Raises UserError if there is none."""
-    if name not in PRESETS:
-        raise UserError(f"there is no preset {name!r}, choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]
-
-
 def parse(
-    kind: type[T], args: Sequence[str], *, prog: str, description: str, default: T | None = None
+    kind: type[T],
+    args: Sequence[str],
+    *,
+    prog: str,
+    description: str | None = None,
+    default: T | None = None,
 ) -> T:
-    """`args` as a dataclass `kind`. Raises UserError for an unknown flag."""
+    """`args` as a dataclass `kind`, by default described by its docstring.
+
+    Raises UserError for an unknown flag.
+    """
     known: dict[str, Any] = {} if default is None else {"default": default}
     values, unknown = tyro.cli(
         kind, prog=prog, description=description, args=args, return_unknown_args=True,
@@ -54,6 +55,14 @@ def parse(
         hint = _hint(unknown[0].split("=")[0], list(_flags(default or kind)))
         raise UserError(f"unknown argument {unknown[0]}{hint} (--help lists all)")
     return values
+
+
+def command(args: Sequence[str], commands: Sequence[str], *, prog: str) -> str:
+    """The first argument. Raises UserError unless it is one of `commands`."""
+    if args and args[0] in commands:
+        return args[0]
+    given = f"{args[0]!r} is no command" if args else "the command is missing"
+    raise UserError(f"{given}: {prog} {' | '.join(commands)} (each has its own --help)")
 
 
 def run(main: Callable[[], None]) -> NoReturn:

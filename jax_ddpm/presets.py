@@ -7,6 +7,7 @@ from jax_ddpm.config import (
     SampleConfig,
     TrainConfig,
 )
+from jax_ddpm.errors import UserError
 from jax_ddpm.models import UNetConfig
 
 PRESETS: dict[str, Config] = {
@@ -50,3 +51,10 @@ PRESETS: dict[str, Config] = {
         sample=SampleConfig(variance="fixed_small"),
     ),
 }
+
+
+def find_preset(name: str) -> Config:
+    """The preset called `name`. Raises UserError if there is none."""
+    if name not in PRESETS:
+        raise UserError(f"there is no preset {name!r}, choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -47,6 +47,17 @@ def innermost(given: Mapping[str, Any]) -> Mapping[str, Any]:
     return given
 
 
+def find_tensor(given: Mapping[str, Any], name: str) -> Any | None:
+    """The tensor called `name`, whatever stands before its name and however deep it is."""
+    for key, value in given.items():
+        if isinstance(value, Mapping):
+            if (found := find_tensor(value, name)) is not None:
+                return found
+        elif key == name or key.endswith(f".{name}"):
+            return value
+    return None
+
+
 def without_prefixes(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Strip the prefixes that all names share; of an average and its original keep the average."""
     if any(name.startswith("ema_model.") for name in tensors):  # beside it: online_model.

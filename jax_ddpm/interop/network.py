@@ -11,17 +11,43 @@ import numpy as np
 from jaxtyping import Array
 
 from jax_ddpm.errors import UserError
+from jax_ddpm.interop.annotated import ANNOTATED, ANNOTATED_LAYERNORM, ANNOTATED_WS, EPITA
+from jax_ddpm.interop.diffusers import DIFFUSERS
+from jax_ddpm.interop.lucidrains import LUCIDRAINS
+from jax_ddpm.interop.openai import GUIDED_DIFFUSION, IMPROVED_DIFFUSION
 from jax_ddpm.interop.peer import Peer
+from jax_ddpm.interop.pulfer import PULFER
 from jax_ddpm.interop.state_dict import from_state_dict, to_state_dict
 from jax_ddpm.interop.unet import HO, TORCH_REF
 from jax_ddpm.interop.unwrap import unwrap
 from jax_ddpm.models import Architecture, make_network, parameter_shapes
 
-Source = Literal["torch_ref", "ho"]
+Source = Literal[
+    "torch_ref",
+    "ho",
+    "diffusers",
+    "guided_diffusion",
+    "improved_diffusion",
+    "pulfer",
+    "lucidrains",
+    "annotated",
+    "annotated_layernorm",
+    "annotated_ws",
+    "epita",
+]
 
 PEERS: dict[Source, Peer] = {
     "torch_ref": TORCH_REF,
     "ho": HO,
+    "diffusers": DIFFUSERS,
+    "guided_diffusion": GUIDED_DIFFUSION,
+    "improved_diffusion": IMPROVED_DIFFUSION,
+    "lucidrains": LUCIDRAINS,
+    "pulfer": PULFER,
+    "annotated": ANNOTATED,
+    "annotated_layernorm": ANNOTATED_LAYERNORM,
+    "annotated_ws": ANNOTATED_WS,
+    "epita": EPITA,
 }
 
 

@@ -1,0 +1,239 @@
+"""The rarer blocks of diffusers' UNet2DModel: those of NCSN++ and of k-diffusion."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jax_ddpm.models.layers import Dropout, Features, GroupNorm, statistics_dtype
+from jax_ddpm.models.unet2d_blocks import (
+    Attention,
+    Carried,
+    DropoutKeys,
+    ResnetBlock,
+    Style,
+    Temb,
+    conv,
+    dense,
+    quarter_groups,
+)
+
+ROOT_2 = math.sqrt(2.0)
+SKIP_ATTENTION_GROUPS = 32
+K_GROUP_SIZE = 32
+
+
+def binomial(
+    x: Features, gain: float, *, stride: int = 1, dilation: int = 1, padding: tuple[int, int]
+) -> Features:
+    """Filter each channel by [1, 3, 3, 1] x [1, 3, 3, 1], whose sum is `gain`.
+
+    `dilation` puts zeros between the pixels first.
+    """
+    taps = np.array([1.0, 3.0, 3.0, 1.0]) / 8
+    kernel = jnp.asarray(gain * np.outer(taps, taps), x.dtype)[:, :, None, None]
+    return jax.lax.conv_general_dilated(
+        x,
+        jnp.broadcast_to(kernel, (4, 4, 1, x.shape[-1])),
+        (stride, stride),
+        (padding, padding),
+        lhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+def downsample_fir(x: Features) -> Features:
+    """Filter and halve; outside the image there are zeros (NCSN++)."""
+    return binomial(x, 1.0, stride=2, padding=(1, 1))
+
+
+def upsample_fir(x: Features) -> Features:
+    """Double and filter; outside the image there are zeros (NCSN++)."""
+    return binomial(x, 4.0, dilation=2, padding=(2, 2))
+
+
+def downsample_reflect(x: Features) -> Features:
+    """Filter and halve; the image goes on as its mirror image (k-diffusion)."""
+    return binomial(_mirrored(x), 1.0, stride=2, padding=(0, 0))
+
+
+def upsample_reflect(x: Features) -> Features:
+    """Double and filter; the image goes on as its mirror image (k-diffusion)."""
+    return binomial(_mirrored(x), 4.0, dilation=2, padding=(0, 0))
+
+
+def _mirrored(x: Features) -> Features:
+    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+
+
+class SkipDownLevel(nn.Module):
+    """SkipDownBlock2D: the downsampled image itself joins the features at every resolution."""
+
+    features: int
+    num_blocks: int
+    attention: bool
+    downsample: bool
+    style: Style
+
+    @nn.compact
+    def __call__(
+        self, h: Features, image: Features, temb: Temb, keys: DropoutKeys
+    ) -> tuple[Carried, list[Features]]:
+        """What goes on, and the outputs that the other path sees again."""
+        outputs, mine = [], quarter_groups(self.features)
+        for i in range(self.num_blocks):
+            groups = (quarter_groups(h.shape[-1]), mine)
+            args = (self.features, self.style, groups, ROOT_2)
+            h = ResnetBlock(*args, name=f"block_{i}")(h, temb, keys)
+            if self.attention:
+                h = Attention(self.style, SKIP_ATTENTION_GROUPS, ROOT_2, name=f"attn_{i}")(h)
+            outputs.append(h)
+        if self.downsample:
+            args = (self.features, self.style, (mine, mine), ROOT_2)
+            h = ResnetBlock(*args, downsample_fir, True, name="resnet_down")(h, temb, keys)
+            image = downsample_fir(image)
+            pointwise = {"size": 1, "padding": (0, 0)}
+            h = conv(image, self.features, "skip_conv", self.style.dtype, **pointwise) + h
+            outputs.append(h)
+        return (h, image), outputs
+
+
+class SkipUpLevel(nn.Module):
+    """SkipUpBlock2D: every resolution adds its part of the image to what came from below.
+
+    With attention there is one layer of it, after all blocks.
+    """
+
+    features: int
+    num_blocks: int
+    attention: bool
+    upsample: bool
+    style: Style
+
+    @nn.compact
+    def __call__(
+        self,
+        h: Features,
+        image: Features | None,
+        skips: list[Features],
+        temb: Temb,
+        keys: DropoutKeys,
+    ) -> Carried:
+        """h after one block per skip connection, and the image so far."""
+        mine = quarter_groups(self.features)
+        for i, skip in enumerate(reversed(skips)):
+            groups = (self._groups(h.shape[-1], skip.shape[-1]), mine)
+            h = jnp.concatenate([h, skip], axis=-1)
+            args = (self.features, self.style, groups, ROOT_2)
+            h = ResnetBlock(*args, name=f"block_{i}")(h, temb, keys)
+        if self.attention:
+            h = Attention(self.style, SKIP_ATTENTION_GROUPS, ROOT_2, name="attn_0")(h)
+        if image is not None:
+            image = upsample_fir(image)
+        if self.upsample:
+            dtype = self.style.dtype
+            norm = GroupNorm(mine, dtype, self.style.eps, name="skip_norm")
+            part = conv(jax.nn.silu(norm(h)), 3, "skip_conv", dtype)
+            image = part if image is None else image + part
+            args = (self.features, self.style, (mine, mine), ROOT_2)
+            h = ResnetBlock(*args, upsample_fir, True, name="resnet_up")(h, temb, keys)
+        return h, image
+
+    def _groups(self, below: int, skip: int) -> int:
+        if self.attention:
+            return min(below + skip // 4, 32)  # as published: the quarter is of one part only
+        return quarter_groups(below + skip)
+
+
+class AdaGroupNorm(nn.Module):
+    """Group normalisation whose scale and shift are a linear map of the time embedding."""
+
+    num_groups: int
+    style: Style
+
+    @nn.compact
+    def __call__(self, x: Features, temb: Temb) -> Features:
+        """x, normalised, scaled and shifted."""
+        b, height, width, c = x.shape
+        time = dense(temb, 2 * c, "linear", self.style.dtype)[:, None, None, :]
+        scale, shift = jnp.split(time, 2, axis=-1)
+        wide = x.astype(statistics_dtype(x.dtype))
+        groups = wide.reshape(b, height * width, self.num_groups, -1)
+        centred = groups - groups.mean((1, 3), keepdims=True)
+        variance = (centred**2).mean((1, 3), keepdims=True)
+        normed = (centred * jax.lax.rsqrt(variance + self.style.eps)).reshape(x.shape)
+        return normed.astype(x.dtype) * (1 + scale) + shift
+
+
+class KResnetBlock(nn.Module):
+    """A ResNet block whose two norms take the time embedding, with a shortcut without bias."""
+
+    features: int
+    groups: tuple[int, int]
+    style: Style
+
+    @nn.compact
+    def __call__(self, x: Features, temb: Temb, keys: DropoutKeys) -> Features:
+        """Features x at the time embedding temb; dropout where there are keys."""
+        style, dtype = self.style, self.style.dtype
+        h = style.act(AdaGroupNorm(self.groups[0], style, name="norm1")(x, temb))
+        h = conv(h, self.features, "conv1", dtype)
+        h = style.act(AdaGroupNorm(self.groups[1], style, name="norm2")(h, temb))
+        h = Dropout(style.dropout, name="dropout")(h, keys)
+        h = conv(h, self.features, "conv2", dtype)
+        if x.shape[-1] != self.features:
+            x = dense(x, self.features, "shortcut", dtype, bias=False)
+        return x + h
+
+
+class KDownLevel(nn.Module):
+    """KDownBlock2D: the downsampled features are no skip connection."""
+
+    features: int
+    num_blocks: int
+    downsample: bool
+    style: Style
+
+    @nn.compact
+    def __call__(
+        self, h: Features, image: Features | None, temb: Temb, keys: DropoutKeys
+    ) -> tuple[Carried, list[Features]]:
+        """What goes on, and the outputs that the other path sees again."""
+        outputs: list[Array] = []
+        for i in range(self.num_blocks):
+            groups = (h.shape[-1] // K_GROUP_SIZE, self.features // K_GROUP_SIZE)
+            h = KResnetBlock(self.features, groups, self.style, name=f"block_{i}")(h, temb, keys)
+            outputs.append(h)
+        return (downsample_reflect(h) if self.downsample else h, image), outputs
+
+
+class KUpLevel(nn.Module):
+    """KUpBlock2D: the last skip connection alone joins, and the last block has the next width."""
+
+    features: int
+    next_features: int
+    num_blocks: int
+    upsample: bool
+    style: Style
+
+    @nn.compact
+    def __call__(
+        self,
+        h: Features,
+        image: Features | None,
+        skips: list[Features],
+        temb: Temb,
+        keys: DropoutKeys,
+    ) -> Carried:
+        """h after all blocks."""
+        h = jnp.concatenate([h, skips[-1]], axis=-1)
+        for i in range(self.num_blocks):
+            last = i == self.num_blocks - 1
+            features = self.next_features if last else self.features
+            groups = (h.shape[-1] // K_GROUP_SIZE, self.features // K_GROUP_SIZE)
+            h = KResnetBlock(features, groups, self.style, name=f"block_{i}")(h, temb, keys)
+        return upsample_reflect(h) if self.upsample else h, image

@@ -1,0 +1,146 @@
+"""The U-Nets of the Annotated Diffusion Model, as notebook and texts have them, and of EPITA."""
+
+import re
+from functools import partial
+from typing import Any
+
+from jax_ddpm.interop.peer import Peer, Shapes
+from jax_ddpm.models import AnnotatedConfig, AnnotatedWSConfig
+
+ARGUMENTS = ("dim", "init_dim", "out_dim", "dim_mults", "channels", "with_time_emb",
+             "resnet_block_groups", "use_convnext", "convnext_mult")  # fmt: skip
+# The last is ours: which of two published texts the weights belong to.
+OF_WS = ("dim", "init_dim", "out_dim", "dim_mults", "channels", "self_condition",
+         "resnet_block_groups", "weight_standardization")  # fmt: skip
+
+SHARED = [
+    ("init_conv", "conv_in"),
+    ("time_mlp.1", "temb.dense_0"),
+    ("time_mlp.3", "temb.dense_1"),
+    ("mid_block{i}", "mid.block_{i}"),
+    ("mid_attn.fn.fn.to_out", "mid.attn_1.proj_out"),
+    ("mid_attn.fn", "mid.attn_1"),
+    ("downs.{i}.2.fn", "down_{i}.attn_1"),
+    ("ups.{i}.2.fn", "up_{-i}.attn_1"),
+    ("fn.to_qkv", "qkv"),
+    ("fn.to_out.0", "proj_out"),
+    ("fn.to_out.1", "norm_out"),
+    ("mlp.1", "temb_proj"),
+    ("block{i}.proj", "conv{i}"),
+    ("block{i}.norm", "norm{i}"),
+    ("res_conv", "shortcut"),
+]
+LEVELS = [("downs.{i}.{j}", "down_{i}.block_{j}"), ("ups.{i}.{j}", "up_{-i}.block_{j}")]
+NAMES = [
+    *SHARED,
+    ("downs.{i}.3", "down_{i}.downsample"),
+    ("ups.{i}.3", "up_{-i}.upsample"),
+    *LEVELS,
+    ("ds_conv", "depthwise"),
+    ("net.0", "norm_in"),
+    ("net.1", "expand"),
+    ("net.3", "norm_mid"),
+    ("net.4", "project"),
+    ("final_conv.0", "block_out"),
+    ("final_conv.1", "conv_out"),
+]
+NAMES_OF_WS = [
+    *SHARED,
+    ("downs.{i}.3.1", "down_{i}.downsample"),
+    ("ups.{i}.3.1", "up_{-i}.upsample"),
+    ("downs.{i}.3", "down_{i}.conv"),
+    ("ups.{i}.3", "up_{-i}.conv"),
+    *LEVELS,
+    ("final_res_block", "block_out"),
+    ("final_conv", "conv_out"),
+]
+# The text's own LayerNorm calls scale and bias g and b; the norms of ResNet blocks are torch's.
+LAYER_NORMS = [
+    (f"{theirs}.{short}", f"{ours}.{leaf}")
+    for theirs, ours in {
+        "mid_attn.fn.norm": "mid.attn_1.norm",
+        "norm": "norm",
+        "fn.to_out.1": "norm_out",
+        "net.0": "norm_in",
+        "net.3": "norm_mid",
+    }.items()
+    for short, leaf in {"g": "scale", "b": "bias"}.items()
+]
+
+
+def infer(shapes: Shapes) -> dict[str, Any]:
+    """Everything but the number of groups, which ConvNeXt blocks do not have."""
+    out_dim, dim = shapes["final_conv.1.weight"][:2]
+    found = {
+        "init_dim": shapes["init_conv.weight"][0],
+        "channels": shapes["init_conv.weight"][1],
+        "dim": dim,
+        "out_dim": out_dim,
+        "dim_mults": widths(shapes, r"downs\.(\d+)\.2\.fn\.fn\.to_out\.0\.weight", dim),
+        "with_time_emb": "time_mlp.1.weight" in shapes,
+        "use_convnext": "final_conv.0.ds_conv.weight" in shapes,
+    }
+    if found["use_convnext"]:
+        found["convnext_mult"] = shapes["final_conv.0.net.1.weight"][0] // dim
+        found["resnet_block_groups"] = AnnotatedConfig.resnet_block_groups
+    return found
+
+
+def infer_ws(shapes: Shapes) -> dict[str, Any]:
+    """Everything but groups and weight standardisation; `in_channels` goes to `ws_config`."""
+    out_dim, dim = shapes["final_conv.weight"][:2]
+    return {
+        "init_dim": shapes["init_conv.weight"][0],
+        "in_channels": shapes["init_conv.weight"][1],
+        "dim": dim,
+        "out_dim": out_dim,
+        "dim_mults": widths(shapes, r"downs\.(\d+)\.3(?:\.1)?\.weight", dim),
+    }
+
+
+def widths(shapes: Shapes, pattern: str, dim: int) -> tuple[int, ...]:
+    """The output channels of the tensors of that pattern, by level, as multiples of `dim`."""
+    sizes = {int(m[1]): s[0] for name, s in shapes.items() if (m := re.fullmatch(pattern, name))}
+    return tuple(sizes[level] // dim for level in sorted(sizes))
+
+
+def ws_config(
+    *,
+    in_channels: int,
+    channels: int | None = None,
+    self_condition: bool | None = None,
+    **arguments: Any,
+) -> AnnotatedWSConfig:
+    """The network has channels * (1 + self_condition) input channels; either tells the other.
+
+    Without both, as many channels as it has outputs.
+    """
+    if self_condition is None:
+        self_condition = in_channels == 2 * (channels or arguments["out_dim"])
+    channels = channels or in_channels // (1 + self_condition)
+    return AnnotatedWSConfig(channels=channels, self_condition=self_condition, **arguments)
+
+
+ANNOTATED = Peer(
+    make_config=AnnotatedConfig,
+    arguments=ARGUMENTS,
+    infer=infer,
+    names=NAMES,
+    unknowable=("resnet_block_groups",),
+)
+ANNOTATED_LAYERNORM = Peer(
+    make_config=partial(AnnotatedConfig, norm="layer"),
+    arguments=ARGUMENTS,
+    infer=infer,
+    names=[*LAYER_NORMS, *NAMES],
+    layouts={"g": "channels", "b": "channels"},
+    unknowable=("resnet_block_groups",),
+)
+ANNOTATED_WS = Peer(
+    make_config=ws_config,
+    arguments=OF_WS,
+    infer=infer_ws,
+    names=NAMES_OF_WS,
+    unknowable=("resnet_block_groups", "weight_standardization"),
+)
+EPITA = ANNOTATED

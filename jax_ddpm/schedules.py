@@ -1,6 +1,7 @@
 """Noise schedules: betas in numpy float64, every derived table, timestep grids and noise levels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ ScheduleName = Literal[
     "sigmoid_cumprod",
     "cosine",
     "cosine_clipped",
+    "cosine_epita",
+    "quadratic_slip",
 ]
 
 
@@ -42,6 +45,14 @@ def linear_betas(
 def quadratic_betas(num_timesteps: int, *, start: float = 1e-4, end: float = 0.02) -> Betas:
     """Betas whose square roots grow linearly ("quad" in the code of Ho et al. 2020)."""
     return np.linspace(start**0.5, end**0.5, num_timesteps, dtype=np.float64) ** 2
+
+
+def quadratic_slip_betas(num_timesteps: int, *, start: float = 1e-4, end: float = 0.02) -> Betas:
+    """Squares of numbers between the squared ends: the slip of the first Annotated Diffusion Model.
+
+    It meant roots, as in `quadratic_betas`. The last beta is 1.6e-7: next to no noise is added.
+    """
+    return np.linspace(start**2, end**2, num_timesteps, dtype=np.float64) ** 2
 
 
 def sigmoid_betas(num_timesteps: int, *, start: float = 1e-4, end: float = 0.02) -> Betas:
@@ -94,6 +105,9 @@ BETAS: dict[ScheduleName, Callable[[int], Betas]] = {
     "sigmoid_cumprod": sigmoid_cumprod_betas,
     "cosine": cosine_betas,
     "cosine_clipped": lambda num_timesteps: cosine_betas(num_timesteps, clip=(1e-4, 0.9999)),
+    # the EPITA practical's notebook; its page clips like cosine_clipped
+    "cosine_epita": lambda num_timesteps: cosine_betas(num_timesteps, clip=(1e-4, 0.02)),
+    "quadratic_slip": quadratic_slip_betas,
 }
 
 
@@ -243,3 +257,62 @@ _ASCENDING: dict[Spacing, Callable[[int, int], Int[np.ndarray, " S"]]] = {
     "quad": lambda T, S: np.trunc(np.linspace(0, np.sqrt(0.8 * T), S) ** 2),
     "lucidrains": lambda T, S: np.trunc(np.linspace(-1, T - 1, S + 1))[1:],
 }
+
+
+def space_timesteps(num_timesteps: int, sections: str | Sequence[int]) -> Int[np.ndarray, " S+1"]:
+    """The timesteps of a respaced chain, descending, followed by -1 (Nichol & Dhariwal 2021).
+
+    "10,15,20" cuts 0..T-1 into three parts of nearly equal length and takes 10, 15 and 20 evenly
+    spread timesteps of them, the ends of each part included. "ddim50" takes the multiples of the
+    smallest whole stride that gives exactly 50.
+
+    Raises ValueError where there is no such choice.
+    """
+    if isinstance(sections, str) and sections.startswith("ddim"):
+        ascending = _whole_stride(num_timesteps, _count(sections.removeprefix("ddim"), sections))
+    else:
+        if isinstance(sections, str):
+            sections = [_count(part, sections) for part in sections.split(",")]
+        ascending = _sections(num_timesteps, sections)
+    return np.append(ascending[::-1], -1).astype(np.int32)
+
+
+def _count(text: str, sections: str) -> int:
+    if not text.strip().isdigit():
+        raise ValueError(
+            f'respacing is {sections!r}, but it must be like "25", "10,15,20" or "ddim50"'
+        )
+    return int(text)
+
+
+def _whole_stride(num_timesteps: int, num_steps: int) -> Int[np.ndarray, " S"]:
+    for stride in range(1, num_timesteps):
+        if len(range(0, num_timesteps, stride)) == num_steps:
+            return np.arange(0, num_timesteps, stride)
+    raise ValueError(f"no whole stride takes exactly {num_steps} of T = {num_timesteps} timesteps")
+
+
+def _sections(num_timesteps: int, counts: Sequence[int]) -> Int[np.ndarray, " S"]:
+    size, longer = divmod(num_timesteps, len(counts))
+    first, ascending = 0, list[int]()
+    for i, count in enumerate(counts):
+        length = size + (i < longer)
+        if not 0 <= count <= length:
+            raise ValueError(f"{count} timesteps cannot be taken from a part of {length}")
+        stride = (length - 1) / (count - 1) if count > 1 else 1.0
+        offsets = accumulate([stride] * (count - 1), initial=0.0) if count else []
+        ascending += [first + round(offset) for offset in offsets]
+        first += length
+    if not ascending:
+        raise ValueError("a respaced chain needs at least one timestep")
+    return np.array(ascending)
+
+
+def respaced_betas(betas: Betas, timesteps: Int[np.ndarray, " S+1"]) -> Betas:
+    """The betas of the chain that visits only `timesteps`, a descending grid that ends with -1.
+
+    `make_schedule` of them is a schedule of S timesteps whose alphas_cumprod are those of the
+    visited timesteps. `sample` needs no such schedule: it does the same with the full one's levels.
+    """
+    alphas_cumprod = np.cumprod(1 - np.asarray(betas, np.float64))[timesteps[:-1]][::-1]
+    return 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])

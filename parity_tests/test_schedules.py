@@ -19,6 +19,8 @@ REF_BETAS = {
     "sigmoid_cumprod": ref.sigmoid_cumprod_betas,
     "cosine": ref.cosine_betas,
     "cosine_clipped": lambda T: ref.cosine_betas(T, clip=(1e-4, 0.9999)),
+    "cosine_epita": lambda T: ref.cosine_betas(T, clip=(1e-4, 0.02)),
+    "quadratic_slip": lambda T: ref.quadratic_betas(T, start=1e-4**4, end=0.02**4),
 }
 
 

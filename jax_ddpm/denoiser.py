@@ -11,6 +11,7 @@ from jax_ddpm.diffusion import (
     Prediction,
     PredictionType,
     eps_from_x_0,
+    split_output,
     to_prediction,
 )
 from jax_ddpm.schedules import Level
@@ -23,23 +24,40 @@ def make_denoise_fn(
     prediction_type: PredictionType = "eps",
     clip_x_0: bool = True,
     rederive_eps: bool = True,
+    learned_variance: bool = False,
     **network_args: Any,
 ) -> DenoiseFn:
     """A function (x_t, level) -> Prediction(x_0, eps) of the network's output.
 
     `clip_x_0` clips x_0 to [-1, 1], as the sampler of Ho et al. 2020 does (it is not in the paper).
     eps then follows from the clipped x_0, so that both stay consistent; `rederive_eps=False` keeps
-    the network's own eps (the default of diffusers' DDIM). `network_args` go to `apply_fn`.
+    the network's own eps (the default of diffusers' DDIM). With `learned_variance` the second half
+    of the output's channels is the prediction's `raw_variance`. `network_args` go to `apply_fn`; so
+    does the function's own optional `x_self_cond`, an earlier x_0 (see `sample`).
     """
 
-    def denoise(x_t: Images, level: Level) -> Prediction:
+    def denoise(x_t: Images, level: Level, x_self_cond: Images | None = None) -> Prediction:
+        given = {} if x_self_cond is None else {"x_self_cond": x_self_cond}
         t = jnp.broadcast_to(level.t, x_t.shape[:1])
-        output = apply_fn(params, x_t, t, **network_args).astype(x_t.dtype)
-        prediction = to_prediction(output, x_t, level, prediction_type)
-        if not clip_x_0:
-            return prediction
-        x_0 = jnp.clip(prediction.x_0, -1, 1)
-        eps = eps_from_x_0(level, x_t, x_0) if rederive_eps else prediction.eps
-        return Prediction(x_0, eps)
+        output = apply_fn(params, x_t, t, **network_args, **given).astype(x_t.dtype)
+        output, raw_variance = split_output(output, learned_variance)
+        x_0, eps, _ = to_prediction(output, x_t, level, prediction_type)
+        if clip_x_0:
+            x_0 = jnp.clip(x_0, -1, 1)
+            eps = eps_from_x_0(level, x_t, x_0) if rederive_eps else eps
+        return Prediction(x_0, eps, raw_variance)
 
     return denoise
+
+
+def rescale_timesteps(apply_fn: ApplyFn, num_timesteps: int) -> ApplyFn:
+    """The same network, told t * 1000 / T, a float, instead of t (code of Nichol & Dhariwal 2021).
+
+    So a network trained with any T sees times between 0 and 1000.
+    """
+
+    def rescaled(params: Any, x_t: Images, t: Any, **network_args: Any) -> Images:
+        dtype = jnp.promote_types(x_t.dtype, jnp.float32)
+        return apply_fn(params, x_t, t.astype(dtype) * (1000 / num_timesteps), **network_args)
+
+    return rescaled

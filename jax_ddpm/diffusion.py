@@ -15,25 +15,31 @@ from jax_ddpm.schedules import Level, Schedule, level_at
 Images = Float[Array, "b h w c"]
 Timesteps = Int[Array, "*b"]
 PredictionType = Literal["eps", "x_0", "v"]
+Variance = Literal["fixed_small", "fixed_large", "learned_range", "learned"]
+LEARNED: tuple[Variance, ...] = ("learned_range", "learned")
 
 
 class Prediction(NamedTuple):
-    """What a denoiser says of x_t, both ways: x_t = signal * x_0 + sigma * eps."""
+    """What a denoiser says of x_t, both ways: x_t = signal * x_0 + sigma * eps.
+
+    `raw_variance` holds the network's channels for the variance of the reverse step, if it has any.
+    """
 
     x_0: Images
     eps: Images
+    raw_variance: Images | None = None
 
 
 class Gaussian(NamedTuple):
     """A Gaussian with diagonal covariance; variance and log_variance broadcast against mean."""
 
     mean: Images
-    variance: Float[Array, "*b 1 1 1"]
-    log_variance: Float[Array, "*b 1 1 1"]
+    variance: Float[Array, "*b h_or_1 w_or_1 c_or_1"]
+    log_variance: Float[Array, "*b h_or_1 w_or_1 c_or_1"]
 
 
 ApplyFn = Callable[..., Images]  # a network: (params, x_t, t, **its own arguments) -> output
-DenoiseFn = Callable[[Images, Level], Prediction]
+DenoiseFn = Callable[..., Prediction]  # (x_t, level), or (x_t, level, x_self_cond=x_0)
 
 
 def expand(a: Float[Array, "*b"], images: Images) -> Float[Array, "*b 1 1 1"]:
@@ -68,6 +74,68 @@ def q_posterior(schedule: Schedule, x_0: Images, x_t: Images, t: Timesteps) -> G
     )
 
 
+def q_mean_variance(schedule: Schedule, x_0: Images, t: Timesteps) -> Gaussian:
+    """q(x_t | x_0), t in 0..T-1 (Ho et al. 2020, Eq. 4)."""
+    return Gaussian(
+        mean=expand(schedule.sqrt_alphas_cumprod[t], x_0) * x_0,
+        variance=expand(schedule.sqrt_one_minus_alphas_cumprod[t] ** 2, x_0),
+        log_variance=expand(schedule.log_one_minus_alphas_cumprod[t], x_0),
+    )
+
+
+def p_mean_variance(
+    schedule: Schedule, prediction: Prediction, x_t: Images, t: Timesteps, variance: Variance
+) -> Gaussian:
+    """p(x_{t-1} | x_t) of a predicted x_0, t in 0..T-1 (Ho et al. 2020, section 3.2).
+
+    The variance is beta-tilde ("fixed_small"), beta ("fixed_large"), between the two
+    ("learned_range"), or the exponential of the network's own output ("learned"). At t = 0
+    "fixed_large" has the clipped beta-tilde too, for a better likelihood (code of Ho et al.).
+    Raises ValueError for a learned variance that was not predicted.
+    """
+    posterior = q_posterior(schedule, prediction.x_0, x_t, t)
+    if variance == "fixed_small":
+        return posterior
+    log_large = expand(jnp.log(schedule.betas[t]), x_t)
+    if variance == "fixed_large":
+        log_variance = jnp.where(expand(t, x_t) == 0, posterior.log_variance, log_large)
+    else:
+        log_variance = learned_log_variance(prediction, variance, posterior.log_variance, log_large)
+    return Gaussian(posterior.mean, jnp.exp(log_variance), log_variance)
+
+
+def learned_log_variance(
+    prediction: Prediction,
+    variance: Variance,
+    log_small: Float[Array, "*b 1 1 1"],
+    log_large: Float[Array, "*b 1 1 1"],
+) -> Images:
+    """What the network says of log variance: itself ("learned"), or a place between the bounds.
+
+    "learned_range": -1 is the small variance, 1 the large one (Nichol & Dhariwal 2021, Eq. 15).
+    Raises ValueError if the prediction has no variance.
+    """
+    raw = prediction.raw_variance
+    if raw is None:
+        raise ValueError(
+            f"variance {variance!r} needs a network that predicts it: learned_variance=True"
+        )
+    if variance == "learned":
+        return raw
+    fraction = (raw + 1) / 2
+    return fraction * log_large + (1 - fraction) * log_small
+
+
+def x_0_from_x_prev(schedule: Schedule, x_t: Images, t: Timesteps, x_prev: Images) -> Images:
+    """The x_0 at which the mean of q(x_{t-1} | x_t, x_0) is `x_prev` (Ho et al. 2020, Eq. 7).
+
+    For networks that predict that mean. Their target is `q_posterior(...).mean`.
+    """
+    coef1 = expand(schedule.posterior_mean_coef1[t], x_t)
+    coef2 = expand(schedule.posterior_mean_coef2[t], x_t)
+    return x_prev / coef1 - coef2 / coef1 * x_t
+
+
 def x_0_from_eps(level: Level, x_t: Images, eps: Images) -> Images:
     """x_0 = (x_t - sigma eps) / signal (Ho et al. 2020, Eq. 15)."""
     return (x_t - expand(level.sigma, x_t) * eps) / expand(level.signal, x_t)
@@ -91,6 +159,16 @@ def x_0_from_v(level: Level, x_t: Images, v: Images) -> Images:
 def eps_from_v(level: Level, x_t: Images, v: Images) -> Images:
     """eps = sigma x_t + signal v (Salimans & Ho 2022, appendix D)."""
     return expand(level.sigma, x_t) * x_t + expand(level.signal, x_t) * v
+
+
+def split_output(
+    output: Float[Array, "b h w o"], learned_variance: bool
+) -> tuple[Images, Images | None]:
+    """The network's prediction and, if it learns the variance, the second half of its channels."""
+    if not learned_variance:
+        return output, None
+    prediction, raw_variance = jnp.split(output, 2, axis=-1)
+    return prediction, raw_variance
 
 
 def to_prediction(

@@ -133,7 +133,9 @@ def test_a_prediction_is_consistent_whatever_the_network_says(prediction_type):
     x_t, output = normal(0), normal(1)
     level = level_at(exact_schedule(), jnp.array([1, 500, 900]))
     found = to_prediction(output, x_t, level, prediction_type)
-    np.testing.assert_allclose(add_noise(level, *found), x_t, rtol=0, atol=1e-12)  # measured: 7e-16
+    np.testing.assert_allclose(
+        add_noise(level, found.x_0, found.eps), x_t, rtol=0, atol=1e-12
+    )  # measured: 7e-16
 
 
 def test_one_level_for_all_equals_one_level_per_example():

@@ -1,6 +1,7 @@
 """The sampler interface and the one loop that runs every sampler."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +35,13 @@ class Sampler(NamedTuple):
     step: StepFn
 
 
+class Chain(NamedTuple):
+    """What a run carries from step to step: the sampler's state, and x_0 for self-conditioning."""
+
+    state: SamplerState
+    x_0: Images | None
+
+
 def keep_nothing(state: SamplerState, prediction: Prediction) -> Any:
     """The trace of a sampler run of which only the final image is wanted."""
     return ()
@@ -48,32 +56,37 @@ def sample(
     *,
     trace: TraceFn = keep_nothing,
     num_frames: int | None = None,
+    self_condition: bool = False,
 ) -> tuple[Images, Any]:
     """Run `sampler` over S + 1 `levels`, from x_T to the clean image, as one `lax.scan`.
 
     `noise_fn(i)` is the noise of step i. Returns x_0 and, stacked, what `trace(state, prediction)`
     keeps of each step; with `num_frames`, of that many steps, evenly spread, the last included.
+    With `self_condition`, `denoise_fn` is also given the x_0 that the step before predicted, as
+    `x_self_cond`, and zeros in the first step (Chen et al. 2023); the sampler does not notice.
     """
     cur, nxt = Level(*(field[:-1] for field in levels)), Level(*(field[1:] for field in levels))
     num_steps = len(cur.t)
     num_frames = min(num_frames or num_steps, num_steps)
 
-    def advance(state: SamplerState, i: Array, cur: Level, nxt: Level) -> tuple[SamplerState, Any]:
-        state, prediction = sampler.step(state, noise_fn(i), cur, nxt, denoise_fn)
-        return state, trace(state, prediction)
+    def advance(chain: Chain, i: Array, cur: Level, nxt: Level) -> tuple[Chain, Any]:
+        denoise = partial(denoise_fn, x_self_cond=chain.x_0) if self_condition else denoise_fn
+        state, prediction = sampler.step(chain.state, noise_fn(i), cur, nxt, denoise)
+        x_0 = prediction.x_0 if self_condition else None
+        return Chain(state, x_0), trace(state, prediction)
 
-    def body(carry: tuple[SamplerState, Any], step: tuple[Array, Level, Level]) -> tuple[Any, None]:
-        state, frames = carry
-        state, frame = advance(state, *step)
+    def body(carry: tuple[Chain, Any], step: tuple[Array, Level, Level]) -> tuple[Any, None]:
+        chain, frames = carry
+        chain, frame = advance(chain, *step)
         slot = step[0] * num_frames // num_steps  # the last step that falls in a slot stays
-        return (state, jax.tree.map(lambda kept, new: kept.at[slot].set(new), frames, frame)), None
+        return (chain, jax.tree.map(lambda kept, new: kept.at[slot].set(new), frames, frame)), None
 
     steps = (jnp.arange(num_steps), cur, nxt)
-    state = sampler.init(x_T)
-    frame = jax.eval_shape(advance, state, *jax.tree.map(lambda a: a[0], steps))[1]
+    chain = Chain(sampler.init(x_T), jnp.zeros_like(x_T) if self_condition else None)
+    frame = jax.eval_shape(advance, chain, *jax.tree.map(lambda a: a[0], steps))[1]
     frames = jax.tree.map(lambda f: jnp.zeros((num_frames, *f.shape), f.dtype), frame)
-    (state, frames), _ = jax.lax.scan(body, (state, frames), steps)
-    return state.x_t, frames
+    (chain, frames), _ = jax.lax.scan(body, (chain, frames), steps)
+    return chain.state.x_t, frames
 
 
 def draw_noise(

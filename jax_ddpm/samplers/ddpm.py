@@ -1,21 +1,28 @@
 """Ancestral sampling (Ho et al. 2020, algorithm 2)."""
 
-from typing import Literal
-
 import jax.numpy as jnp
 
-from jax_ddpm.diffusion import DenoiseFn, Images, Prediction
+from jax_ddpm.diffusion import (
+    LEARNED,
+    DenoiseFn,
+    Images,
+    Prediction,
+    Variance,
+    learned_log_variance,
+)
 from jax_ddpm.samplers.base import Sampler, SamplerState, beta_between
 from jax_ddpm.schedules import Level
 
-Variance = Literal["fixed_small", "fixed_large"]
+__all__ = ["Variance", "ddpm"]
 
 
 def ddpm(variance: Variance = "fixed_small") -> Sampler:
     """Draw x_{t-1} from q(x_{t-1} | x_t, x_0) at the predicted x_0 (Ho et al. 2020, Eqs. 6, 7, 11).
 
-    On a sub-sequence of timesteps the posterior is that of the skipped chain. The variance is
-    beta-tilde ("fixed_small") or beta ("fixed_large"); no noise is added on the last step.
+    On a sub-sequence of timesteps posterior and betas are those of the skipped chain. The variance
+    is beta-tilde ("fixed_small"), beta ("fixed_large"), or what the network says: a place between
+    the two ("learned_range", Nichol & Dhariwal 2021, Eq. 15) or its logarithm ("learned"). No noise
+    is added on the last step.
     """
 
     def step(
@@ -26,8 +33,12 @@ def ddpm(variance: Variance = "fixed_small") -> Sampler:
         coef1 = nxt.signal * beta / cur.sigma**2
         coef2 = (cur.signal / nxt.signal) * (nxt.sigma / cur.sigma) ** 2
         mean = coef1 * prediction.x_0 + coef2 * state.x_t
-        large = jnp.where(nxt.t < 0, 0, beta)
-        var = large if variance == "fixed_large" else beta * (nxt.sigma / cur.sigma) ** 2
-        return SamplerState(mean + jnp.sqrt(var) * noise), prediction
+        small = beta * (nxt.sigma / cur.sigma) ** 2
+        if variance in LEARNED:
+            bounds = jnp.log(jnp.maximum(small, 1e-20)), jnp.log(beta)
+            std = jnp.exp(learned_log_variance(prediction, variance, *bounds) / 2)
+        else:
+            std = jnp.sqrt(beta if variance == "fixed_large" else small)
+        return SamplerState(mean + jnp.where(nxt.t < 0, 0, std) * noise), prediction
 
     return Sampler(init=SamplerState, step=step)

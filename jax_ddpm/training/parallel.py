@@ -8,7 +8,7 @@ from jaxtyping import Array, Key
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.training.state import TrainState
-from jax_ddpm.training.step import Metrics, Pixels, TrainStep
+from jax_ddpm.training.step import Batch, Metrics, TrainStep
 
 Mode = Literal["jit", "pmap"]
 AXIS = "devices"
@@ -55,8 +55,9 @@ def parallelize(make_step: Callable[[str | None], TrainStep], mode: Mode) -> Tra
         make_step(AXIS), AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0
     )
 
-    def step(state: TrainState, pixels: Pixels, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
-        return mapped(state, pixels.reshape(num_devices(mode), -1, *pixels.shape[1:]), key)
+    def step(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
+        spread = jax.tree.map(lambda a: a.reshape(num_devices(mode), -1, *a.shape[1:]), batch)
+        return mapped(state, spread, key)
 
     return step
 

@@ -1,0 +1,132 @@
+"""lucidrains' `denoising_diffusion_pytorch`, 2.0 to 2.3; its names have not changed since 2.0."""
+
+from typing import Any
+
+from jax_ddpm.errors import UserError
+from jax_ddpm.interop.peer import Peer, Shapes
+from jax_ddpm.models import LucidrainsConfig
+
+
+def infer_lucidrains(shapes: Shapes) -> dict[str, Any]:
+    """Everything but `sinusoidal_pos_emb_theta`, which is 10000 unless given.
+
+    Channels stay as they are found: `lucidrains_config` knows which arguments make them.
+    """
+    if "init_conv.weight" not in shapes:
+        raise UserError("there is no init_conv.weight")
+    if "downs.0.0.block1.norm.weight" in shapes:
+        raise UserError("its blocks have group norms, as before version 2.0; convert a newer one")
+    time_dim, _ = shapes["time_mlp.1.weight"]
+    levels = range(1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("downs.")))
+    convs = (shapes.get(f"downs.{i}.3.1.weight") or shapes[f"downs.{i}.3.weight"] for i in levels)
+    full = tuple(f"downs.{i}.2.to_out.weight" in shapes for i in levels)
+    memories = [shapes[f"downs.{i}.2.mem_kv"] for i in levels]
+    found = {
+        "dim": time_dim // 4,
+        "init_dim": shapes["init_conv.weight"][0],
+        "dim_mults": tuple(conv[0] * 4 // time_dim for conv in convs),
+        "full_attn": full,
+        "attn_heads": tuple(shape[1] for shape in memories),
+        "attn_dim_head": tuple(
+            shape[3 if f else 2] for f, shape in zip(full, memories, strict=True)
+        ),
+        "input_channels": shapes["init_conv.weight"][1],
+        "output_channels": shapes["final_conv.weight"][0],
+    }
+    if frequencies := shapes.get("time_mlp.0.weights"):
+        found |= {"learned_sinusoidal_cond": True, "learned_sinusoidal_dim": 2 * frequencies[0]}
+    return found
+
+
+def lucidrains_config(
+    *, input_channels: int, output_channels: int, **arguments: Any
+) -> LucidrainsConfig:
+    """Find channels, self_condition, learned_variance and out_dim, where they are not given.
+
+    Self-conditioning and a learned variance both double a number of channels: of two readings the
+    simpler one is taken, and the other one fails where images of its channels come in.
+    """
+    channels, self_condition = arguments.get("channels"), arguments.get("self_condition")
+    if self_condition is None:
+        halves = 2 if arguments.get("learned_variance") else 1
+        plain = channels or output_channels // halves
+        self_condition = input_channels == 2 * plain
+    channels = channels or input_channels // (2 if self_condition else 1)
+    arguments |= {"channels": channels, "self_condition": self_condition}
+    if not arguments.keys() & {"learned_variance", "out_dim"}:
+        arguments["learned_variance"] = output_channels == 2 * channels
+        if output_channels not in (channels, 2 * channels):
+            arguments["out_dim"] = output_channels
+    return LucidrainsConfig(**arguments)
+
+
+LUCIDRAINS = Peer(
+    make_config=lucidrains_config,
+    arguments=(
+        "dim",
+        "init_dim",
+        "out_dim",
+        "dim_mults",
+        "channels",
+        "self_condition",
+        "learned_variance",
+        "learned_sinusoidal_cond",
+        "random_fourier_features",
+        "learned_sinusoidal_dim",
+        "sinusoidal_pos_emb_theta",
+        "dropout",
+        "attn_dim_head",
+        "attn_heads",
+        "full_attn",
+        "flash_attn",
+    ),
+    infer=infer_lucidrains,
+    names=[
+        ("init_conv", "conv_in"),
+        ("time_mlp.0.weights", "temb.frequencies"),
+        ("time_mlp.1", "temb.dense_0"),
+        ("time_mlp.3", "temb.dense_1"),
+        ("downs.{i}.0", "down_{i}.block_0"),
+        ("downs.{i}.1", "down_{i}.block_1"),
+        ("downs.{i}.2", "down_{i}.attn_1"),
+        ("downs.{i}.3.1", "down_{i}.downsample"),  # after the pixels are regrouped
+        ("downs.{i}.3", "down_{i}.conv"),
+        ("mid_block1", "mid.block_1"),
+        ("mid_attn", "mid.attn_1"),
+        ("mid_block2", "mid.block_2"),
+        ("ups.{-i}.0", "up_{i}.block_0"),
+        ("ups.{-i}.1", "up_{i}.block_1"),
+        ("ups.{-i}.2", "up_{i}.attn_1"),
+        ("ups.{-i}.3.1", "up_{i}.upsample"),
+        ("ups.{-i}.3", "up_{i}.conv"),
+        ("final_res_block", "block_out"),
+        ("final_conv", "conv_out"),
+        ("mlp.1", "temb_proj"),
+        ("block1.proj", "conv1"),
+        ("block1.norm", "norm1"),
+        ("block2.proj", "conv2"),
+        ("block2.norm", "norm2"),
+        ("res_conv", "shortcut"),
+        ("to_qkv", "qkv"),
+        ("to_out.0", "proj"),  # of linear attention, which ends in a norm
+        ("to_out.1", "norm_out"),
+        ("to_out", "proj_out"),
+        ("g", "scale"),
+    ],
+    layouts={"g": "channels"},
+    buffers=(  # of GaussianDiffusion
+        "betas",
+        "alphas_cumprod",
+        "alphas_cumprod_prev",
+        "sqrt_alphas_cumprod",
+        "sqrt_one_minus_alphas_cumprod",
+        "log_one_minus_alphas_cumprod",
+        "sqrt_recip_alphas_cumprod",
+        "sqrt_recipm1_alphas_cumprod",
+        "posterior_variance",
+        "posterior_log_variance_clipped",
+        "posterior_mean_coef1",
+        "posterior_mean_coef2",
+        "loss_weight",
+    ),
+)

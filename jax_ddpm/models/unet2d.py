@@ -125,7 +125,7 @@ class UNet2DConfig(Architecture):
         """Raise ValueError for the first setting that cannot work."""
         self._check_blocks()
         self._check_time()
-        self._check_groups()
+        self._check_widths()
         for name in ("in_channels", "out_channels"):
             value = getattr(self, name)
             require(value is None or value >= 1, name.replace("_", "-"), value, "at least 1")
@@ -161,6 +161,11 @@ class UNet2DConfig(Architecture):
         num_k = sum(kind.startswith("K") for kind in down + up)
         ok = num_k in (0, 2 * len(widths)) or len(widths) == 1
         require(ok, "down-block-types", down, "K blocks at all levels, down and up, or at none")
+        skips = ["Skip" in kind for kind in down[:-1]]
+        ok = skips == sorted(skips, reverse=True)
+        require(ok, "down-block-types", down, "Skip blocks from the first level on, then others")
+        skips = ["Skip" in kind for kind in up]
+        require(skips == sorted(skips), "up-block-types", up, "Skip blocks at the end, if anywhere")
         images = (self.in_channels or 3, self.out_channels or 3)
         ok = images == (3, 3) or not any("Skip" in kind for kind in down + up)
         require(ok, "in-channels", images, "3, as --model.out-channels, with Skip blocks")
@@ -179,47 +184,50 @@ class UNet2DConfig(Architecture):
         require(ok, "class-embed-type", embed, "timestep, identity or None")
         require(classes is None or classes >= 1, "num-class-embeds", classes, "at least 1")
 
-    def _check_groups(self) -> None:
-        types = self.down_block_types, reversed(self.up_block_types)
-        size = self.attention_head_dim
-        for width, down, up in zip(self.block_out_channels, *types, strict=True):
-            for kind in (down, up):
-                groups = self._smallest_unit(kind, width)
-                ok = groups >= 1 and width % groups == 0
-                require(ok, "block-out-channels", width, f"a multiple of {groups} for {kind}")
-                ok = size is None or "Attn" not in kind or 1 <= size <= width
-                require(ok, "attention-head-dim", size, f"between 1 and {width} for {kind}")
-        first, last, groups = *self._ends, self.norm_num_groups
-        expected = f"a divisor of {first} channels"
-        plain = self.style(None).groups
-        require(first % (plain(first) or 1) == 0, "norm-num-groups", groups, expected)
+    def _check_widths(self) -> None:
+        """Channels divide into the groups of their norms, and heads are no wider than they are."""
+        groups, widths = self.norm_num_groups, self.block_out_channels
+        ok = groups is None or groups >= 1
+        require(ok, "norm-num-groups", groups, "at least 1, or None")
+        for width, *kinds in zip(
+            widths, self.down_block_types, reversed(self.up_block_types), strict=True
+        ):
+            for kind in kinds:
+                ok = groups is not None or "Skip" in kind or kind.startswith("K")
+                require(ok, "norm-num-groups", groups, f"a number with {kind}")
+                self._check_width(kind, width, self._unit(kind, width), "Attn" in kind)
+        self._check_width("the last norm", widths[0], self._unit("", widths[0]), False)
         if self.mid_block_type is not None:
-            expected = f"a divisor of {last} channels"
-            require(last % (plain(last) or 1) == 0, "norm-num-groups", groups, expected)
-            groups = self.attn_norm_num_groups
-            ok = groups is None or (groups >= 1 and last % groups == 0)
-            require(ok, "attn-norm-num-groups", groups, expected)
-            ok = size is None or not self.add_attention or 1 <= size <= last
-            require(ok, "attention-head-dim", size, f"between 1 and {last} for the middle")
+            unit, last = self.attn_norm_num_groups, widths[-1]
+            self._check_width("the middle", last, self._unit("", last), self.add_attention)
+            ok = unit is None or (unit >= 1 and last % unit == 0)
+            require(ok, "attn-norm-num-groups", unit, f"a divisor of {last} channels")
 
-    def _smallest_unit(self, kind: str, width: int) -> int:
+    def _unit(self, kind: str, width: int) -> int:
+        """What the channels of a block must be a multiple of."""
         if kind.startswith("K"):
             return K_GROUP_SIZE
-        if "Skip" in kind:
-            return SKIP_ATTENTION_GROUPS if "Attn" in kind else quarter_groups(width)
-        expected = f"given for {kind}"
-        ok = self.norm_num_groups is not None and self.norm_num_groups >= 1
-        require(ok, "norm-num-groups", self.norm_num_groups, expected)
-        return self.norm_num_groups or 1
+        if "AttnSkip" in kind:
+            return SKIP_ATTENTION_GROUPS
+        return quarter_groups(width) if "Skip" in kind else self.style(None).groups(width)
 
-    @property
-    def _ends(self) -> tuple[int, int]:
-        return self.block_out_channels[0], self.block_out_channels[-1]
+    def _check_width(self, where: str, width: int, unit: int, attention: bool) -> None:
+        ok = unit >= 1 and width % unit == 0
+        expected = f"multiples of {unit or 4} for {where}"
+        require(ok, "block-out-channels", self.block_out_channels, expected)
+        size = self.attention_head_dim
+        ok = size is None or not attention or 1 <= size <= width
+        require(ok, "attention-head-dim", size, f"between 1 and {width} for {where}")
 
     @property
     def multiple(self) -> int:
         """What height and width of the images must be multiples of."""
         return int(2 ** (len(self.block_out_channels) - 1))
+
+    @property
+    def num_labels(self) -> int | None:
+        """The number of classes."""
+        return self.num_class_embeds
 
     @property
     def example_shape(self) -> ImageShape:
@@ -270,7 +278,8 @@ class UNet2D(nn.Module):
 
         temb = self._embed(t, label)
         h = conv(x_t, config.block_out_channels[0], "conv_in", self.dtype)
-        skips, image = [h], x_t
+        skips = [h]
+        image: Features | None = x_t
         for i in range(len(config.block_out_channels)):
             (h, image), outputs = down_level(config, style, i)(h, image, temb, keys)
             skips += outputs

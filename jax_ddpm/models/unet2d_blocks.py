@@ -257,11 +257,14 @@ class DownLevel(nn.Module):
             outputs.append(h)
         match self.downsample:
             case "conv":
-                args = (self.features, "downsample", self.style.dtype)
-                outputs.append(conv(h, *args, stride=2, padding=self.padding))
+                h = conv(
+                    h, self.features, "downsample", self.style.dtype, stride=2, padding=self.padding
+                )
+                outputs.append(h)
             case "resnet":
-                args = {"resample": downsample_mean, "name": "downsample_block"}
-                block = ResnetBlock(self.features, self.style, **args)
+                block = ResnetBlock(
+                    self.features, self.style, resample=downsample_mean, name="downsample_block"
+                )
                 outputs.append(block(h, temb, keys))
         return (outputs[-1], image), outputs
 
@@ -295,8 +298,10 @@ class UpLevel(nn.Module):
             case "conv":
                 h = conv(upsample_nearest(h), self.features, "upsample", self.style.dtype)
             case "resnet":
-                args = {"resample": upsample_nearest, "name": "upsample_block"}
-                h = ResnetBlock(self.features, self.style, **args)(h, temb, keys)
+                block = ResnetBlock(
+                    self.features, self.style, resample=upsample_nearest, name="upsample_block"
+                )
+                h = block(h, temb, keys)
         return h, image
 
 
@@ -311,9 +316,8 @@ class Middle(nn.Module):
     @nn.compact
     def __call__(self, h: Features, temb: Temb, keys: DropoutKeys) -> Features:
         """h, transformed."""
-        features = h.shape[-1]
-        args = {"scale": self.scale}
-        h = ResnetBlock(features, self.style, **args, name="block_1")(h, temb, keys)
+        args = (h.shape[-1], self.style, None, self.scale)
+        h = ResnetBlock(*args, name="block_1")(h, temb, keys)
         if self.attention:
             h = Attention(self.style, self.attn_groups, self.scale, name="attn_1")(h)
-        return ResnetBlock(features, self.style, **args, name="block_2")(h, temb, keys)
+        return ResnetBlock(*args, name="block_2")(h, temb, keys)

@@ -96,8 +96,8 @@ class SkipDownLevel(nn.Module):
             args = (self.features, self.style, (mine, mine), ROOT_2)
             h = ResnetBlock(*args, downsample_fir, True, name="resnet_down")(h, temb, keys)
             image = downsample_fir(image)
-            pointwise = {"size": 1, "padding": (0, 0)}
-            h = conv(image, self.features, "skip_conv", self.style.dtype, **pointwise) + h
+            dtype = self.style.dtype
+            h = conv(image, self.features, "skip_conv", dtype, size=1, padding=(0, 0)) + h
             outputs.append(h)
         return (h, image), outputs
 

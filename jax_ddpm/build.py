@@ -1,12 +1,15 @@
 """From the configuration of a run to the parts that train and sample it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key
 
-from jax_ddpm.config import Config, SampleConfig
+from jax_ddpm.config import Config, DiffusionConfig, SampleConfig
+from jax_ddpm.denoiser import rescale_timesteps
+from jax_ddpm.errors import UserError
 from jax_ddpm.models import NetworkFns, make_network
 from jax_ddpm.samplers import Sampler, ddim, ddpm
 from jax_ddpm.schedules import Schedule, named_schedule
@@ -19,17 +22,29 @@ class Parts(NamedTuple):
 
     network: NetworkFns
     schedule: Schedule
+    diffusion: DiffusionConfig
+    num_labels: int | None
+    self_condition: bool
     learning_rate: optax.Schedule
     optimizer: optax.GradientTransformation
+
+    @property
+    def learned_variance(self) -> bool:
+        """Whether the second half of the output's channels is a variance."""
+        return self.diffusion.variance != "fixed"
 
     def init_state(self, key: Key[Array, ""]) -> TrainState:
         """The train state before the first step."""
         return create_state(self.network.init(key), self.optimizer)
 
 
-def build(config: Config, image_shape: tuple[int, int, int]) -> Parts:
-    """Network, schedule and optimiser of `config` for images of `image_shape`."""
-    train = config.train
+def build(config: Config, image_shape: tuple[int, int, int], dtype: Any = None) -> Parts:
+    """Network, schedule and optimiser of `config` for images of `image_shape`.
+
+    With `dtype` (float64, where JAX allows it) tables and network are of that type. Raises
+    UserError if the network does not take such images.
+    """
+    train, model, diffusion = config.train, config.model, config.diffusion
     learning_rate = make_learning_rate(
         train.learning_rate,
         warmup_steps=train.warmup_steps,
@@ -43,15 +58,64 @@ def build(config: Config, image_shape: tuple[int, int, int]) -> Parts:
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
     )
-    schedule = named_schedule(config.diffusion.schedule, config.diffusion.num_timesteps)
-    module = config.model.module(image_shape[-1], jax.numpy.dtype(config.model.compute_dtype))
-    return Parts(make_network(module, image_shape), schedule, learning_rate, optimizer)
+    schedule = named_schedule(
+        diffusion.schedule,
+        diffusion.num_timesteps,
+        dtype=jnp.dtype(dtype or "float32"),
+        clipped_log_variance=diffusion.clipped_log_variance,
+    )
+    network = build_network(config, image_shape, jnp.dtype(dtype or model.compute_dtype))
+    return Parts(
+        network,
+        schedule,
+        diffusion,
+        model.num_labels,
+        model.self_conditioned,
+        learning_rate,
+        optimizer,
+    )
 
 
-def make_sampler(sample: SampleConfig) -> Sampler:
-    """The sampler that `sample` names."""
+def build_network(config: Config, image_shape: tuple[int, int, int], dtype: Any) -> NetworkFns:
+    """The network of `config`, checked against the shape of the images."""
+    shape = "x".join(map(str, image_shape))
+    learned = config.diffusion.variance != "fixed"
+    out_channels = image_shape[-1] * (2 if learned else 1)
+    network = make_network(config.model.module(out_channels, dtype), image_shape)
+    try:
+        found = output_shape(network, image_shape, config.model.num_labels)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the network does not take images of {shape}: {error}") from error
+    if found != (*image_shape[:2], out_channels):
+        raise UserError(
+            f"the network makes {'x'.join(map(str, found))} of images of {shape}, but needs to "
+            f"give {out_channels} channels (see --model, --data.channels, --data.image-size and "
+            "--diffusion.variance)"
+        )
+    if config.diffusion.rescale_timesteps:
+        rescaled = rescale_timesteps(network.apply_fn, config.diffusion.num_timesteps)
+        return network._replace(apply_fn=rescaled)
+    return network
+
+
+def output_shape(
+    network: NetworkFns, image_shape: tuple[int, int, int], num_labels: int | None
+) -> tuple[int, ...]:
+    """(height, width, channels) of what the network makes of an image, without computing it."""
+    x_t, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
+    label = None if num_labels is None else t
+
+    def output(key: Key[Array, ""]) -> Any:
+        return network.apply_fn(network.init(key), x_t, t, label=label)
+
+    return jax.eval_shape(output, jax.random.key(0)).shape[1:]
+
+
+def make_sampler(sample: SampleConfig, diffusion: DiffusionConfig) -> Sampler:
+    """The sampler that `sample` names; a learned variance goes before a fixed one."""
     match sample.sampler:
         case "ddpm":
-            return ddpm(sample.variance)
+            learned = diffusion.variance
+            return ddpm(sample.variance if learned == "fixed" else learned)
         case "ddim":
             return ddim(sample.eta)

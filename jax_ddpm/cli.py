@@ -24,7 +24,7 @@ def parse_config(args: Sequence[str], *, prog: str, description: str) -> Config:
     Without --preset, a run folder given by --run is continued with its own settings. Raises
     UserError for an unknown preset or flag; exits after --help and for a wrong type.
     """
-    name, run = _value_of("--preset", args), _value_of("--run", args)
+    name, run = value_of("--preset", args), value_of("--run", args)
     if name is None and run is not None and (Path(run) / "config.json").is_file():
         default, of = runs.load(Path(run)).config, run
     else:
@@ -81,7 +81,8 @@ def run(main: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
-def _value_of(flag: str, args: Sequence[str]) -> str | None:
+def value_of(flag: str, args: Sequence[str]) -> str | None:
+    """What a command line says of one flag, before it is parsed."""
     for i, arg in enumerate(args):
         if arg == flag and i + 1 < len(args):
             return args[i + 1]

@@ -4,13 +4,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from jaxtyping import Int
+
 from jax_ddpm.data.sources import SourceName
 from jax_ddpm.diffusion import PredictionType
 from jax_ddpm.errors import UserError
-from jax_ddpm.losses import LossType
+from jax_ddpm.losses import LossType, Objective, Weighting
 from jax_ddpm.models import ModelConfig, UNetConfig
-from jax_ddpm.samplers.ddpm import Variance
-from jax_ddpm.schedules import ScheduleName, Spacing, named_schedule, timestep_grid
+from jax_ddpm.schedules import (
+    ClippedLogVariance,
+    ScheduleName,
+    Spacing,
+    named_schedule,
+    space_timesteps,
+    timestep_grid,
+)
 
 SamplerName = Literal["ddpm", "ddim"]
 
@@ -42,6 +51,25 @@ class DiffusionConfig:
     prediction_type: PredictionType = "eps"
     """What the network predicts: the noise, the clean image, or v."""
     loss_type: LossType = "l2"
+    weighting: Weighting = "constant"
+    """Weight of each timestep: constant; snr: as if the error were that of the noise; min_snr: the
+    same with a ceiling on the signal-to-noise ratio."""
+    min_snr_gamma: float = 5.0
+    """The ceiling of min_snr."""
+    objective: Objective = "simple"
+    """simple: the weighted error; vlb: the variational bound; hybrid: the error, and the bound for
+    a learned variance."""
+    vb_weight: float | None = None
+    """Weight of the bound; default: T for vlb, T/1000 for hybrid."""
+    variance: Literal["fixed", "learned_range", "learned"] = "fixed"
+    """Variance of the reverse process: fixed (see sample.variance); or the network's second half,
+    read as a place between the two fixed ones or as a logarithm."""
+    clipped_log_variance: ClippedLogVariance = "second_entry"
+    """Logarithm of the posterior variance at t = 0: that of t = 1, or of 1e-20 (floor)."""
+    rescale_timesteps: bool = False
+    """Tell the network t * 1000 / T instead of t."""
+    offset_noise: float = 0.0
+    """Strength of an offset per channel that is added to the noise in training."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +79,8 @@ class TrainConfig:
     num_steps: int = 800_000
     batch_size: int = 128
     """Images per step, over all devices."""
+    accumulate: int = 1
+    """Parts into which each device's batch is cut, one after the other, to save memory."""
     learning_rate: float = 2e-4
     """The highest learning rate."""
     warmup_steps: int = 5000
@@ -77,6 +107,9 @@ class TrainConfig:
     """Steps between two checkpoints."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay on disk."""
+    keep_best: bool = False
+    """Keep also the checkpoint of lowest mean loss since the one before, and draw the final images
+    from it."""
     parallel: Literal["auto", "jit", "pmap"] = "auto"
     """auto: pmap over all local devices if there are several, else jit."""
 
@@ -90,12 +123,19 @@ class SampleConfig:
     """Network evaluations per image, at most T."""
     spacing: Spacing = "leading"
     """Which timesteps are visited if there are fewer than T."""
-    variance: Variance = "fixed_large"
+    respacing: str | None = None
+    """Timesteps visited, as OpenAI's programs name them: "250", "10,15,20" (counts in sections of
+    equal length) or "ddim50"; in place of num_steps and spacing."""
+    variance: Literal["fixed_small", "fixed_large"] = "fixed_large"
     """Variance of the ancestral sampler: beta (fixed_large) or beta-tilde (fixed_small)."""
     eta: float = 0.0
     """Noise of the DDIM sampler: 0 is deterministic, 1 is ancestral sampling."""
     clip_x_0: bool = True
     """Clip each predicted clean image to [-1, 1]."""
+    frames: int = 25
+    """Frames of the GIF."""
+    stretch: bool = False
+    """Stretch the contrast of each image to the full range, where images are not clipped."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +176,22 @@ def validate(config: Config) -> None:
             f"--diffusion.num-timesteps {config.diffusion.num_timesteps} with "
             f"--diffusion.schedule {config.diffusion.schedule}: {error}"
         ) from error
+    _validate_loss(config.diffusion)
     validate_sample(config.sample, config.diffusion.num_timesteps)
+
+
+def _validate_loss(diffusion: DiffusionConfig) -> None:
+    learned, objective = diffusion.variance != "fixed", diffusion.objective
+    fits = objective == "vlb" or learned == (objective == "hybrid")
+    expected = f"hybrid or vlb with --diffusion.variance {diffusion.variance}"
+    if not learned:
+        expected = "simple or vlb with a fixed variance (hybrid needs a learned one)"
+    _require(fits, "--diffusion.objective", objective, expected)
+    gamma, offset = diffusion.min_snr_gamma, diffusion.offset_noise
+    _require(gamma > 0, "--diffusion.min-snr-gamma", gamma, "positive")
+    _require(offset >= 0, "--diffusion.offset-noise", offset, "0 or more")
+    weight = diffusion.vb_weight
+    _require(weight is None or weight > 0, "--diffusion.vb-weight", weight, "positive")
 
 
 def validate_seed(seed: int) -> None:
@@ -147,16 +202,25 @@ def validate_seed(seed: int) -> None:
 def validate_sample(sample: SampleConfig, num_timesteps: int) -> None:
     """Raise UserError if a chain of `num_timesteps` cannot be sampled so."""
     try:
-        timestep_grid(num_timesteps, sample.num_steps, sample.spacing)
+        sampling_timesteps(sample, num_timesteps)
     except ValueError as error:
         raise UserError(str(error)) from error
+    _require(sample.frames >= 2, "the number of frames", sample.frames, "at least 2")
     _require(0 <= sample.eta <= 1, "eta", sample.eta, "between 0 and 1")
+
+
+def sampling_timesteps(sample: SampleConfig, num_timesteps: int) -> Int[np.ndarray, " S+1"]:
+    """The timesteps that are visited, descending, ending in -1. Raises ValueError for none."""
+    if sample.respacing is not None:
+        return space_timesteps(num_timesteps, sample.respacing)
+    return timestep_grid(num_timesteps, sample.num_steps, sample.spacing)
 
 
 def _validate_train(train: TrainConfig) -> None:
     for name in (
         "num_steps",
         "batch_size",
+        "accumulate",
         "log_every",
         "sample_every",
         "checkpoint_every",
@@ -168,6 +232,8 @@ def _validate_train(train: TrainConfig) -> None:
         value = getattr(train, name)
         multiple = value % train.log_every == 0
         _require(multiple, _flag(name), value, f"a multiple of --train.log-every {train.log_every}")
+    parts = train.batch_size % train.accumulate == 0
+    _require(parts, "--train.accumulate", train.accumulate, f"a divisor of {train.batch_size}")
     _require(0 <= train.warmup_steps <= train.num_steps, "--train.warmup-steps", train.warmup_steps,
              f"between 0 and --train.num-steps {train.num_steps}")  # fmt: skip
     _require(train.learning_rate > 0, "--train.learning-rate", train.learning_rate, "positive")

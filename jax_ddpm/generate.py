@@ -14,20 +14,25 @@ from tqdm import tqdm
 
 from jax_ddpm import runs
 from jax_ddpm.build import Parts, build, make_sampler
-from jax_ddpm.config import SampleConfig, SamplerName, validate_sample, validate_seed
+from jax_ddpm.config import (
+    SampleConfig,
+    SamplerName,
+    sampling_timesteps,
+    validate_sample,
+    validate_seed,
+)
 from jax_ddpm.denoiser import make_denoise_fn
-from jax_ddpm.diffusion import ApplyFn, Prediction, PredictionType
+from jax_ddpm.diffusion import Prediction
 from jax_ddpm.errors import UserError
 from jax_ddpm.files import write_atomically
-from jax_ddpm.images import Pixels, grid, save_gif, save_png, to_uint8
+from jax_ddpm.images import Pixels, grid, save_gif, save_png, stretch_to_uint8, to_uint8
 from jax_ddpm.samplers import SamplerState, draw_noise, sample
-from jax_ddpm.samplers.ddpm import Variance
-from jax_ddpm.schedules import Schedule, Spacing, level_at, timestep_grid
-from jax_ddpm.training.checkpoint import open_checkpoints, restore
+from jax_ddpm.schedules import Spacing, level_at
+from jax_ddpm.training.checkpoint import best_step, latest_step, open_checkpoints, restore
 from jax_ddpm.training.parallel import compiler_options, shapes_on_one_device
 from jax_ddpm.training.state import TrainState
 
-GIF_FRAMES = 25
+Labels = Int[Array | np.ndarray, " b"]
 SUFFIXES = (".png", ".gif", ".npz")
 
 
@@ -38,33 +43,48 @@ class Samples(NamedTuple):
     frames: UInt8[np.ndarray, "f n h w c"]
 
 
-GenerateFn = Callable[[Any, Key[Array, " b"]], tuple[Array, Array]]
+GenerateFn = Callable[[Any, Key[Array, " b"], Labels | None], tuple[Array, Array]]
 
 
 def make_generate_fn(
-    apply_fn: ApplyFn,
-    schedule: Schedule,
-    prediction_type: PredictionType,
-    settings: SampleConfig,
-    image_shape: tuple[int, int, int],
+    parts: Parts, settings: SampleConfig, image_shape: tuple[int, int, int]
 ) -> GenerateFn:
-    """One compiled program (params, keys[b]) -> images [b, h, w, c], frames [f, b, h, w, c]."""
-    sampler = make_sampler(settings)
-    timesteps = timestep_grid(schedule.num_timesteps, settings.num_steps, settings.spacing)
+    """One compiled program (params, keys[b], labels[b] or None) -> images [b, h, w, c], frames.
+
+    It computes in the dtype of the schedule in `parts`. The frames [f, b, h, w, c] begin with x_T.
+    """
+    schedule = parts.schedule
+    sampler = make_sampler(settings, parts.diffusion)
+    timesteps = sampling_timesteps(settings, schedule.num_timesteps)
+    pixels = stretch_to_uint8 if settings.stretch else to_uint8
 
     def frame(state: SamplerState, prediction: Prediction) -> UInt8[Array, "b h w c"]:
-        return to_uint8(state.x_t)
+        return pixels(state.x_t)
 
-    def generate(params: Any, keys: Key[Array, " b"]) -> tuple[Array, Array]:
+    def generate(
+        params: Any, keys: Key[Array, " b"], labels: Labels | None = None
+    ) -> tuple[Array, Array]:
         denoise_fn = make_denoise_fn(
-            apply_fn, params, prediction_type=prediction_type, clip_x_0=settings.clip_x_0
+            parts.network.apply_fn,
+            params,
+            prediction_type=parts.diffusion.prediction_type,
+            clip_x_0=settings.clip_x_0,
+            learned_variance=parts.learned_variance,
+            label=labels,
         )
-        x_T, noise_fn = draw_noise(keys, image_shape)
+        x_T, noise_fn = draw_noise(keys, image_shape, schedule.betas.dtype)
         levels = level_at(schedule, jnp.asarray(timesteps))
         x_0, frames = sample(
-            sampler, denoise_fn, levels, x_T, noise_fn, trace=frame, num_frames=GIF_FRAMES
+            sampler,
+            denoise_fn,
+            levels,
+            x_T,
+            noise_fn,
+            trace=frame,
+            num_frames=settings.frames,
+            self_condition=parts.self_condition,
         )
-        return to_uint8(x_0), jnp.concatenate([to_uint8(x_T)[None], frames])
+        return pixels(x_0), jnp.concatenate([pixels(x_T)[None], frames])
 
     return jax.jit(generate, compiler_options=compiler_options())
 
@@ -74,13 +94,31 @@ def image_keys(seed: int, indices: Int[np.ndarray, " b"]) -> Key[Array, " b"]:
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(indices))
 
 
+def image_labels(
+    num_labels: int | None, label: int | None, indices: Int[np.ndarray, " b"]
+) -> Labels | None:
+    """The class of each image: `label`, or all in turn; None if the network takes no label."""
+    if num_labels is None:
+        return None
+    return indices % num_labels if label is None else np.full_like(indices, label)
+
+
 def generate_images(
-    generate: GenerateFn, params: Any, num_images: int, *, seed: int = 0, batch_size: int = 64
+    generate: GenerateFn,
+    params: Any,
+    num_images: int,
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+    num_labels: int | None = None,
+    label: int | None = None,
 ) -> Iterator[Samples]:
     """Images 0..num_images-1 of `seed`, batch by batch; the last batch is filled up and cut."""
     batch_size = min(batch_size, num_images)
     for first in range(0, num_images, batch_size):
-        images, frames = generate(params, image_keys(seed, first + np.arange(batch_size)))
+        indices = first + np.arange(batch_size)
+        labels = image_labels(num_labels, label, indices)
+        images, frames = generate(params, image_keys(seed, indices), labels)
         n = min(batch_size, num_images - first)
         yield Samples(np.asarray(images)[:n], np.asarray(frames)[:, :n])
 
@@ -103,14 +141,26 @@ class SampleArgs:
     """Network evaluations per image."""
     spacing: Spacing | None = None
     """Which timesteps are visited if there are fewer than T."""
-    variance: Variance | None = None
+    variance: Literal["fixed_small", "fixed_large"] | None = None
     """Variance of ddpm."""
     eta: float | None = None
     """Noise of ddim: 0 is deterministic."""
     clip_x_0: bool | None = None
     """Clip each predicted clean image to [-1, 1]."""
+    respacing: str | None = None
+    """Timesteps visited, as OpenAI's programs name them: "250", "10,15,20" or "ddim50"."""
+    label: int | None = None
+    """Class of all images, for a network that was trained with labels; default: all in turn."""
     weights: Literal["ema", "raw"] = "ema"
     """The moving average of the parameters, or the parameters themselves."""
+    checkpoint: Literal["newest", "best"] = "newest"
+    """best: the one of lowest training loss, of a run with train.keep-best."""
+    frames: int | None = None
+    """Frames of a GIF."""
+    stretch: bool | None = None
+    """Stretch the contrast of each image to the full range."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """float64: noise, tables and network in double precision, to compare with PyTorch's images."""
     batch_size: int = 64
     """Images per call of the compiled program."""
 
@@ -118,6 +168,8 @@ class SampleArgs:
         """The run's settings, changed by the flags that were given."""
         given = {f.name: getattr(self, f.name, None) for f in fields(SampleConfig)}
         given["num_steps"] = self.steps
+        if self.steps is not None or self.spacing is not None:
+            of_run = replace(of_run, respacing=None)
         return replace(
             of_run, **{name: value for name, value in given.items() if value is not None}
         )
@@ -138,33 +190,54 @@ def sample_run(args: SampleArgs) -> Path:
     run = runs.load(args.run)
     settings = args.settings(run.config.sample)
     validate_sample(settings, run.config.diffusion.num_timesteps)
-    parts = build(run.config, run.image_shape)
-    state = load_state(run, parts)
-    generate = make_generate_fn(
-        parts.network.apply_fn,
-        parts.schedule,
-        run.config.diffusion.prediction_type,
-        settings,
-        run.image_shape,
-    )
-    how = f"{settings.sampler} in {settings.num_steps} steps"
-    print(f"{args.num} images by {how}, {args.weights} parameters of step {int(state.step)}")
-    params = state.ema_params if args.weights == "ema" else state.params
-    batches = generate_images(
-        generate, params, args.num, seed=args.seed, batch_size=args.batch_size
-    )
-    write_samples(out, collect(batches, args.num))
+    with jax.enable_x64(args.dtype == "float64"):
+        write_samples(out, draw_samples(args, run, settings))
     print(f"Wrote {out}")
     return out
 
 
-def load_state(run: runs.Run, parts: Parts) -> TrainState:
-    """The newest checkpoint of `run` on one device."""
+def draw_samples(args: SampleArgs, run: runs.Run, settings: SampleConfig) -> Samples:
+    """The images that `args` asks for."""
+    parts = build(run.config, run.image_shape, "float64" if args.dtype == "float64" else None)
+    require_label(args.label, parts.num_labels)
+    state = load_state(run, parts, best=args.checkpoint == "best")
+    generate = make_generate_fn(parts, settings, run.image_shape)
+    steps = len(sampling_timesteps(settings, run.config.diffusion.num_timesteps)) - 1
+    how = f"{settings.sampler} in {steps} steps"
+    print(f"{args.num} images by {how}, {args.weights} parameters of step {int(state.step)}")
+    params = state.ema_params if args.weights == "ema" else state.params
+    batches = generate_images(
+        generate,
+        jax.tree.map(lambda leaf: leaf.astype(args.dtype), params),
+        args.num,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        num_labels=parts.num_labels,
+        label=args.label,
+    )
+    return collect(batches, args.num)
+
+
+def require_label(label: int | None, num_labels: int | None) -> None:
+    """Raise UserError for a label that the network does not have."""
+    if label is None:
+        return
+    if num_labels is None:
+        raise UserError(f"--label {label}: this run was trained without labels")
+    if not 0 <= label < num_labels:
+        raise UserError(f"--label {label} must be between 0 and {num_labels - 1}")
+
+
+def load_state(run: runs.Run, parts: Parts, *, best: bool = False) -> TrainState:
+    """The newest checkpoint of `run`, or that of lowest loss, on one device."""
     if not run.checkpoints.is_dir():
         raise UserError(f"{run.folder} has no checkpoint yet: train it first")
     like = shapes_on_one_device(jax.eval_shape(parts.init_state, jax.random.key(0)))
     with open_checkpoints(run.checkpoints) as checkpoints:
-        return restore(checkpoints, like)
+        step = best_step(checkpoints) if best else latest_step(checkpoints)
+        if best and step is None:
+            raise UserError(f"{run.folder} was trained without --train.keep-best: there is no best")
+        return restore(checkpoints, like, step=step)
 
 
 def collect(batches: Iterable[Samples], num_images: int) -> Samples:

@@ -25,6 +25,13 @@ def to_uint8(images: Float[Array, "*b h w c"]) -> UInt8[Array, "*b h w c"]:
     return jnp.clip(jnp.round((images + 1) * 127.5), 0, 255).astype(jnp.uint8)
 
 
+def stretch_to_uint8(images: Float[Array, "*b h w c"]) -> UInt8[Array, "*b h w c"]:
+    """Each image to 0..255 by its own smallest and largest value, truncated (B. Pulfer's GIFs)."""
+    low = images.min((-3, -2, -1), keepdims=True)
+    high = images.max((-3, -2, -1), keepdims=True)
+    return ((images - low) * (255 / jnp.maximum(high - low, 1e-12))).astype(jnp.uint8)
+
+
 def grid(
     pixels: Pixels, *, columns: int | None = None, padding: int = 2
 ) -> UInt8[np.ndarray, "h w c"]:

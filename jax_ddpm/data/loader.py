@@ -32,7 +32,7 @@ class Examples:
     def __getitem__(self, index: int) -> Batch:
         """Example number `index`."""
         images, labels = self.source
-        return Batch(images[index], np.int32(labels[index]))
+        return Batch(images[index], np.asarray(labels[index], np.int32))
 
 
 def batches(
@@ -59,4 +59,13 @@ def require_full_batch(source: ImageSource, batch_size: int) -> None:
         raise UserError(
             f"--train.batch-size {batch_size} is larger than the data set, "
             f"which has {len(source.images)} images"
+        )
+
+
+def require_labels(source: ImageSource, num_labels: int | None) -> None:
+    """Raise UserError if a network of `num_labels` classes cannot be told the classes of the data."""
+    if num_labels is not None and int(source.labels.max()) >= num_labels:
+        raise UserError(
+            f"the data has class {source.labels.max()}, but the network only 0 to {num_labels - 1}: "
+            "give it more classes (see --model)"
         )

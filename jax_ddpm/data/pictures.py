@@ -66,7 +66,7 @@ class FolderPictures(Sequence[Picture]):
         """The number of pictures."""
         return len(self.paths)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def, override]
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
         """Picture number `index`."""
         return read_picture(self.paths[index], self.size, self.channels)
 
@@ -90,7 +90,7 @@ def labels_of(paths: Sequence[Path], folder: Path) -> np.ndarray:
 
 def common_size(paths: Sequence[Path]) -> tuple[int, int]:
     """The (width, height) that all pictures share. Raises UserError if two differ."""
-    sizes = {}
+    sizes: dict[tuple[int, int], Path] = {}
     for path in paths:
         try:
             with Image.open(path) as image:

@@ -27,6 +27,16 @@ class Architecture:
         """Raise ValueError, in one sentence, for the first setting that cannot work."""
 
     @property
+    def num_labels(self) -> int | None:
+        """The number of classes that the network can be told; None: it takes no label."""
+        return None
+
+    @property
+    def self_conditioned(self) -> bool:
+        """Whether the network takes an earlier guess of x_0."""
+        return bool(getattr(self, "self_condition", False))
+
+    @property
     def example_shape(self) -> ImageShape:
         """(height, width, channels) of an image that the network takes."""
         raise NotImplementedError

@@ -61,6 +61,11 @@ class OpenAIConfig(Architecture):
         return tuple(int(mult * self.model_channels) for mult in self.channel_mult)
 
     @property
+    def num_labels(self) -> int | None:
+        """The number of classes."""
+        return self.num_classes
+
+    @property
     def example_shape(self) -> ImageShape:
         """The smallest image that the network takes."""
         side = 2 ** (len(self.channel_mult) - 1)
@@ -210,24 +215,24 @@ class OpenAIUNet(nn.Module):
     ) -> Features:
         for j, layer in enumerate(layers):
             features = layer.features or h.shape[-1]
-            h = self._layer(layer.kind, path, features, f"{name}_{j}", h, temb, keys)
+            module = self._make(layer.kind, path, features, f"{name}_{j}")
+            h = module(h, temb, keys) if isinstance(module, ResBlock) else module(h)
         return h
 
-    def _layer(
-        self, kind: str, path: Path, features: int, name: str, h: Features, temb: Temb,
-        keys: DropoutKeys,
-    ) -> Features:  # fmt: skip
+    def _make(self, kind: str, path: Path, features: int, name: str) -> Any:
         config = self.config
         again = nn.remat if config.use_checkpoint else lambda module: module
-        changes = {"downsample": "down", "upsample": "up"}
-        if kind == "attention":
-            heads = config.heads(features, path)
-            return again(AttentionBlock)(heads, self.qkv_first, self.dtype, name=name)(h)
-        if kind in changes and not self.resblock_updown:
-            change = Downsample if kind == "downsample" else Upsample
-            return change(config.conv_resample, self.dtype, name=name)(h)
-        args = (features, config.dropout, config.use_scale_shift_norm, changes.get(kind))
-        return again(ResBlock)(*args, self.dtype, name=name)(h, temb, keys)
+        match kind:
+            case "attention":
+                heads = config.heads(features, path)
+                return again(AttentionBlock)(heads, self.qkv_first, self.dtype, name=name)
+            case "downsample" if not self.resblock_updown:
+                return Downsample(config.conv_resample, self.dtype, name=name)
+            case "upsample" if not self.resblock_updown:
+                return Upsample(config.conv_resample, self.dtype, name=name)
+        resampling = {"downsample": "down", "upsample": "up"}.get(kind)
+        args = (features, config.dropout, config.use_scale_shift_norm, resampling, self.dtype)
+        return again(ResBlock)(*args, name=name)
 
 
 def check_sides(sides: tuple[int, ...], num_levels: int) -> None:

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from jax_ddpm import runs
 from jax_ddpm.build import Parts, build
-from jax_ddpm.config import Config, validate
-from jax_ddpm.data.loader import batches, require_full_batch
+from jax_ddpm.config import Config, DataConfig, validate
+from jax_ddpm.data.loader import batches, require_full_batch, require_labels
 from jax_ddpm.data.sources import ImageSource, open_source
 from jax_ddpm.errors import Stopped, UserError
 from jax_ddpm.generate import GenerateFn, Samples, generate_images, make_generate_fn, write_samples
@@ -49,9 +49,10 @@ def train(config: Config) -> Run:
     """
     validate(config)
     choose_mode(config.train.parallel, config.train.batch_size)
-    source = open_source(config.data.name, config.data.path)
+    source = open_data(config.data)
     require_full_batch(source, config.train.batch_size)
     parts = build(config, source.image_shape)
+    require_labels(source, parts.num_labels)
     run = runs.open_for_training(config, source.image_shape)  # from here on the disk is written to
     with prepared(run, parts, source) as job:
         state = first_state(job)
@@ -63,6 +64,11 @@ def train(config: Config) -> Run:
     return run
 
 
+def open_data(data: DataConfig) -> ImageSource:
+    """The training images."""
+    return open_source(data.name, data.path, image_size=data.image_size, channels=data.channels)
+
+
 @contextmanager
 def prepared(run: Run, parts: Parts, source: ImageSource) -> Iterator[Job]:
     """The job of `run`; holds its lock, its checkpoints and the signals until it is left."""
@@ -70,19 +76,17 @@ def prepared(run: Run, parts: Parts, source: ImageSource) -> Iterator[Job]:
     with ExitStack() as stack:
         stack.enter_context(runs.locked(run))
         checkpoints = stack.enter_context(
-            checkpoint.open_checkpoints(run.checkpoints, keep=config.train.keep_checkpoints)
+            checkpoint.open_checkpoints(
+                run.checkpoints,
+                keep=config.train.keep_checkpoints,
+                keep_best=config.train.keep_best,
+            )
         )
         step = checkpoint.latest_step(checkpoints) or 0
         metrics.keep_until(run.metrics, step)
         board = stack.enter_context(SummaryWriter(str(run.tensorboard), purge_step=step + 1))
         stop = stack.enter_context(StopRequest())
-        generate = make_generate_fn(
-            parts.network.apply_fn,
-            parts.schedule,
-            config.diffusion.prediction_type,
-            config.sample,
-            run.image_shape,
-        )
+        generate = make_generate_fn(parts, config.sample, run.image_shape)
         yield Job(
             run, parts, source, compiled_step(config, parts), generate, checkpoints, board, stop
         )
@@ -90,22 +94,33 @@ def prepared(run: Run, parts: Parts, source: ImageSource) -> Iterator[Job]:
 
 def compiled_step(config: Config, parts: Parts) -> TrainStep:
     """The train step of `config`, compiled for the local devices."""
+    diffusion, train = config.diffusion, config.train
+    learned = diffusion.variance != "fixed"
 
     def make_step(axis_name: str | None) -> TrainStep:
         update = make_update(
             parts.network.apply_fn,
             parts.optimizer,
             parts.schedule,
-            prediction_type=config.diffusion.prediction_type,
-            loss_type=config.diffusion.loss_type,
-            ema_decay=config.train.ema_decay,
-            ema_warmup=config.train.ema_warmup,
+            ema_decay=train.ema_decay,
+            ema_warmup=train.ema_warmup,
+            accumulate=train.accumulate,
             axis_name=axis_name,
+            prediction_type=diffusion.prediction_type,
+            loss_type=diffusion.loss_type,
+            weighting=diffusion.weighting,
+            min_snr_gamma=diffusion.min_snr_gamma,
+            objective=diffusion.objective,
+            vb_weight=diffusion.vb_weight,
+            variance=diffusion.variance if learned else config.sample.variance,
         )
         return make_train_step(
             update,
-            config.diffusion.num_timesteps,
+            diffusion.num_timesteps,
             random_flip=config.data.random_flip,
+            offset_noise=diffusion.offset_noise,
+            self_condition=parts.self_condition,
+            class_conditional=parts.num_labels is not None,
             axis_name=axis_name,
         )
 
@@ -145,6 +160,7 @@ def fit(job: Job, state: TrainState) -> TrainState:
     key = jax.random.fold_in(jax.random.key(config.seed), 1)  # key(seed) itself made the parameters
     data = batches(job.source, train.batch_size, config.seed, start_step=int(state.step))
     window: list[Metrics] = []
+    losses: list[float] = []  # of the windows since the last checkpoint
     with tqdm(
         total=train.num_steps, initial=int(state.step), unit="step", dynamic_ncols=True
     ) as bar:
@@ -153,10 +169,11 @@ def fit(job: Job, state: TrainState) -> TrainState:
             window.append(values)
             last = step == train.num_steps
             if step % train.log_every == 0 or last:
-                log(job, step, window, bar)
+                losses.append(log(job, step, window, bar))
                 window = []
                 if job.stop.signum or last or step % train.checkpoint_every == 0:
-                    save(job, state)
+                    save(job, state, float(np.mean(losses)))
+                    losses = []
                 if job.stop.signum and not last:
                     raise stopped(job, step)
                 if step % train.sample_every == 0 and not last:
@@ -164,8 +181,11 @@ def fit(job: Job, state: TrainState) -> TrainState:
     return state
 
 
-def log(job: Job, step: int, window: list[Metrics], bar: Any) -> None:
-    """Write the means of `window`; raise UserError before a loss that is not finite is saved."""
+def log(job: Job, step: int, window: list[Metrics], bar: Any) -> float:
+    """Write the means of `window` and return that of the loss.
+
+    Raises UserError before a loss that is not finite is saved.
+    """
     rows = jax.device_get(window)
     means = {
         name: float(np.mean([row[name] for row in rows], dtype=np.float64)) for name in rows[0]
@@ -184,16 +204,17 @@ def log(job: Job, step: int, window: list[Metrics], bar: Any) -> None:
     bar.set_postfix(loss=f"{row.loss:.4f}")
     if bar.format_dict["rate"]:
         job.board.add_scalar("steps_per_second", bar.format_dict["rate"], step)
+    return row.loss
 
 
-def save(job: Job, state: TrainState) -> None:
-    """Write a checkpoint with the configuration in it."""
+def save(job: Job, state: TrainState, loss: float) -> None:
+    """Write a checkpoint with the configuration in it, and the mean loss since the one before."""
     about = {
         "format": runs.FORMAT,
         "config": runs.to_dict(job.run.config),
         "image_shape": job.run.image_shape,
     }
-    checkpoint.save(job.checkpoints, state, about)
+    checkpoint.save(job.checkpoints, state, about, loss=loss)
 
 
 def stopped(job: Job, step: int) -> Stopped:
@@ -206,15 +227,27 @@ def stopped(job: Job, step: int) -> Stopped:
 def draw_grid(job: Job, state: TrainState, step: int) -> Samples:
     """Draw a grid with the averaged parameters and file it under `step`."""
     params = on_one_device(state.ema_params)
-    samples = next(generate_images(job.generate, params, GRID_IMAGES, seed=job.run.config.seed))
+    samples = next(
+        generate_images(
+            job.generate,
+            params,
+            GRID_IMAGES,
+            seed=job.run.config.seed,
+            num_labels=job.parts.num_labels,
+        )
+    )
     write_samples(job.run.samples / f"step_{step:07d}.png", samples)
     job.board.add_image("samples", grid(samples.images), step, dataformats="HWC")
     return samples
 
 
 def finish(job: Job, state: TrainState) -> None:
-    """Draw the final grid, the GIF and the loss curve."""
-    samples = draw_grid(job, state, int(state.step))
+    """Draw the final grid, the GIF and the loss curve; with keep_best, from the best checkpoint."""
+    best = checkpoint.best_step(job.checkpoints)
+    if job.run.config.train.keep_best and best not in (None, int(state.step)):
+        print(f"The checkpoint of lowest loss is that of step {best}: the images are its own")
+        state = checkpoint.restore(job.checkpoints, state, step=best)
+    samples = draw_grid(job, state, job.run.config.train.num_steps)
     write_samples(job.run.final_grid, samples)
     write_samples(job.run.final_gif, samples)
     rows = metrics.read(job.run.metrics)

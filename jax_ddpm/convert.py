@@ -1,0 +1,203 @@
+"""Weights of other implementations as run folders, and runs as weight files."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from jax_ddpm import cli, runs
+from jax_ddpm.build import build
+from jax_ddpm.config import Config, validate
+from jax_ddpm.errors import UserError
+from jax_ddpm.files import write_atomically
+from jax_ddpm.generate import load_state
+from jax_ddpm.interop import PEERS, Network, Source, from_torch, to_state_dict
+from jax_ddpm.interop.files import read_weights, write_weights
+from jax_ddpm.interop.unwrap import find_tensor
+from jax_ddpm.models import Architecture
+from jax_ddpm.presets import PRESET_OF, PRESETS
+from jax_ddpm.schedules import BETAS, ScheduleName
+from jax_ddpm.training.checkpoint import open_checkpoints, save
+
+
+@dataclass(frozen=True)
+class ImportArgs:
+    """Weights of another implementation become a run folder."""
+
+    file: tyro.conf.Positional[Path]
+    """Weight file: .safetensors, .pt, .pth, .bin, .ckpt or .npz."""
+    source: Source
+    """The implementation that wrote it."""
+    out: Path
+    """Folder of the new run."""
+    arguments: Path | None = None
+    """JSON file with the constructor arguments of its network, if the weights do not tell them.
+    Default: the one of the same name beside the weights, or config.json as diffusers writes it."""
+    image_size: tuple[int, int] | None = None
+    """Height and width of the images; default: what the network or the preset says."""
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    """Everything else of the run; default: the preset of the implementation."""
+
+
+def import_weights(args: ImportArgs) -> runs.Run:
+    """Make the run folder `args.out` of a weight file; `sample.py` and `train.py` take it.
+
+    Raises UserError if the weights do not fit the network, or the folder is not free. The folder is
+    there whole or not at all.
+    """
+    if args.out.exists():
+        raise UserError(f"{args.out} exists: choose another folder with --out")
+    given = read_weights(args.file)
+    network = from_torch(given, args.source, read_arguments(args))
+    config = run_config(args.settings, network, given)
+    run = runs.Run(args.out, config, image_shape(args, network), imported_from=args.source)
+    validate(config)
+    write_run(run, network)
+    return run
+
+
+def read_arguments(args: ImportArgs) -> dict[str, Any] | None:
+    """The constructor arguments in a JSON file, if there is one."""
+    beside = args.file.with_suffix(".json")
+    path = args.arguments or (beside if beside.is_file() else args.file.with_name("config.json"))
+    if args.arguments is None and not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold an object: argument -> value")
+    of_a_run = "format" in values and args.arguments is None
+    return None if of_a_run else values
+
+
+def run_config(settings: Config, network: Network, given: Mapping[str, Any]) -> Config:
+    """`settings` with the network, and with the schedule if the file holds its betas."""
+    config = replace(settings, model=network.config, run=None)
+    betas = find_tensor(given, "betas")
+    if betas is None:
+        return config
+    name = schedule_of(np.asarray(betas, np.float64))
+    diffusion = replace(config.diffusion, schedule=name, num_timesteps=len(betas))
+    num_steps = min(config.sample.num_steps, len(betas))
+    return replace(config, diffusion=diffusion, sample=replace(config.sample, num_steps=num_steps))
+
+
+def schedule_of(betas: np.ndarray) -> ScheduleName:
+    """The schedule that has these betas, to float32. Raises UserError if none has."""
+    for name, make_betas in BETAS.items():
+        try:
+            ours = make_betas(len(betas))
+        except ValueError:
+            continue
+        if np.allclose(ours, betas, rtol=1e-4, atol=1e-7):
+            return name
+    raise UserError(f"the file's {len(betas)} betas are those of none of {', '.join(BETAS)}")
+
+
+def image_shape(args: ImportArgs, network: Network) -> tuple[int, int, int]:
+    """The shape of the images that the run draws."""
+    height, width, channels = network.config.example_shape
+    data = args.settings.data
+    if args.image_size is not None:
+        height, width = args.image_size
+    elif data.image_size is not None:
+        height = width = data.image_size
+    return height, width, channels
+
+
+def write_run(run: runs.Run, network: Network) -> None:
+    """Write the folder of a run at step 0, average and parameters both those of `network`."""
+    temporary = run.folder.with_name(f".{run.folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        draft = replace(run, folder=temporary)
+        state = build(run.config, run.image_shape).init_state(jax.random.key(run.config.seed))
+        params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), network.params)
+        state = state.replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
+        with open_checkpoints(draft.checkpoints) as checkpoints:
+            about = {"format": runs.FORMAT, "config": runs.to_dict(run.config)}
+            save(checkpoints, state, about | {"image_shape": run.image_shape})
+        runs.write_config(draft)
+        temporary.rename(run.folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class ExportArgs:
+    """A run becomes a weight file that the PyTorch implementation loads."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    to: Literal["torch"]
+    """torch: names and layouts of a PyTorch state dict."""
+    source: Source | None = None
+    """The implementation that shall load it; default: the one of the run's network."""
+    out: Path | None = None
+    """File to write, .safetensors, .pt or .npz. Default: SOURCE.safetensors in the run folder."""
+    weights: Literal["ema", "raw"] = "ema"
+    """The moving average of the parameters, or the parameters themselves."""
+
+
+def export_weights(args: ExportArgs) -> Path:
+    """Write the weights of a run for another implementation, and return the file's path.
+
+    Beside them, in a JSON file of the same name, the constructor arguments of its network. Raises
+    UserError for a folder that is no trained run, and where that implementation does not have the
+    run's network.
+    """
+    run = runs.load(args.run)
+    state = load_state(run, build(run.config, run.image_shape))
+    params = state.ema_params if args.weights == "ema" else state.params
+    sources = [args.source or run.imported_from] if args.source or run.imported_from else list(PEERS)
+    for source in sources:
+        state_dict, arguments = translated(params, run.config.model, source)
+        if state_dict:
+            break
+    else:
+        raise UserError(f"{', '.join(sources)}: not an implementation of the network of {args.run}")
+    out = args.out or args.run / f"{source}.safetensors"
+    write_weights(out, state_dict)
+    text = json.dumps(arguments, indent=2) + "\n"
+    write_atomically(out.with_suffix(".json"), lambda temporary: temporary.write_text(text))
+    print(f"Wrote {out}, {args.weights} parameters of step {int(state.step)} as {source} has them")
+    return out
+
+
+def translated(
+    params: Any, config: Architecture, source: Source
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """State dict and constructor arguments of `source`; empty if it does not have this network.
+
+    Proved by reading them back: the same configuration must come out.
+    """
+    peer = PEERS[source]
+    ours = asdict(config)
+    state_dict = to_state_dict(params, peer)
+    try:
+        back = from_torch(state_dict, source, {n: v for n, v in ours.items() if n in peer.arguments})
+    except UserError:
+        return {}, {}
+    read = asdict(back.config)
+    same = type(back.config) is type(config) and all(
+        ours[name] in (None, read[name]) for name in ours.keys() - {"compute_dtype", "dropout"}
+    )
+    arguments = {name: read[name] for name in peer.arguments if name in read}
+    return (state_dict, arguments) if same else ({}, {})
+
+
+def parse_import(args: Sequence[str], *, prog: str) -> ImportArgs:
+    """The command line; what it leaves out is as in the preset of the implementation it names."""
+    source = cli.value_of("--source", args)
+    preset = PRESETS[PRESET_OF[source]] if source in PRESET_OF else Config()
+    default = ImportArgs(file=tyro.MISSING, source=tyro.MISSING, out=tyro.MISSING, settings=preset)
+    return cli.parse(ImportArgs, args, prog=prog, default=default)

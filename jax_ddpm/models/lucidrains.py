@@ -288,12 +288,13 @@ class Level(nn.Module):
 
     def attend(self, h: Features) -> Features:
         """h plus its attention."""
-        config, levels = self.config, len(self.config.dim_mults)
+        config, levels, dtype = self.config, len(self.config.dim_mults), self.dtype
         sizes = (config.attn_heads, config.attn_dim_head)
-        args = (*(per_level(size, levels)[self.number] for size in sizes), self.dtype)
+        heads, head_dim = (per_level(size, levels)[self.number] for size in sizes)
         if self.number == -1 or config.full_attention[self.number]:
-            return FullAttention(*args, config.flash_attn, name="attn_1")(h) + h
-        return LinearAttention(*args, name="attn_1")(h) + h
+            flash = config.flash_attn
+            return FullAttention(heads, head_dim, dtype, flash=flash, name="attn_1")(h) + h
+        return LinearAttention(heads, head_dim, dtype, name="attn_1")(h) + h
 
 
 class DownLevel(Level):
@@ -383,10 +384,8 @@ class LucidrainsUNet(nn.Module):
     def _input(self, x_t: Features, x_self_cond: Features | None) -> Features:
         multiple, (height, width) = self.config.multiple, x_t.shape[1:3]
         if height % multiple or width % multiple:
-            raise ValueError(
-                f"images of {height} x {width} do not fit the {len(self.config.dim_mults)} levels "
-                f"of this network: height and width must be multiples of {multiple}"
-            )
+            expected = f"both sides must be multiples of {multiple}"
+            raise ValueError(f"images are {height}x{width}, but {expected}")
         if not self.config.self_condition:
             if x_self_cond is not None:
                 raise TypeError("this network has no self-conditioning: x_self_cond is not for it")

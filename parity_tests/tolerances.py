@@ -37,17 +37,39 @@ TOLERANCES = {
     "down- and upsampling": Tolerance(1e-13, 5e-06),  # 5.1e-16, 0
     "U-Net": Tolerance(1e-13, 1e-05),  # 1.9e-15, 9.5e-07
     "U-Net: gradients": Tolerance(1e-13, 2e-05),  # 7.0e-15, 1.3e-06
+    "OpenAI's U-Net": Tolerance(1e-13, 1e-05),  # 5.1e-15, 1.6e-06
+    "OpenAI's U-Net: gradients": Tolerance(1e-13, 2e-05),  # 7.5e-15, 2.6e-06
     "MyUNet": Tolerance(1e-13, 1e-05),  # 4.7e-15, 2.1e-06
     "MyUNet: gradients": Tolerance(1e-13, 2e-05),  # 7.2e-15, 2.9e-06
     "interleaved embedding": Tolerance(1e-12, 1e-05),  # 1.8e-15, 6.0e-08
+    "tutorials' U-Nets": Tolerance(1, 1),
+    "tutorials' U-Nets: gradients": Tolerance(1, 1),
     "one sampler step": Tolerance(1e-11, 5e-05),  # 1.5e-12, 6.1e-07
     "chain of 1000 ancestral steps": Tolerance(1e-11, 0.0002),  # 3.9e-13, 1.9e-05
     "chain of 50 DDIM steps": Tolerance(1e-12, 0.0001),  # 1.3e-14, 8.7e-06
     "chain of 25 steps": Tolerance(0, 5e-05),  # -, 3.4e-06
+    "tutorials' tables": Tolerance(1e-12, 0.0002),  # 8.3e-14, 4.1e-05: theirs are float32 sums
+    "unclipped chains": Tolerance(1e-11, 0.0002),  # 1.2e-14, 1.1e-04
+    # its betas of 1e-13 are told from levels that are known to 1e-16
+    "chain of the quadratic slip": Tolerance(5e-09, 0),  # 5.2e-10, -
     "recorded chains": Tolerance(5e-12, 5e-05),  # 1.8e-13, 5.9e-06
+    "the reverse step": Tolerance(1e-12, 1e-06),  # 1.3e-15, 2.3e-07
+    "terms of the bound": Tolerance(5e-10, 2e-05),  # 4.3e-11, 1.8e-06
+    "likelihoods": Tolerance(1e-12, 1e-06),  # 2.8e-16, 1.8e-07
+    "likely likelihoods": Tolerance(1e-11, 5e-04),  # 1.4e-13, 7.9e-05
+    "one recorded sampler step": Tolerance(1e-12, 2e-05),  # 6.8e-15, 4.4e-06
+    "lucidrains' tables": Tolerance(1e-12, 5e-06),  # 9.9e-15, 1.3e-06
+    "loss weights": Tolerance(1e-12, 1e-06),  # 1.8e-15, 1.5e-07
+    "recorded conversions": Tolerance(5e-12, 1e-05),  # 1.1e-13, 1.2e-06
+    "recorded losses": Tolerance(1e-13, 2e-06),  # 4.9e-16, 2.6e-07
     "training: loss": Tolerance(1e-12, 5e-06),  # 4.2e-16, 2.5e-07
     "training: gradient norm": Tolerance(1e-12, 5e-06),  # 1.4e-15, 4.7e-07
     "training: Adam's moments": Tolerance(1e-12, 1e-05),  # 1.0e-15, 6.3e-07
     "training: parameters": Tolerance(1e-10, 0.005),  # 3.1e-12, 8.0e-04
+    "training: key biases": Tolerance(1e-10, 0.005),
     "training: EMA": Tolerance(1e-10, 0.005),  # 5.5e-12, 8.0e-04
+    "moving averages": Tolerance(1e-13, 1e-06),  # 2.6e-16, 1.1e-07
+    "decays": Tolerance(1e-13, 0),  # 1.3e-16, -
+    "learning rates": Tolerance(1e-13, 1e-06),  # 2.4e-16, 5.8e-08
+    "optimisers": Tolerance(1e-13, 2e-06),  # 4.0e-16, 2.7e-07
 }

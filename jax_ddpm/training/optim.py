@@ -1,11 +1,15 @@
 """Learning-rate schedules and optimisers, from Optax, with every default spelled out."""
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import optax.contrib
+from jaxtyping import Array, Float
+
+OptimizerName = Literal["adam", "adam_tensorflow", "adamw", "muon"]
 
 
 def make_learning_rate(
@@ -37,30 +41,88 @@ def make_learning_rate(
 def make_optimizer(
     learning_rate: optax.ScalarOrSchedule,
     *,
-    optimizer: Literal["adam", "adamw", "muon"] = "adam",
+    optimizer: OptimizerName = "adam",
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     max_grad_norm: float | None = 1.0,
+    clip_eps: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Clipping by global norm, g * min(1, max / |g|), then Adam, AdamW or Muon.
+    """Clipping by global norm, g * min(1, max / (|g| + clip_eps)), then Adam, AdamW or Muon.
+
+    PyTorch's clip_grad_norm_ has clip_eps 1e-6, TensorFlow and the default here 0.
 
     adam (Kingma & Ba 2015), adamw (Loshchilov & Hutter 2019): eps is added to the square root of
-    the bias-corrected second moment, as in PyTorch. muon (Jordan et al. 2024): the momentum of each
-    kernel is orthogonalised and scaled to a root mean square of 0.2 (Liu et al. 2025), so that
-    learning rates are of Adam's size; biases and norms take NAdam's step (Dozat 2016).
+    the bias-corrected second moment, as in PyTorch. adam_tensorflow adds it before the correction
+    ("epsilon hat" of Kingma & Ba 2015, section 2), so it weighs more in the first steps. muon
+    (Jordan et al. 2024): the momentum of each kernel is orthogonalised and scaled to a root mean
+    square of 0.2 (Liu et al. 2025), so that learning rates are of Adam's size; biases and norms
+    take NAdam's step (Dozat 2016).
     """
     b1, b2 = betas
-    clip = optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm)
+    clip = clip_by_global_norm(max_grad_norm, clip_eps)
     adam = {"b1": b1, "b2": b2, "eps": eps, "eps_root": 0.0}
     match optimizer:
         case "adam":
             return optax.chain(clip, optax.adam(learning_rate, **adam))
+        case "adam_tensorflow":
+            scale = optax.scale_by_learning_rate(learning_rate)
+            return optax.chain(clip, scale_by_tensorflow_adam(b1, b2, eps), scale)
         case "adamw":
             adamw = optax.adamw(learning_rate, **adam, weight_decay=weight_decay)
             return optax.chain(clip, adamw)
         case "muon":
             return optax.chain(clip, _muon(learning_rate, b1, b2))
+
+
+def clip_by_global_norm(max_norm: float | None, eps: float = 0.0) -> optax.GradientTransformation:
+    """g * min(1, max_norm / (|g| + eps)), |g| over the whole tree; None leaves g alone."""
+    if max_norm is None:
+        return optax.identity()
+    if eps == 0:
+        return optax.clip_by_global_norm(max_norm)
+
+    def clip(updates: Any, params: Any = None) -> Any:
+        factor = jnp.minimum(1, max_norm / (optax.tree.norm(updates) + eps))
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates)
+
+    return optax.stateless(clip)
+
+
+class TensorflowAdamState(NamedTuple):
+    """The moments, and the running powers of the two decay rates."""
+
+    mu: Any
+    nu: Any
+    powers: Float[Array, "2"]
+
+
+def scale_by_tensorflow_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam's direction with eps beside the square root of the uncorrected second moment.
+
+    Decay rates, their powers and eps are float32 whatever the parameters are, as in TensorFlow.
+    """
+    rates = np.array([b1, b2], np.float32)
+    b1, b2, eps = float(rates[0]), float(rates[1]), float(np.float32(eps))
+
+    def init(params: Any) -> TensorflowAdamState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return TensorflowAdamState(zeros, jax.tree.map(jnp.copy, zeros), jnp.asarray(rates))
+
+    def update(
+        grads: Any, state: TensorflowAdamState, params: Any = None
+    ) -> tuple[Any, TensorflowAdamState]:
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.nu, grads)
+
+        def direction(m: Array, v: Array) -> Array:
+            power1, power2 = state.powers.astype(m.dtype)
+            return jnp.sqrt(1 - power2) / (1 - power1) * m / (jnp.sqrt(v) + eps)
+
+        powers = state.powers * rates
+        return jax.tree.map(direction, mu, nu), TensorflowAdamState(mu, nu, powers)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _muon(learning_rate: optax.ScalarOrSchedule, b1: float, b2: float) -> Any:

@@ -1,6 +1,7 @@
 """The train state: arrays only."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 Params = Any
+EmaFn = Callable[[Params, Params, Int[Array, ""]], Params]
+EmaForm = Literal["constant", "ramp", "delayed_ramp", "power"]
 
 
 class TrainState(struct.PyTreeNode):
@@ -30,6 +33,65 @@ def create_state(params: Params, optimizer: optax.GradientTransformation) -> Tra
     )
 
 
+def make_ema(
+    form: EmaForm = "constant",
+    decay: float = 0.9999,
+    *,
+    every: int = 1,
+    update_after: int = 0,
+    min_decay: float = 0.0,
+    inv_gamma: float = 1.0,
+    power: float = 2 / 3,
+) -> EmaFn:
+    """The moving average of the parameters: (ema, params, step) -> ema.
+
+    `params` are those after the update at `step` (0, 1, ...). The average moves where `every`
+    divides step, with the decay of `ema_decay`; see there for the forms.
+
+    Ho et al. 2020 leave it to chance whether their average sees the parameters before or after the
+    update; ours, with "constant", is the average of those after it, from the initial ones on.
+    diffusers' EMAModel is "delayed_ramp", or "power" with its warm-up; ema_pytorch is "power".
+    """
+
+    def update(ema: Params, params: Params, step: Int[Array, ""]) -> Params:
+        rate = ema_rate(form, decay, step, update_after=update_after, min_decay=min_decay,
+                        inv_gamma=inv_gamma, power=power)  # fmt: skip
+        return step_towards(ema, params, jnp.where(step % every == 0, rate, 0))
+
+    return update
+
+
+def ema_rate(
+    form: EmaForm,
+    decay: float,
+    step: Int[Array, ""],
+    *,
+    update_after: int = 0,
+    min_decay: float = 0.0,
+    inv_gamma: float = 1.0,
+    power: float = 2 / 3,
+) -> Float[Array, ""]:
+    """1 - the decay at `step`, which keeps its digits in float32 where the decay is close to 1.
+
+    constant: the decay is `decay`. ramp: min(decay, (1 + step) / (10 + step)), as TensorFlow's.
+    The others have n = step - update_after and copy the parameters while n <= 0; then the decay is
+    (1 + n) / (10 + n) (delayed_ramp) or 1 - (1 + n / inv_gamma)^-power (power), and in
+    [min_decay, decay].
+    """
+    n = jnp.asarray(step - update_after if form in ("delayed_ramp", "power") else step, float)
+    n_positive = jnp.maximum(n, 0)
+    match form:
+        case "constant":
+            return jnp.asarray(1 - decay, float)
+        case "ramp":
+            return jnp.maximum(1 - decay, 9 / (10 + n))
+        case "delayed_ramp":
+            rate = 9 / (10 + n_positive)
+        case "power":
+            rate = (1 + n_positive / inv_gamma) ** -power
+    return jnp.where(n <= 0, 1.0, jnp.clip(rate, 1 - decay, 1 - min_decay))
+
+
 def ema_decay_at(step: Int[Array, ""], decay: float, warmup: bool) -> Float[Array, ""]:
     """The decay at `step` (0, 1, ...): constant, or min(decay, (1 + step) / (10 + step))."""
     if not warmup:
@@ -39,4 +101,13 @@ def ema_decay_at(step: Int[Array, ""], decay: float, warmup: bool) -> Float[Arra
 
 def ema_update(ema: Params, params: Params, decay: Float[Array, ""]) -> Params:
     """decay * ema + (1 - decay) * params, written as a step towards `params`."""
-    return jax.tree.map(lambda e, p: e + (1 - decay).astype(e.dtype) * (p - e), ema, params)
+    return step_towards(ema, params, 1 - decay)
+
+
+def step_towards(ema: Params, params: Params, rate: Float[Array, ""]) -> Params:
+    """ema + rate * (params - ema); at rate 1 exactly `params`."""
+
+    def step(e: Array, p: Array) -> Array:
+        return jnp.where(rate == 1, p, e + rate.astype(e.dtype) * (p - e))
+
+    return jax.tree.map(step, ema, params)

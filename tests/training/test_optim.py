@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from jax_ddpm.training.optim import make_learning_rate, make_optimizer
-from jax_ddpm.training.state import create_state, ema_decay_at, ema_update
+from jax_ddpm.training.state import create_state, ema_decay_at, ema_rate, ema_update, make_ema
 
 
 @pytest.mark.parametrize(
@@ -96,3 +96,33 @@ def test_the_first_state_has_an_average_of_its_own():
     np.testing.assert_array_equal(state.ema_params["a"], params["a"])
     donate = jax.jit(lambda state: jax.tree.map(lambda a: a + 1, state), donate_argnums=0)
     assert donate(state).ema_params["a"].tolist() == [2, 2, 2]  # a shared buffer would be refused
+
+
+@pytest.mark.parametrize("form", ["delayed_ramp", "power"])
+def test_a_delayed_average_is_a_copy_first_and_then_lies_behind(form):
+    ema = make_ema(form, 0.99, update_after=2)
+    old, new = jnp.float32(0.1), jnp.float32(3e-9)  # too far apart to be added without loss
+    assert [float(ema(old, new, step) == new) for step in range(4)] == [1, 1, 1, 0]
+
+
+def test_an_average_that_moves_at_every_third_step_stays_between():
+    ema, old = make_ema("constant", 0.5, every=3), jnp.array(1.0)
+    assert [float(ema(old, jnp.array(3.0), step)) for step in range(5)] == [2, 1, 1, 2, 1]
+
+
+def test_the_rate_of_a_slow_average_keeps_its_digits():
+    rate = ema_rate("constant", 0.9999, jnp.array(5)).astype(jnp.float32)
+    assert float(rate) == pytest.approx(1e-4, rel=1e-7)  # 1 - float32(0.9999) is 1.0002e-4
+
+
+@pytest.mark.parametrize("form", ["constant", "ramp"])
+def test_rates_are_one_minus_the_decays(form):
+    steps = jnp.array([0, 8, 1_000_000])
+    decays = ema_decay_at(steps, 0.99, form == "ramp")
+    np.testing.assert_allclose(1 - ema_rate(form, 0.99, steps), decays, rtol=1e-12)
+
+
+def test_the_clip_of_torch_leaves_a_little_less():
+    _, state = first_update([3.0, 4.0], max_grad_norm=1.0, clip_eps=1e-6)
+    first_moment = optax.tree_utils.tree_get(state, "mu")
+    np.testing.assert_allclose(first_moment, 0.1 * np.array([3.0, 4.0]) / 5.000001, rtol=1e-12)

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from jax_ddpm.generate import load_state
 from jax_ddpm.interop import PEERS, Network, Source, from_torch, to_state_dict
 from jax_ddpm.interop.files import read_weights, write_weights
 from jax_ddpm.interop.unwrap import find_tensor
-from jax_ddpm.models import Architecture
+from jax_ddpm.models import Architecture, ModelConfig
 from jax_ddpm.presets import PRESET_OF, PRESETS
 from jax_ddpm.schedules import BETAS, ScheduleName
 from jax_ddpm.training.checkpoint import open_checkpoints, save
@@ -81,7 +81,8 @@ def read_arguments(args: ImportArgs) -> dict[str, Any] | None:
 
 def run_config(settings: Config, network: Network, given: Mapping[str, Any]) -> Config:
     """`settings` with the network, and with the schedule if the file holds its betas."""
-    config = replace(settings, model=network.config, run=None)
+    model = cast(ModelConfig, network.config)
+    config = replace(settings, model=model, run=None)
     betas = find_tensor(given, "betas")
     if betas is None:
         return config
@@ -158,7 +159,8 @@ def export_weights(args: ExportArgs) -> Path:
     run = runs.load(args.run)
     state = load_state(run, build(run.config, run.image_shape))
     params = state.ema_params if args.weights == "ema" else state.params
-    sources = [args.source or run.imported_from] if args.source or run.imported_from else list(PEERS)
+    asked = args.source or cast(Source | None, run.imported_from)
+    sources = [asked] if asked else list(PEERS)
     for source in sources:
         state_dict, arguments = translated(params, run.config.model, source)
         if state_dict:
@@ -184,7 +186,9 @@ def translated(
     ours = asdict(config)
     state_dict = to_state_dict(params, peer)
     try:
-        back = from_torch(state_dict, source, {n: v for n, v in ours.items() if n in peer.arguments})
+        back = from_torch(
+            state_dict, source, {n: v for n, v in ours.items() if n in peer.arguments}
+        )
     except UserError:
         return {}, {}
     read = asdict(back.config)

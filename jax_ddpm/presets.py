@@ -17,7 +17,8 @@ from jax_ddpm.models import (
     PulferConfig,
     UNet2DConfig,
     UNetConfig,
-)from jax_ddpm.models.unet2d import DownBlock, UpBlock
+)
+from jax_ddpm.models.unet2d import DownBlock, UpBlock
 
 # Adam and nothing else: no warm-up, no clipping, no average; five epochs of 60,000 images.
 ANNOTATED_TRAINING = TrainConfig(

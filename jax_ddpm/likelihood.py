@@ -25,7 +25,7 @@ def normal_kl(p: Gaussian, q: Gaussian) -> Images:
     """KL(p | q) of each pixel in nats (Ho et al. 2020, Eq. 5); only log variances are used."""
     squared = (p.mean - q.mean) ** 2 * jnp.exp(-q.log_variance)
     ratio = p.log_variance - q.log_variance
-    return 0.5 * (jnp.exp(ratio) - ratio - 1 + squared)
+    return 0.5 * (jnp.expm1(ratio) - ratio + squared)
 
 
 def approx_normal_cdf(x: Float[Array, "*n"]) -> Float[Array, "*n"]:

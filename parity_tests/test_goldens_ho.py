@@ -4,9 +4,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from parity import DOUBLE_FIRST, SHORT, check_recorded_unet, golden, toy_denoiser
+from recorded_process import (
+    MEANS,
+    loss_of,
+    mostly_slow,
+    network_of,
+    reverse_process,
+    runs_of,
+)
 
 from jax_ddpm.denoiser import make_denoise_fn
-from jax_ddpm.diffusion import q_posterior, q_sample
+from jax_ddpm.diffusion import q_mean_variance, q_posterior, q_sample
+from jax_ddpm.likelihood import prior_term, vb_term
 from jax_ddpm.losses import diffusion_loss
 from jax_ddpm.models import UNet
 from jax_ddpm.samplers import ddpm, sample
@@ -25,6 +34,7 @@ RUNS = {
     "eps_small_kl": (linear_betas(24), "eps", "fixed_small"),
     "x0_small_mse": (quadratic_betas(24, end=0.2), "x_0", "fixed_small"),
 }
+ALL_RUNS = runs_of("hojonathanho/process")
 
 
 @pytest.mark.parametrize("tag", TABLES)
@@ -94,6 +104,75 @@ def test_ancestral_chain(compare, dtype, tag):
     levels = level_at(schedule, jnp.arange(23, -2, -1))
     x_0, _ = sample(ddpm(variance), denoise_fn, levels, noises[0], lambda i: noises[i + 1])
     compare("recorded chains", x_0, io[f"{SHORT[dtype]}.{tag}/p_sample_loop"], dtype)
+
+
+@pytest.mark.parametrize("dtype", DOUBLE_FIRST)
+@pytest.mark.parametrize(
+    "tag", mostly_slow(ALL_RUNS, "eps_large_mse eps_learned_kl xprev_large_kl")
+)
+def test_every_mean_and_variance(compare, dtype, tag):
+    """Also of networks that predict x_{t-1}, or the variance: the reverse step, bound and loss."""
+    run, (_, io) = ALL_RUNS[tag], golden("hojonathanho/process")
+    recorded = {
+        name.split("/")[1]: io[name] for name in io if name.startswith(f"{SHORT[dtype]}.{tag}/")
+    }
+    schedule, network = make_schedule(betas_of(run), dtype=dtype), network_of(run)
+    x_0, noise, t = io["in.x0"].astype(dtype), io["in.noise"][0].astype(dtype), io[f"both.{tag}/t"]
+    x_t = q_sample(schedule, x_0, t, noise)
+    # float32 cannot tell the probabilities of bins that are far from the mean
+    likely = slice(dtype == "float32" and MEANS[run["mean"]] != "eps", None)
+    for mine, name in zip(
+        q_mean_variance(schedule, x_0, t), ("mean", "var", "logvar"), strict=True
+    ):
+        compare("q_posterior", mine, recorded[f"q_{name}"], dtype)
+    for clip in (False, True):
+        prediction, model = reverse_process(run, schedule, network, x_t, t, clip_x_0=clip)
+        theirs = {
+            name: recorded[f"p_{name}_clip{clip:d}"]
+            for name in ("pred_xstart", "mean", "variance", "log_variance")
+        }
+        compare("predicted x_0 and eps", prediction.x_0, theirs["pred_xstart"], dtype)
+        compare("the reverse step", model.mean, theirs["mean"], dtype)
+        log_variance, variance = (
+            jnp.broadcast_to(a, x_t.shape) for a in (model.log_variance, model.variance)
+        )
+        compare("the reverse step", log_variance, theirs["log_variance"], dtype)
+        # its table of large variances holds beta at t = 0, but the one of logarithms does not
+        compare("the reverse step", variance[1:], theirs["variance"][1:], dtype)
+        term = vb_term(schedule, x_0, x_t, t, model)
+        compare(
+            "terms of the bound", term[likely], recorded[f"vb_terms_clip{clip:d}"][likely], dtype
+        )
+    later = (t > 0).astype(dtype)[:, None, None, None]
+    x_prev = model.mean + later * jnp.exp(model.log_variance / 2) * noise
+    compare("one recorded sampler step", x_prev, recorded["p_sample"], dtype)
+    loss = loss_of(run, schedule, network, x_0, t, noise, x_t)
+    compare("terms of the bound", loss[likely], recorded["training_losses"][likely], dtype)
+
+
+def betas_of(run):
+    end = run.get("b1", 0.02)
+    return {"linear": linear_betas, "quad": quadratic_betas}[run["schedule"]](run["T"], end=end)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tag", [tag for tag, run in ALL_RUNS.items() if run.get("bpd")])
+def test_bits_per_dimension(compare, dtype, tag):
+    """Every term of the bound by t; the k-th visited timestep, from T - 1, has the k-th noise."""
+    run, (_, io) = ALL_RUNS[tag], golden("hojonathanho/process")
+    T, schedule = run["T"], make_schedule(betas_of(run), dtype=dtype)
+    images, noises = (jnp.asarray(io[f"in.{name}"].astype(dtype)) for name in ("x0", "noise"))
+    b, t = len(images), jnp.repeat(jnp.arange(T), len(images))
+    x_0, prior = jnp.tile(images, (T, 1, 1, 1)), prior_term(schedule, images)
+    x_t = q_sample(schedule, x_0, t, jnp.concatenate(noises[T - 1 :: -1]))
+    for clip in (False, True):
+        prediction, model = reverse_process(run, schedule, network_of(run), x_t, t, clip_x_0=clip)
+        terms = vb_term(schedule, x_0, x_t, t, model).reshape(T, b).T
+        error = ((prediction.x_0 - x_0) ** 2).mean(axis=(1, 2, 3)).reshape(T, b).T
+        ours = {"terms": terms, "mse": error, "total": terms.sum(1) + prior, "prior": prior}
+        for name, values in ours.items():
+            recorded = io[f"{SHORT[dtype]}.{tag}/bpd_{name}_clip{clip:d}"]
+            compare("terms of the bound", values, recorded, dtype)
 
 
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)

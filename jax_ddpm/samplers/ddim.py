@@ -18,7 +18,9 @@ def ddim(eta: float = 0.0) -> Sampler:
     ) -> tuple[SamplerState, Prediction]:
         prediction = denoise_fn(state.x_t, cur)
         std = eta * (nxt.sigma / cur.sigma) * jnp.sqrt(beta_between(cur, nxt))
-        direction = jnp.sqrt(jnp.maximum(nxt.sigma**2 - std**2, 0))
+        kept = (cur.signal / nxt.signal) * (nxt.sigma / cur.sigma)
+        # nxt.sigma^2 - std^2, without the difference of two nearly equal numbers
+        direction = nxt.sigma * jnp.sqrt(jnp.maximum(1 - eta**2 + (eta * kept) ** 2, 0))
         x_t = nxt.signal * prediction.x_0 + direction * prediction.eps + std * noise
         return SamplerState(x_t), prediction
 

@@ -1,0 +1,136 @@
+"""What the recorded diffusion processes share: their toy network, their names, their steps."""
+
+import json
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import pytest
+from parity import GOLDENS, toy_denoiser
+
+from jax_ddpm.denoiser import make_denoise_fn, rescale_timesteps
+from jax_ddpm.diffusion import (
+    LEARNED,
+    Prediction,
+    eps_from_x_0,
+    p_mean_variance,
+    q_posterior,
+    split_output,
+    x_0_from_x_prev,
+)
+from jax_ddpm.likelihood import vb_term
+from jax_ddpm.losses import make_loss_fn, mean_loss
+from jax_ddpm.samplers import SamplerState, ddim, ddpm, sample
+from jax_ddpm.schedules import level_at
+
+MEANS = {"EPSILON": "eps", "START_X": "x_0", "PREVIOUS_X": "x_prev",
+         "eps": "eps", "xstart": "x_0", "xprev": "x_prev"}  # fmt: skip
+VARIANCES = {"fixedsmall": "fixed_small", "fixedlarge": "fixed_large"}
+
+
+def runs_of(case):
+    """The settings of each run of a recorded case, by its tag."""
+    manifest = json.loads((GOLDENS / case / "manifest.json").read_text())
+    return {run["tag"]: run for run in manifest["config"]["runs"]}
+
+
+def mostly_slow(tags, first):
+    """All runs as parameters of a test; those that are not among `first` wait for the slow run."""
+    tags, first = list(tags), first.split()
+    assert set(first) <= set(tags)
+    return [pytest.param(tag, marks=() if tag in first else pytest.mark.slow) for tag in tags]
+
+
+def toy_with_variance(params, x, t):
+    """The toy network and, behind its channels, as many of a learned variance."""
+    time = t.astype(x.dtype)[:, None, None, None]
+    return jnp.concatenate([toy_denoiser(params, x, t), 0.8 * jnp.tanh(x + 0.01 * time)], axis=-1)
+
+
+def toy_self_conditioned(params, x, t, x_self_cond=None):
+    """The toy network with an earlier guess of x_0."""
+    out = toy_denoiser(params, x, t)
+    return out if x_self_cond is None else out + 0.1 * x_self_cond
+
+
+def variance_of(run):
+    """Our name of a run's variance."""
+    return VARIANCES.get(run["var"], run["var"].lower())
+
+
+def network_of(run, num_timesteps=None):
+    """The toy network that a run of Ho et al. or OpenAI calls."""
+    apply_fn = toy_with_variance if variance_of(run) in LEARNED else toy_denoiser
+    return (
+        rescale_timesteps(apply_fn, num_timesteps or run["T"]) if run.get("rescale") else apply_fn
+    )
+
+
+def reverse_process(run, schedule, apply_fn, x_t, t, *, clip_x_0):
+    """The prediction at x_t, and p(x_{t-1} | x_t).
+
+    A network that predicts x_{t-1} gives the mean itself, which then is never clipped.
+    """
+    variance, prediction_type = variance_of(run), MEANS[run["mean"]]
+    learned, level = variance in LEARNED, level_at(schedule, t)
+    if prediction_type != "x_prev":
+        prediction = make_denoise_fn(
+            apply_fn, None, prediction_type=prediction_type, clip_x_0=clip_x_0,
+            learned_variance=learned,
+        )(x_t, level)  # fmt: skip
+        return prediction, p_mean_variance(schedule, prediction, x_t, t, variance)
+    x_prev, raw_variance = split_output(apply_fn(None, x_t, t), learned)
+    x_0 = x_0_from_x_prev(schedule, x_t, t, x_prev)
+    x_0 = jnp.clip(x_0, -1, 1) if clip_x_0 else x_0
+    prediction = Prediction(x_0, eps_from_x_0(level, x_t, x_0), raw_variance)
+    model = p_mean_variance(schedule, prediction, x_t, t, variance)
+    return prediction, model._replace(mean=x_prev)
+
+
+def loss_of(run, schedule, apply_fn, x_0, t, noise, x_t):
+    """The training loss per example under the objective of a run of Ho et al. or OpenAI."""
+    loss, learned = run["loss"].upper(), variance_of(run) in LEARNED
+    if MEANS[run["mean"]] == "x_prev":
+        if loss == "MSE":
+            return mean_loss("l2", apply_fn(None, x_t, t), q_posterior(schedule, x_0, x_t, t).mean)
+        _, model = reverse_process(run, schedule, apply_fn, x_t, t, clip_x_0=False)
+        return vb_term(schedule, x_0, x_t, t, model)
+    objective = "vlb" if "KL" in loss else "hybrid" if learned else "simple"
+    loss_fn = make_loss_fn(
+        apply_fn, schedule, prediction_type=MEANS[run["mean"]], objective=objective,
+        variance=variance_of(run), vb_weight=None if "RESCALED" in loss else 1.0,
+    )  # fmt: skip
+    return loss_fn(None, x_0, t, noise)
+
+
+def one_step(sampler, schedule, prediction, x_t, t, noise):
+    """One sampler step of every example from its own t to t - 1, at the given prediction."""
+    steps = []
+    for i in range(len(t)):
+        mine = jax.tree.map(lambda a, i=i: a[i : i + 1], prediction)
+        cur, nxt = level_at(schedule, t[i]), level_at(schedule, t[i] - 1)
+        state = SamplerState(x_t[i : i + 1])
+        step = sampler.step(state, noise[i : i + 1], cur, nxt, lambda x, level, mine=mine: mine)
+        steps.append(step[0].x_t)
+    return jnp.concatenate(steps)
+
+
+@cache
+def compiled_chain(
+    kind, setting, prediction_type, apply_fn, *, learned_variance=False, self_condition=False
+):
+    """A whole chain that clips x_0, compiled once for all schedules: x_T, levels, noises -> x_t."""
+    sampler = ddpm(setting) if kind == "ddpm" else ddim(setting)
+
+    @jax.jit
+    def run(x_T, levels, noises):
+        denoise_fn = make_denoise_fn(
+            apply_fn, None, prediction_type=prediction_type,
+            learned_variance=learned_variance,
+        )  # fmt: skip
+        return sample(
+            sampler, denoise_fn, levels, x_T, lambda i: noises[i],
+            trace=lambda state, prediction: state.x_t, self_condition=self_condition,
+        )[1]  # fmt: skip
+
+    return run

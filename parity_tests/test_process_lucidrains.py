@@ -1,0 +1,225 @@
+"""Recorded numbers of lucidrains' denoising_diffusion_pytorch: GaussianDiffusion, with and without
+learned variance."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from parity import DOUBLE_FIRST, SHORT, golden, nchw_to_nhwc, toy_denoiser
+from recorded_process import (
+    compiled_chain,
+    mostly_slow,
+    runs_of,
+    toy_self_conditioned,
+    toy_with_variance,
+)
+
+from jax_ddpm.denoiser import make_denoise_fn
+from jax_ddpm.diffusion import (
+    eps_from_x_0,
+    p_mean_variance,
+    q_posterior,
+    q_sample,
+    v_from,
+    x_0_from_eps,
+    x_0_from_v,
+)
+from jax_ddpm.losses import add_offset, loss_weight, make_loss_fn, match_noise, mean_loss
+from jax_ddpm.schedules import level_at, named_schedule, timestep_grid
+
+paired = jax.jit(match_noise)
+THEIRS = "lucidrains (recorded)"
+
+SCHEDULES = {"linear": "linear_rescaled", "cosine": "cosine", "sigmoid": "sigmoid_cumprod"}
+OBJECTIVES = {"pred_noise": "eps", "pred_x0": "x_0", "pred_v": "v"}
+CASES = ["lucidrains/process", "lucidrains/learned_variance"]
+RUNS = {tag: (case, run) for case in CASES for tag, run in runs_of(case).items()}
+
+
+def schedule_of(name, num_timesteps, dtype):
+    return named_schedule(SCHEDULES[name], num_timesteps, dtype=dtype, clipped_log_variance="floor")
+
+
+class Recorded:
+    """A run, its inputs in the asked dtype, and what the peer returned for them."""
+
+    def __init__(self, tag, dtype):
+        case, self.run = RUNS[tag]
+        _, self.io = golden(case)
+        self.dtype, self.prefix = dtype, f"{SHORT[dtype]}.{tag}/"
+        self.schedule = schedule_of(self.run["beta_schedule"], self.run["timesteps"], dtype)
+        self.x_0, self.noises = (
+            jnp.asarray(nchw_to_nhwc(self.io[f"in.{a}"]).astype(dtype)) for a in ("x0", "noise")
+        )
+        self.t = jnp.asarray(self.io[f"both.{tag}/t"])
+        self.x_t = self.diffuse(self.x_0, self.t, self.noises[0])
+        self.level, self.prediction_type = (
+            level_at(self.schedule, self.t),
+            OBJECTIVES[self.run["objective"]],
+        )
+        self.learned, self.self_condition = (
+            self.run.get("learned", False),
+            self.run.get("selfcond", False),
+        )
+        self.network = toy_with_variance if self.learned else toy_denoiser
+        self.network = toy_self_conditioned if self.self_condition else self.network
+
+    def __getitem__(self, name):
+        array = self.io[self.prefix + name]
+        return (nchw_to_nhwc(array) if array.ndim > 3 else array).astype(self.dtype)
+
+    def __contains__(self, name):
+        return self.prefix + name in self.io
+
+    def diffuse(self, x_0, t, noise):
+        """Immiscible: the noise is paired anew inside, so whoever gave it does not know."""
+        noise = paired(x_0, noise) if self.run.get("immiscible") else noise
+        return q_sample(self.schedule, x_0, t, noise)
+
+    def predict(self, clip_x_0):
+        return make_denoise_fn(
+            self.network, None, prediction_type=self.prediction_type, clip_x_0=clip_x_0,
+            learned_variance=self.learned,
+        )(self.x_t, self.level)  # fmt: skip
+
+    def loss_fn(self):
+        if self.learned:
+            settings = {"objective": "hybrid", "variance": "learned_range", "log_floor": 1e-15,
+                        "vb_weight": self.run.get("vb_loss_weight", 0.001)}  # fmt: skip
+        else:
+            capped = self.run.get("min_snr_loss_weight", False)
+            settings = {"weighting": "min_snr" if capped else "snr",
+                        "min_snr_gamma": self.run.get("min_snr_gamma", 5)}  # fmt: skip
+        return make_loss_fn(
+            self.network, self.schedule, prediction_type=self.prediction_type, **settings
+        )
+
+    def chain(self, kind, setting, x_T, timesteps, noises):
+        run = compiled_chain(
+            kind, setting, self.prediction_type, self.network,
+            learned_variance=self.learned, self_condition=self.self_condition,
+        )  # fmt: skip
+        return run(x_T, level_at(self.schedule, jnp.asarray(timesteps)), noises)
+
+
+@pytest.fixture(params=DOUBLE_FIRST)
+def dtype(request):
+    return request.param
+
+
+FIRST = "pred_noise_cosine_minsnr pred_x0_linear minsnr2 selfcond learned_linear"
+
+
+@pytest.fixture(params=mostly_slow(RUNS, FIRST))
+def recorded(request, dtype):
+    return Recorded(request.param, dtype)
+
+
+def test_tables(compare, dtype):
+    """In float32 the end points of the peer's sigmoid are rounded, which moves all its tables."""
+    manifest, io = golden("lucidrains/tables")
+    for name, num_timesteps in manifest["config"]["schedules"]:
+        schedule = schedule_of(name, num_timesteps, dtype)
+        prefix = f"{SHORT[dtype]}.{name}_T{num_timesteps}/"
+        tables = {key.removeprefix(prefix): io[key] for key in io if key.startswith(prefix)}
+        assert len(tables) == 18
+        for objective, capped in manifest["config"]["weights"]:
+            weight = tables.pop(f"loss_weight_{objective}{'_minsnr' * capped}")
+            ours = loss_weight(schedule, "min_snr" if capped else "snr", OBJECTIVES[objective])
+            compare("loss weights", ours, weight, dtype)
+        for key, table in tables.items():
+            compare("lucidrains' tables", getattr(schedule, key), table, dtype)
+
+
+def test_forward_process(compare, recorded, dtype):
+    schedule, t, level = recorded.schedule, recorded.t, recorded.level
+    compare("q_sample", recorded.x_t, recorded["q_sample"], dtype)
+    posterior = q_posterior(schedule, recorded.x_0, recorded.x_t, t)
+    for mine, name in zip(posterior, ("mean", "var", "logvar"), strict=True):
+        expected = recorded[f"q_posterior_{name}"]
+        compare("q_posterior", mine.reshape(expected.shape), expected, dtype)
+    x_0, x_t, (noise, output) = recorded.x_0, recorded.x_t, recorded.noises[:2]
+    ours = {
+        "predict_start_from_noise": x_0_from_eps(level, x_t, output),
+        "predict_noise_from_start": eps_from_x_0(level, x_t, x_0),
+        "predict_v": v_from(level, x_0, noise),
+        "predict_start_from_v": x_0_from_v(level, x_t, output),
+    }
+    for name, mine in ours.items():
+        compare("recorded conversions", mine, recorded[name], dtype)
+
+
+def test_reverse_process(compare, recorded, dtype):
+    """The peer clips in place: x_0 is what it returns, clipped."""
+    variance = "learned_range" if recorded.learned else "fixed_small"
+    for clip in (False, True):
+        prediction = recorded.predict(clip)
+        if "pred_x0_clip0" in recorded:  # the peer's learned variance fails there: missing imports
+            compare(
+                "predicted x_0 and eps", prediction.x_0, recorded[f"pred_x0_clip{clip:d}"], dtype
+            )
+            compare(
+                "predicted x_0 and eps", prediction.eps, recorded[f"pred_noise_clip{clip:d}"], dtype
+            )
+        model = p_mean_variance(recorded.schedule, prediction, recorded.x_t, recorded.t, variance)
+        compare("the reverse step", model.mean, recorded[f"p_mean_clip{clip:d}"], dtype)
+        expected = recorded[f"p_logvar_clip{clip:d}"]
+        compare("the reverse step", model.log_variance.reshape(expected.shape), expected, dtype)
+
+
+def test_losses(compare, recorded, dtype):
+    x_0, t, noise, run = recorded.x_0, recorded.t, recorded.noises[0], recorded.run
+    if run.get("immiscible"):  # the peer's target is the noise as it was before pairing
+        loss = mean_loss("l2", recorded.network(None, recorded.x_t, t), noise)
+        assert noise.tolist() != paired(x_0, noise).tolist()
+    else:
+        given = {"self_condition": jnp.array(True)} if recorded.self_condition else {}
+        loss = recorded.loss_fn()(None, x_0, t, noise, **given)
+    compare("recorded losses", loss, recorded["p_losses"], dtype)
+    if "forward_loss" in recorded:
+        compare("recorded losses", loss.mean(), recorded["forward_loss"].reshape(()), dtype)
+
+
+def test_offset_noise(compare, dtype):
+    recorded = Recorded("offset", dtype)
+    drawn = recorded.io["in.offset_noise"].astype(dtype)
+    noise = add_offset(recorded.noises[0], drawn, recorded.run["offset"])
+    loss = recorded.loss_fn()(None, recorded.x_0, recorded.t, noise)
+    compare("recorded losses", loss, recorded["p_losses_offset"], dtype)
+
+
+def test_immiscible_noise(dtype):
+    recorded = Recorded("immiscible", dtype)
+    order = recorded.io["both.immiscible/assign"]
+    assert order.tolist() != sorted(order)
+    expected = recorded.noises[0][order]
+    assert paired(recorded.x_0, recorded.noises[0]).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("tag", mostly_slow(RUNS, "ddim_selfcond learned_linear"))
+def test_chains(compare, dtype, tag):
+    """All x_t of a chain as the peer shows them, in [0, 1], the noise first."""
+    recorded = Recorded(tag, dtype)
+    run, T, noises = recorded.run, recorded.run["timesteps"], recorded.noises
+    if "sampling_timesteps" in run:
+        steps, eta = run["sampling_timesteps"], run.get("ddim_sampling_eta", 0.0)
+        grid, kind, name = timestep_grid(T, steps, "lucidrains"), ("ddim", eta), "ddim_all"
+    else:
+        variance = "learned_range" if recorded.learned else "fixed_small"
+        grid, kind, name = timestep_grid(T, T), ("ddpm", variance), "sample_all"
+    x_t = recorded.chain(*kind, noises[0], grid, noises[1:])
+    ours = jnp.concatenate([noises[:1], x_t])
+    theirs = jnp.moveaxis(recorded[name], 1, 0) * 2 - 1
+    compare("recorded chains", ours, theirs, dtype)
+
+
+@pytest.mark.parametrize("tag", mostly_slow(RUNS, ""))
+def test_interpolation(compare, dtype, tag):
+    """Two images are noised and mixed at t = 6; the peer then goes on from t = 5."""
+    recorded = Recorded(tag, dtype)
+    noises, t = recorded.noises, jnp.full(len(recorded.x_0), 6)
+    other = jnp.clip(noises[5], -1, 1)
+    x_t = 0.7 * recorded.diffuse(recorded.x_0, t, noises[0])
+    x_t += 0.3 * recorded.diffuse(other, t, noises[1])
+    variance = "learned_range" if recorded.learned else "fixed_small"
+    ours = recorded.chain("ddpm", variance, x_t, jnp.arange(5, -2, -1), noises[2:])[-1]
+    compare("recorded chains", ours, recorded["interpolate"], dtype)

@@ -1,0 +1,290 @@
+"""Recorded numbers of OpenAI's diffusion processes: improved_diffusion and guided_diffusion."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from parity import DOUBLE_FIRST, SHORT, golden, nchw_to_nhwc
+from recorded_process import (
+    MEANS,
+    compiled_chain,
+    loss_of,
+    mostly_slow,
+    network_of,
+    one_step,
+    reverse_process,
+    runs_of,
+    variance_of,
+)
+
+from jax_ddpm.diffusion import LEARNED, Gaussian, q_mean_variance, q_posterior, q_sample
+from jax_ddpm.likelihood import (
+    approx_normal_cdf,
+    discretized_gaussian_log_likelihood,
+    normal_kl,
+    prior_term,
+    vb_term,
+)
+from jax_ddpm.samplers import ddim, ddpm
+from jax_ddpm.schedules import (
+    BETAS,
+    level_at,
+    make_schedule,
+    named_schedule,
+    respaced_betas,
+    space_timesteps,
+)
+
+THEIRS = "OpenAI (recorded)"
+
+SCHEDULES = {"linear": "linear_rescaled", "cosine": "cosine"}
+CASES = ["guided_diffusion/process", "improved_diffusion/process"]
+RUNS = {tag: (case, run) for case in CASES for tag, run in runs_of(case).items()}
+RESPACED = runs_of("guided_diffusion/respacing")
+
+
+class Recorded:
+    """A run, its inputs in the asked dtype, and what the peer returned for them."""
+
+    def __init__(self, case, run, dtype):
+        _, self.io = golden(case)
+        self.run, self.dtype, self.prefix = run, dtype, f"{SHORT[dtype]}.{run['tag']}/"
+        self.schedule = named_schedule(SCHEDULES[run["schedule"]], run["T"], dtype=dtype)
+        self.x_0, self.noises, self.x_T = (
+            jnp.asarray(nchw_to_nhwc(self.io[f"in.{name}"]).astype(dtype))
+            for name in ("x0", "noise", "x_init")
+        )
+        self.noise, self.t = self.noises[0], jnp.asarray(self.io[f"both.{run['tag']}/t"])
+        self.x_t = q_sample(self.schedule, self.x_0, self.t, self.noise)
+        self.network = network_of(run)
+
+    def __getitem__(self, name):
+        """What the peer returned, with the channels last, in the run's dtype."""
+        array = self.io[self.prefix + name]
+        return (nchw_to_nhwc(array) if array.ndim > 3 else array).astype(self.dtype)
+
+    def __contains__(self, name):
+        return self.prefix + name in self.io
+
+    def like_theirs(self, gaussian):
+        """Mean, variance and log-variance at full size."""
+        return [jnp.broadcast_to(field, self.x_t.shape) for field in gaussian]
+
+
+@pytest.fixture(params=DOUBLE_FIRST)
+def dtype(request):
+    return request.param
+
+
+FIRST = "eps_range_hybrid eps_learned_kl x0_large_kl prev_small_mse rescale_ts"
+
+
+@pytest.fixture(params=mostly_slow(RUNS, FIRST))
+def recorded(request, dtype):
+    return Recorded(*RUNS[request.param], dtype)
+
+
+def test_tables(compare):
+    manifest, io = golden("guided_diffusion/tables")
+    for name, num_timesteps in manifest["config"]["schedules"]:
+        schedule = named_schedule(SCHEDULES[name], num_timesteps, dtype="float64")
+        prefix = f"f64.{name}_T{num_timesteps}/"
+        tables = {key.removeprefix(prefix): io[key] for key in io if key.startswith(prefix)}
+        assert len(tables) == 13
+        after = np.append(schedule.alphas_cumprod[1:], 0.0)
+        compare("schedule tables", after, tables.pop("alphas_cumprod_next"), "float64")
+        for key, table in tables.items():
+            compare("schedule tables", getattr(schedule, key), table, "float64")
+
+
+def test_forward_process(compare, recorded, dtype):
+    compare("q_sample", recorded.x_t, recorded["q_sample"], dtype)
+    marginal = q_mean_variance(recorded.schedule, recorded.x_0, recorded.t)
+    posterior = q_posterior(
+        recorded.schedule, recorded.x_0, jnp.asarray(recorded["q_sample"]), recorded.t
+    )
+    for gaussian, name in ((marginal, "q"), (posterior, "q_posterior")):
+        theirs = [recorded[f"{name}_{field}"] for field in ("mean", "var", "logvar")]
+        for mine, expected in zip(recorded.like_theirs(gaussian), theirs, strict=True):
+            compare("q_posterior", mine, expected, dtype)
+
+
+def test_reverse_process(compare, recorded, dtype):
+    """x_0, mean and variance of the reverse step, and the term of the bound, clipped and not."""
+    run, schedule = recorded.run, recorded.schedule
+    for clip in (False, True):
+        prediction, model = reverse_process(
+            run, schedule, recorded.network, recorded.x_t, recorded.t, clip_x_0=clip
+        )
+        expected = recorded[f"p_pred_xstart_clip{clip:d}"]
+        compare("predicted x_0 and eps", prediction.x_0, expected, dtype)
+        for mine, name in zip(
+            recorded.like_theirs(model), ("mean", "variance", "log_variance"), strict=True
+        ):
+            compare("the reverse step", mine, recorded[f"p_{name}_clip{clip:d}"], dtype)
+        term = vb_term(schedule, recorded.x_0, recorded.x_t, recorded.t, model)
+        compare_bits(compare, run, term, recorded[f"vb_terms_clip{clip:d}"], dtype)
+
+
+def compare_bits(compare, run, ours, theirs, dtype):
+    """Differences of two nearly equal probabilities are noise in float32: not at t = 0, there."""
+    far_out = dtype == "float32" and MEANS[run["mean"]] != "eps"
+    compare("terms of the bound", ours[far_out:], theirs[far_out:], dtype)
+
+
+def test_losses(compare, recorded, dtype):
+    loss = loss_of(
+        recorded.run, recorded.schedule, recorded.network,
+        recorded.x_0, recorded.t, recorded.noise, recorded.x_t,
+    )  # fmt: skip
+    if recorded.run["loss"] == "MSE":
+        compare("losses", loss, recorded["training_losses_loss"], dtype)
+    else:
+        compare_bits(compare, recorded.run, loss, recorded["training_losses_loss"], dtype)
+
+
+def test_one_sampler_step(compare, recorded, dtype):
+    run, schedule, x_t, t = recorded.run, recorded.schedule, recorded.x_t, recorded.t
+    prediction, model = reverse_process(run, schedule, recorded.network, x_t, t, clip_x_0=True)
+    if MEANS[run["mean"]] == "x_prev":  # the mean is not that of the clipped x_0
+        later = (t > 0).astype(dtype)[:, None, None, None]
+        steps = {"p_sample": model.mean + later * jnp.exp(model.log_variance / 2) * recorded.noise}
+    else:
+        samplers = {"p_sample": ddpm(variance_of(run))}
+        samplers |= {f"ddim_sample_eta{eta}": ddim(eta) for eta in (0, 1)}
+        steps = {
+            name: one_step(sampler, schedule, prediction, x_t, t, recorded.noise)
+            for name, sampler in samplers.items()
+        }
+    for name, ours in steps.items():
+        compare("one recorded sampler step", ours, recorded[name], dtype)
+
+
+LOOPS = [tag for tag, (_, run) in RUNS.items() if run.get("loop")]
+
+
+@pytest.mark.parametrize(
+    "name", ["p_sample_loop", pytest.param("ddim_loop_eta05", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("tag", mostly_slow(LOOPS, "eps_range_hybrid"))
+def test_chains(compare, dtype, tag, name):
+    recorded = Recorded(*RUNS[tag], dtype)
+    run, timesteps = recorded.run, jnp.arange(recorded.run["T"] - 1, -2, -1)
+    levels = level_at(recorded.schedule, timesteps)
+    kind = ("ddpm", variance_of(run)) if name == "p_sample_loop" else ("ddim", 0.5)
+    ours = chain_of(run, *kind)(recorded.x_T, levels, recorded.noises)
+    compare("recorded chains", ours, recorded[name], dtype)
+
+
+NETWORKS = {}
+
+
+def chain_of(run, kind, setting):
+    """One compiled chain for all runs that differ in their tables alone."""
+    key = (variance_of(run) in LEARNED, run.get("rescale") and run["T"])
+    network = NETWORKS.setdefault(key, network_of(run))
+    learned = variance_of(run) in LEARNED
+    return compiled_chain(kind, setting, MEANS[run["mean"]], network, learned_variance=learned)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tag", [tag for tag, (_, run) in RUNS.items() if run.get("bpd")])
+def test_bits_per_dimension(compare, dtype, tag):
+    """Every term of the bound, the k-th visited timestep with the k-th noise, and their sum."""
+    recorded = Recorded(*RUNS[tag], dtype)
+    run, schedule, T, b = recorded.run, recorded.schedule, recorded.run["T"], len(recorded.x_0)
+    t, noise = jnp.repeat(jnp.arange(T - 1, -1, -1), b), jnp.concatenate(recorded.noises[:T])
+    x_0 = jnp.tile(recorded.x_0, (T, 1, 1, 1))
+    x_t = q_sample(schedule, x_0, t, noise)
+    prior = prior_term(schedule, recorded.x_0)
+    for clip in (False, True):
+        prediction, model = reverse_process(run, schedule, recorded.network, x_t, t, clip_x_0=clip)
+        terms = vb_term(schedule, x_0, x_t, t, model).reshape(T, b).T
+        error = ((prediction.x_0 - x_0) ** 2).mean(axis=(1, 2, 3)).reshape(T, b).T
+        mine = {"vb": terms, "xstart_mse": error, "total_bpd": terms.sum(1) + prior}
+        mine |= {"prior_bpd": prior} if dtype == "float64" else {}  # 1e-8 bits: rounding
+        for name, values in mine.items():
+            compare("terms of the bound", values, recorded[f"bpd_{name}_clip{clip:d}"], dtype)
+
+
+def test_respaced_timesteps():
+    _, io = golden("guided_diffusion/respacing")
+    names = [name for name in io if name.startswith("both.space_timesteps/")]
+    assert len(names) == 18
+    for name in names:
+        num_timesteps, sections = name.split("/")[1].split("_")
+        expected = [*io[name][::-1].tolist(), -1]
+        assert space_timesteps(int(num_timesteps), sections).tolist() == expected, name
+
+
+@pytest.mark.parametrize("tag", RESPACED)
+def test_respaced_tables(compare, tag):
+    run, io = respaced(tag)
+    timesteps = space_timesteps(run["T"], run["spacing"])
+    schedule = make_schedule(
+        respaced_betas(BETAS[run["schedule"]](run["T"]), timesteps), dtype="float64"
+    )
+    for name in ("betas", "alphas_cumprod", "posterior_log_variance_clipped"):
+        compare("schedule tables", getattr(schedule, name), io[f"f64.{tag}/{name}"], "float64")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tag", RESPACED)
+def test_respaced_losses(compare, dtype, tag):
+    """The network is told the timestep of the full chain."""
+    run, io = respaced(tag)
+    betas, timesteps = BETAS[run["schedule"]](run["T"]), space_timesteps(run["T"], run["spacing"])
+    schedule = make_schedule(respaced_betas(betas, timesteps), dtype=dtype)
+    network, visited = network_of(run, run["T"]), jnp.asarray(timesteps[-2::-1])
+    x_0, noise = (
+        jnp.asarray(nchw_to_nhwc(a).astype(dtype)) for a in (io["in.x0"], io["in.noise"][0])
+    )
+    t = jnp.asarray(io[f"both.{tag}/t"])
+    loss = loss_of(
+        run | {"loss": "RESCALED_MSE"}, schedule,
+        lambda params, x_t, t: network(params, x_t, visited[t]),
+        x_0, t, noise, q_sample(schedule, x_0, t, noise),
+    )  # fmt: skip
+    recorded = io[f"{SHORT[dtype]}.{tag}/training_losses_loss"]
+    compare("losses", loss, recorded.astype(dtype), dtype)
+
+
+STEPS = {"p_sample_loop": "ddpm", "ddim_loop_eta0": 0.0, "ddim_loop_eta1": 1.0}
+
+
+@pytest.mark.parametrize("name", mostly_slow(STEPS, "p_sample_loop"))
+@pytest.mark.parametrize("tag", mostly_slow(RESPACED, "ddim10"))
+def test_respaced_chains(compare, dtype, tag, name):
+    """The peer recomputes all tables; here the levels of the visited timesteps say it all."""
+    run, io = respaced(tag)
+    schedule = named_schedule(run["schedule"], run["T"], dtype=dtype)
+    levels = level_at(schedule, jnp.asarray(space_timesteps(run["T"], run["spacing"])))
+    x_T, noises = (
+        jnp.asarray(nchw_to_nhwc(io[f"in.{a}"]).astype(dtype)) for a in ("x_init", "noise")
+    )
+    kind = ("ddpm", variance_of(run)) if STEPS[name] == "ddpm" else ("ddim", STEPS[name])
+    ours = chain_of(run, *kind)(x_T, levels, noises)
+    theirs = nchw_to_nhwc(io[f"{SHORT[dtype]}.{tag}/{name}"])
+    compare("recorded chains", ours, theirs, dtype)
+
+
+def respaced(tag):
+    run = RESPACED[tag]
+    return run | {"schedule": SCHEDULES[run["schedule"]]}, golden("guided_diffusion/respacing")[1]
+
+
+def test_likelihoods(compare, dtype):
+    _, io = golden("guided_diffusion/likelihood_embedding_resampler")
+    x, mean, log_scale, mean_2, log_scale_2 = (
+        jnp.asarray(io[f"in.{name}"].astype(dtype))
+        for name in ("x_grid", "means", "log_scales", "means2", "log_scales2")
+    )
+    theirs = {name[4:]: io[name] for name in io if name.startswith(SHORT[dtype])}
+    kl = normal_kl(Gaussian(mean, mean, log_scale), Gaussian(mean_2, mean_2, log_scale_2))
+    compare("likelihoods", kl, theirs["normal_kl"], dtype)
+    compare("likelihoods", approx_normal_cdf(4 * mean), theirs["approx_standard_normal_cdf"], dtype)
+    ours = discretized_gaussian_log_likelihood(x, mean, log_scale)
+    expected = theirs["discretized_gaussian_log_likelihood"]
+    compare("likelihoods", jnp.exp(ours), np.exp(expected), dtype)
+    likely = expected > -10  # below, the difference of two probabilities is mostly rounding
+    assert likely.mean() > 0.4
+    compare("likely likelihoods", ours[likely], expected[likely], dtype)

@@ -42,8 +42,8 @@ TOLERANCES = {
     "MyUNet": Tolerance(1e-13, 1e-05),  # 4.7e-15, 2.1e-06
     "MyUNet: gradients": Tolerance(1e-13, 2e-05),  # 7.2e-15, 2.9e-06
     "interleaved embedding": Tolerance(1e-12, 1e-05),  # 1.8e-15, 6.0e-08
-    "tutorials' U-Nets": Tolerance(1, 1),
-    "tutorials' U-Nets: gradients": Tolerance(1, 1),
+    "tutorials' U-Nets": Tolerance(1e-13, 1e-05),
+    "tutorials' U-Nets: gradients": Tolerance(1e-13, 5e-05),
     "one sampler step": Tolerance(1e-11, 5e-05),  # 1.5e-12, 6.1e-07
     "chain of 1000 ancestral steps": Tolerance(1e-11, 0.0002),  # 3.9e-13, 1.9e-05
     "chain of 50 DDIM steps": Tolerance(1e-12, 0.0001),  # 1.3e-14, 8.7e-06

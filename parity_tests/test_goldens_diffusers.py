@@ -9,7 +9,7 @@ from jax_ddpm.denoiser import make_denoise_fn
 from jax_ddpm.diffusion import q_sample, v_from
 from jax_ddpm.models import UNet
 from jax_ddpm.samplers import ddim, ddpm, sample
-from jax_ddpm.schedules import BETAS, level_at, make_schedule, timestep_grid
+from jax_ddpm.schedules import BETAS, Level, level_at, make_schedule, timestep_grid
 
 THEIRS = "diffusers (recorded)"
 
@@ -22,18 +22,20 @@ SCHEDULES = {
 BETA_SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
 
-# Recorded runs that use an option beyond the two samplers here, or a known fault of the peer:
-# noise at the last step where it is not t = 0 (trailing and offset), previous timesteps that are
-# t - T // S whatever the spacing is (trailing with 7 steps, linspace), no clean image at the end
-# (alpha0, offset), other thresholding, learned variance, rescaled betas.
 DDPM_RUNS = [
     "linear_eps_small_clip", "linear_eps_large_clip", "linear_eps_small_noclip",
-    "cos_eps_small_clip", "cos_v_large_clip", "linear_x0_small_clip", "linear_v_small_noclip", "linear_eps_small_log",
-    "linear_linspace", "T50_full",
+    "cos_eps_small_clip", "cos_v_large_clip", "linear_x0_small_clip", "linear_v_small_noclip",
+    "linear_eps_learnedrange", "linear_eps_small_log", "linear_trailing", "linear_linspace",
+    "leading_offset1", "dynamic_threshold", "zero_snr_v_trailing", "T50_full",
 ]  # fmt: skip
 DDIM_RUNS = [
     "leading_eta0", "leading_eta1", "trailing_eta0", "noclip_eta0", "useclipped_eta05", "cos_v",
+    "zero_snr_v", "linspace_eta0", "trailing_eta1", "alpha0_eta0", "cos_x0_offset1",
 ]  # fmt: skip
+# Their timestep before t is t - T // S, which is not the next one of these grids.
+UNCHAINED = {"linspace_eta0", "trailing_eta1", "alpha0_eta0", "cos_x0_offset1"}
+# Their last step adds noise, of variance 1e-20, unless it starts from t = 0.
+LAST_NOISE = {"linear_trailing", "leading_offset1", "zero_snr_v_trailing"}
 
 
 @pytest.mark.parametrize("tag", SCHEDULES)
@@ -59,40 +61,103 @@ def test_add_noise_and_velocity(compare, dtype, tag):
         compare("q_sample", mine, recorded, dtype)
 
 
-def run_chain(settings, sampler, io, dtype, rederive_eps):
-    """The settings are arguments of the peer's scheduler, under its names."""
+def levels_of(settings, t, dtype):
+    """The noise levels of timesteps t under the settings of a scheduler of theirs."""
     num_timesteps = settings.get("num_train_timesteps", 1000)
-    name = BETA_SCHEDULES[settings.get("beta_schedule", "linear")]
-    schedule = make_schedule(BETAS[name](num_timesteps), dtype=dtype)
+    betas = BETAS[BETA_SCHEDULES[settings.get("beta_schedule", "linear")]](num_timesteps)
+    if not settings.get("rescale_betas_zero_snr"):
+        return level_at(make_schedule(betas, dtype=dtype), jnp.asarray(t))
+    # Zero terminal SNR (Lin et al. 2023): our schedules refuse a beta of 1, the samplers take it.
+    signal = np.sqrt(np.cumprod(1 - betas))
+    signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+    signal = np.where(t < 0, 1, signal[t])
+    sigma = np.sqrt(1 - signal**2)
+    return Level(jnp.asarray(t), jnp.asarray(signal, dtype), jnp.asarray(sigma, dtype))
+
+
+def grid_of(settings):
+    """The timesteps they visit, and -1."""
+    num_timesteps = settings.get("num_train_timesteps", 1000)
     spacing = settings.get("timestep_spacing", "leading")
     grid = timestep_grid(num_timesteps, settings["steps"], spacing)
+    return np.where(grid < 0, grid, grid + settings.get("steps_offset", 0))
+
+
+def learned_denoiser(params, x, t):
+    """The toy denoiser, and the toy variance."""
+    raw = 0.8 * jnp.tanh(x + 0.01 * t.astype(x.dtype)[:, None, None, None])
+    return jnp.concatenate([toy_denoiser(params, x, t), raw], axis=-1)
+
+
+def thresholded(denoise_fn, ratio, ceiling):
+    """Clip each x_0 to the `ratio` quantile of its sizes, at least 1, and divide by it."""
+
+    def denoise(x_t, level):
+        prediction = denoise_fn(x_t, level)
+        sizes = jnp.quantile(jnp.abs(prediction.x_0), ratio, axis=(1, 2, 3), keepdims=True)
+        limit = jnp.clip(sizes, 1, ceiling)
+        return prediction._replace(x_0=jnp.clip(prediction.x_0, -limit, limit) / limit)
+
+    return denoise
+
+
+def denoise_fn_of(settings):
+    """Their scheduler's part of the denoiser, from the arguments under its names."""
+    learned = settings.get("variance_type") == "learned_range"
     denoise_fn = make_denoise_fn(
-        toy_denoiser,
+        learned_denoiser if learned else toy_denoiser,
         None,
         prediction_type=PREDICTIONS[settings.get("prediction_type", "epsilon")],
         clip_x_0=settings.get("clip_sample", True),
-        rederive_eps=rederive_eps,
+        rederive_eps=settings.get("use_clipped_model_output", False),
+        learned_variance=learned,
     )
-    x_T, noises = (nchw_to_nhwc(a).astype(dtype) for a in (io["in.x_init"], io["in.noise"]))
-    noises = jnp.asarray(noises)
-    levels = level_at(schedule, jnp.asarray(grid))
-    _, (x_t, x_0) = sample(
-        sampler, denoise_fn, levels, jnp.asarray(x_T), lambda i: noises[i],
-        trace=lambda state, prediction: (state.x_t, prediction.x_0),
+    if settings.get("thresholding"):
+        ratio = settings["dynamic_thresholding_ratio"]
+        return thresholded(denoise_fn, ratio, settings["sample_max_value"])
+    return denoise_fn
+
+
+def run_chain(settings, sampler, grid, x_T, noises):
+    """(x_t after each step, x_0 predicted in each step)."""
+    _, trajectory = sample(
+        sampler, denoise_fn_of(settings), levels_of(settings, grid, x_T.dtype), x_T,
+        lambda i: noises[i], trace=lambda state, prediction: (state.x_t, prediction.x_0),
     )  # fmt: skip
-    return grid[:-1], np.concatenate([x_T[None], x_t]), x_0
+    return trajectory
+
+
+def run_steps(settings, sampler, grid, x_T, noises):
+    """The same, each step to the timestep that theirs takes for the one before."""
+    before = grid[:-1] - 1000 // settings["steps"]
+    end = -1 if settings.get("set_alpha_to_one", True) else 0
+    before = np.where(before < 0, end, before)
+    state, trajectory = sampler.init(x_T), []
+    denoise_fn = denoise_fn_of(settings)
+    for i, t in enumerate(zip(grid[:-1], before, strict=True)):
+        cur, nxt = (levels_of(settings, np.asarray(number), x_T.dtype) for number in t)
+        state, prediction = sampler.step(state, noises[i], cur, nxt, denoise_fn)
+        trajectory.append((state.x_t, prediction.x_0))
+    return [jnp.stack(arrays) for arrays in zip(*trajectory, strict=True)]
 
 
 def check_chain(compare, dtype, case, tag, sampler_of):
     manifest, io = golden(case)
     (settings,) = (run for run in manifest["config"]["runs"] if run["tag"] == tag)
-    rederive_eps = settings.get("use_clipped_model_output", False)
-    grid, x_t, x_0 = run_chain(settings, sampler_of(settings), io, dtype, rederive_eps)
-    assert grid.tolist() == io[f"both.{tag}/timesteps"].tolist()
+    grid = grid_of(settings)
+    assert grid[:-1].tolist() == io[f"both.{tag}/timesteps"].tolist()
+    x_T, noises = (
+        jnp.asarray(nchw_to_nhwc(a).astype(dtype)) for a in (io["in.x_init"], io["in.noise"])
+    )
+    run = run_steps if tag in UNCHAINED else run_chain
+    x_t, x_0 = run(settings, sampler_of(settings), grid, x_T, noises)
+    if tag in LAST_NOISE:
+        x_t = x_t.at[-1].add(1e-10 * noises[len(x_t) - 1])
     recorded = [nchw_to_nhwc(io[f"{SHORT[dtype]}.{tag}/{name}"]) for name in ("traj", "x0")]
-    compare("recorded chains", [x_t, x_0], recorded, dtype)
+    compare("recorded chains", [jnp.concatenate([x_T[None], x_t]), x_0], recorded, dtype)
 
 
+@pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 @pytest.mark.parametrize("tag", DDPM_RUNS)
 def test_ddpm_chain(compare, dtype, tag):
     def sampler_of(settings):
@@ -101,12 +166,20 @@ def test_ddpm_chain(compare, dtype, tag):
     check_chain(compare, dtype, "diffusers/sched_ddpm", tag, sampler_of)
 
 
+@pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 @pytest.mark.parametrize("tag", DDIM_RUNS)
 def test_ddim_chain(compare, dtype, tag):
     def sampler_of(settings):
         return ddim(settings.get("eta", 0.0))
 
     check_chain(compare, dtype, "diffusers/sched_ddim", tag, sampler_of)
+
+
+@pytest.mark.parametrize("case", ["ddpm", "ddim"])
+def test_every_recorded_chain_is_compared(case):
+    manifest, _ = golden(f"diffusers/sched_{case}")
+    runs = {"ddpm": DDPM_RUNS, "ddim": DDIM_RUNS}[case]
+    assert sorted(runs) == sorted(run["tag"] for run in manifest["config"]["runs"])
 
 
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)

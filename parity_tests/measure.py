@@ -9,15 +9,18 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 # Units of last place are counted where an entry is at least this fraction of the largest one.
 # Next to a sum that cancels to almost nothing, any rounding at all is many of them.
-LARGE = 0.01
+LARGE = 0.1
 
 
 class Difference(NamedTuple):
-    """The largest of all entries: |a - b|, that over the peak max|b|, and that over spacing(b)."""
+    """The largest of all entries: |a - b|, that over the peak max|b|, and that over spacing(b).
+
+    The last is None where no entry is large enough to be counted.
+    """
 
     absolute: float
     relative: float
-    ulp: float
+    ulp: float | None
 
 
 def side_by_side(
@@ -51,4 +54,4 @@ def difference(a: np.ndarray, b: np.ndarray, peak: float) -> Difference:
     large = (np.abs(b) >= LARGE * peak) & np.isfinite(b)
     steps = gap[large] / np.spacing(np.abs(b[large]))
     absolute = float(gap.max(initial=0))
-    return Difference(absolute, absolute / peak, float(steps.max(initial=0)))
+    return Difference(absolute, absolute / peak, float(steps.max()) if steps.size else None)

@@ -43,16 +43,18 @@ class Comparison:
 class Recorder:
     """Compares arrays or trees, notes the difference, and fails if it is out of tolerance.
 
-    The difference is max|ours - theirs| / max|theirs|, the latter over a whole tree.
+    The difference is max|ours - theirs| / max|theirs|, the latter over a whole tree, or `peak`.
     """
 
     table: dict[tuple[str, str], Comparison]
     theirs: str
 
-    def __call__(self, what: str, ours: Any, theirs: Any, dtype: str) -> None:
+    def __call__(
+        self, what: str, ours: Any, theirs: Any, dtype: str, peak: float | None = None
+    ) -> None:
         tolerance = getattr(TOLERANCES[what], dtype)
         row = self.table.setdefault((what, self.theirs), Comparison())
-        peak = peak_of(theirs)
+        peak = peak or peak_of(theirs)
         for path, a, b in side_by_side(ours, theirs, dtype):
             gap = difference(a, b, peak).relative
             row.arrays += 1

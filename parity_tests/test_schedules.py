@@ -5,23 +5,12 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from report.process import REF_BETAS
 
 from jax_ddpm.schedules import BETAS, make_schedule
 from torch_ref import schedule as ref
 
 THEIRS = "torch_ref"
-
-REF_BETAS = {
-    "linear": ref.linear_betas,
-    "linear_rescaled": lambda T: ref.linear_betas(T, rescale=True),
-    "quadratic": ref.quadratic_betas,
-    "sigmoid": ref.sigmoid_betas,
-    "sigmoid_cumprod": ref.sigmoid_cumprod_betas,
-    "cosine": ref.cosine_betas,
-    "cosine_clipped": lambda T: ref.cosine_betas(T, clip=(1e-4, 0.9999)),
-    "cosine_epita": lambda T: ref.cosine_betas(T, clip=(1e-4, 0.02)),
-    "quadratic_slip": lambda T: ref.quadratic_betas(T, start=1e-4**4, end=0.02**4),
-}
 
 
 def test_every_schedule_has_a_reference():

@@ -1,6 +1,8 @@
 """The same thing in both frameworks: arrays, networks, parameters, gradients, and noise."""
 
+import math
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import jax
@@ -15,9 +17,9 @@ from torch_ref.unet import UNet as TorchUNet
 TINY = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "attn_levels": (1,)}
 
 
-def to_jax(array: torch.Tensor) -> np.ndarray:
+def to_jax(tensor: torch.Tensor) -> np.ndarray:
     """NCHW tensor -> NHWC array; others as they are."""
-    array = array.detach().numpy()
+    array = tensor.detach().numpy()
     return np.moveaxis(array, 1, -1) if array.ndim == 4 else array
 
 
@@ -27,19 +29,23 @@ def to_torch(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(array))
 
 
-def draws(shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:
+def draws(shape: tuple[int, ...], dtype: str, seed: int) -> Any:
     """Standard normal numbers, the same in both precisions up to the cast."""
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
-def twin_networks(dtype: str, *, seed: int = 0, channels: int = 3, **kwargs: Any):
+def twin_networks(
+    dtype: str, *, seed: int = 0, channels: int = 3, **kwargs: Any
+) -> tuple[torch.nn.Module, NetworkFns, Any]:
     """The same network twice: (torch module in eval mode, our Network, its parameters).
 
     Random draws are added to the initial parameters, so that layers which start at zero are active.
     """
-    config = {**TINY, "dropout": 0.0, "num_groups": 4, **kwargs}
+    config: dict[str, Any] = {**TINY, "dropout": 0.0, "num_groups": 4, **kwargs}
     generator = torch.Generator().manual_seed(seed)
-    theirs = TorchUNet(in_channels=channels, out_channels=channels, **config)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        theirs = TorchUNet(in_channels=channels, out_channels=channels, **config)
     with torch.no_grad():
         for parameter in theirs.parameters():
             fan_in = parameter[0].numel() if parameter.ndim > 1 else 10
@@ -57,7 +63,18 @@ def params_of(theirs: torch.nn.Module, network: NetworkFns) -> Any:
 
 def tree_of(tensors: Mapping[str, torch.Tensor], network: NetworkFns) -> Any:
     """Tensors by parameter name (parameters, gradients, moments) as a tree of our parameters."""
+    shapes = tuple((name, tuple(tensor.shape)) for name, tensor in tensors.items())
+    numbers = np.concatenate([tensor.detach().numpy().ravel() for tensor in tensors.values()])
+    return jax.tree.map(lambda origin: numbers[origin], _origins(network, shapes))
+
+
+@cache
+def _origins(network: NetworkFns, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Any:
+    """For each number of our parameters, where it is among all of theirs."""
+    ends = np.cumsum([math.prod(shape) for _, shape in shapes])
+    arrays = {
+        name: np.arange(end - math.prod(shape), end).reshape(shape)
+        for (name, shape), end in zip(shapes, ends, strict=True)
+    }
     like = jax.eval_shape(network.init, jax.random.key(0))
-    # copies: torch updates its tensors in place, perhaps while JAX still reads them
-    arrays = {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}
     return from_state_dict(arrays, PEERS["torch_ref"], like)

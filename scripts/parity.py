@@ -1,0 +1,33 @@
+"""Compare JAX with PyTorch, quantity by quantity: `python scripts/parity.py`.
+
+Prints every difference, writes report.html and report.json, and exits with 1 if one is out of
+tolerance. `--weights FILE --source NAME` does so for the network of a checkpoint.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from jax_ddpm import cli
+from jax_ddpm.errors import UserError
+
+DESCRIPTION = "Compare JAX with PyTorch, quantity by quantity."
+
+
+def main() -> None:
+    """Parse the command line, compare, and exit with 1 if anything is out of tolerance."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    # What compares two frameworks belongs to the tests: it is in the checkout, not installed.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "parity_tests"))
+    try:
+        from report.command import Args, report
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{error.name} is missing, install it with pip install -e '.[test]'"
+        ) from error
+    if not report(cli.parse(Args, sys.argv[1:], prog="parity.py", description=DESCRIPTION)):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -28,7 +28,7 @@ EPS = 1e-5  # of the norms
 KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def initializers(fan_in: int, zero: bool) -> dict[str, nn.initializers.Initializer]:
+def initializers(fan_in: int, zero: bool) -> dict[str, Any]:
     """PyTorch's initial kernel and bias; or zeros, for layers whose output starts at zero."""
 
     def bias_init(key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:

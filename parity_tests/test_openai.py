@@ -1,0 +1,303 @@
+"""UNetModel of guided-diffusion and improved-diffusion: recorded numbers, names, torch_ref's twin."""
+
+import functools
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from parity import DOUBLE_FIRST, GOLDENS, SHORT, draws, golden, load_weights, nchw_to_nhwc, to_jax
+
+from jax_ddpm.errors import UserError
+from jax_ddpm.interop import PEERS, from_torch, to_state_dict, to_torch
+from jax_ddpm.interop.network import complete_config
+from jax_ddpm.interop.openai import multiple
+from jax_ddpm.interop.state_dict import rename
+from jax_ddpm.models.openai_layers import timestep_embedding
+from torch_ref import openai as ref
+
+THEIRS = "OpenAI (recorded)"
+GUIDED, IMPROVED = "guided_diffusion", "improved_diffusion"
+NEW_ORDER = f"{GUIDED}/unet_scaleshift_classcond"
+UPDOWN = f"{GUIDED}/unet_updown_noscaleshift"
+PLAIN = f"{IMPROVED}/unet_noscaleshift"
+FRACTIONS = f"{IMPROVED}/unet_scaleshift_classcond"  # at fractions of timesteps
+CASES = [NEW_ORDER, UPDOWN, pytest.param(PLAIN, marks=pytest.mark.slow), FRACTIONS]
+each_case = pytest.mark.parametrize("case", CASES)
+HEADS = ("num_heads", "num_head_channels", "num_heads_upsample", "use_new_attention_order")
+
+
+def source_of(case):
+    return case.split("/")[0]
+
+
+@functools.cache
+def recorded(case):
+    """(manifest's configuration, arrays, our network with the recorded weights in float32)."""
+    manifest, io = golden(case)
+    weights = load_weights(GOLDENS / case)
+    return manifest["config"], io, from_torch(weights, source_of(case), manifest["config"])
+
+
+def cast(params, dtype):
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+def images(array, dtype):
+    return jnp.asarray(nchw_to_nhwc(array).astype(dtype))
+
+
+def output(case, network, dtype):
+    """The network's output for the recorded inputs; compiled without much effort."""
+    _, io, _ = recorded(case)
+    quick = {"xla_backend_optimization_level": 0}
+    apply = jax.jit(network.apply, compiler_options=quick)
+    return apply(
+        cast(network.params, dtype), images(io["in.x"], dtype), io["in.t"], label=io.get("in.y")
+    )
+
+
+@pytest.mark.parametrize("dtype", DOUBLE_FIRST)
+@each_case
+def test_output(compare, case, dtype):
+    _, io, network = recorded(case)
+    out = output(case, network, dtype)
+    compare("OpenAI's U-Net", out, nchw_to_nhwc(io[f"{SHORT[dtype]}.out"]), dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [NEW_ORDER, UPDOWN])
+def test_output_with_the_other_order_of_channels(compare, case, dtype):
+    config, io, _ = recorded(case)
+    other = config | {"use_new_attention_order": not config["use_new_attention_order"]}
+    network = from_torch(load_weights(GOLDENS / case), GUIDED, other)
+    theirs = nchw_to_nhwc(io[f"{SHORT[dtype]}.out_other_qkv_order"])
+    compare("OpenAI's U-Net", output(case, network, dtype), theirs, dtype)
+
+
+@pytest.mark.slow
+@each_case
+def test_gradients(compare, case, dtype):
+    config, io, network = recorded(case)
+    x, target = images(io["in.x"], dtype), images(io["in.target"], dtype)
+    params = cast(network.params, dtype)
+
+    def loss_fn(params, x):
+        out = network.apply(params, x, io["in.t"], label=io.get("in.y"))
+        return ((out - target) ** 2).mean()
+
+    loss, (grads, grad_x) = jax.jit(jax.value_and_grad(loss_fn, (0, 1)))(params, x)
+    theirs = {name[4:]: io[name] for name in io if name.startswith(SHORT[dtype])}
+    compare("OpenAI's U-Net", loss, theirs["loss"].astype(dtype).reshape(()), dtype)
+    compare("OpenAI's U-Net: gradients", grad_x, nchw_to_nhwc(theirs["grad_x"]), dtype)
+    grads, params = (to_state_dict(tree, PEERS[source_of(case)]) for tree in (grads, params))
+    assert grads.keys() == set(config["grad_rows"])
+    rows = np.array([row(grads[name], params[name]) for name in config["grad_rows"]], dtype)
+    compare("OpenAI's U-Net: gradients", rows, theirs["param_grads"].astype(dtype), dtype)
+
+
+def row(gradient, parameter):
+    return gradient.sum(), np.linalg.norm(gradient.ravel()), (gradient * parameter).sum()
+
+
+@pytest.mark.parametrize("dim", [32, 7])
+def test_timestep_embedding(compare, dtype, dim):
+    t = np.array([0, 1, 32.253254, 999], dtype)
+    theirs = ref.timestep_embedding(torch.from_numpy(t), dim, getattr(torch, dtype)).numpy()
+    compare("timestep embedding", timestep_embedding(jnp.asarray(t), dim, dtype), theirs, dtype)
+
+
+@each_case
+def test_weights_go_back_bit_for_bit(case):
+    weights, back = load_weights(GOLDENS / case), to_torch(recorded(case)[2])
+    assert_equal_arrays(back, weights)
+
+
+def test_half_precision_weights_go_back_bit_for_bit():
+    """Theirs halves the convolutions of the three paths."""
+    case = PLAIN
+    weights = {
+        name: array.astype(np.float16) if "block" in name and array.ndim > 2 else array
+        for name, array in load_weights(GOLDENS / case).items()
+    }
+    assert_equal_arrays(to_torch(from_torch(weights, IMPROVED, recorded(case)[0])), weights)
+
+
+def assert_equal_arrays(found, expected):
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
+        np.testing.assert_array_equal(found[name], array)
+
+
+@each_case
+def test_shapes_tell_everything_but_the_heads(case):
+    config, _, network = recorded(case)
+    heads = {name: config[name] for name in HEADS if name in config}
+    weights, source = load_weights(GOLDENS / case), source_of(case)
+    assert complete_config(weights, PEERS[source], source, heads) == network.config
+    with pytest.raises(UserError, match="no shape tells its num_heads"):
+        from_torch(weights, source)
+
+
+def random_config(source, seed):
+    """Constructor arguments all over what the peer can be told."""
+    pick = random.Random(seed).choice
+    num_levels = pick([1, 2, 2, 3])
+    width = pick([32, 64]) if source == IMPROVED else pick([32, 64, 48, 33])
+    mult = (1, *(pick([1, 2]) for _ in range(num_levels - 1)))
+    if source == GUIDED:
+        mult = tuple(multiple(pick([32, 64, 96]), width) for _ in range(num_levels))
+    config = {
+        "in_channels": pick([1, 3, 4]),
+        "model_channels": width,
+        "out_channels": pick([1, 3, 6]),
+        "num_res_blocks": pick([0, 1, 1, 2]),
+        "attention_resolutions": pick([(), (1,), (2,), (1, 2), (4,)]),
+        "channel_mult": mult,
+        "num_classes": pick([None, 5]),
+        "num_heads": pick([1, 2, 4]),
+        "num_heads_upsample": pick([-1, 1, 8]),
+        "use_scale_shift_norm": pick([False, True]),
+    }
+    if source == GUIDED:
+        config |= {
+            "conv_resample": pick([False, True]),
+            "num_head_channels": pick([-1, 8, 32]),
+            "resblock_updown": pick([False, True]),
+            "use_new_attention_order": pick([False, True]),
+        }
+    return config
+
+
+each_source = pytest.mark.parametrize("source", [GUIDED, IMPROVED])
+
+
+@pytest.mark.parametrize("seed", range(6))
+@each_source
+def test_arguments_are_read_off_the_names_and_shapes_of_any_network(source, seed):
+    config = random_config(source, seed)
+    shapes = {k: tuple(v.shape) for k, v in ref.UNetModel(**config).state_dict().items()}
+    inferred = PEERS[source].infer(shapes)
+    num_levels = len(config["channel_mult"])
+    rates = {2**level for level in range(num_levels)}
+    expected = {name: value for name, value in config.items() if name not in HEADS}
+    expected["attention_resolutions"] = tuple(sorted(rates & set(config["attention_resolutions"])))
+    if num_levels == 1:  # nothing changes the resolution
+        expected.pop("resblock_updown", None)
+    if num_levels == 1 or expected.get("resblock_updown"):
+        expected.pop("conv_resample", None)
+    found = PEERS[source].make_config(**inferred)
+    assert {name: getattr(found, name) for name in expected} == expected
+    for theirs in shapes:
+        ours = rename(theirs, PEERS[source].names, 0)
+        assert rename(ours, [(b, a) for a, b in PEERS[source].names], 0) == theirs
+
+
+@pytest.mark.parametrize("case", [UPDOWN, FRACTIONS])
+def test_the_reference_computes_what_was_recorded(compare, dtype, case):
+    config, io, network = recorded(case)
+    theirs = twin(config, network, dtype)
+    inputs = [torch.from_numpy(io[name]) for name in ("in.x", "in.t", "in.y") if name in io]
+    inputs[0] = inputs[0].to(getattr(torch, dtype))
+    with torch.no_grad():
+        out = theirs(*inputs)
+    compare("OpenAI's U-Net", to_jax(out), nchw_to_nhwc(io[f"{SHORT[dtype]}.out"]), dtype)
+
+
+def twin(config, network, dtype):
+    """torch_ref's network with the weights of ours."""
+    known = ref.UNetModel.__init__.__annotations__
+    theirs = ref.UNetModel(**{name: value for name, value in config.items() if name in known})
+    theirs.load_state_dict({name: torch.tensor(v) for name, v in to_torch(network).items()})
+    return theirs.to(getattr(torch, dtype)).eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+@each_source
+def test_random_networks_compute_what_the_reference_computes(compare, dtype, source, seed):
+    config = random_config(source, seed)
+    shapes = {k: tuple(v.shape) for k, v in ref.UNetModel(**config).state_dict().items()}
+    numbers = np.random.default_rng(seed)
+    weights = {
+        name: numbers.normal(0, 0.7 / np.sqrt(np.prod(shape[1:])), shape).astype(dtype)
+        for name, shape in shapes.items()
+    }
+    network = from_torch(weights, source, config)
+    multiple_of = 2 ** (len(config["channel_mult"]) - 1)
+    x_t = draws((2, 2 * multiple_of, 3 * multiple_of, config["in_channels"]), dtype, seed)
+    t, label = np.array([0.25, 700]), np.array([4, 0]) if config["num_classes"] else None
+    ours = jax.jit(network.apply)(network.params, x_t, t, label=label)
+    args = (t,) if label is None else (t, label)
+    x = torch.from_numpy(np.moveaxis(x_t, -1, 1).copy())
+    with torch.no_grad():
+        theirs = twin(config, network, dtype)(x, *map(torch.from_numpy, args))
+    compare("OpenAI's U-Net", ours, to_jax(theirs), dtype)
+
+
+MISTAKES = {
+    "--model.num-heads is 3, but it must be a divisor of the 32": {"num_heads": 3},
+    "--model.num-heads-upsample is 5, but": {"num_heads_upsample": 5},
+    "--model.dropout is 1.5": {"dropout": 1.5},
+    "dims is 3, but only 2": {"dims": 3},
+    "attention_resolutions is '16,8', but": {"attention_resolutions": "16,8"},
+    "no argument 'num_head', did you mean 'num_heads'?": {"num_head": 1},
+    "--model.channel-mult is .*multiples of 32": {"channel_mult": [1, 0.3]},
+    "does not fit: temb.dense_0.kernel is": {"model_channels": 64},
+    "nothing for label_emb.embedding": {"num_classes": 7},
+}
+
+
+@pytest.mark.parametrize("sentence", MISTAKES)
+def test_wrong_arguments_are_named(sentence):
+    weights = load_weights(GOLDENS / PLAIN)
+    with pytest.raises(UserError, match=f"(?s){sentence}"):
+        from_torch(weights, IMPROVED, MISTAKES[sentence])
+
+
+def test_what_only_guided_diffusion_has_is_refused_by_improved_diffusion():
+    weights = load_weights(GOLDENS / UPDOWN)
+    with pytest.raises(UserError, match="are guided_diffusion's"):
+        from_torch(weights, IMPROVED, {})
+    with pytest.raises(UserError, match="num-head-channels is 5"):
+        from_torch(weights, GUIDED, {"num_head_channels": 5})
+
+
+def test_a_missing_and_a_foreign_weight_are_named():
+    weights = load_weights(GOLDENS / PLAIN)
+    foreign = weights | {"input_blocks.0.1.weight": np.zeros(3)}
+    with pytest.raises(UserError, match=r"weight input_blocks.0.1.weight of shape \(3,\)"):
+        from_torch(foreign, IMPROVED, {})
+    del weights["middle_block.1.qkv.bias"]
+    with pytest.raises(UserError, match=r"nothing for mid_1\.qkv\.bias"):
+        from_torch(weights, IMPROVED, {})
+
+
+def test_multiples_give_back_the_channels():
+    for features in range(32, 4097, 32):
+        for channels in range(1, 200):
+            assert int(multiple(features, channels) * channels) == features
+
+
+@pytest.mark.slow
+def test_initial_parameters_are_those_of_torch():
+    """Uniform, as wide as one over the root of the number of inputs; zero where theirs are."""
+    config, _, network = recorded(NEW_ORDER)
+    made = network.config
+    module = made.module(3, jnp.float32)
+    x_t = jnp.zeros((1, *made.example_shape))
+    params = jax.jit(lambda key: module.init(key, x_t, jnp.zeros(1))["params"])(jax.random.key(0))
+    ours = to_state_dict(params, PEERS[GUIDED])
+    known = ref.UNetModel.__init__.__annotations__
+    theirs = ref.UNetModel(**{name: value for name, value in config.items() if name in known})
+    for name, parameter in theirs.state_dict().items():
+        found, expected = ours[name], parameter.numpy()
+        if np.ptp(expected) == 0:  # zeros and ones
+            np.testing.assert_array_equal(found, expected)
+        elif found.size > 150:
+            np.testing.assert_allclose(found.std(), expected.std(), rtol=0.15)
+            if name != "label_emb.weight":
+                np.testing.assert_allclose(np.abs(found).max(), np.abs(expected).max(), rtol=0.1)

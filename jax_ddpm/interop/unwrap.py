@@ -18,7 +18,7 @@ CONTAINERS = (
     "model_state_dict",
     "network",
 )
-PREFIXES = ("ema_model.", "model.", "module.", "network.", "_orig_mod.")
+PREFIXES = ("ema_model.", "model.", "module.", "network.", "net.", "_orig_mod.")
 COUNTERS = {"initted", "step", "global_step"}  # ema_pytorch's, TensorFlow's
 TF_AVERAGE = "/ExponentialMovingAverage"  # TensorFlow's names of the average,
 TF_SLOTS = ("/Adam", "/Adam_1", "beta1_power", "beta2_power")  # and of the optimiser's state

@@ -14,7 +14,7 @@ from jax_ddpm.models import NetworkFns, make_network
 from jax_ddpm.samplers import Sampler, ddim, ddpm
 from jax_ddpm.schedules import Schedule, named_schedule
 from jax_ddpm.training.optim import make_learning_rate, make_optimizer
-from jax_ddpm.training.state import TrainState, create_state
+from jax_ddpm.training.state import EmaFn, TrainState, create_state, make_ema
 
 
 class Parts(NamedTuple):
@@ -22,11 +22,12 @@ class Parts(NamedTuple):
 
     network: NetworkFns
     schedule: Schedule
-    diffusion: DiffusionConfig
-    num_labels: int | None
-    self_condition: bool
     learning_rate: optax.Schedule
     optimizer: optax.GradientTransformation
+    ema: EmaFn = make_ema()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    num_labels: int | None = None
+    self_condition: bool = False
 
     @property
     def learned_variance(self) -> bool:
@@ -57,6 +58,7 @@ def build(config: Config, image_shape: tuple[int, int, int], dtype: Any = None) 
         betas=train.betas,
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
+        clip_eps=train.clip_eps,
     )
     schedule = named_schedule(
         diffusion.schedule,
@@ -65,14 +67,22 @@ def build(config: Config, image_shape: tuple[int, int, int], dtype: Any = None) 
         clipped_log_variance=diffusion.clipped_log_variance,
     )
     network = build_network(config, image_shape, jnp.dtype(dtype or model.compute_dtype))
+    ema = make_ema(
+        train.ema_form,
+        train.ema_decay,
+        every=train.ema_every,
+        update_after=train.ema_update_after,
+        power=train.ema_power,
+    )
     return Parts(
         network,
         schedule,
+        learning_rate,
+        optimizer,
+        ema,
         diffusion,
         model.num_labels,
         model.self_conditioned,
-        learning_rate,
-        optimizer,
     )
 
 

@@ -20,6 +20,8 @@ from jax_ddpm.schedules import (
     space_timesteps,
     timestep_grid,
 )
+from jax_ddpm.training.optim import OptimizerName
+from jax_ddpm.training.state import EmaForm
 
 SamplerName = Literal["ddpm", "ddim"]
 
@@ -87,18 +89,29 @@ class TrainConfig:
     """Steps over which the learning rate grows linearly from 0."""
     decay: Literal["constant", "linear", "cosine"] = "constant"
     """What the learning rate does after the warm-up; linear and cosine end at 0."""
-    optimizer: Literal["adam", "adamw", "muon"] = "adam"
-    """muon: orthogonalised momentum for kernels; learns most per step, at a fifth more time."""
+    optimizer: OptimizerName = "adam"
+    """adam_tensorflow: eps outside the bias correction.
+    muon: orthogonalised momentum for kernels; learns most per step, at a fifth more time."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's decay rates of the first and second moment."""
     weight_decay: float = 0.0
     """Decoupled weight decay (adamw only)."""
     max_grad_norm: float | None = 1.0
     """Clip the gradient to this global norm."""
+    clip_eps: float = 0.0
+    """Added to the norm where the gradient is clipped: 1e-6 in PyTorch."""
     ema_decay: float = 0.9999
     """Decay of the moving average of the parameters."""
-    ema_warmup: bool = False
-    """Start the average fast: decay min(ema_decay, (1 + step) / (10 + step))."""
+    ema_form: EmaForm = "constant"
+    """How the decay grows to ema_decay. ramp: (1 + step) / (10 + step), TensorFlow's. power: 1 - (1
+    + n)^-ema_power for n steps after ema_update_after, ema_pytorch's and diffusers'. delayed_ramp:
+    (1 + n) / (10 + n)."""
+    ema_every: int = 1
+    """Steps between two updates of the average."""
+    ema_update_after: int = 0
+    """Steps for which the average is a copy (power, delayed_ramp)."""
+    ema_power: float = 2 / 3
+    """The exponent of power."""
     log_every: int = 100
     """Steps between two lines of metrics.jsonl; an interrupted run stops at such a step."""
     sample_every: int = 10_000
@@ -221,6 +234,7 @@ def _validate_train(train: TrainConfig) -> None:
         "num_steps",
         "batch_size",
         "accumulate",
+        "ema_every",
         "log_every",
         "sample_every",
         "checkpoint_every",
@@ -238,6 +252,10 @@ def _validate_train(train: TrainConfig) -> None:
              f"between 0 and --train.num-steps {train.num_steps}")  # fmt: skip
     _require(train.learning_rate > 0, "--train.learning-rate", train.learning_rate, "positive")
     _require(0 <= train.ema_decay < 1, "--train.ema-decay", train.ema_decay, "in [0, 1)")
+    _require(train.ema_power > 0, "--train.ema-power", train.ema_power, "positive")
+    after = train.ema_update_after
+    _require(after >= 0, "--train.ema-update-after", after, "0 or more")
+    _require(train.clip_eps >= 0, "--train.clip-eps", train.clip_eps, "0 or more")
     _require(all(0 <= b < 1 for b in train.betas), "--train.betas", train.betas, "in [0, 1)")
     _require(train.weight_decay >= 0, "--train.weight-decay", train.weight_decay, "0 or more")
     norm = train.max_grad_norm

@@ -40,6 +40,9 @@ DIFFUSERS_TRAINING = TrainConfig(
     optimizer="adamw",
     betas=(0.95, 0.999),
     weight_decay=1e-6,
+    clip_eps=1e-6,
+    ema_form="power",
+    ema_power=3 / 4,
 )
 
 
@@ -174,7 +177,11 @@ PRESETS: dict[str, Config] = {
             learning_rate=8e-5,
             warmup_steps=0,
             betas=(0.9, 0.99),
+            clip_eps=1e-6,
             ema_decay=0.995,
+            ema_form="power",
+            ema_every=10,
+            ema_update_after=100,
             sample_every=1000,
             checkpoint_every=1000,
         ),

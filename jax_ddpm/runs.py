@@ -15,7 +15,7 @@ from jax_ddpm.errors import UserError
 from jax_ddpm.files import write_atomically
 from jax_ddpm.models import ARCHITECTURES
 
-FORMAT = 1
+FORMAT = 2
 MAY_DIFFER = {"run", "train.parallel"}  # settings that do not change what a run computes
 
 
@@ -112,8 +112,7 @@ def load(folder: Path) -> Run:
         raise UserError(f"{folder} is not a run folder: it has no config.json")
     try:
         document = json.loads(path.read_text())
-        if document["format"] != FORMAT:
-            raise UserError(f"{path} has format {document['format']}, this version reads {FORMAT}")
+        document = migrated(document, path)
         height, width, channels = (int(n) for n in document["image_shape"])
         imported_from = document.get("imported_from")
         return Run(folder, from_dict(document["config"]), (height, width, channels), imported_from)
@@ -121,6 +120,22 @@ def load(folder: Path) -> Run:
         raise
     except (ValueError, KeyError, TypeError, dacite.DaciteError) as error:
         raise UserError(f"{path} is not the configuration of a run: {error}") from error
+
+
+def migrated(document: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`document` in the format of this version. Raises UserError if it has none that is known.
+
+    Format 1 had one architecture and one warm-up of the moving average.
+    """
+    if document["format"] not in (1, FORMAT):
+        raise UserError(f"{path} has format {document['format']}, this version reads {FORMAT}")
+    if document["format"] == FORMAT:
+        return document
+    config = dict(document["config"])
+    config["model"] = {"architecture": "unet", **config["model"]}
+    train = dict(config["train"])
+    train["ema_form"] = "ramp" if train.pop("ema_warmup") else "constant"
+    return {**document, "format": FORMAT, "config": {**config, "train": train}}
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -135,7 +150,7 @@ def from_dict(values: dict[str, Any]) -> Config:
     """The Config that `to_dict` made `values` of. Raises for anything else: see `load`."""
     settings = dacite.Config(strict=True, cast=[tuple, Path], type_hooks={float: _number})
     model = dict(values["model"])
-    architecture = model.pop("architecture", "unet")  # runs before 0.2 had but one
+    architecture = model.pop("architecture")
     if architecture not in ARCHITECTURES:
         raise ValueError(f"there is no architecture {architecture!r}")
     built = dacite.from_dict(ARCHITECTURES[architecture], model, settings)

@@ -7,6 +7,7 @@ import pytest
 from jax_ddpm import runs
 from jax_ddpm.config import Config
 from jax_ddpm.errors import UserError
+from jax_ddpm.models import UNetConfig
 from jax_ddpm.presets import PRESETS
 
 SHAPE = (28, 28, 1)
@@ -140,7 +141,7 @@ def test_a_configuration_with_a_value_that_is_none_is_refused(tmp_path, path, va
 
 def test_a_configuration_of_another_format_is_refused(tmp_path):
     whole = document(tmp_path) | {"format": 99}
-    with pytest.raises(UserError, match="has format 99, this version reads 1"):
+    with pytest.raises(UserError, match="has format 99, this version reads 2"):
         load_text(tmp_path, json.dumps(whole).encode())
 
 
@@ -154,3 +155,37 @@ def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path):
         pass
     with runs.locked(run):
         pass
+
+
+@pytest.mark.parametrize("warmup", [False, True])
+def test_a_run_of_the_first_format_is_read(tmp_path, warmup):
+    old = document(tmp_path) | {"format": 1}
+    del old["config"]["model"]["architecture"]
+    for name in ("ema_form", "ema_every", "ema_update_after", "ema_power", "clip_eps"):
+        del old["config"]["train"][name]
+    old["config"]["train"]["ema_warmup"] = warmup
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    run = runs.load(tmp_path)
+    assert run.config.train.ema_form == ("ramp" if warmup else "constant")
+    assert isinstance(run.config.model, UNetConfig)
+
+
+def test_an_unknown_architecture_is_refused(tmp_path):
+    other = document(tmp_path)
+    other["config"]["model"]["architecture"] = "transformer"
+    (tmp_path / "config.json").write_text(json.dumps(other))
+    with pytest.raises(UserError, match="no architecture 'transformer'"):
+        runs.load(tmp_path)
+
+
+def test_imported_weights_take_new_settings_until_they_are_trained(tmp_path):
+    config = Config(run=tmp_path / "run")
+    runs.write_config(runs.Run(config.folder, config, SHAPE, imported_from="torch_ref"))
+    slower = change(config, "train", learning_rate=1e-5)
+    assert runs.open_for_training(slower, SHAPE).imported_from == "torch_ref"
+    assert runs.load(config.folder).config == slower
+    with pytest.raises(UserError, match=r"--model.channels 128, not 64"):
+        runs.open_for_training(change(slower, "model", channels=64), SHAPE)
+    (config.folder / "metrics.jsonl").write_text("")  # the first step has been logged
+    with pytest.raises(UserError, match=r"--train.learning-rate"):
+        runs.open_for_training(config, SHAPE)

@@ -92,18 +92,6 @@ def ema_rate(
     return jnp.where(n <= 0, 1.0, jnp.clip(rate, 1 - decay, 1 - min_decay))
 
 
-def ema_decay_at(step: Int[Array, ""], decay: float, warmup: bool) -> Float[Array, ""]:
-    """The decay at `step` (0, 1, ...): constant, or min(decay, (1 + step) / (10 + step))."""
-    if not warmup:
-        return jnp.asarray(decay)
-    return jnp.minimum(decay, (1 + step) / (10 + step))
-
-
-def ema_update(ema: Params, params: Params, decay: Float[Array, ""]) -> Params:
-    """decay * ema + (1 - decay) * params, written as a step towards `params`."""
-    return step_towards(ema, params, 1 - decay)
-
-
 def step_towards(ema: Params, params: Params, rate: Float[Array, ""]) -> Params:
     """ema + rate * (params - ema); at rate 1 exactly `params`."""
 

@@ -13,7 +13,7 @@ from jax_ddpm.diffusion import ApplyFn, Images
 from jax_ddpm.images import from_uint8
 from jax_ddpm.losses import LossFn, draw, make_loss_fn
 from jax_ddpm.schedules import Schedule
-from jax_ddpm.training.state import TrainState, ema_decay_at, ema_update
+from jax_ddpm.training.state import EmaFn, TrainState, make_ema
 
 Metrics = dict[str, Float[Array, ""]]
 UpdateFn = Callable[..., tuple[TrainState, Metrics]]
@@ -22,6 +22,7 @@ Labels = Int[Array | np.ndarray, " b"]
 Batch = Pixels | tuple[Pixels, Labels | None]
 TrainStep = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]
 
+DEFAULT_EMA = make_ema()
 COIN = 2**32 - 1  # the number of no example
 
 
@@ -30,8 +31,7 @@ def make_update(
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
     *,
-    ema_decay: float = 0.9999,
-    ema_warmup: bool = False,
+    ema: EmaFn = DEFAULT_EMA,
     accumulate: int = 1,
     axis_name: str | None = None,
     **loss_settings: Any,
@@ -39,7 +39,7 @@ def make_update(
     """`make_update_from` the loss of `make_loss_fn(apply_fn, schedule, **loss_settings)`."""
     return make_update_from(
         make_loss_fn(apply_fn, schedule, **loss_settings), optimizer,
-        ema_decay=ema_decay, ema_warmup=ema_warmup, accumulate=accumulate, axis_name=axis_name,
+        ema=ema, accumulate=accumulate, axis_name=axis_name,
     )  # fmt: skip
 
 
@@ -47,8 +47,7 @@ def make_update_from(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     *,
-    ema_decay: float = 0.9999,
-    ema_warmup: bool = False,
+    ema: EmaFn = DEFAULT_EMA,
     accumulate: int = 1,
     axis_name: str | None = None,
 ) -> UpdateFn:
@@ -58,7 +57,7 @@ def make_update_from(
     metrics), with x_0 in [-1, 1]. The gradient of the mean loss (Ho et al. 2020, algorithm 1) is
     taken in `accumulate` equal parts of the batch, one after the other to save memory, averaged
     over them and over the devices of `axis_name`, then clipped and applied by `optimizer`; the
-    moving average follows. Raises ValueError if the batch does not divide into the parts.
+    moving average `ema` follows. Raises ValueError if the batch does not divide into the parts.
     """
 
     def update(
@@ -77,8 +76,7 @@ def make_update_from(
         loss, grads = mean_over_devices(gradient(state.params, batch), axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        decay = ema_decay_at(state.step, ema_decay, ema_warmup)
-        ema_params = ema_update(state.ema_params, params, decay)
+        ema_params = ema(state.ema_params, params, state.step)
         state = TrainState(state.step + 1, params, ema_params, opt_state)
         return state, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 

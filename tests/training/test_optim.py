@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from jax_ddpm.training.optim import make_learning_rate, make_optimizer
-from jax_ddpm.training.state import create_state, ema_decay_at, ema_rate, ema_update, make_ema
+from jax_ddpm.training.state import create_state, ema_rate, make_ema
 
 
 @pytest.mark.parametrize(
@@ -75,16 +75,10 @@ def test_adamw_decays_weights_beside_the_gradient():
     np.testing.assert_allclose(adamw - adam, -0.1 * 0.01 * 5, rtol=1e-10)  # measured: 1e-14
 
 
-def test_the_decay_of_the_average_is_constant_or_warms_up():
-    steps = jnp.array([0, 8, 1_000_000])
-    assert jnp.all(ema_decay_at(steps, 0.99, False) == 0.99)
-    np.testing.assert_allclose(ema_decay_at(steps, 0.99, True), [0.1, 0.5, 0.99], rtol=1e-12)
-
-
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_the_average_moves_towards_the_parameters_and_keeps_their_dtype(dtype):
     ema, params = {"a": jnp.array([1.0, 2.0], dtype)}, {"a": jnp.array([3.0, 2.0], dtype)}
-    found = ema_update(ema, params, jnp.asarray(0.75))["a"]
+    found = make_ema("constant", 0.75)(ema, params, jnp.array(0))["a"]
     assert found.dtype == dtype
     np.testing.assert_array_equal(found, [1.5, 2.0])
 
@@ -115,11 +109,10 @@ def test_the_rate_of_a_slow_average_keeps_its_digits():
     assert float(rate) == pytest.approx(1e-4, rel=1e-7)  # 1 - float32(0.9999) is 1.0002e-4
 
 
-@pytest.mark.parametrize("form", ["constant", "ramp"])
-def test_rates_are_one_minus_the_decays(form):
+def test_the_decay_of_the_average_is_constant_or_warms_up():
     steps = jnp.array([0, 8, 1_000_000])
-    decays = ema_decay_at(steps, 0.99, form == "ramp")
-    np.testing.assert_allclose(1 - ema_rate(form, 0.99, steps), decays, rtol=1e-12)
+    for form, decays in {"constant": [0.99] * 3, "ramp": [0.1, 0.5, 0.99]}.items():
+        np.testing.assert_allclose(1 - ema_rate(form, 0.99, steps), decays, rtol=1e-12)
 
 
 def test_the_clip_of_torch_leaves_a_little_less():

@@ -101,7 +101,7 @@ def test_table_of_time_embeddings(compare, recorded, dtype):
     compare("interleaved embedding", table, stored, "float32")
 
 
-@pytest.mark.parametrize("dtype", DOUBLE_FIRST)
+@pytest.mark.slow
 def test_generate_new_images(compare, recorded, forward, dtype):
     """Its chain of 8 steps: variance beta, nothing clipped."""
     config, io, network = recorded
@@ -133,7 +133,7 @@ def test_files_of_the_whole_model_are_understood(recorded):
         from_torch(weights, "pulfer", {"n_steps": 100})
 
 
-@pytest.mark.parametrize(("n_steps", "dim"), [(1000, 100), (3, 6), (1, 1)])
+@pytest.mark.parametrize(("n_steps", "dim"), [(1000, 100), (3, 1)])
 def test_the_reference_has_the_same_parameters(n_steps, dim):
     """By name and shape; the tables are equal to rounding."""
     theirs = {k: v.numpy() for k, v in ref.PulferUNet(n_steps, dim).state_dict().items()}

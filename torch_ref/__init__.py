@@ -6,7 +6,7 @@ Images are float NCHW in [-1, 1]; t is 0..T-1 and t = 0 means noised once.
 
 from .diffusion import eps_from_v, eps_from_x_0, prediction_target, q_posterior, q_sample, q_step
 from .diffusion import to_x_0_and_eps, training_loss, v_from_x_0_and_eps, x_0_from_eps, x_0_from_v
-from .sampler import ddim_step, ddpm_step, sample
+from .sampler import ddim_step, ddpm_step
 from .schedule import Schedule, cosine_betas, linear_betas, make_schedule, quadratic_betas
 from .schedule import sigmoid_betas, sigmoid_cumprod_betas
 from .train import Trainer, ema_update

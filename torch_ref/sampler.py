@@ -3,12 +3,20 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .diffusion import Model, to_x_0_and_eps
 from .schedule import Schedule
+
+
+class Noises(Protocol):
+    """A list of noises, a tensor, or something that draws number i when it is asked for."""
+
+    def __getitem__(self, i: int, /) -> Tensor:
+        """Noise number i."""
 
 
 def _jump(schedule: Schedule, t: int, t_prev: int) -> tuple[float, float, float, float, float]:
@@ -67,7 +75,7 @@ def sample(
     schedule: Schedule,
     timesteps: Sequence[int],
     x_T: Tensor,
-    noises: Sequence[Tensor] | Tensor,
+    noises: Noises,
     sampler: str = "ddpm",
     prediction_type: str = "eps",
     clip_x_0: bool = True,

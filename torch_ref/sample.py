@@ -1,0 +1,230 @@
+"""The images that scripts/sample.py draws of a run, drawn in PyTorch from the same random numbers.
+
+python -m torch_ref.sample RUN --seed 7 --num 16 --out FILE.png|.npz reads RUN/config.json and the
+averaged parameters that scripts/convert.py RUN --to torch has written into RUN.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from . import random, schedule
+from .pulfer import PulferUNet
+from .sampler import sample
+from .schedule import Schedule, make_schedule
+from .unet import UNet
+
+Settings = dict[str, Any]
+Shape = tuple[int, int, int]
+FORMATS = 1, 2  # of config.json; they differ in how training is described
+
+
+def make_unet(model: Settings, channels: int) -> UNet:
+    """The U-Net of Ho et al.; its numbers of channels are those of the images unless given."""
+    given = {name: value for name, value in model.items() if value is not None}
+    return UNet(**{"in_channels": channels, "out_channels": channels, **given})
+
+
+# Architecture -> the file of weights (.safetensors), and settings -> network.
+NETWORKS: dict[str, tuple[str, Callable[[Settings, int], nn.Module]]] = {
+    "unet": ("torch_ref", make_unet),
+    "pulfer": ("pulfer", lambda model, channels: PulferUNet(**model)),
+}
+BETAS: dict[str, Callable[[int], np.ndarray]] = {
+    "linear": schedule.linear_betas,
+    "linear_rescaled": lambda T: schedule.linear_betas(T, rescale=True),
+    "quadratic": schedule.quadratic_betas,
+    "quadratic_slip": lambda T: np.linspace(1e-4**2, 0.02**2, T) ** 2,
+    "sigmoid": schedule.sigmoid_betas,
+    "sigmoid_cumprod": schedule.sigmoid_cumprod_betas,
+    "cosine": schedule.cosine_betas,
+    "cosine_clipped": lambda T: schedule.cosine_betas(T, clip=(1e-4, 0.9999)),
+    "cosine_epita": lambda T: schedule.cosine_betas(T, clip=(1e-4, 0.02)),
+}
+# S of T timesteps, ascending: Song et al. 2021 (leading, quad), Lin et al. 2023 (trailing).
+SPACINGS: dict[str, Callable[[int, int], np.ndarray]] = {
+    "leading": lambda T, S: np.arange(S) * (T // S),
+    "trailing": lambda T, S: np.round(T * np.arange(1, S + 1) / S) - 1,
+    "linspace": lambda T, S: np.round(np.linspace(0, T - 1, S)),
+    "quad": lambda T, S: np.floor(np.linspace(0, (0.8 * T) ** 0.5, S) ** 2),
+    "lucidrains": lambda T, S: np.trunc(np.linspace(-1, T - 1, S + 1))[1:],
+}
+# The settings of a run that shape its images, and the values of each that this program knows; the
+# first one where a run does not name it.
+KNOWN: dict[tuple[str, str], Iterable[object]] = {
+    ("diffusion", "schedule"): BETAS,
+    ("diffusion", "variance"): ("fixed",),
+    ("diffusion", "rescale_timesteps"): (False,),
+    ("sample", "sampler"): ("ddpm", "ddim"),
+    ("sample", "spacing"): SPACINGS,
+    ("sample", "variance"): ("fixed_small", "fixed_large"),
+    ("sample", "respacing"): (None,),
+    ("sample", "stretch"): (False,),
+}
+
+
+@dataclass(frozen=True)
+class Noises:
+    """The noise [B,C,H,W] of every step, drawn when it is asked for: image by image from its key.
+
+    Like the library, it draws (H,W,C) numbers; number i + 1 is the noise of step i, 0 is x_T.
+    """
+
+    keys: Tensor  # [B,2]
+    image_shape: Shape
+    dtype: torch.dtype
+
+    def __getitem__(self, i: int) -> Tensor:
+        """The noise of step i; -1: x_T."""
+        keys = random.fold_in(self.keys, i + 1)
+        return random.normal(keys, self.image_shape, self.dtype).permute(0, 3, 1, 2)
+
+
+def timestep_grid(num_timesteps: int, num_steps: int, spacing: str) -> list[int]:
+    """The timesteps that are visited, descending, and -1."""
+    if not 1 <= num_steps <= num_timesteps:
+        raise ValueError(f"{num_steps} steps are not between 1 and T = {num_timesteps}")
+    return [*SPACINGS[spacing](num_timesteps, num_steps).astype(int)[::-1].tolist(), -1]
+
+
+def draw(
+    model: nn.Module,
+    tables: Schedule,
+    settings: Settings,
+    prediction_type: str,
+    keys: Tensor,
+    image_shape: Shape,
+) -> Tensor:
+    """Images uint8[B,H,W,C], one per key of keys[B,2]; `settings` is "sample" of a run."""
+    timesteps = timestep_grid(len(tables.betas), settings["num_steps"], settings["spacing"])
+    noises = Noises(keys, image_shape, tables.betas.dtype)
+    names = ("sampler", "clip_x_0", "variance", "eta")
+    kinds = {name: settings[name] for name in names} | {"prediction_type": prediction_type}
+    x_0, _ = sample(model, tables, timesteps, noises[-1], noises, **kinds)
+    pixels = ((x_0 + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1)
+
+
+def load_run(folder: Path) -> tuple[Settings, Shape]:
+    """Configuration and image shape (H,W,C) in RUN/config.json."""
+    document = json.loads((folder / "config.json").read_text())
+    if document["format"] not in FORMATS:
+        known = " or ".join(map(str, FORMATS))
+        raise ValueError(f"{folder}/config.json has format {document['format']}, not {known}")
+    height, width, channels = document["image_shape"]
+    return document["config"], (height, width, channels)
+
+
+def load_network(folder: Path, model: Settings, channels: int, dtype: torch.dtype) -> nn.Module:
+    """The network of the settings "model" with the exported parameters, of `dtype`."""
+    settings = dict(model)
+    architecture = settings.pop("architecture", "unet")
+    compute_dtype = settings.pop("compute_dtype", "float32")
+    if architecture not in NETWORKS:
+        raise ValueError(f"torch_ref has the networks {', '.join(NETWORKS)}, not {architecture}")
+    if compute_dtype != "float32" and dtype == torch.float32:
+        raise ValueError(f"this run computes in {compute_dtype}: give --dtype float64 to both")
+    source, make = NETWORKS[architecture]
+    path = folder / f"{source}.safetensors"
+    if not path.is_file():
+        raise ValueError(f"there is no {path}: scripts/convert.py {folder} --to torch writes it")
+    network = make(settings, channels)
+    network.load_state_dict(load_file(path))
+    return network.to(dtype).eval()
+
+
+def sample_run(args: argparse.Namespace) -> np.ndarray:
+    """The images uint8[N,H,W,C] that the command line asks for."""
+    config, image_shape = load_run(args.run)
+    for name in ("sampler", "spacing", "variance", "eta", "clip_x_0"):
+        if getattr(args, name) is not None:
+            config["sample"][name] = getattr(args, name)
+    config["sample"]["num_steps"] = args.steps or config["sample"]["num_steps"]
+    refuse_what_is_missing(config)
+    dtype = getattr(torch, args.dtype)
+    model = load_network(args.run, config["model"], image_shape[-1], dtype)
+    diffusion = config["diffusion"]
+    tables = make_schedule(BETAS[diffusion["schedule"]](diffusion["num_timesteps"]), dtype)
+    keys = random.fold_in(random.key(args.seed), torch.arange(args.num))
+    drawn = [
+        draw(model, tables, config["sample"], diffusion["prediction_type"], batch, image_shape)
+        for batch in keys.split(args.batch_size)
+    ]
+    return torch.cat(drawn).numpy()
+
+
+def refuse_what_is_missing(config: Settings) -> None:
+    """Raise ValueError for the first setting of a run that this program has not."""
+    for (part, name), values in KNOWN.items():
+        value = config[part].get(name, next(iter(values)))
+        if value not in values:
+            raise ValueError(f"torch_ref cannot sample with {part}.{name} {value}")
+
+
+def grid(pixels: np.ndarray, padding: int = 2) -> np.ndarray:
+    """uint8[N,H,W,C] -> [rows,columns,C], a square of images; small ones are enlarged."""
+    columns = math.ceil(math.sqrt(len(pixels)))
+    scale = max(1, 56 // max(pixels.shape[1:3]))
+    pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
+    missing = -len(pixels) % columns
+    pixels = np.pad(pixels, ((0, missing), (0, padding), (0, padding), (0, 0)))
+    rows = [np.concatenate(pixels[i : i + columns], 1) for i in range(0, len(pixels), columns)]
+    return np.pad(np.concatenate(rows), ((padding, 0), (padding, 0), (0, 0)))
+
+
+def write(out: Path, pixels: np.ndarray) -> None:
+    """All images as one picture (PNG) or as one array (NPZ)."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".npz":
+        np.savez_compressed(out, pixels)
+    else:
+        picture = grid(pixels)
+        Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(out)
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; what it leaves out is as in the run."""
+    parser = argparse.ArgumentParser(prog="python -m torch_ref.sample", description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("--out", type=Path, required=True, help="file to write: .png or .npz")
+    parser.add_argument("--num", type=int, default=64, help="number of images")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all noise")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    parser.add_argument("--sampler", choices=("ddpm", "ddim"))
+    parser.add_argument("--steps", type=int, help="network evaluations per image")
+    parser.add_argument("--spacing", choices=tuple(SPACINGS))
+    parser.add_argument("--variance", choices=("fixed_small", "fixed_large"))
+    parser.add_argument("--eta", type=float)
+    parser.add_argument("--clip-x-0", action=argparse.BooleanOptionalAction)
+    parser.add_argument("--batch-size", type=int, default=64, help="images at a time")
+    args = parser.parse_args(argv)
+    if args.out.suffix not in (".png", ".npz"):
+        parser.error(f"--out {args.out} must end in .png or .npz")
+    if args.num < 1 or args.batch_size < 1 or not 0 <= args.seed < 2**32:
+        parser.error("--num and --batch-size must be at least 1, --seed from 0 to 4294967295")
+    return args
+
+
+def main() -> None:
+    """Parse the command line, draw, write; a mistake ends in one sentence."""
+    args = parse()
+    try:
+        write(args.out, sample_run(args))
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    print(f"Wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,6 @@
 """lucidrains' U-Net: recorded numbers, its names and files, and its twin in torch_ref."""
 
 import functools
-import random
 
 import jax
 import jax.numpy as jnp
@@ -9,31 +8,18 @@ import numpy as np
 import pytest
 import torch
 from parity import (
-    DOUBLE_FIRST,
     GOLDENS,
     SHORT,
-    draws,
     golden,
     load_weights,
     nchw_to_nhwc,
-    to_jax,
-    to_torch,
 )
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.interop import PEERS, from_state_dict, from_torch, to_state_dict
+from jax_ddpm.interop import PEERS, from_torch, to_state_dict
 from jax_ddpm.interop import to_torch as to_torch_names
 from jax_ddpm.interop.state_dict import rename
 from jax_ddpm.interop.unwrap import unwrap
-from jax_ddpm.models import LucidrainsConfig, make_network, parameter_shapes
-from jax_ddpm.models.lucidrains import (
-    FullAttention,
-    LinearAttention,
-    ResnetBlock,
-    RMSNorm,
-    TimeEmbedding,
-    pixel_unshuffle,
-)
 from torch_ref.lucidrains import LucidrainsUNet as TorchUNet
 
 THEIRS = "lucidrains (recorded)"
@@ -260,202 +246,3 @@ def test_what_does_not_fit_is_said(arguments, tensors, sentence):
     weights = {name: a for name, a in (weights | tensors).items() if a is not None}
     with pytest.raises(UserError, match=sentence):
         from_torch(weights, "lucidrains", config | arguments)
-
-
-def twin(seed=0, dtype="float64", **arguments):
-    """torch_ref's network with random parameters, none of them zero or one."""
-    theirs = TorchUNet(**arguments)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in theirs.named_parameters():
-            fan_in = p[0].numel() if p.ndim == 4 and "mem_kv" not in name else 9
-            p.copy_(torch.randn(p.shape, generator=generator) / fan_in**0.5)
-            p += name.endswith(".g")
-    return theirs.to(getattr(torch, dtype)).eval()
-
-
-@functools.cache
-def pair(dtype, **arguments):
-    """The twin, and our parameters and configuration with its weights."""
-    theirs = twin(dtype=dtype, **{**SMALL, **arguments})
-    weights = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
-    network = from_torch(weights, "lucidrains", {**SMALL, **arguments})
-    return theirs, network.params, network.config
-
-
-@pytest.mark.parametrize("dtype", DOUBLE_FIRST)
-@pytest.mark.parametrize("arguments", [
-    {}, {"sinusoidal_pos_emb_theta": 77}, {"random_fourier_features": True},
-    {"learned_sinusoidal_cond": True, "learned_sinusoidal_dim": 6},
-], ids=str)  # fmt: skip
-def test_time_embedding(compare, dtype, arguments):
-    theirs, params, config = pair(dtype, **arguments)
-    for t in (np.array([0, 1, 9]), np.array([-1.75, 0.5, 3.25], dtype)):
-        ours = TimeEmbedding(config, jnp.dtype(dtype)).apply({"params": params["temb"]}, t)
-        expected = theirs.time_mlp(torch.from_numpy(t).to(getattr(torch, dtype)))
-        compare("time embedding", ours, expected.detach().numpy(), dtype)
-
-
-@pytest.mark.parametrize("dtype", DOUBLE_FIRST)
-def test_block(compare, dtype):
-    """Without a shortcut and with one."""
-    theirs, params, _ = pair(dtype)
-    temb = draws((2, 32), dtype, 1)
-    for reference, ours, size in (
-        (theirs.downs[1][0], params["down_1"]["block_0"], 8),
-        (theirs.ups[0][0], params["up_1"]["block_0"], 24),
-    ):
-        x = draws((2, 3, 4, size), dtype, 0)
-        out = ResnetBlock(reference.block1.proj.out_channels, 0.0, jnp.dtype(dtype)).apply(
-            {"params": ours}, x, temb, None
-        )
-        with torch.no_grad():
-            expected = to_jax(reference(to_torch(x), torch.from_numpy(temb)))
-        compare("ResNet block", out, expected, dtype)
-
-
-@pytest.mark.parametrize("dtype", DOUBLE_FIRST)
-@pytest.mark.parametrize("flash", [False, True])
-@pytest.mark.parametrize("full", [False, True])
-def test_attention(compare, dtype, full, flash):
-    """By a fused kernel or not: the numbers are the same, in double precision too."""
-    theirs, params, _ = pair(dtype, full_attn=(full, not full))
-    kind, kwargs = (FullAttention, {"flash": flash}) if full else (LinearAttention, {})
-    ours = kind(2, 2, jnp.dtype(dtype), **kwargs)
-    x = draws((2, 3, 4, 8), dtype, 0)
-    theirs = theirs.downs[0][2]
-    out = ours.apply({"params": params["down_0"]["attn_1"]}, x) + x
-    with torch.no_grad():
-        compare("attention block", out, to_jax(theirs(to_torch(x))), dtype)
-
-
-def test_pixels_become_channels_in_their_order(dtype):
-    x = draws((2, 6, 4, 3), dtype, 0)
-    expected = torch.nn.functional.pixel_unshuffle(to_torch(x), 2)
-    np.testing.assert_array_equal(pixel_unshuffle(jnp.asarray(x)), to_jax(expected))
-
-
-def test_the_norm_of_a_black_pixel_has_a_gradient():
-    x = jnp.zeros((1, 2, 2, 3))
-    norm = RMSNorm(jnp.float32)
-    gradient = jax.grad(lambda x: norm.apply({"params": {"scale": jnp.ones(3)}}, x).sum())(x)
-    np.testing.assert_allclose(gradient, 1e12 * 3**0.5, rtol=1e-6)
-
-
-def random_arguments(rng):
-    """Arguments of a small network, any of them."""
-    levels = rng.choice([1, 2, 2, 3])
-
-    def each(values, p=0.5):
-        return tuple(rng.choices(values, k=levels)) if rng.random() < p else rng.choice(values)
-
-    return {
-        "dim": rng.choice([4, 6, 10]),
-        "init_dim": rng.choice([None, 3, 8]),
-        "out_dim": rng.choice([None, None, 1, 5]),
-        "dim_mults": tuple(rng.choices([1, 2, 3], k=levels)),
-        "channels": rng.choice([1, 3, 4]),
-        "self_condition": rng.random() < 0.5,
-        "learned_variance": rng.random() < 0.5,
-        "learned_sinusoidal_cond": rng.random() < 0.3,
-        "random_fourier_features": rng.random() < 0.3,
-        "learned_sinusoidal_dim": rng.choice([2, 6]),
-        "sinusoidal_pos_emb_theta": rng.choice([50, 10000]),
-        "dropout": rng.choice([0.0, 0.5]),
-        "attn_dim_head": each([1, 3, 8]),
-        "attn_heads": each([1, 2, 3]),
-        "full_attn": rng.choice([None, each([True, False], p=1), True, False]),
-        "flash_attn": rng.random() < 0.5,
-    }
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(12))
-def test_any_configuration_computes_what_the_twin_computes(compare, dtype, seed):
-    rng = random.Random(seed)
-    arguments = random_arguments(rng)
-    theirs = twin(seed, dtype, **arguments)
-    weights = {name: tensor.numpy().copy() for name, tensor in theirs.state_dict().items()}
-    network = from_torch(weights, "lucidrains", arguments)
-    same_bits(to_torch_names(network), weights)
-    side = 2 ** (len(arguments["dim_mults"]) - 1)
-    shape = (2, side * rng.choice([1, 3]), side * rng.choice([2, 5]), arguments["channels"])
-    x, guess = draws(shape, dtype, seed), draws(shape, dtype, seed + 100)
-    t = np.array([rng.randrange(9), 3]) if seed % 2 else np.array([0.3, -2.5], dtype)
-    conditioned = arguments["self_condition"] and rng.random() < 0.7
-    sc = {"x_self_cond": jnp.asarray(guess)} if conditioned else {}
-
-    def loss_fn(params, x):
-        out = network.apply(params, x, t, **sc)
-        return (out**2).mean(), out
-
-    gradient = jax.value_and_grad(loss_fn, (0, 1), has_aux=True)
-    (_, out), (grads, grad_x) = jax.jit(gradient, compiler_options=QUICK)(network.params, x)
-    x = to_torch(x).requires_grad_()
-    expected = theirs(x, torch.from_numpy(t), to_torch(guess) if conditioned else None)
-    (expected**2).mean().backward()
-    compare("U-Net", out, to_jax(expected), dtype)
-    compare("U-Net: gradients", grad_x, to_jax(x.grad), dtype)
-    named = {n: torch.zeros_like(p) if p.grad is None else p.grad  # random frequencies: none
-             for n, p in theirs.named_parameters()}  # fmt: skip
-    named = {name: gradient.numpy().copy() for name, gradient in named.items()}
-    theirs = from_state_dict(named, PEER, parameter_shapes(network.config))
-    compare("U-Net: gradients", grads, theirs, dtype)
-
-
-def output_of(shape=(4, 6, 3), given=(), **arguments):
-    """The shape of the output for an image of `shape`, without computing any."""
-    config = LucidrainsConfig(**{**SMALL, "dim_mults": (1,), **arguments})
-    network = make_network(config.module(5, jnp.float32), shape)
-    x, t = jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32)
-    more = dict.fromkeys(given, x)
-    return jax.eval_shape(
-        lambda key: network.apply_fn(network.init(key), x, t, **more), jax.random.key(0)
-    ).shape
-
-
-def test_channels_are_those_of_the_data_unless_given():
-    assert output_of() == (1, 4, 6, 5)
-    assert output_of(learned_variance=True, channels=3) == (1, 4, 6, 6)
-    assert output_of(out_dim=2) == (1, 4, 6, 2)
-
-
-def test_what_the_network_does_not_take_is_said():
-    with pytest.raises(ValueError, match="4x5, but both sides must be multiples of 2"):
-        output_of((4, 5, 3), dim_mults=(1, 2))
-    with pytest.raises(TypeError, match="no self-conditioning"):
-        output_of(given=["x_self_cond"])
-    with pytest.raises(TypeError, match="label"):
-        output_of(given=["label"])
-
-
-def test_dropout_is_in_the_first_half_of_a_block_alone():
-    """Where it leaves nothing, the second half of a constant and the shortcut remain."""
-    theirs, params, _ = pair("float64")
-    x, temb = draws((2, 4, 4, 8), "float64", 0), draws((2, 32), "float64", 1)
-    apply = functools.partial(ResnetBlock(8, 1 - 1e-12, jnp.float64).apply, x=x, temb=temb)
-    out = jax.jit(apply, compiler_options=QUICK)(
-        {"params": params["down_0"]["block_0"]}, keys=jax.random.split(jax.random.key(0), 2)
-    )
-    half = theirs.downs[0][0].block2
-    with torch.no_grad():
-        rest = torch.nn.functional.silu(half.norm(half.proj.bias[None, :, None, None]))
-    np.testing.assert_allclose(out, x + to_jax(rest), rtol=1e-12)
-
-
-@pytest.mark.slow
-def test_the_initial_parameters_are_drawn_as_theirs():
-    """Kernels and biases uniform in +-1/sqrt(fan_in); memories and frequencies from N(0, 1)."""
-    arguments = SMALL | {"dim": 24, "learned_sinusoidal_cond": True, "learned_sinusoidal_dim": 64}
-    network = make_network(LucidrainsConfig(**arguments).module(3, jnp.float32), (4, 4, 3))
-    ours = to_state_dict(jax.jit(network.init)(jax.random.key(0)), PEER)
-    theirs = {name: tensor.numpy() for name, tensor in TorchUNet(**arguments).state_dict().items()}
-    assert ours.keys() == theirs.keys()
-    for name, array in theirs.items():
-        assert ours[name].shape == array.shape
-        if array.size >= 32:
-            assert ours[name].std() == pytest.approx(
-                array.std(), rel=0.5 if array.size < 800 else 0.1
-            )
-        if name.endswith(".g"):
-            assert (ours[name] == 1).all()

@@ -129,7 +129,7 @@ class LucidrainsUNet(nn.Module):
         learned_sinusoidal_cond: bool = False,
         random_fourier_features: bool = False,
         learned_sinusoidal_dim: int = 16,
-        sinusoidal_pos_emb_theta: float = 10000,
+        sinusoidal_pos_emb_theta: float = 10000.0,
         dropout: float = 0.0,
         attn_dim_head: int | tuple[int, ...] = 32,
         attn_heads: int | tuple[int, ...] = 4,

@@ -44,7 +44,7 @@ class LucidrainsConfig(Architecture):
     """Embed t with random frequencies, which are not trained."""
     learned_sinusoidal_dim: int = 16
     """Sines and cosines of such an embedding."""
-    sinusoidal_pos_emb_theta: float = 10000
+    sinusoidal_pos_emb_theta: float = 10000.0
     """The longest period of the fixed embedding, as a multiple of the shortest."""
     dropout: float = 0.0
     """Probability that a feature is dropped in training, in the first half of each block."""
@@ -166,7 +166,7 @@ class RMSNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         wide = x.astype(statistics_dtype(self.dtype))
         square = jnp.maximum((wide**2).sum(-1, keepdims=True), 1e-24)
-        y = wide * jax.lax.rsqrt(square) * (scale.astype(wide.dtype) * x.shape[-1] ** 0.5)
+        y = wide * jax.lax.rsqrt(square) * (scale.astype(wide.dtype) * x.shape[-1] ** 0.5)[None, None, None]
         return y.astype(self.dtype)
 
 
@@ -188,7 +188,7 @@ class TimeEmbedding(nn.Module):
         """As Vaswani et al. 2017, with the exponent's denominator of Ho et al. 2020."""
         half = self.config.dim // 2
         step = math.log(self.config.sinusoidal_pos_emb_theta) / (half - 1)
-        angles = t * jnp.exp(-step * jnp.arange(half, dtype=t.dtype))  # [b, d/2]
+        angles = t * jnp.exp(-step * jnp.arange(half, dtype=t.dtype))[None]  # [b, d/2]
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
     def _fourier(self, t: Float[Array, "b 1"]) -> Float[Array, "b 1+d"]:
@@ -197,7 +197,7 @@ class TimeEmbedding(nn.Module):
         frequencies = self.param("frequencies", nn.initializers.normal(1.0), shape, jnp.float32)
         if self.config.random_fourier_features:
             frequencies = jax.lax.stop_gradient(frequencies)
-        angles = t * frequencies.astype(t.dtype) * 2 * math.pi  # [b, d/2]
+        angles = t * frequencies.astype(t.dtype)[None] * 2 * math.pi  # [b, d/2]
         return jnp.concatenate([t, jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 

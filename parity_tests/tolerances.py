@@ -37,14 +37,16 @@ TOLERANCES = {
     "U-Net": Tolerance(1e-13, 1e-05),  # 1.9e-15, 9.5e-07
     "U-Net: gradients": Tolerance(1e-13, 2e-05),  # 7.0e-15, 1.3e-06
     "lucidrains' gradients": Tolerance(1e-12, 0.0002),  # ?, ?
+    "given network": Tolerance(1e-11, 2e-05),  # ?
+    "given network: gradients": Tolerance(1e-11, 5e-05),  # ?
     "OpenAI's U-Net": Tolerance(1e-13, 1e-05),  # 5.1e-15, 1.6e-06
     "OpenAI's U-Net: gradients": Tolerance(1e-13, 2e-05),  # 7.5e-15, 2.6e-06
     "MyUNet": Tolerance(1e-13, 1e-05),  # 4.7e-15, 2.1e-06
     "MyUNet: gradients": Tolerance(1e-13, 2e-05),  # 7.2e-15, 2.9e-06
     "interleaved embedding": Tolerance(1e-12, 1e-05),  # 1.8e-15, 6.0e-08
-    "tutorials' U-Nets": Tolerance(1e-13, 1e-05),
-    "tutorials' U-Nets: gradients": Tolerance(1e-13, 5e-05),
-    "one sampler step": Tolerance(1e-11, 5e-05),  # 1.5e-12, 6.1e-07
+    "tutorials' U-Nets": Tolerance(1e-13, 1e-05),  # 6.8e-15, 1.0e-06
+    "tutorials' U-Nets: gradients": Tolerance(1e-13, 2e-05),  # 6.2e-15, 1.6e-06
+    "one sampler step": Tolerance(1e-11, 5e-05),  # 1.5e-12, 4.9e-06
     "chain of 1000 ancestral steps": Tolerance(1e-11, 0.0002),  # 3.9e-13, 1.9e-05
     "chain of 50 DDIM steps": Tolerance(1e-12, 0.0001),  # 1.3e-14, 8.7e-06
     "chain of 25 steps": Tolerance(0, 5e-05),  # -, 3.4e-06

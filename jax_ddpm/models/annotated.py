@@ -142,7 +142,8 @@ class ChannelNorm(nn.Module):
         wide = x.astype(statistics_dtype(self.dtype))
         centred = wide - wide.mean(-1, keepdims=True)
         y = centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + EPS)
-        y = y * scale.astype(wide.dtype) + bias.astype(wide.dtype)
+        scale, bias = (a.astype(wide.dtype)[None, None, None] for a in (scale, bias))
+        y = y * scale + bias
         return y.astype(self.dtype)
 
 

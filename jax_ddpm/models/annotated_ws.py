@@ -93,10 +93,8 @@ class StandardizedConv(nn.Module):
         kernel = standardize(kernel.astype(statistics_dtype(self.dtype)), self.method, self.dtype)
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         padding, layout = ((1, 1), (1, 1)), ("NHWC", "HWIO", "NHWC")
-        return (
-            jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=layout)
-            + bias
-        )
+        y = jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=layout)
+        return y + bias[None, None, None]
 
 
 def standardize(
@@ -104,8 +102,8 @@ def standardize(
 ) -> Float[Array, "h w i o"]:
     """The kernel of each output less its mean, times or by its inverse standard deviation."""
     eps = EPS if statistics_dtype(dtype) == dtype else 1e-3
-    centred = kernel - kernel.mean((0, 1, 2))
-    factor = jax.lax.rsqrt((centred**2).mean((0, 1, 2)) + eps)
+    centred = kernel - kernel.mean((0, 1, 2), keepdims=True)
+    factor = jax.lax.rsqrt((centred**2).mean((0, 1, 2), keepdims=True) + eps)
     return centred * factor if method == "multiply" else centred / factor
 
 

@@ -166,7 +166,11 @@ class RMSNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         wide = x.astype(statistics_dtype(self.dtype))
         square = jnp.maximum((wide**2).sum(-1, keepdims=True), 1e-24)
-        y = wide * jax.lax.rsqrt(square) * (scale.astype(wide.dtype) * x.shape[-1] ** 0.5)[None, None, None]
+        y = (
+            wide
+            * jax.lax.rsqrt(square)
+            * (scale.astype(wide.dtype) * x.shape[-1] ** 0.5)[None, None, None]
+        )
         return y.astype(self.dtype)
 
 

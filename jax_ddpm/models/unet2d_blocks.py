@@ -135,7 +135,7 @@ class TimeProjection(nn.Module):
         init = nn.initializers.normal(FOURIER_SCALE)
         weight = self.param("weight", init, (self.channels,), jnp.float32)
         weight = jax.lax.stop_gradient(weight).astype(wide)  # as published, it is not trained
-        angles = jnp.log(t)[:, None] * weight * (2 * math.pi)
+        angles = jnp.log(t)[:, None] * weight[None] * (2 * math.pi)
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 

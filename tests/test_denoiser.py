@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ddpm.denoiser import make_denoise_fn
+from jax_ddpm.denoiser import make_denoise_fn, rescale_timesteps
 from jax_ddpm.diffusion import add_noise, to_prediction
 from jax_ddpm.schedules import level_at, named_schedule
 
@@ -65,3 +65,36 @@ def test_predictions_have_the_dtype_of_the_image(dtype):
     denoise = make_denoise_fn(lambda params, x_t, t: OUTPUT.astype(jnp.bfloat16), None)
     found = denoise(X_T.astype(dtype), level_at(schedule, jnp.array(60)))
     assert (found.x_0.dtype, found.eps.dtype) == (dtype, dtype)
+
+
+def test_a_learned_variance_is_the_second_half_of_the_channels():
+    def two_headed(params, x_t, t):
+        return jnp.concatenate([OUTPUT, 7 * OUTPUT], axis=-1)
+
+    found = make_denoise_fn(two_headed, None, learned_variance=True)(X_T, LEVEL)
+    expected = make_denoise_fn(network, None)(X_T, LEVEL)
+    np.testing.assert_array_equal(found.x_0, expected.x_0)
+    np.testing.assert_array_equal(found.eps, expected.eps)
+    np.testing.assert_array_equal(found.raw_variance, 7 * OUTPUT)
+
+
+def test_an_earlier_guess_is_handed_to_the_network_when_there_is_one():
+    def spy(params, x_t, t, x_self_cond=None):
+        return x_t if x_self_cond is None else x_self_cond
+
+    denoise = make_denoise_fn(spy, None, prediction_type="x_0", clip_x_0=False)
+    np.testing.assert_array_equal(denoise(X_T, LEVEL).x_0, X_T)
+    np.testing.assert_array_equal(denoise(X_T, LEVEL, x_self_cond=OUTPUT).x_0, OUTPUT)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("float64", "float64"), ("float32", "float32"), ("bfloat16", "float32")]
+)
+def test_rescaled_timesteps_lie_between_0_and_1000(dtype, expected):
+    def spy(params, x_t, t, label):
+        assert label == 3
+        return t
+
+    t = rescale_timesteps(spy, 40)(None, X_T.astype(dtype), jnp.array([0, 1, 39]), label=3)
+    assert t.tolist() == [0, 25, 975]
+    assert t.dtype == expected

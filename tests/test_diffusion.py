@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from jax_ddpm.diffusion import (
+    Prediction,
     PredictionType,
     add_noise,
     eps_from_v,
     eps_from_x_0,
     expand,
+    p_mean_variance,
     prediction_target,
     q_posterior,
     q_sample,
@@ -19,6 +21,7 @@ from jax_ddpm.diffusion import (
     v_from,
     x_0_from_eps,
     x_0_from_v,
+    x_0_from_x_prev,
 )
 from jax_ddpm.schedules import Level, level_at, named_schedule
 
@@ -155,3 +158,41 @@ def test_v_is_the_derivative_of_x_t_along_the_noise_angle():
     _, derivative = jax.jvp(x_at, (angle,), (1.0,))
     level = Level(jnp.array(0), jnp.cos(angle), jnp.sin(angle))
     np.testing.assert_allclose(v_from(level, x_0, eps), derivative, rtol=1e-13)  # measured: 0
+
+
+def test_x_0_is_found_from_the_mean_of_the_posterior():
+    schedule, t = exact_schedule(), jnp.array([0, 500, 999])
+    x_0, x_t = normal(0), normal(1)
+    x_prev = q_posterior(schedule, x_0, x_t, t).mean
+    found = x_0_from_x_prev(schedule, x_t, t, x_prev)
+    np.testing.assert_allclose(found, x_0, rtol=0, atol=1e-9)  # measured: 2e-12
+
+
+def test_the_reverse_step_is_the_posterior_of_the_predicted_image_with_the_asked_variance():
+    schedule, t = exact_schedule(), jnp.array([0, 500, 999])
+    x_0, x_t = normal(0), normal(1)
+    posterior = q_posterior(schedule, x_0, x_t, t)
+    log_betas = jnp.log(schedule.betas[t])
+    found = {}
+    for name, raw in {"small": -1.0, "large": 1.0, "middle": 0.0}.items():
+        prediction = Prediction(x_0, x_0, jnp.full_like(x_0, raw))
+        model = p_mean_variance(schedule, prediction, x_t, t, "learned_range")
+        np.testing.assert_array_equal(model.mean, posterior.mean)
+        np.testing.assert_allclose(model.variance, jnp.exp(model.log_variance), rtol=1e-14)
+        found[name] = model.log_variance[:, 0, 0, 0]
+    small = posterior.log_variance.ravel()
+    np.testing.assert_allclose(found["small"], small, rtol=1e-14)
+    np.testing.assert_allclose(found["large"], log_betas, rtol=1e-14)
+    np.testing.assert_allclose(found["middle"], (small + log_betas) / 2, rtol=1e-14)
+    large = p_mean_variance(schedule, Prediction(x_0, x_0), x_t, t, "fixed_large")
+    np.testing.assert_array_equal(large.log_variance.ravel()[1:], log_betas[1:])
+    assert large.log_variance.ravel()[0] == small[0] != log_betas[0]
+    learned = Prediction(x_0, x_0, x_t)
+    model = p_mean_variance(schedule, learned, x_t, t, "learned")
+    np.testing.assert_array_equal(model.log_variance, x_t)
+
+
+def test_a_learned_variance_must_have_been_predicted():
+    x, t = normal(0), jnp.array([0, 500, 999])
+    with pytest.raises(ValueError, match="'learned_range' needs a network that predicts it"):
+        p_mean_variance(exact_schedule(), Prediction(x, x), x, t, "learned_range")

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -242,3 +244,55 @@ def test_nothing_is_kept_unless_a_trace_is_asked_for():
     x_T = jnp.zeros((1, 2, 2, 1))
     _, kept = sample(ddim(), gaussian_denoiser(0.0, 1.0), levels_of(10, 2), x_T, lambda i: x_T)
     assert kept == ()
+
+
+def test_learned_variances_reach_from_the_small_to_the_large_one():
+    levels, noises = levels_of(100, 5, name="cosine"), fixed_noise(5, (2, 3, 3, 1))
+
+    @partial(jax.jit, static_argnums=0)
+    def chain(variance, raw):
+        def denoise(x_t, level):
+            return gaussian_denoiser(0.2, 0.6)(x_t, level)._replace(raw_variance=raw)
+
+        return sample(ddpm(variance), denoise, levels, noises[-1], lambda i: noises[i])[0]
+
+    ones = jnp.ones_like(noises[0])
+    found = [chain("learned_range", -ones), chain("learned_range", ones)]
+    expected = [chain("fixed_small", ones), chain("fixed_large", ones)]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)  # measured: 2e-16
+    assert jnp.abs(expected[0] - expected[1]).max() > 1e-2
+
+
+def test_a_learned_variance_can_be_its_own_logarithm():
+    levels = levels_of(100, 5)
+    cur, nxt = (jax.tree.map(lambda a, i=i: a[i], levels) for i in (1, 2))
+    x_t, raw = jnp.full((1, 2, 2, 1), 0.4), jnp.arange(-4.0, 0.0).reshape(1, 2, 2, 1)
+
+    def denoise(x_t, level):
+        return gaussian_denoiser(0.2, 0.6)(x_t, level)._replace(raw_variance=raw)
+
+    steps = [
+        ddpm("learned").step(SamplerState(x_t), noise * jnp.ones_like(x_t), cur, nxt, denoise)[0]
+        for noise in (0.0, 1.0)
+    ]
+    np.testing.assert_allclose(steps[1].x_t - steps[0].x_t, jnp.exp(raw / 2), rtol=1e-12)
+    with pytest.raises(ValueError, match="'learned' needs a network that predicts it"):
+        ddpm("learned").step(SamplerState(x_t), x_t, cur, nxt, gaussian_denoiser(0.2, 0.6))
+
+
+@every_sampler
+def test_self_conditioning_hands_on_the_prediction_of_the_step_before(sampler):
+    levels, noises = levels_of(100, 4), fixed_noise(4, (1, 2, 2, 1))
+
+    def denoise(x_t, level, x_self_cond):
+        x_0, eps, _ = gaussian_denoiser(0.2, 0.6)(x_t, level)
+        return Prediction(x_0 + 0.1 * x_self_cond, eps, x_self_cond)  # the last field as a spy
+
+    _, (x_0, given) = sample(
+        sampler, denoise, levels, noises[-1], lambda i: noises[i],
+        trace=lambda state, prediction: (prediction.x_0, prediction.raw_variance),
+        self_condition=True,
+    )  # fmt: skip
+    np.testing.assert_array_equal(given[0], 0 * given[0])
+    np.testing.assert_array_equal(given[1:], x_0[:-1])
+    assert len(np.unique(x_0)) == x_0.size

@@ -1,0 +1,142 @@
+"""Accumulated gradients, labels, self-conditioning and offset noise, alone and on eight devices."""
+
+from functools import cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jax_ddpm.losses import make_loss_fn
+from jax_ddpm.schedules import named_schedule
+from jax_ddpm.training.parallel import on_one_device, parallelize
+from jax_ddpm.training.state import create_state
+from jax_ddpm.training.step import make_train_step, make_update, make_update_from
+
+T = 50
+KEY = jax.random.key(7)
+SCHEDULE = named_schedule("linear", T, dtype=jnp.float64)
+OPTIMIZER = optax.sgd(0.5)
+PIXELS = np.random.default_rng(0).integers(0, 256, (16, 4, 4, 2), dtype=np.uint8)
+LABELS = np.arange(16) % 5
+
+
+class Batch(NamedTuple):
+    pixels: np.ndarray
+    labels: np.ndarray | None
+
+
+def network(params, x_t, t, *, label=None, x_self_cond=None, train=False, dropout_keys=None):
+    """One parameter for each thing that a network may be told; masks from the dropout keys."""
+    out = params["image"] * x_t
+    if label is not None:
+        out += params["label"] * label[:, None, None, None]
+    if x_self_cond is not None:
+        out += params["guess"] * x_self_cond
+    if dropout_keys is not None:
+        kept = jax.vmap(lambda key: jax.random.bernoulli(key, 0.8, x_t.shape[1:]))(dropout_keys)
+        out *= kept
+    return out
+
+
+def first_state():
+    params = {"image": jnp.float64(0.3), "label": jnp.float64(0.1), "guess": jnp.float64(0.2)}
+    return create_state(params, OPTIMIZER)
+
+
+@cache
+def train(mode="jit", layout="labelled", accumulate=1, **options):
+    """The parameters and metrics after three steps."""
+    batch = {"labelled": Batch(PIXELS, LABELS), "none": Batch(PIXELS, None), "bare": PIXELS}[layout]
+
+    def make_step(axis_name):
+        update = make_update(
+            network, OPTIMIZER, SCHEDULE, accumulate=accumulate, axis_name=axis_name
+        )
+        return make_train_step(update, T, axis_name=axis_name, **options)
+
+    step, state, rows = parallelize(make_step, mode), first_state(), []
+    for _ in range(3):
+        state, metrics = step(state, batch, KEY)
+        rows.append(jax.device_get(metrics))
+    return jax.tree.map(float, on_one_device(state.params)), rows
+
+
+ALL = {
+    "random_flip": True, "offset_noise": 0.3, "self_condition": True, "class_conditional": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mode", "accumulate"),
+    [("jit", 4), pytest.param("pmap", 1, marks=pytest.mark.slow), ("pmap", 2)],
+)
+def test_parts_and_devices_change_nothing(mode, accumulate):
+    plain, found = train(**ALL), train(mode, accumulate=accumulate, **ALL)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)  # measured: 5e-16
+
+
+def test_a_batch_must_divide_into_the_parts():
+    with pytest.raises(ValueError, match="a batch of 16 does not divide into 3 equal parts"):
+        train(accumulate=3)
+
+
+def test_only_what_is_asked_for_is_told_to_the_network():
+    start, moved = first_state().params, {}
+    for name, options in {
+        "nothing": {}, "label": {"class_conditional": True}, "guess": {"self_condition": True}
+    }.items():  # fmt: skip
+        params, _ = train(**options)
+        moved[name] = {key for key, value in params.items() if value != float(start[key])}
+    assert moved == {
+        "nothing": {"image"}, "label": {"image", "label"}, "guess": {"image", "guess"}
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", ["bare", "none"])
+def test_labels_may_be_missing(layout):
+    assert train(layout=layout) == train()
+
+
+def test_about_half_of_the_steps_are_self_conditioned():
+    seen = []
+
+    def update(state, x_0, t, noise, dropout_keys, *, self_condition):
+        return state, self_condition
+
+    step = jax.jit(make_train_step(update, T, self_condition=True))
+    state = first_state()
+    for i in range(200):
+        seen.append(bool(step(state.replace(step=jnp.int32(i)), PIXELS[:1, :1, :1], KEY)[1]))
+    # Five standard errors of 200 coin flips. Measured: 1.1 of them.
+    assert abs(np.mean(seen) - 0.5) < 5 * 0.5 / 200**0.5
+
+
+def test_the_update_takes_any_loss():
+    def loss_fn(params, x_0, t, noise, *, train, dropout_keys):
+        assert train
+        return (params["image"] - x_0.mean((1, 2, 3))) ** 2
+
+    update = make_update_from(loss_fn, OPTIMIZER)
+    x_0 = jnp.arange(4.0).reshape(4, 1, 1, 1)
+    state, metrics = update(first_state(), x_0, None, None)
+    np.testing.assert_allclose(state.params["image"], 1.5, rtol=1e-12)  # the mean, in one step
+    np.testing.assert_allclose(metrics["loss"], ((0.3 - np.arange(4)) ** 2).mean(), rtol=1e-12)
+
+
+def test_the_settings_of_the_loss_go_through():
+    settings = {
+        "prediction_type": "v",
+        "loss_type": "huber",
+        "weighting": "min_snr",
+        "min_snr_gamma": 2,
+    }
+    x_0, noise = jax.random.normal(jax.random.key(0), (2, 4, 2, 2, 1), jnp.float64)
+    t = jnp.array([0, 10, 20, 49])
+    _, metrics = make_update(network, OPTIMIZER, SCHEDULE, **settings)(first_state(), x_0, t, noise)
+    loss_fn = make_loss_fn(network, SCHEDULE, **settings)
+    expected = loss_fn(first_state().params, x_0, t, noise).mean()
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-13)

@@ -1,5 +1,6 @@
 """lucidrains' `denoising_diffusion_pytorch`, 2.0 to 2.3; its names have not changed since 2.0."""
 
+import re
 from typing import Any
 
 from jax_ddpm.errors import UserError
@@ -12,12 +13,18 @@ def infer_lucidrains(shapes: Shapes) -> dict[str, Any]:
 
     Channels stay as they are found: `lucidrains_config` knows which arguments make them.
     """
-    if "init_conv.weight" not in shapes:
-        raise UserError("there is no init_conv.weight")
     if "downs.0.0.block1.norm.weight" in shapes:
-        raise UserError("its blocks have group norms, as before version 2.0; convert a newer one")
+        raise UserError("the norms are those of before version 2.0, which was another network")
+    try:
+        return _infer(shapes)
+    except KeyError as error:
+        raise UserError(f"there is no {error.args[0]}") from error
+
+
+def _infer(shapes: Shapes) -> dict[str, Any]:
     time_dim, _ = shapes["time_mlp.1.weight"]
-    levels = range(1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("downs.")))
+    numbers = [int(match[1]) for name in shapes if (match := re.match(r"downs\.(\d+)\.", name))]
+    levels = range(1 + max(numbers, default=-1))
     convs = (shapes.get(f"downs.{i}.3.1.weight") or shapes[f"downs.{i}.3.weight"] for i in levels)
     full = tuple(f"downs.{i}.2.to_out.weight" in shapes for i in levels)
     memories = [shapes[f"downs.{i}.2.mem_kv"] for i in levels]

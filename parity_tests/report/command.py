@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 from twins import twin_networks
 
+from jax_ddpm.convert import ImportArgs, read_arguments
 from jax_ddpm.errors import UserError
 from jax_ddpm.files import write_atomically
 from jax_ddpm.interop import Network, Source, from_torch
@@ -47,7 +48,8 @@ class Args:
     source: Source | None = None
     """The implementation that wrote the checkpoint."""
     config: Path | None = None
-    """JSON file of that implementation's constructor arguments, where shapes do not tell them."""
+    """JSON file of that implementation's constructor arguments, where shapes do not tell them.
+    Default: the one of the same name beside the weights, or config.json as diffusers writes it."""
     seed: int = 0
     """Seed of all random inputs."""
     parts: tuple[PartName, ...] = get_args(PartName)
@@ -129,21 +131,10 @@ def read_network(args: Args) -> Network:
         raise UserError(
             "--weights FILE and --source NAME belong together (--config FILE may follow)"
         )
-    config = None if args.config is None else read_config(args.config)
+    config = read_arguments(ImportArgs(args.weights, args.source, args.out, args.config))
     network = from_torch(read_weights(args.weights), args.source, config)
     params = jax.tree.map(lambda p: np.asarray(p).astype(np.float32), network.params)
     return replace(network, params=params)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A JSON file of arguments."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"--config {path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"--config {path} must hold an object of constructor arguments")
-    return config
 
 
 def compute(parts: list[Part], seed: int) -> Iterator[Quantity]:

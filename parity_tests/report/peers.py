@@ -3,7 +3,8 @@
 import importlib
 import importlib.metadata
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,8 @@ class Place(NamedTuple):
 
     module: str
     name: str
+    renamed: Mapping[str, Callable[[Any], Any]] = MappingProxyType({})
+    """Arguments that our configuration has otherwise, from it."""
     dtypes: tuple[str, ...] = ("float64", "float32")
     to_double: Callable[[torch.nn.Module], None] = lambda module: None
 
@@ -45,20 +48,27 @@ def _timesteps(layer: Any, t: torch.Tensor) -> torch.Tensor:
 PACKAGES: dict[str, Place] = {
     "lucidrains": Place("denoising_diffusion_pytorch", "Unet"),
     "diffusers": Place("diffusers", "UNet2DModel", to_double=exact_timesteps),
-    "guided_diffusion": Place("guided_diffusion.unet", "UNetModel", ("float32",)),
-    "improved_diffusion": Place("improved_diffusion.unet", "UNetModel", ("float32",)),
+    "guided_diffusion": Place("guided_diffusion.unet", "UNetModel", dtypes=("float32",)),
+    "improved_diffusion": Place("improved_diffusion.unet", "UNetModel", dtypes=("float32",)),
 }
+ANNOTATED = Place(
+    "torch_ref.annotated", "AnnotatedUNet", {"layer": lambda config: config.norm == "layer"}
+)
 TWINS: dict[str, Place] = {
     "torch_ref": Place("torch_ref.unet", "UNet"),
     "ho": Place("torch_ref.unet", "UNet"),
-    "lucidrains": Place("torch_ref.lucidrains", "Unet"),
-    "annotated": Place("torch_ref.annotated", "Unet"),
-    "annotated_layernorm": Place("torch_ref.annotated", "Unet"),
-    "annotated_ws": Place("torch_ref.annotated_ws", "Unet"),
-    "epita": Place("torch_ref.annotated", "Unet"),
+    "lucidrains": Place("torch_ref.lucidrains", "LucidrainsUNet"),
+    "annotated": ANNOTATED,
+    "annotated_layernorm": ANNOTATED,
+    "epita": ANNOTATED,
+    "annotated_ws": Place(
+        "torch_ref.annotated_ws",
+        "AnnotatedWSUNet",
+        {"divide": lambda config: config.weight_standardization == "divide"},
+    ),
     "guided_diffusion": Place("torch_ref.openai", "UNetModel"),
     "improved_diffusion": Place("torch_ref.openai", "UNetModel"),
-    "pulfer": Place("torch_ref.pulfer", "MyUNet"),
+    "pulfer": Place("torch_ref.pulfer", "PulferUNet"),
 }
 
 
@@ -94,7 +104,7 @@ def build(place: Place, network: Network) -> Reference | None:
     weights = to_state_dict(network.params, PEERS[source])
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
     try:
-        module = kind(**arguments(kind, network.config))
+        module = kind(**arguments(kind, place, network.config))
         module.load_state_dict(tensors)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -105,13 +115,14 @@ def build(place: Place, network: Network) -> Reference | None:
     return Reference(name, module.float(), source, place.dtypes, place.to_double)
 
 
-def arguments(kind: Any, config: Any) -> dict[str, Any]:
-    """Those of a constructor's arguments that our configuration has, under the same names."""
-    return {
+def arguments(kind: Any, place: Place, config: Any) -> dict[str, Any]:
+    """Those of a constructor's arguments that our configuration has, by name or renamed."""
+    named = {
         name: getattr(config, name)
         for name in inspect.signature(kind).parameters
         if hasattr(config, name)
     }
+    return named | {name: value(config) for name, value in place.renamed.items()}
 
 
 def version(package: str) -> str:

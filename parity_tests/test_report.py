@@ -1,0 +1,301 @@
+"""The parity report: what it measures, what it writes, and that it fails when it should."""
+
+import json
+import re
+import runpy
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from measure import difference, peak_of
+from parity import GOLDENS, load_weights
+from report.command import Args, line, report
+from report.network import in_our_layout, matching_blocks
+from report.peers import PACKAGES, TWINS, arguments, build, exact_timesteps, references
+from report.quantities import Pair, Part, measure_part
+from tolerances import TOLERANCES, Tolerance
+from twins import twin_networks
+
+from jax_ddpm.errors import UserError
+from jax_ddpm.interop import PEERS, from_torch
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "parity.py"
+MEASURE = {"absolute", "relative", "ulp", "tolerance", "rounding", "arrays", "numbers", "curve",
+           "ok"}  # fmt: skip
+QUANTITY = {"part", "group", "what", "against", "tolerance_of", "along", "float64", "float32", "ok"}
+RECORD = {"version", "subject", "seed", "created", "ok", "summary", "environment", "parts",
+          "quantities"}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def same_precision_afterwards():
+    before = jax.config.jax_default_matmul_precision
+    yield
+    jax.config.update("jax_default_matmul_precision", before)
+
+
+def test_differences_in_three_units():
+    b = np.array([4, -2, 1e-3], np.float32)
+    a = b + np.array([0, 2**-21, 1e-3], np.float32)  # 2^-22 is the spacing at 2
+    found = difference(a, b, peak_of(b))
+    assert found.absolute == pytest.approx(1e-3)
+    assert found.relative == pytest.approx(1e-3 / 4)
+    assert found.ulp == 2  # the third entry is too small to be counted
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "far"),
+    [
+        ([np.inf, 1], [np.inf, 1], False),
+        ([np.inf, 1], [-np.inf, 1], True),
+        ([np.inf, 1], [2, 1], True),
+        ([np.nan, 1], [np.nan, 1], True),
+        ([2, 1], [np.nan, 1], True),
+    ],
+)
+def test_what_is_not_finite_is_far_away_unless_it_is_the_same_infinity(a, b, far):
+    a, b = np.array(a), np.array(b)
+    assert difference(a, b, peak_of(b)).relative == (np.inf if far else 0)
+
+
+def test_differences_are_counted_in_ulp_only_where_entries_are_large():
+    assert difference(np.full(2, 1e-9), np.zeros(2), 1.0).ulp is None
+
+
+@pytest.fixture
+def quantity(monkeypatch):
+    """quantity(gap): one whose float32 is `gap` off in the second of three steps."""
+
+    def make(gap):
+        def pairs(dtype, seed):
+            theirs = np.full((3, 2), np.float32(1 / 3) if dtype == "float32" else 1 / 3, dtype)
+            ours = theirs.copy()
+            ours[1] += gap if dtype == "float32" else 0
+            yield Pair("a group", "a quantity", "q_sample", ours, theirs, "step")
+
+        monkeypatch.setitem(TOLERANCES, "q_sample", Tolerance(1e-15, 1e-5))
+        (found,) = measure_part(Part("a part", "A part", "", "torch_ref", pairs), 0)
+        return found
+
+    return make
+
+
+def test_a_quantity_within_tolerance(quantity):
+    found = quantity(2**-20)
+    assert found.ok and found.float64.relative == 0
+    assert found.float32.relative == pytest.approx(3 * 2**-20, rel=1e-6)
+    assert found.float32.curve == [0, found.float32.relative, 0]
+    assert found.float32.rounding == pytest.approx(3e-8, rel=0.1)  # of 1/3 as float32
+    assert line(found).endswith("ok")
+
+
+@pytest.mark.parametrize("gap", [1e-4, np.nan, np.inf])
+def test_a_quantity_out_of_tolerance(quantity, gap):
+    found = quantity(gap)
+    assert found.float64.ok and not found.float32.ok and not found.ok
+    assert line(found).endswith("OUT OF TOLERANCE")
+
+
+class Tags(HTMLParser):
+    """Every tag, and every attribute that could load something."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.links = set(), []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+
+def check_files(folder):
+    """The record of a report, after checking its keys and that the page needs nothing else."""
+    record = json.loads((folder / "report.json").read_text(), parse_constant=pytest.fail)
+    assert record.keys() == RECORD and record["version"] == 1
+    names = [part["name"] for part in record["parts"]]
+    for quantity in record["quantities"]:
+        assert quantity.keys() == QUANTITY and quantity["part"] in names
+        for dtype in ("float64", "float32"):
+            assert quantity[dtype] is None or quantity[dtype].keys() == MEASURE
+    page = (folder / "report.html").read_text()
+    assert "http" not in page and "url(" not in page.replace("url(#", "") and "@import" not in page
+    parser = Tags()
+    parser.feed(page)
+    assert {"svg", "table", "style"} <= parser.tags
+    assert not parser.tags & {"script", "link", "img", "iframe"}
+    assert all(link.startswith("#") for link in parser.links)
+    for quantity in record["quantities"]:
+        assert f">{quantity['what'].replace(chr(39), '&#x27;')}" in page
+    return record, page
+
+
+def test_the_files_of_a_report(tmp_path, capsys):
+    assert report(Args(out=tmp_path, parts=("schedules", "process", "losses")))
+    record, page = check_files(tmp_path)
+    assert record["ok"] and "all within tolerance" in page
+    assert {q["part"] for q in record["quantities"]} == {"schedules", "process", "losses"}
+    assert record["summary"]["quantities"] == len(record["quantities"]) > 100
+    assert record["environment"]["torch"] in page
+    printed = capsys.readouterr().out
+    assert printed.count("  ok") == len(record["quantities"])
+
+
+def run_script(monkeypatch, *args):
+    """The exit code of scripts/parity.py."""
+    monkeypatch.setattr(sys, "argv", ["parity.py", *map(str, args)])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    return exit_.value.code
+
+
+def test_a_broken_tolerance_ends_in_exit_code_1(monkeypatch, tmp_path, capsys):
+    assert run_script(monkeypatch, "--out", tmp_path, "--parts", "losses") == 0
+    monkeypatch.setitem(TOLERANCES, "losses", Tolerance(1e-13, 1e-9))
+    assert run_script(monkeypatch, "--out", tmp_path, "--parts", "losses") == 1
+    record, page = check_files(tmp_path)
+    failed = [q["what"] for q in record["quantities"] if not q["ok"]]
+    assert not record["ok"] and record["summary"]["out_of_tolerance"] == len(failed) > 5
+    assert f"{len(failed)} OUT OF TOLERANCE" in page
+    assert capsys.readouterr().out.count("OUT OF TOLERANCE") == len(failed) + 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--weights", "w.npz"], "--weights FILE and --source NAME belong together"),
+        (["--source", "ho"], "--weights FILE and --source NAME belong together"),
+        (["--weights", "none.npz", "--source", "ho"], "there is no file none.npz"),
+        (["--wieghts", "w.npz"], "did you mean --weights?"),
+    ],
+)
+def test_a_mistake_ends_in_one_sentence(monkeypatch, tmp_path, args, message):
+    code = run_script(monkeypatch, "--out", tmp_path / "out", *args)
+    assert code.startswith("error: ") and message in code and "\n" not in code
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_source_has_something_to_be_compared_with():
+    assert PACKAGES.keys() | TWINS.keys() == PEERS.keys()
+
+
+def test_blocks_are_found_by_the_parameters_they_hold():
+    """Of two modules around the same parameters, the one with our output; no layers of blocks."""
+    image = np.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)  # NHWC
+    tensor = torch.from_numpy(np.moveaxis(image, -1, 1).copy())
+    held = {"a.inner": {"b.w", "b.v"}, "a": {"b.w", "b.v"}, "a.inner.w": {"b.w"}, "c": {"d.w"}}
+    theirs = {"a.inner.w": tensor, "a.inner": tensor * 3, "a": tensor, "c": tensor.flatten(2)}
+    ours = {"b": image, "b.w": image, "d": image.reshape(2, 12, 5), "e": image}
+    found = matching_blocks(ours, theirs, {name: frozenset(ps) for name, ps in held.items()})
+    assert {path: row[0] for path, row in found.items()} == {"b": "b = a", "d": "d = c"}
+    for path, (_, mine, reference) in found.items():
+        assert np.array_equal(mine, ours[path]) and np.array_equal(mine, reference)
+
+
+def test_outputs_of_another_size_are_not_compared():
+    assert in_our_layout(torch.zeros(2, 5, 3, 4), (2, 3, 4, 6)) == []
+
+
+def test_weights_go_into_the_twin(monkeypatch):
+    """What is compared with a checkpoint holds the checkpoint's weights."""
+    theirs, _, _ = twin_networks("float32")
+    weights = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    network = from_torch(weights, "torch_ref", {"num_groups": 4})
+    (reference,) = references(network)
+    assert reference.against == "torch_ref.unet"
+    for name, tensor in reference.module.state_dict().items():
+        assert np.array_equal(tensor, weights[name])
+    monkeypatch.delitem(TWINS, "torch_ref")
+    with pytest.raises(UserError, match="there is no PyTorch network to compare torch_ref with"):
+        list(references(network))
+
+
+def test_a_package_that_is_not_installed_gives_way_to_the_twin(monkeypatch):
+    network = recorded_network("lucidrains/unet_learned_variance", "lucidrains")
+    missing = PACKAGES["lucidrains"]._replace(module="no_such_package.unet")
+    monkeypatch.setitem(PACKAGES, "lucidrains", missing)
+    (reference,) = references(network)
+    assert reference.against == "torch_ref.lucidrains"
+    wrong = TWINS["lucidrains"]._replace(renamed={"dim": lambda config: 2 * config.dim})
+    with pytest.raises(UserError, match=r"torch_ref.lucidrains.* does not take these weights"):
+        build(wrong, network)
+    assert arguments(torch.nn.Linear, wrong, network.config)["dim"] == 16
+
+
+def recorded_network(case, source):
+    config = json.loads((GOLDENS / case / "manifest.json").read_text())["config"]
+    config.pop("grad_rows")
+    return from_torch(load_weights(GOLDENS / case), source, config)
+
+
+@pytest.mark.parametrize("settings", [{}, {"flip_sin_to_cos": False, "downscale_freq_shift": 1}])
+def test_timesteps_of_diffusers_in_double_precision(settings):
+    from diffusers.models.embeddings import Timesteps
+
+    layer = Timesteps(8, **{"flip_sin_to_cos": True, "downscale_freq_shift": 0} | settings)
+    t = torch.tensor([0, 1, 13])
+    before = layer(t)
+    exact_timesteps(layer)
+    assert before.dtype == torch.float32 and layer(t).dtype == torch.float64
+    assert (layer(t) - before).abs().max() < 1e-6  # measured: 1.7e-7
+
+
+CHECKPOINTS = {
+    "hojonathanho/unet": "ho",
+    "lucidrains/unet_self_condition": "lucidrains",
+    "guided_diffusion/unet_scaleshift_classcond": "guided_diffusion",
+    "annotated_a2_ws/unet_ws_multiply": "annotated_ws",
+    "brianpulfer/myunet": "pulfer",
+    "diffusers/unet_class_scaleshift": "diffusers",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CHECKPOINTS)
+def test_the_network_of_a_checkpoint(tmp_path, case):
+    (weights,) = GOLDENS.joinpath(case).glob("weights.*")
+    config = json.loads((GOLDENS / case / "manifest.json").read_text())["config"]
+    config.pop("grad_rows")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    source = CHECKPOINTS[case]
+    args = Args(tmp_path, weights, source, tmp_path / "config.json")
+    assert report(args)
+    record, _ = check_files(tmp_path)
+    groups = [q["group"] for q in record["quantities"]]
+    assert groups.count("blocks, from the first to the last") >= 10
+    assert all(q["float64"] for q in record["quantities"])
+
+
+@pytest.mark.slow
+def test_other_weights_are_out_of_tolerance(tmp_path, monkeypatch):
+    """What the comparison is for: one number of one weight, a thousandth off."""
+    network = recorded_network("hojonathanho/unet", "ho")
+    reference = next(references(network))
+    with torch.no_grad():
+        reference.module.conv_in.weight[0, 0, 0, 0] *= 1.001
+    monkeypatch.setattr("report.command.references", lambda network: [reference])
+    monkeypatch.setattr("report.command.read_network", lambda args: network)
+    assert not report(Args(tmp_path, Path("weights"), "ho"))
+    record, _ = check_files(tmp_path)
+    output = next(q for q in record["quantities"] if q["what"] == "output")
+    assert not output["float64"]["ok"] and not output["float32"]["ok"]
+
+
+@pytest.mark.slow
+def test_the_whole_command(tmp_path):
+    command = [sys.executable, str(SCRIPT), "--out", "found"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record, page = check_files(tmp_path / "found")
+    assert [part["name"] for part in record["parts"]] == [
+        "schedules", "process", "losses", "network", "steps", "chains", "training",
+    ]  # fmt: skip
+    for part in ("chains", "training"):
+        chosen = [q for q in record["quantities"] if q["part"] == part]
+        assert chosen and all(len(q["float32"]["curve"]) >= 50 for q in chosen)
+    assert page.count("<svg") == 3
+    assert re.search(r"\d+ quantities, all within tolerance", done.stdout)

@@ -12,11 +12,12 @@ ROOT = PACKAGE.parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 REFERENCE = sorted((ROOT / "torch_ref").rglob("*.py"))
-TREES = {path: ast.parse(path.read_text()) for path in [*FILES, *SCRIPTS, *REFERENCE]}
+REPORT = sorted((ROOT / "parity_tests" / "report").glob("*.py"))
+TREES = {path: ast.parse(path.read_text()) for path in [*FILES, *SCRIPTS, *REFERENCE, *REPORT]}
 
 MATHS = ["schedules", "diffusion", "losses", "likelihood", "denoiser", "samplers"]
 JOBS = ["config", "presets", "models", "training", "data", "build", "generate", "runs", "cli",
-        "evaluation", "interop", "plots", "images", "files"]  # fmt: skip
+        "evaluation", "interop", "plots", "images", "files", "convert", "figures"]  # fmt: skip
 
 # module or package -> what of jax_ddpm it may import; a module may always import its own package.
 LAYERS = {
@@ -97,7 +98,8 @@ def test_imports_point_in_one_direction(path):
 
 @each_file
 def test_nothing_below_the_jobs_imports_a_job(path):
-    if not inside(name_of(path), "training.loop", "generate", "build", "cli", "evaluation"):
+    if not inside(name_of(path), "training.loop", "generate", "build", "cli", "convert",
+                  "evaluation", "figures"):  # fmt: skip
         jobs = ["training.loop", "generate", "cli", "build"]
         assert [name for name in own_imports(path) if inside(name, *jobs)] == []
 
@@ -171,6 +173,18 @@ def test_the_two_implementations_never_import_each_other():
 def test_scripts_only_parse_and_call_the_library(path):
     assert len(path.read_text().splitlines()) <= 60
     assert [name for name in imports(path) if inside(name, "jax", "flax", "optax")] == []
+
+
+def test_one_script_compares_two_frameworks():
+    both = ["report", "parity_tests", "torch", "torch_ref"]
+    found = [path.name for path in SCRIPTS if any(inside(name, *both) for name in imports(path))]
+    assert found == ["parity.py"]
+
+
+@pytest.mark.parametrize("path", REPORT, ids=ids(REPORT))
+def test_the_parity_report_runs_without_pytest_and_defines_no_network(path):
+    assert [name for name in imports(path) if inside(name, "pytest", "parity", "flax")] == []
+    assert len(path.read_text().splitlines()) <= 400
 
 
 def functions_and_classes(tree, prefix=""):

@@ -255,8 +255,22 @@ _ASCENDING: dict[Spacing, Callable[[int, int], Int[np.ndarray, " S"]]] = {
     "trailing": lambda T, S: np.round(T * np.arange(1, S + 1) / S) - 1,
     "linspace": lambda T, S: np.round(np.linspace(0, T - 1, S)),
     "quad": lambda T, S: np.trunc(np.linspace(0, np.sqrt(0.8 * T), S) ** 2),
-    "lucidrains": lambda T, S: np.trunc(np.linspace(-1, T - 1, S + 1))[1:],
+    "lucidrains": lambda T, S: np.trunc(_single_linspace(-1, T - 1, S))[1:],
 }
+
+
+def _single_linspace(start: int, end: int, num_steps: int) -> Float[np.ndarray, " S+1"]:
+    """`num_steps` equal steps in float32, taken from the nearer end as PyTorch's linspace does.
+
+    Where exact arithmetic has a whole number, rounding decides which one the truncation leaves.
+    """
+    i = np.arange(num_steps + 1)
+    step = np.float64(np.float32(end - start) / np.float32(num_steps))
+    from_start, from_end = (
+        start + step * i,
+        end - step * (num_steps - i),
+    )  # rounded once, at the end
+    return np.where(i < (num_steps + 1) // 2, from_start, from_end).astype(np.float32)
 
 
 def space_timesteps(num_timesteps: int, sections: str | Sequence[int]) -> Int[np.ndarray, " S+1"]:

@@ -4,6 +4,7 @@ learned variance."""
 import jax
 import jax.numpy as jnp
 import pytest
+import torch
 from parity import DOUBLE_FIRST, SHORT, golden, nchw_to_nhwc, toy_denoiser
 from recorded_process import (
     compiled_chain,
@@ -193,6 +194,15 @@ def test_immiscible_noise(dtype):
     assert order.tolist() != sorted(order)
     expected = recorded.noises[0][order]
     assert paired(recorded.x_0, recorded.noises[0]).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("num_timesteps", [100, 300, 1000])
+def test_sampling_timesteps(num_timesteps):
+    """The peer truncates numbers that PyTorch has rounded to float32."""
+    for num_steps in range(1, num_timesteps + 1, 1 + num_timesteps // 200):
+        theirs = torch.linspace(-1, num_timesteps - 1, steps=num_steps + 1).int().flip(0)
+        ours = timestep_grid(num_timesteps, num_steps, "lucidrains")
+        assert ours.tolist() == theirs.tolist(), num_steps
 
 
 @pytest.mark.parametrize("tag", mostly_slow(RUNS, "ddim_selfcond learned_linear"))

@@ -211,8 +211,9 @@ def twin(config, network, dtype):
     """torch_ref's network with the weights of ours."""
     known = ref.UNetModel.__init__.__annotations__
     theirs = ref.UNetModel(**{name: value for name, value in config.items() if name in known})
+    theirs = theirs.to(getattr(torch, dtype)).eval()  # first, lest loading cuts float64 weights
     theirs.load_state_dict({name: torch.tensor(v) for name, v in to_torch(network).items()})
-    return theirs.to(getattr(torch, dtype)).eval()
+    return theirs
 
 
 @pytest.mark.slow

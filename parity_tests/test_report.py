@@ -277,7 +277,7 @@ def test_other_weights_are_out_of_tolerance(tmp_path, monkeypatch):
     reference = next(references(network))
     with torch.no_grad():
         reference.module.conv_in.weight[0, 0, 0, 0] *= 1.001
-    monkeypatch.setattr("report.command.references", lambda network: [reference])
+    monkeypatch.setattr("report.chapters.references", lambda network: [reference])
     monkeypatch.setattr("report.command.read_network", lambda args: network)
     assert not report(Args(tmp_path, Path("weights"), "ho"))
     record, _ = check_files(tmp_path)

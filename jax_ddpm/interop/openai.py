@@ -3,7 +3,6 @@
 import re
 from typing import Any
 
-from jax_ddpm.errors import UserError
 from jax_ddpm.interop.peer import Layout, Peer, Shapes
 from jax_ddpm.models import GuidedDiffusionConfig, ImprovedDiffusionConfig
 
@@ -38,7 +37,7 @@ OF_GUIDED = (*OF_IMPROVED, "image_size", "use_fp16", "num_head_channels", "resbl
              "use_new_attention_order")  # fmt: skip
 
 
-def infer_guided(shapes: Shapes) -> dict[str, Any]:
+def infer(shapes: Shapes) -> dict[str, Any]:
     """Everything that has an effect, but for the heads and the order of their channels."""
     model_channels = shapes["time_embed.0.weight"][1]
     num_levels, resampling = infer_levels(shapes)
@@ -87,14 +86,6 @@ def multiple(features: int, channels: int) -> float:
     return factor if int(factor * channels) == features else (features + 0.5) / channels
 
 
-def infer_improved(shapes: Shapes) -> dict[str, Any]:
-    """Everything, but for the heads."""
-    inferred = infer_guided(shapes)
-    if inferred.pop("resblock_updown", False):
-        raise UserError("ResNet blocks that change the resolution are guided_diffusion's")
-    return inferred
-
-
 def guided_config(**arguments: Any) -> GuidedDiffusionConfig:
     """Its multiples need not be whole."""
     arguments = checked(arguments)
@@ -103,7 +94,9 @@ def guided_config(**arguments: Any) -> GuidedDiffusionConfig:
 
 
 def improved_config(**arguments: Any) -> ImprovedDiffusionConfig:
-    """Its multiples are whole."""
+    """Its multiples are whole, and single layers change its resolution."""
+    if arguments.pop("resblock_updown", False):
+        raise ValueError("ResNet blocks that change the resolution are guided_diffusion's")
     return ImprovedDiffusionConfig(**checked(arguments))
 
 
@@ -121,7 +114,7 @@ def checked(arguments: dict[str, Any]) -> dict[str, Any]:
 GUIDED_DIFFUSION = Peer(
     make_config=guided_config,
     arguments=OF_GUIDED,
-    infer=infer_guided,
+    infer=infer,
     names=NAMES,
     layouts=LAYOUTS,
     unknowable=("num_heads", "num_head_channels", "num_heads_upsample", "use_new_attention_order"),
@@ -130,7 +123,7 @@ GUIDED_DIFFUSION = Peer(
 IMPROVED_DIFFUSION = Peer(
     make_config=improved_config,
     arguments=OF_IMPROVED,
-    infer=infer_improved,
+    infer=infer,
     names=NAMES,
     layouts=LAYOUTS,
     unknowable=("num_heads", "num_heads_upsample"),

@@ -1,12 +1,14 @@
 """Denoising diffusion probabilistic models in functional JAX/Flax."""
 
-from jax_ddpm.denoiser import make_denoise_fn
+from jax_ddpm.denoiser import make_denoise_fn, rescale_timesteps
 from jax_ddpm.diffusion import (
     DenoiseFn,
     Prediction,
     eps_from_v,
     eps_from_x_0,
+    p_mean_variance,
     prediction_target,
+    q_mean_variance,
     q_posterior,
     q_sample,
     q_step,
@@ -14,8 +16,10 @@ from jax_ddpm.diffusion import (
     v_from,
     x_0_from_eps,
     x_0_from_v,
+    x_0_from_x_prev,
 )
-from jax_ddpm.losses import diffusion_loss, draw
+from jax_ddpm.likelihood import prior_term, vb_term
+from jax_ddpm.losses import diffusion_loss, draw, loss_weight, make_loss_fn
 from jax_ddpm.models import NetworkFns, UNet, make_network
 from jax_ddpm.samplers import Sampler, SamplerState, ddim, ddpm, draw_noise, sample
 from jax_ddpm.schedules import (
@@ -27,8 +31,10 @@ from jax_ddpm.schedules import (
     make_schedule,
     named_schedule,
     quadratic_betas,
+    respaced_betas,
     sigmoid_betas,
     sigmoid_cumprod_betas,
+    space_timesteps,
     timestep_grid,
 )
 
@@ -51,21 +57,31 @@ __all__ = [
     "eps_from_x_0",
     "level_at",
     "linear_betas",
+    "loss_weight",
     "make_denoise_fn",
+    "make_loss_fn",
     "make_network",
     "make_schedule",
     "named_schedule",
+    "p_mean_variance",
     "prediction_target",
+    "prior_term",
+    "q_mean_variance",
     "q_posterior",
     "q_sample",
     "q_step",
     "quadratic_betas",
+    "rescale_timesteps",
+    "respaced_betas",
     "sample",
     "sigmoid_betas",
     "sigmoid_cumprod_betas",
+    "space_timesteps",
     "timestep_grid",
     "to_prediction",
     "v_from",
+    "vb_term",
     "x_0_from_eps",
     "x_0_from_v",
+    "x_0_from_x_prev",
 ]

@@ -190,6 +190,10 @@ def validate(config: Config) -> None:
             f"--diffusion.schedule {config.diffusion.schedule}: {error}"
         ) from error
     _validate_loss(config.diffusion)
+    rows = config.model.num_timesteps
+    enough = rows is None or config.diffusion.num_timesteps <= rows
+    _require(enough, "--diffusion.num-timesteps", config.diffusion.num_timesteps,
+             f"at most {rows}, the timesteps that the network knows")  # fmt: skip
     validate_sample(config.sample, config.diffusion.num_timesteps)
 
 

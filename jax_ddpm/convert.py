@@ -184,11 +184,10 @@ def translated(
     """
     peer = PEERS[source]
     ours = asdict(config)
+    given = {n: value for n, value in ours.items() if n in peer.arguments and value is not None}
     state_dict = to_state_dict(params, peer)
     try:
-        back = from_torch(
-            state_dict, source, {n: v for n, v in ours.items() if n in peer.arguments}
-        )
+        back = from_torch(state_dict, source, given)
     except UserError:
         return {}, {}
     read = asdict(back.config)

@@ -63,9 +63,9 @@ def require_full_batch(source: ImageSource, batch_size: int) -> None:
 
 
 def require_labels(source: ImageSource, num_labels: int | None) -> None:
-    """Raise UserError if a network of `num_labels` classes cannot be told the classes of the data."""
+    """Raise UserError if the data has a class that a network of `num_labels` does not have."""
     if num_labels is not None and int(source.labels.max()) >= num_labels:
         raise UserError(
-            f"the data has class {source.labels.max()}, but the network only 0 to {num_labels - 1}: "
-            "give it more classes (see --model)"
+            f"the data has class {source.labels.max()}, but the network only 0 to "
+            f"{num_labels - 1}: give it more classes (see --model)"
         )

@@ -102,7 +102,11 @@ def complete_config(
     tensors: Mapping[str, np.ndarray], peer: Peer, source: str, given: Mapping[str, Any] | None
 ) -> Architecture:
     """The peer's configuration: what is given, else what the shapes say, else its defaults."""
-    inferred = peer.infer({name: tensor.shape for name, tensor in tensors.items()})
+    try:
+        inferred = peer.infer({name: tensor.shape for name, tensor in tensors.items()})
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        names = ", ".join(list(tensors)[:3])
+        raise UserError(f"it has no network with weights called {names}, ...") from error
     if given is None and (unknown := [n for n in peer.unknowable if n not in inferred]):
         raise UserError(f"no shape tells its {unknown[0]}: give the configuration as well")
     arguments = {name: _plain(value) for name, value in (given or {}).items()}

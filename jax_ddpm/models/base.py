@@ -32,6 +32,11 @@ class Architecture:
         return None
 
     @property
+    def num_timesteps(self) -> int | None:
+        """The number of timesteps that the network has a table for; None: any."""
+        return None
+
+    @property
     def self_conditioned(self) -> bool:
         """Whether the network takes an earlier guess of x_0."""
         return bool(getattr(self, "self_condition", False))

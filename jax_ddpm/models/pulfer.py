@@ -39,6 +39,11 @@ class PulferConfig(Architecture):
         require(self.time_emb_dim >= 1, "time-emb-dim", self.time_emb_dim, "at least 1")
 
     @property
+    def num_timesteps(self) -> int | None:
+        """The rows of its table."""
+        return self.n_steps
+
+    @property
     def example_shape(self) -> ImageShape:
         """The only images that it takes."""
         return IMAGE_SHAPE

@@ -104,6 +104,8 @@ def complete_config(
     """The peer's configuration: what is given, else what the shapes say, else its defaults."""
     try:
         inferred = peer.infer({name: tensor.shape for name, tensor in tensors.items()})
+    except UserError:  # it says more
+        raise
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         names = ", ".join(list(tensors)[:3])
         raise UserError(f"it has no network with weights called {names}, ...") from error

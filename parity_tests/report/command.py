@@ -51,7 +51,7 @@ def report(args: Args) -> bool:
     subject, parts = "the library", library_parts(args.parts)
     if args.weights or args.source or args.config:
         network = read_network(args)
-        subject, parts = str(args.weights), list(network_parts(network))
+        subject, parts = str(args.weights), network_parts(network)
     quantities = list(compute(parts, args.seed))
     record = as_record(quantities, parts, subject, args.seed)
     text = json.dumps(record, indent=1, allow_nan=False)

@@ -1,8 +1,7 @@
 """One network in both frameworks: every block's output, and every gradient."""
 
-import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -10,27 +9,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from measure import difference, peak_of
+from measure import peak_of
 from twins import draws, to_jax, to_torch
 
 from jax_ddpm.interop import PEERS, Network, Source, from_state_dict
 from jax_ddpm.interop.state_dict import count_levels, our_name, shapes_of
 from jax_ddpm.models import parameter_shapes
+from report.blocks import Block, matching_blocks
 from report.quantities import Pair
 
 TIMESTEPS = (0, 417, 999)
 
 
 class Reference(NamedTuple):
-    """The same network in PyTorch, in float32, with the same weights."""
+    """The same network in PyTorch with the same weights, once per precision."""
 
     against: str
-    module: torch.nn.Module
     source: Source
     """Whose names its parameters have."""
-    dtypes: tuple[str, ...] = ("float64", "float32")
-    to_double: Callable[[torch.nn.Module], None] = lambda module: None
-    """What else has to change for it to compute in float64."""
+    modules: Mapping[str, torch.nn.Module]
+    """By dtype; in evaluation mode."""
 
 
 class Inputs(NamedTuple):
@@ -63,18 +61,20 @@ def network_pairs(
     inputs = make_inputs(network.config, dtype, seed)
     theirs, names = run_theirs(network, reference, inputs, dtype)
     ours = run_ours(network, inputs, dtype)
-    shown = matching_blocks(ours.blocks, theirs.blocks, names)
-    for label, mine, reference_out in shown.values():
-        yield Pair("blocks, from the first to the last", label, tolerance, mine, reference_out)
-    yield Pair("the whole network", "output", tolerance, ours.out, theirs.out)
+    found = matching_blocks(ours.blocks, theirs.blocks, names)
+    for match in found.values():
+        group = "blocks, from the first to the last"
+        yield Pair(group, match.label, tolerance, match.ours, match.theirs)
+    group = "the whole network"
+    yield Pair(group, "output", tolerance, ours.out, theirs.out)
     tolerance = f"{tolerance}: gradients"
-    yield Pair("the whole network", "gradient of the input", tolerance, ours.grad_x, theirs.grad_x)
+    yield Pair(group, "gradient of the input", tolerance, ours.grad_x, theirs.grad_x)
     norms = [
         np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(run.grads)))
         for run in (ours, theirs)
     ]
-    yield Pair("the whole network", "norm of the gradient", tolerance, *norms)
-    yield from _gradient_pairs(ours.grads, theirs.grads, list(shown), tolerance)
+    yield Pair(group, "norm of the gradient", tolerance, *norms)
+    yield from _gradient_pairs(ours.grads, theirs.grads, list(found), tolerance)
 
 
 def make_inputs(config: Any, dtype: str, seed: int) -> Inputs:
@@ -121,15 +121,15 @@ def _outputs(state: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, ja
 
 def run_theirs(
     network: Network, reference: Reference, inputs: Inputs, dtype: str
-) -> tuple[Run, dict[str, frozenset[str]]]:
-    """The same of the reference; and which of our parameters each of its modules holds."""
-    module = copy.deepcopy(reference.module).to(getattr(torch, dtype)).eval().requires_grad_()
-    if dtype == "float64":
-        reference.to_double(module)
-    outputs: dict[str, list[Any]] = {}
+) -> tuple[Run, dict[str, str]]:
+    """The same of the reference; and our names of its parameters."""
+    module = reference.modules[dtype]
+    calls: dict[str, list[Block]] = {}
     hooks = [
         child.register_forward_hook(
-            lambda _, args, out, name=name: outputs.setdefault(name, []).append(out)
+            lambda _, args, out, name=name: calls.setdefault(name, []).append(
+                Block(out, args[0] if args else None)
+            )
         )
         for name, child in module.named_modules()
         if name
@@ -137,16 +137,16 @@ def run_theirs(
     x_t = to_torch(inputs.x_t).requires_grad_()
     with default_dtype(dtype):
         out = call(module, x_t, inputs)
-        (out**2).mean().backward()
+        grad_x, *grads = torch.autograd.grad(
+            (out**2).mean(), [x_t, *module.parameters()], allow_unused=True, materialize_grads=True
+        )
     for hook in hooks:
         hook.remove()
-    grad_x = torch.zeros_like(x_t) if x_t.grad is None else x_t.grad
-    grads, names = _gradients(network, reference, module)
-    blocks = {name: outs[0] for name, outs in outputs.items()
-              if len(outs) == 1 and isinstance(outs[0], torch.Tensor)}  # fmt: skip
-    run = Run(to_jax(out), blocks, to_jax(grad_x), grads)
-    return run, {block: frozenset(ours for p, ours in names.items() if p.startswith(f"{block}."))
-                 for block in run.blocks}  # fmt: skip
+    blocks = {name: made[0] for name, made in calls.items()
+              if len(made) == 1 and isinstance(made[0].out, torch.Tensor)}  # fmt: skip
+    named = dict(zip((name for name, _ in module.named_parameters()), grads, strict=True))
+    tree, names = _as_ours(network, reference, named)
+    return Run(to_jax(out), blocks, to_jax(grad_x), tree), names
 
 
 @contextmanager
@@ -172,59 +172,15 @@ def call(module: torch.nn.Module, x_t: torch.Tensor, inputs: Inputs) -> torch.Te
     return out if isinstance(out, torch.Tensor) else out.sample
 
 
-def _gradients(
-    network: Network, reference: Reference, module: torch.nn.Module
+def _as_ours(
+    network: Network, reference: Reference, grads: Mapping[str, torch.Tensor]
 ) -> tuple[Any, dict[str, str]]:
     """The gradients of all parameters as a tree of ours, and our name of each."""
     like, peer = parameter_shapes(network.config), PEERS[reference.source]
-    grads = {
-        name: (torch.zeros_like(p) if p.grad is None else p.grad).numpy()
-        for name, p in module.named_parameters()
-    }
     places, levels = shapes_of(like), count_levels(like)
-    names = {name: our_name(name, grad, peer, places, levels) for name, grad in grads.items()}
-    return from_state_dict(grads, peer, like), names
-
-
-def matching_blocks(
-    ours: Mapping[str, Any], theirs: Mapping[str, torch.Tensor], held: Mapping[str, frozenset[str]]
-) -> dict[str, tuple[str, Any, np.ndarray]]:
-    """Our path -> (label, our output, theirs), for blocks that hold the same parameters.
-
-    Several of their modules may hold the same ones (a residual connection around a block): the one
-    with the nearest output is meant. Layers inside a block that is shown are left out.
-    """
-    paths = {path: frozenset(n for names in held.values() for n in names if n.startswith(f"{path}."))
-             for path in ours}  # fmt: skip
-    found: dict[str, tuple[str, Any, np.ndarray]] = {}
-    for block in theirs:
-        for path in (path for path, names in paths.items() if names and names == held[block]):
-            same = [name for name in theirs if held[name] == held[block]]
-            outputs = [a for name in same for a in in_our_layout(theirs[name], ours[path].shape)]
-            if outputs and path not in found:
-                nearest = min(outputs, key=lambda out: _distance(ours[path], out))
-                label = min(same, key=len)
-                found[path] = (
-                    path if label == path.replace("_", ".") else f"{path} = {label}",
-                    ours[path],
-                    nearest,
-                )
-    inner = {path: {p for p in found if path.startswith(f"{p}.")} for path in found}
-    leaves = {path for path in ours if not any(p.startswith(f"{path}.") for p in ours)}
-    return {path: row for path, row in found.items() if not (path in leaves and inner[path])}
-
-
-def _distance(a: Any, b: np.ndarray) -> float:
-    return difference(np.asarray(a), b, peak_of(b)).absolute
-
-
-def in_our_layout(tensor: torch.Tensor, shape: tuple[int, ...]) -> list[np.ndarray]:
-    """A tensor with its channels last, and as it is, where that can be an array of `shape`."""
-    array = tensor.detach().numpy()
-    if array.size != int(np.prod(shape)):
-        return []
-    ways = [np.moveaxis(array, 1, -1), array] if array.ndim > 2 else [array]
-    return [way.reshape(shape) for way in ways if way.shape[-1] == shape[-1]]
+    arrays = {name: grad.numpy() for name, grad in grads.items()}
+    names = {name: our_name(name, array, peer, places, levels) for name, array in arrays.items()}
+    return from_state_dict(arrays, peer, like), names
 
 
 def _gradient_pairs(ours: Any, theirs: Any, blocks: list[str], tolerance: str) -> Iterator[Pair]:

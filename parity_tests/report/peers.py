@@ -3,7 +3,8 @@
 import importlib
 import importlib.metadata
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -72,47 +73,77 @@ TWINS: dict[str, Place] = {
 }
 
 
-def references(network: Network) -> Iterator[Reference]:
-    """The package's network in the precisions it can do, and the twin in those that are left.
+def find_reference(network: Network) -> Reference:
+    """The package's network in the precisions that it can do, the twin in those that are left.
 
-    Raises UserError if there is neither.
+    Raises UserError if there is neither, or if neither takes the weights.
     """
-    left = ["float64", "float32"]
+    modules: dict[str, torch.nn.Module] = {}
+    names: dict[str, str] = {}
+    refused: list[str] = []
     for place in (PACKAGES.get(network.source), TWINS.get(network.source)):
-        reference = place and left and build(place, network)
-        if reference:
-            dtypes = tuple(dtype for dtype in left if dtype in reference.dtypes)
-            yield reference._replace(dtypes=dtypes)
-            left = [dtype for dtype in left if dtype not in dtypes]
-    if len(left) == 2:
-        package = PACKAGES.get(network.source)
-        way_out = f": install the package {package.module.split('.')[0]}" if package else ""
-        raise UserError(f"there is no PyTorch network to compare {network.source} with{way_out}")
+        kind = import_kind(place)
+        if place is None or kind is None:
+            continue
+        try:
+            made = {d: build(kind, place, network, d) for d in place.dtypes if d not in modules}
+        except UserError as error:
+            refused.append(str(error))
+            continue
+        modules |= made
+        names |= dict.fromkeys(made, name_of(place))
+    if not modules:
+        raise UserError(refused[0] if refused else no_reference(network.source))
+    for sentence in refused:
+        print(f"note: {sentence}", file=sys.stderr)
+    same = len(set(names.values())) == 1
+    against = ", ".join(dict.fromkeys(n if same else f"{n} in {d}" for d, n in names.items()))
+    return Reference(against, naming(network), modules)
 
 
-def build(place: Place, network: Network) -> Reference | None:
-    """The network at `place` with the weights of `network`; None if it is not installed.
+def no_reference(source: str) -> str:
+    """What is said where there is nothing to compare with."""
+    package = PACKAGES.get(source)
+    way_out = f": install the package {package.module.split('.')[0]}" if package else ""
+    return f"there is no PyTorch network to compare {source} with{way_out}"
+
+
+def import_kind(place: Place | None) -> Any:
+    """The class at `place`, None if it is not installed."""
+    try:
+        return place and getattr(importlib.import_module(place.module), place.name)
+    except ImportError:
+        return None
+
+
+def naming(network: Network) -> Source:
+    """Whose names the PyTorch network's parameters have: Ho et al. themselves used TensorFlow."""
+    return "torch_ref" if network.source == "ho" else network.source
+
+
+def build(kind: Any, place: Place, network: Network, dtype: str) -> torch.nn.Module:
+    """The network at `place` with the weights of `network`, computing in `dtype`.
 
     Raises UserError if it does not take the weights.
     """
-    try:
-        kind = getattr(importlib.import_module(place.module), place.name)
-    except ImportError:
-        return None
-    package = place.module.split(".")[0]
-    source: Source = "torch_ref" if network.source == "ho" else network.source
-    weights = to_state_dict(network.params, PEERS[source])
+    weights = to_state_dict(network.params, PEERS[naming(network)])
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
     try:
-        module = kind(**arguments(kind, place, network.config))
+        module: torch.nn.Module = kind(**arguments(kind, place, network.config))
         module.load_state_dict(tensors)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{place.module}.{place.name} does not take these weights: {reason}"
-        ) from error
-    name = place.module if package == "torch_ref" else f"{package} {version(package)}".strip()
-    return Reference(name, module.float(), source, place.dtypes, place.to_double)
+        raise UserError(f"{name_of(place)} does not take these weights: {reason}") from error
+    torch.nn.Module.to(module, getattr(torch, dtype))  # diffusers' own .to() says more than it does
+    if dtype == "float64":
+        place.to_double(module)
+    return module.eval()
+
+
+def name_of(place: Place) -> str:
+    """The package and its version, or our module."""
+    package = place.module.split(".")[0]
+    return place.module if package == "torch_ref" else f"{package} {version(package)}".strip()
 
 
 def arguments(kind: Any, place: Place, config: Any) -> dict[str, Any]:

@@ -180,9 +180,17 @@ def test_shapes_and_what_is_given_tell_the_rest(arguments, given):
     assert shapes_of(**{name: getattr(told, name) for name in PEER.arguments}) == shapes
 
 
+# What the wrapper of its networks saves beside them.
+BUFFERS = ["betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod",
+           "sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod",
+           "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
+           "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
+           "loss_weight"]  # fmt: skip
+
+
 def trainer_file(weights):
     """What its Trainer saves: the wrapped network, and the average of it beside another copy."""
-    wrapped = {name: np.zeros(10, np.float32) for name in PEER.buffers}
+    wrapped = {name: np.zeros(10, np.float32) for name in BUFFERS}
     wrapped |= {f"model.{name}": array for name, array in weights.items()}
     ema = {"initted": np.array(True), "step": np.array(7)}
     ema |= {f"online_model.{name}": array for name, array in wrapped.items()}
@@ -198,6 +206,10 @@ FILES = {
     "the average of a trainer": lambda file, weights: (file, 2),
     "its average alone": lambda file, weights: (file["ema"], 2),
     "its network alone": lambda file, weights: (file["model"], 1),
+    "its prefix cut off": lambda file, weights: (
+        {name.removeprefix("model."): array for name, array in file["model"].items()},
+        1,
+    ),
     "distributed": lambda file, weights: ({f"module.{n}": a for n, a in file["model"].items()}, 1),
     "ElucidatedDiffusion": lambda file, weights: ({f"net.{n}": a for n, a in weights.items()}, 1),
 }

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
 
 from jax_ddpm.diffusion import DenoiseFn, Images, Prediction
 from jax_ddpm.schedules import Level
@@ -61,13 +62,13 @@ def sample(
     """Run `sampler` over S + 1 `levels`, from x_T to the clean image, as one `lax.scan`.
 
     `noise_fn(i)` is the noise of step i. Returns x_0 and, stacked, what `trace(state, prediction)`
-    keeps of each step; with `num_frames`, of that many steps, evenly spread, the last included.
+    keeps of each step; with `num_frames`, of the steps that `frame_steps` chooses.
     With `self_condition`, `denoise_fn` is also given the x_0 that the step before predicted, as
     `x_self_cond`, and zeros in the first step (Chen et al. 2023); the sampler does not notice.
     """
     cur, nxt = Level(*(field[:-1] for field in levels)), Level(*(field[1:] for field in levels))
     num_steps = len(cur.t)
-    num_frames = min(num_frames or num_steps, num_steps)
+    chosen = frame_steps(num_steps, num_frames or num_steps)
 
     def advance(chain: Chain, i: Array, cur: Level, nxt: Level) -> tuple[Chain, Any]:
         denoise = partial(denoise_fn, x_self_cond=chain.x_0) if self_condition else denoise_fn
@@ -78,15 +79,24 @@ def sample(
     def body(carry: tuple[Chain, Any], step: tuple[Array, Level, Level]) -> tuple[Any, None]:
         chain, frames = carry
         chain, frame = advance(chain, *step)
-        slot = step[0] * num_frames // num_steps  # the last step that falls in a slot stays
+        slot = jnp.searchsorted(chosen, step[0])  # the last step that falls in a slot stays
         return (chain, jax.tree.map(lambda kept, new: kept.at[slot].set(new), frames, frame)), None
 
     steps = (jnp.arange(num_steps), cur, nxt)
     chain = Chain(sampler.init(x_T), jnp.zeros_like(x_T) if self_condition else None)
     frame = jax.eval_shape(advance, chain, *jax.tree.map(lambda a: a[0], steps))[1]
-    frames = jax.tree.map(lambda f: jnp.zeros((num_frames, *f.shape), f.dtype), frame)
+    frames = jax.tree.map(lambda f: jnp.zeros((len(chosen), *f.shape), f.dtype), frame)
     (chain, frames), _ = jax.lax.scan(body, (chain, frames), steps)
     return chain.state.x_t, frames
+
+
+def frame_steps(num_steps: int, num_frames: int) -> Int[np.ndarray, " f"]:
+    """Which of the steps 0..S-1 are kept as frames: floor(linspace(0, S, F)), and the last.
+
+    The choice of B. Pulfer's GIFs: even, and with the first step. At most S frames.
+    """
+    even = np.floor(np.linspace(0, num_steps, num_frames))[:-1]
+    return np.unique(np.append(even, num_steps - 1)).astype(np.int32)
 
 
 def draw_noise(

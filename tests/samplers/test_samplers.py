@@ -7,6 +7,7 @@ import pytest
 
 from jax_ddpm.diffusion import Prediction, add_noise
 from jax_ddpm.samplers import SamplerState, ddim, ddpm, draw_noise, sample
+from jax_ddpm.samplers.base import frame_steps
 from jax_ddpm.schedules import level_at, named_schedule, timestep_grid
 
 SAMPLERS = {
@@ -237,7 +238,16 @@ def test_the_trace_has_as_many_frames_as_asked_for_and_ends_in_the_image(
 def test_few_frames_are_spread_evenly_over_all_steps():
     _, every = frames_of(10, None)
     _, few = frames_of(10, 3)
-    np.testing.assert_array_equal(few, every[jnp.array([3, 6, 9])])
+    np.testing.assert_array_equal(few, every[jnp.array([0, 5, 9])])
+
+
+def test_a_thousand_steps_in_a_hundred_frames_are_chosen_as_in_pulfers_gifs():
+    """His loop keeps step i where i is in linspace(0, T, 100).astype(uint), and the last."""
+    T = 1000
+    wanted = np.linspace(0, T, 100).astype(np.uint)
+    expected = [i for i, t in enumerate(reversed(range(T))) if i in wanted or t == 0]
+    assert frame_steps(T, 100).tolist() == expected
+    assert len(expected) == 100
 
 
 def test_nothing_is_kept_unless_a_trace_is_asked_for():

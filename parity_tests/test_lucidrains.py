@@ -61,7 +61,7 @@ def inputs(case, dtype):
 def test_recorded_output(compare, case):
     params, x, arguments, _, theirs = inputs(case, "float64")
     out = jax.jit(network_of(case).apply, compiler_options=QUICK)(params, x, **arguments)
-    compare("U-Net", out, theirs["out"], "float64")
+    compare("lucidrains' U-Net", out, theirs["out"], "float64")
 
 
 @pytest.mark.slow
@@ -75,9 +75,9 @@ def test_recorded_gradients(compare, dtype, case):
 
     gradient = jax.value_and_grad(loss_fn, (0, 1), has_aux=True)
     (loss, out), (grads, grad_x) = jax.jit(gradient, compiler_options=QUICK)(params, x)
-    compare("U-Net", out, theirs["out"], dtype)
-    compare("U-Net", loss, theirs["loss"].reshape(()), dtype)
-    compare("U-Net: gradients", grad_x, theirs["grad_x"], dtype)
+    compare("lucidrains' U-Net", out, theirs["out"], dtype)
+    compare("lucidrains' U-Net", loss, theirs["loss"].reshape(()), dtype)
+    compare("lucidrains' U-Net: gradients", grad_x, theirs["grad_x"], dtype)
     grads, params = (to_state_dict(tree, PEER) for tree in (grads, params))
     compare_rows(compare, case, [(grads[n], params[n]) for n in recorded(case)[1]], dtype)
 
@@ -86,7 +86,7 @@ def compare_rows(compare, case, pairs, dtype):
     """Sum and norm of each parameter's gradient, and its inner product with the parameter."""
     ours = [(g.sum(), np.linalg.norm(g.ravel()), (g * p).sum()) for g, p in pairs]
     theirs = recorded(case)[2][f"{SHORT[dtype]}.param_grads"]
-    compare("lucidrains' gradients", np.array(ours, dtype), theirs.astype(dtype), dtype)
+    compare("lucidrains' U-Net: gradients", np.array(ours, dtype), theirs.astype(dtype), dtype)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -99,9 +99,9 @@ def test_the_twin_computes_what_was_recorded(compare, case):
     out = theirs(x.requires_grad_(), torch.tensor(io["in.t"]), *sc)
     loss = ((out - target) ** 2).mean()
     loss.backward()
-    compare("U-Net", out.detach().numpy(), io["f64.out"], "float64")
-    compare("U-Net", loss.detach().numpy(), io["f64.loss"].reshape(()), "float64")
-    compare("U-Net: gradients", x.grad.numpy(), io["f64.grad_x"], "float64")
+    compare("lucidrains' U-Net", out.detach().numpy(), io["f64.out"], "float64")
+    compare("lucidrains' U-Net", loss.detach().numpy(), io["f64.loss"].reshape(()), "float64")
+    compare("lucidrains' U-Net: gradients", x.grad.numpy(), io["f64.grad_x"], "float64")
     named = dict(theirs.named_parameters())
     pairs = [(named[name].grad.numpy(), named[name].detach().numpy()) for name in rows]
     compare_rows(compare, case, pairs, "float64")

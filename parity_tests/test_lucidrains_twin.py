@@ -162,13 +162,13 @@ def test_any_configuration_computes_what_the_twin_computes(compare, dtype, seed)
     x = to_torch(x).requires_grad_()
     expected = theirs(x, torch.from_numpy(t), to_torch(guess) if conditioned else None)
     (expected**2).mean().backward()
-    compare("U-Net", out, to_jax(expected), dtype)
-    compare("U-Net: gradients", grad_x, to_jax(x.grad), dtype)
+    compare("lucidrains' U-Net", out, to_jax(expected), dtype)
+    compare("lucidrains' U-Net: gradients", grad_x, to_jax(x.grad), dtype)
     named = {n: torch.zeros_like(p) if p.grad is None else p.grad  # random frequencies: none
              for n, p in theirs.named_parameters()}  # fmt: skip
     named = {name: gradient.numpy().copy() for name, gradient in named.items()}
     theirs = from_state_dict(named, PEER, parameter_shapes(network.config))
-    compare("U-Net: gradients", grads, theirs, dtype)
+    compare("lucidrains' U-Net: gradients", grads, theirs, dtype)
 
 
 def output_of(shape=(4, 6, 3), given=(), **arguments):

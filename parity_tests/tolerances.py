@@ -36,7 +36,8 @@ TOLERANCES = {
     "down- and upsampling": Tolerance(1e-13, 5e-06),  # 5.1e-16, 0
     "U-Net": Tolerance(1e-13, 1e-05),  # 1.9e-15, 9.5e-07
     "U-Net: gradients": Tolerance(1e-13, 2e-05),  # 7.0e-15, 1.3e-06
-    "lucidrains' gradients": Tolerance(1e-12, 0.0002),  # ?, ?
+    "lucidrains' U-Net": Tolerance(2e-13, 5e-05),  # 1.2e-14, 5.4e-06
+    "lucidrains' U-Net: gradients": Tolerance(5e-13, 0.0001),  # 4.6e-14, 1.1e-05
     "given network": Tolerance(1e-11, 2e-05),  # ?
     "given network: gradients": Tolerance(1e-11, 5e-05),  # ?
     "OpenAI's U-Net": Tolerance(1e-13, 1e-05),  # 5.1e-15, 1.6e-06

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
@@ -20,6 +19,7 @@ from jax_ddpm.models.layers import (
     attention,
     statistics_dtype,
     timestep_embedding,
+    torch_uniform,
 )
 
 Temb = Float[Array, "b e"]
@@ -89,15 +89,6 @@ def check_groups(groups: int, dim: int) -> None:
     """Raise ValueError unless the norms' groups divide `dim`, and with it all its multiples."""
     divides = groups >= 1 and dim % groups == 0
     require(divides, "resnet-block-groups", groups, f"a divisor of dim {dim}")
-
-
-def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
-    """Uniform within 1/sqrt(fan_in): PyTorch's default for kernels and for biases."""
-
-    def init(key: Key[Array, ""], shape: Any, dtype: Any = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
-
-    return init
 
 
 def conv(

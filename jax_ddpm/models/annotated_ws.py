@@ -18,7 +18,6 @@ from jax_ddpm.models.annotated import (
     check_widths,
     conv,
     dense,
-    torch_uniform,
 )
 from jax_ddpm.models.base import Architecture, ImageShape, require
 from jax_ddpm.models.layers import (
@@ -26,6 +25,7 @@ from jax_ddpm.models.layers import (
     Features,
     GroupNorm,
     statistics_dtype,
+    torch_uniform,
     upsample_nearest,
 )
 

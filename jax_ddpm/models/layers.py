@@ -21,6 +21,15 @@ def fan_avg_uniform(scale: float = 1.0) -> nn.initializers.Initializer:
     return nn.initializers.variance_scaling(scale, "fan_avg", "uniform")
 
 
+def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
+    """Uniform within 1/sqrt(fan_in): PyTorch's default for kernels and for biases."""
+
+    def init(key: Key[Array, ""], shape: Any, dtype: Any = jnp.float32, *_: Any) -> Array:
+        return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
+
+    return init
+
+
 def conv3x3(
     features: int, name: str, dtype: Dtype, *, stride: int = 1, scale: float = 1.0
 ) -> nn.Conv:

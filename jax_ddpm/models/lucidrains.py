@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
 from jax_ddpm.models.base import Architecture, ImageShape, require
-from jax_ddpm.models.layers import Dropout, Features, attention, statistics_dtype, upsample_nearest
+from jax_ddpm.models.layers import (
+    Dropout,
+    Features,
+    attention,
+    statistics_dtype,
+    torch_uniform,
+    upsample_nearest,
+)
 
 Temb = Float[Array, "b e"]
 DropoutKeys = Key[Array, " b"] | None
@@ -114,16 +121,6 @@ class LucidrainsConfig(Architecture):
 def per_level(value: Any, levels: int) -> tuple[Any, ...]:
     """A tuple as it is; one value for every level."""
     return value if isinstance(value, tuple) else (value,) * levels
-
-
-def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
-    """PyTorch's default for kernels and biases: uniform within 1/sqrt(fan_in)."""
-    bound = fan_in**-0.5
-
-    def init(key: Key[Array, ""], shape: Any, dtype: Any = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
 
 
 def conv(

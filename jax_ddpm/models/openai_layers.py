@@ -14,6 +14,7 @@ from jax_ddpm.models.layers import (
     GroupNorm,
     attention,
     statistics_dtype,
+    torch_uniform,
     upsample_nearest,
 )
 
@@ -30,13 +31,9 @@ KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 def initializers(fan_in: int, zero: bool) -> dict[str, Any]:
     """PyTorch's initial kernel and bias; or zeros, for layers whose output starts at zero."""
-
-    def bias_init(key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
-
     if zero:
         return {"kernel_init": nn.initializers.zeros, "bias_init": nn.initializers.zeros}
-    return {"kernel_init": KERNEL_INIT, "bias_init": bias_init}
+    return {"kernel_init": KERNEL_INIT, "bias_init": torch_uniform(fan_in)}
 
 
 def conv(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jax_ddpm.models.base import Architecture, ImageShape, require
-from jax_ddpm.models.layers import Features, statistics_dtype
+from jax_ddpm.models.layers import Features, statistics_dtype, torch_uniform
 
 Temb = Float[Array, "b e"]
 IMAGE_SHAPE = (28, 28, 1)  # the norms' parameters have one entry per pixel
@@ -60,15 +60,6 @@ def interleaved_embedding(n: int, dim: int, dtype: Any = jnp.float32) -> Float[A
     return pairs.reshape(n, -1)[:, :dim]
 
 
-def torch_bias_init(fan_in: int) -> nn.initializers.Initializer:
-    """Uniform in +-1/sqrt(fan_in), PyTorch's initial biases."""
-
-    def init(key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
-
-    return init
-
-
 def conv(
     h: Features, features: int, size: int, stride: int, padding: int, name: str, dtype: Any
 ) -> Features:
@@ -79,7 +70,7 @@ def conv(
         stride,
         padding=padding,
         kernel_init=KERNEL_INIT,
-        bias_init=torch_bias_init(size**2 * h.shape[-1]),
+        bias_init=torch_uniform(size**2 * h.shape[-1]),
         dtype=dtype,
         name=name,
     )
@@ -98,7 +89,7 @@ def conv_transpose(
         padding=((size - 1 - padding, size - 1 - padding),) * 2,
         transpose_kernel=True,
         kernel_init=KERNEL_INIT,
-        bias_init=torch_bias_init(size**2 * features),
+        bias_init=torch_uniform(size**2 * features),
         dtype=dtype,
         name=name,
     )
@@ -135,7 +126,7 @@ class TimeShift(nn.Module):
         return self._dense("dense_1", nn.silu(self._dense("dense_0", temb)))
 
     def _dense(self, name: str, h: Temb) -> Temb:
-        bias_init = torch_bias_init(h.shape[-1])
+        bias_init = torch_uniform(h.shape[-1])
         layer = nn.Dense(
             self.features, dtype=self.dtype, kernel_init=KERNEL_INIT, bias_init=bias_init, name=name
         )

@@ -18,6 +18,7 @@ from jax_ddpm.models.layers import (
     GroupNorm,
     attention,
     statistics_dtype,
+    torch_uniform,
     upsample_nearest,
 )
 
@@ -40,16 +41,6 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def uniform(fan_in: int) -> nn.initializers.Initializer:
-    """PyTorch's initialisation of kernels and biases: uniform in +-1/sqrt(fan_in)."""
-    bound = fan_in**-0.5
-
-    def init(key: Any, shape: Any, dtype: Any = jnp.float32, *_: Any) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
-
-
 def conv(
     x: Features,
     features: int,
@@ -61,7 +52,7 @@ def conv(
     padding: tuple[int, int] = (1, 1),
 ) -> Features:
     """A square convolution of x; `padding` goes before and after, on both axes."""
-    init = uniform(size * size * x.shape[-1])
+    init = torch_uniform(size * size * x.shape[-1])
     layer = nn.Conv(
         features, (size, size), stride, padding=(padding, padding),
         kernel_init=init, bias_init=init, dtype=dtype, name=name,
@@ -71,7 +62,7 @@ def conv(
 
 def dense(x: Array, features: int, name: str, dtype: Dtype, *, bias: bool = True) -> Array:
     """A linear map of the last axis: a fully connected layer, or a 1x1 convolution."""
-    init = uniform(x.shape[-1])
+    init = torch_uniform(x.shape[-1])
     layer = nn.Dense(
         features, use_bias=bias, kernel_init=init, bias_init=init, dtype=dtype, name=name
     )

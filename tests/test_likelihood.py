@@ -17,6 +17,7 @@ from jax_ddpm.schedules import named_schedule
 
 T = 50
 SHAPE = (3, 4, 4, 1)
+term_of = jax.jit(vb_term)  # compiles once, and not each of its operations
 SCHEDULE = named_schedule("cosine", T, dtype=jnp.float64)
 
 
@@ -51,8 +52,9 @@ def test_the_approximate_cdf_is_close_to_the_normal_one_and_flat_far_out():
     np.testing.assert_array_equal(slopes, [0, 0, 0, 0])
 
 
-@pytest.mark.parametrize("mean", [-1.3, -0.5, 0.0, 0.999])
-@pytest.mark.parametrize("log_scale", [-6.0, -3.0, 0.0])
+@pytest.mark.parametrize(
+    ("mean", "log_scale"), [(-1.3, -3.0), (0.0, -6.0), (0.999, -6.0), (0.4, 0.0)]
+)
 def test_the_probabilities_of_all_pixel_values_sum_to_one(mean, log_scale):
     x = jnp.arange(256, dtype=jnp.float64).reshape(256, 1, 1, 1) / 127.5 - 1
     logs = discretized_gaussian_log_likelihood(
@@ -71,11 +73,11 @@ def test_no_probability_is_below_the_floor(floor):
 def test_a_perfect_model_pays_nothing_before_the_last_step():
     x_0, t = jnp.clip(normal(0), -1, 1), jnp.array([1, 25, 49])
     x_t = q_sample(SCHEDULE, x_0, t, normal(1))
-    posterior = q_posterior(SCHEDULE, x_0, x_t, t)
-    np.testing.assert_array_equal(vb_term(SCHEDULE, x_0, x_t, t, posterior), [0, 0, 0])
+    posterior = jax.jit(q_posterior)(SCHEDULE, x_0, x_t, t)
+    np.testing.assert_array_equal(term_of(SCHEDULE, x_0, x_t, t, posterior), [0, 0, 0])
     off = posterior._replace(mean=posterior.mean + 0.1)
-    expected = mean_bits(jnp.broadcast_to(normal_kl(posterior, off), SHAPE))
-    np.testing.assert_allclose(vb_term(SCHEDULE, x_0, x_t, t, off), expected, rtol=1e-13)
+    expected = jax.jit(lambda p, q: mean_bits(normal_kl(p, q)))(posterior, off)
+    np.testing.assert_allclose(term_of(SCHEDULE, x_0, x_t, t, off), expected, rtol=1e-13)
 
 
 def test_the_last_step_pays_for_the_pixels_themselves():
@@ -85,7 +87,7 @@ def test_the_last_step_pays_for_the_pixels_themselves():
     model = p_mean_variance(SCHEDULE, Prediction(x_0, x_0), x_t, t, "fixed_small")
     log_scale = jnp.broadcast_to(model.log_variance / 2, SHAPE)
     nll = -discretized_gaussian_log_likelihood(x_0, model.mean, log_scale)
-    found = vb_term(SCHEDULE, x_0, x_t, t, model)
+    found = term_of(SCHEDULE, x_0, x_t, t, model)
     np.testing.assert_allclose(found, nll.mean((1, 2, 3)) / np.log(2), rtol=1e-13)
 
 

@@ -98,15 +98,18 @@ def make_train_step(
     A batch is uint8 images, or a pair of them and labels; these go to the network if
     `class_conditional`. All randomness of an example comes from fold_in(fold_in(key, step), its
     index in the global batch), so the numbers do not depend on how the batch is spread over
-    devices or parts. With `self_condition` one coin decides for the whole global batch whether the
-    network is given its own first guess (which then costs half a first guess per step, not a whole
-    one).
+    devices or parts. With `self_condition` one coin per step decides for the whole global batch
+    whether the network is given its own first guess: every other step pays for one.
+
+    Raises ValueError if labels are wanted and the batch has none.
     """
 
     def train_step(
         state: TrainState, batch: Batch, key: Key[Array, ""]
     ) -> tuple[TrainState, Metrics]:
         pixels, labels = batch if isinstance(batch, tuple) else (batch, None)
+        if class_conditional and labels is None:
+            raise ValueError("a class-conditional network needs batches with labels")
         step_key = jax.random.fold_in(key, state.step)
         keys = example_keys(step_key, len(pixels), axis_name)
         flip_keys, draw_keys, dropout_keys = jnp.unstack(

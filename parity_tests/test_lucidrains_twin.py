@@ -50,6 +50,11 @@ def pair(dtype, **arguments):
     return theirs, network.params, network.config
 
 
+def run(module, params, *args):
+    """What `module` makes of `args`."""
+    return jax.jit(module.apply, compiler_options=QUICK)({"params": params}, *args)
+
+
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 @pytest.mark.parametrize("arguments", [
     {}, {"sinusoidal_pos_emb_theta": 77}, {"random_fourier_features": True},
@@ -58,7 +63,7 @@ def pair(dtype, **arguments):
 def test_time_embedding(compare, dtype, arguments):
     theirs, params, config = pair(dtype, **arguments)
     for t in (np.array([0, 1, 9]), np.array([-1.75, 0.5, 3.25], dtype)):
-        ours = TimeEmbedding(config, jnp.dtype(dtype)).apply({"params": params["temb"]}, t)
+        ours = run(TimeEmbedding(config, jnp.dtype(dtype)), params["temb"], t)
         expected = theirs.time_mlp(torch.from_numpy(t).to(getattr(torch, dtype)))
         compare("time embedding", ours, expected.detach().numpy(), dtype)
 
@@ -73,9 +78,8 @@ def test_block(compare, dtype):
         (theirs.ups[0][0], params["up_1"]["block_0"], 24),
     ):
         x = draws((2, 3, 4, size), dtype, 0)
-        out = ResnetBlock(reference.block1.proj.out_channels, 0.0, jnp.dtype(dtype)).apply(
-            {"params": ours}, x, temb, None
-        )
+        module = ResnetBlock(reference.block1.proj.out_channels, 0.0, jnp.dtype(dtype))
+        out = run(module, ours, x, temb, None)
         with torch.no_grad():
             expected = to_jax(reference(to_torch(x), torch.from_numpy(temb)))
         compare("ResNet block", out, expected, dtype)
@@ -91,7 +95,7 @@ def test_attention(compare, dtype, full, flash):
     ours = kind(2, 2, jnp.dtype(dtype), **kwargs)
     x = draws((2, 3, 4, 8), dtype, 0)
     theirs = theirs.downs[0][2]
-    out = ours.apply({"params": params["down_0"]["attn_1"]}, x) + x
+    out = run(ours, params["down_0"]["attn_1"], x) + x
     with torch.no_grad():
         compare("attention block", out, to_jax(theirs(to_torch(x))), dtype)
 
@@ -105,7 +109,8 @@ def test_pixels_become_channels_in_their_order(dtype):
 def test_the_norm_of_a_black_pixel_has_a_gradient():
     x = jnp.zeros((1, 2, 2, 3))
     norm = RMSNorm(jnp.float32)
-    gradient = jax.grad(lambda x: norm.apply({"params": {"scale": jnp.ones(3)}}, x).sum())(x)
+    params = {"params": {"scale": jnp.ones(3)}}
+    gradient = jax.jit(jax.grad(lambda x: norm.apply(params, x).sum()))(x)
     np.testing.assert_allclose(gradient, 1e12 * 3**0.5, rtol=1e-6)
 
 
@@ -201,10 +206,9 @@ def test_dropout_is_in_the_first_half_of_a_block_alone():
     """Where it leaves nothing, the second half of a constant and the shortcut remain."""
     theirs, params, _ = pair("float64")
     x, temb = draws((2, 4, 4, 8), "float64", 0), draws((2, 32), "float64", 1)
-    apply = functools.partial(ResnetBlock(8, 1 - 1e-12, jnp.float64).apply, x=x, temb=temb)
-    out = jax.jit(apply, compiler_options=QUICK)(
-        {"params": params["down_0"]["block_0"]}, keys=jax.random.split(jax.random.key(0), 2)
-    )
+    keys = jax.random.split(jax.random.key(0), 2)
+    module = ResnetBlock(8, 1 - 1e-12, jnp.float64)
+    out = run(module, params["down_0"]["block_0"], x, temb, keys)
     half = theirs.downs[0][0].block2
     with torch.no_grad():
         rest = torch.nn.functional.silu(half.norm(half.proj.bias[None, :, None, None]))

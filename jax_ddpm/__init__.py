@@ -18,9 +18,22 @@ from jax_ddpm.diffusion import (
     x_0_from_v,
     x_0_from_x_prev,
 )
+from jax_ddpm.interop import from_torch, to_torch
 from jax_ddpm.likelihood import prior_term, vb_term
 from jax_ddpm.losses import diffusion_loss, draw, loss_weight, make_loss_fn
-from jax_ddpm.models import NetworkFns, UNet, make_network
+from jax_ddpm.models import (
+    AnnotatedConfig,
+    AnnotatedWSConfig,
+    GuidedDiffusionConfig,
+    ImprovedDiffusionConfig,
+    LucidrainsConfig,
+    NetworkFns,
+    PulferConfig,
+    UNet,
+    UNet2DConfig,
+    UNetConfig,
+    make_network,
+)
 from jax_ddpm.samplers import Sampler, SamplerState, ddim, ddpm, draw_noise, sample
 from jax_ddpm.schedules import (
     Level,
@@ -39,14 +52,22 @@ from jax_ddpm.schedules import (
 )
 
 __all__ = [
+    "AnnotatedConfig",
+    "AnnotatedWSConfig",
     "DenoiseFn",
+    "GuidedDiffusionConfig",
+    "ImprovedDiffusionConfig",
     "Level",
+    "LucidrainsConfig",
     "NetworkFns",
     "Prediction",
+    "PulferConfig",
     "Sampler",
     "SamplerState",
     "Schedule",
     "UNet",
+    "UNet2DConfig",
+    "UNetConfig",
     "cosine_betas",
     "ddim",
     "ddpm",
@@ -55,6 +76,7 @@ __all__ = [
     "draw_noise",
     "eps_from_v",
     "eps_from_x_0",
+    "from_torch",
     "level_at",
     "linear_betas",
     "loss_weight",
@@ -79,6 +101,7 @@ __all__ = [
     "space_timesteps",
     "timestep_grid",
     "to_prediction",
+    "to_torch",
     "v_from",
     "vb_term",
     "x_0_from_eps",

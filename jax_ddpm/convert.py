@@ -37,7 +37,7 @@ class ImportArgs:
     """The implementation that wrote it."""
     out: Path
     """Folder of the new run."""
-    arguments: Path | None = None
+    config: Path | None = None
     """JSON file with the constructor arguments of its network, if the weights do not tell them.
     Default: the one of the same name beside the weights, or config.json as diffusers writes it."""
     image_size: tuple[int, int] | None = None
@@ -66,8 +66,8 @@ def import_weights(args: ImportArgs) -> runs.Run:
 def read_arguments(args: ImportArgs) -> dict[str, Any] | None:
     """The constructor arguments in a JSON file, if there is one."""
     beside = args.file.with_suffix(".json")
-    path = args.arguments or (beside if beside.is_file() else args.file.with_name("config.json"))
-    if args.arguments is None and not path.is_file():
+    path = args.config or (beside if beside.is_file() else args.file.with_name("config.json"))
+    if args.config is None and not path.is_file():
         return None
     try:
         values = json.loads(path.read_text())
@@ -75,7 +75,7 @@ def read_arguments(args: ImportArgs) -> dict[str, Any] | None:
         raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold an object: argument -> value")
-    of_a_run = "format" in values and args.arguments is None
+    of_a_run = "format" in values and args.config is None
     return None if of_a_run else values
 
 

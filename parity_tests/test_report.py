@@ -16,7 +16,7 @@ from measure import difference, peak_of
 from parity import GOLDENS, load_weights
 from report.blocks import Block, in_our_layout, matching_blocks
 from report.command import Args, line, report
-from report.peers import PACKAGES, TWINS, exact_timesteps, find_reference
+from report.peers import PACKAGES, TWINS, diffusers_embedding, find_reference, openai_in_double
 from report.quantities import Pair, Part, measure_part
 from tolerances import TOLERANCES, Tolerance
 from twins import twin_networks
@@ -101,20 +101,20 @@ def test_a_quantity_out_of_tolerance(quantity, gap):
     assert line(found).endswith("OUT OF TOLERANCE")
 
 
-def test_slack_is_the_smaller_rounding_of_the_two():
-    """A network that amplifies rounding is excused, one side that is off in float32 is not."""
+def test_slack_follows_the_rounding_of_pytorch():
+    """A network that amplifies rounding is excused; a result of ours that is far off is not."""
 
-    def quantity(ours, theirs, slack):
+    def quantity(ours, theirs, **settings):
         def pairs(dtype, seed):
             off = (0, 0) if dtype == "float64" else (ours, theirs)
             yield Pair("", "", "q_sample", *(np.array([1 + e, 2], dtype) for e in off))
 
-        return next(measure_part(Part("", "", "", "", pairs, slack=slack), 0))
+        return next(measure_part(Part("", "", "", "", pairs, **settings), 0))
 
     assert TOLERANCES["q_sample"].float32 < 1e-4
-    assert not quantity(1e-3, -1e-3, 0).ok
-    assert quantity(1e-3, -1e-3, 10).ok
-    assert not quantity(1e-3, 0, 10).ok and not quantity(0, 1e-3, 10).ok
+    assert not quantity(0, 1e-3).ok
+    assert quantity(0, 1e-3, slack=10).ok
+    assert not quantity(1e-3, 0, slack=10).ok
 
 
 class Tags(HTMLParser):
@@ -137,7 +137,7 @@ def check_files(folder):
     for quantity in record["quantities"]:
         assert quantity.keys() == QUANTITY and quantity["part"] in names
         for dtype in ("float64", "float32"):
-            assert quantity[dtype] is None or quantity[dtype].keys() == MEASURE
+            assert quantity[dtype].keys() == MEASURE
     page = (folder / "report.html").read_text()
     assert "http" not in page and "url(" not in page.replace("url(#", "") and "@import" not in page
     parser = Tags()
@@ -204,18 +204,26 @@ def test_blocks_are_found_by_the_parameters_they_hold():
     image = np.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)  # NHWC
     tensor = torch.from_numpy(np.moveaxis(image, -1, 1).copy())
     names = {"a.inner.w.weight": "b.w.kernel", "a.inner.v.weight": "b.v.kernel",
-             "c.weight": "d.kernel", "e.weight": "e_0.kernel"}  # fmt: skip
+             "c.weight": "d.kernel", "e.weight": "e_0.kernel", "g.weight": "g.kernel"}  # fmt: skip
     theirs = {
         "a.inner.w": Block(tensor, None),
         "a.inner": Block(tensor * 3, None),
         "a": Block(tensor, None),
         "c": Block(tensor.flatten(2), None),
         "e": Block(tensor - 1, torch.ones_like(tensor)),  # the residual connection is outside
+        "g": Block(tensor + 1, torch.ones_like(tensor)),  # inside, while ours is outside
     }
-    ours = {"b": image, "b.w": image, "d": image.reshape(2, 12, 5), "e_0": image, "f": image}
+    ours = {
+        "b": image,
+        "b.w": image,
+        "d": image.reshape(2, 12, 5),
+        "e_0": image,
+        "f": image,
+        "g": image,
+    }
     found = matching_blocks(ours, theirs, names)
     labels = {path: match.label for path, match in found.items()}
-    assert labels == {"b": "b = a.inner", "d": "d = c", "e_0": "e_0 = e"}
+    assert labels == {"b": "b = a.inner", "d": "d = c", "e_0": "e_0 = e", "g": "g"}
     for path, match in found.items():
         assert np.array_equal(match.ours, ours[path])
         assert np.array_equal(match.theirs, ours[path])
@@ -232,9 +240,8 @@ def test_weights_go_into_the_twin(monkeypatch):
     network = from_torch(weights, "torch_ref", {"num_groups": 4})
     reference = find_reference(network)
     assert reference.against == "torch_ref.unet"
-    for dtype, module in reference.modules.items():
-        for name, tensor in module.state_dict().items():
-            assert np.array_equal(tensor, weights[name].astype(dtype))
+    for name, tensor in reference.module.state_dict().items():
+        assert np.array_equal(tensor, weights[name])
     monkeypatch.delitem(TWINS, "torch_ref")
     with pytest.raises(UserError, match="there is no PyTorch network to compare torch_ref with"):
         find_reference(network)
@@ -247,15 +254,10 @@ def test_the_twin_stands_in_for_a_package_that_is_missing_or_cannot(monkeypatch,
     monkeypatch.setitem(PACKAGES, "lucidrains", missing)
     assert find_reference(network).against == "torch_ref.lucidrains"
 
-    single = twin._replace(dtypes=("float32",))  # as a package that casts to float32
-    monkeypatch.setitem(PACKAGES, "lucidrains", single)
-    monkeypatch.setattr("report.peers.name_of", lambda place: "one" if place is single else "two")
-    assert find_reference(network).against == "one in float32, two in float64"
-
     other = twin._replace(renamed={"dim": lambda config: 2 * config.dim})  # as another version
     monkeypatch.setitem(PACKAGES, "lucidrains", other)
-    assert find_reference(network).against == "two"
-    assert "note: two does not take these weights" in capsys.readouterr().err
+    assert find_reference(network).against == "torch_ref.lucidrains"
+    assert "note: torch_ref.lucidrains does not take these" in capsys.readouterr().err
     monkeypatch.setitem(TWINS, "lucidrains", other)
     with pytest.raises(UserError, match="does not take these weights"):
         find_reference(network)
@@ -267,16 +269,37 @@ def recorded_network(case, source):
     return from_torch(load_weights(GOLDENS / case), source, config)
 
 
-@pytest.mark.parametrize("settings", [{}, {"flip_sin_to_cos": False, "downscale_freq_shift": 1}])
-def test_timesteps_of_diffusers_in_double_precision(settings):
-    from diffusers.models.embeddings import Timesteps
+@pytest.mark.parametrize("settings", [{}, {"flip_sin_to_cos": True, "downscale_freq_shift": 0}])
+def test_embeddings_of_diffusers_in_double_precision(settings):
+    from diffusers.models.embeddings import get_timestep_embedding
 
-    layer = Timesteps(8, **{"flip_sin_to_cos": True, "downscale_freq_shift": 0} | settings)
     t = torch.tensor([0, 1, 13])
-    before = layer(t)
-    exact_timesteps(layer)
-    assert before.dtype == torch.float32 and layer(t).dtype == torch.float64
-    assert (layer(t) - before).abs().max() < 1e-6  # measured: 1.7e-7
+    single, double = get_timestep_embedding(t, 9, **settings), diffusers_embedding(t, 9, **settings)
+    assert single.dtype == torch.float32 and double.dtype == torch.float64
+    assert (double - single).abs().max() < 1e-6  # measured: 2.6e-7
+
+
+class Norm(torch.nn.GroupNorm):
+    """As OpenAI's: in float32, whatever comes in."""
+
+    def forward(self, x):
+        return super().forward(x.float()).type(x.dtype)
+
+
+def timestep_embedding(t, dim):
+    raise AssertionError("not replaced")
+
+
+def test_casts_of_openai_in_double_precision():
+    x, layer = torch.randn(2, 4, 3, 3, dtype=torch.float64), Norm(2, 4).double()
+    with openai_in_double(layer):
+        assert layer.dtype == torch.float64
+        gap = (layer(x) - torch.nn.functional.group_norm(x, 2)).abs().max()
+        assert gap < 1e-14  # measured: 4.4e-16; 1e-7 with the cast
+        found = timestep_embedding(torch.tensor([3]), 4)
+    expected = torch.tensor([[3, 0.03]], dtype=torch.float64)
+    assert torch.equal(found, torch.cat([expected.cos(), expected.sin()], 1))
+    assert x.float().dtype == torch.float32 and not hasattr(layer, "dtype")
 
 
 CHECKPOINTS = {
@@ -302,7 +325,6 @@ def test_the_network_of_a_checkpoint(tmp_path, case):
     record, _ = check_files(tmp_path)
     groups = [q["group"] for q in record["quantities"]]
     assert groups.count("blocks, from the first to the last") >= 10
-    assert all(q["float64"] for q in record["quantities"])
 
 
 @pytest.mark.slow
@@ -310,9 +332,8 @@ def test_other_weights_are_out_of_tolerance(tmp_path, monkeypatch):
     """What the comparison is for: one number of one weight, a thousandth off."""
     network = recorded_network("hojonathanho/unet", "ho")
     reference = find_reference(network)
-    for module in reference.modules.values():
-        with torch.no_grad():
-            module.conv_in.weight[0, 0, 0, 0] *= 1.001
+    with torch.no_grad():
+        reference.module.conv_in.weight[0, 0, 0, 0] *= 1.001
     monkeypatch.setattr("report.chapters.find_reference", lambda network: reference)
     monkeypatch.setattr("report.command.read_network", lambda args: network)
     assert not report(Args(tmp_path, Path("weights"), "ho"))

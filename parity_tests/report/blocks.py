@@ -30,8 +30,8 @@ def matching_blocks(
     """The blocks that both have, by our path, in their order; `names`: their parameter -> ours.
 
     Several of their modules may hold the same parameters, and a residual connection may be inside
-    our block and outside of theirs: the nearest output is meant. Layers of a block that is found
-    are left out.
+    one block and outside of the other: the nearest output is meant. Layers of a block that is
+    found are left out.
     """
     of_path = {path: _under(path, names.values()) for path in ours}
     of_block = {name: frozenset(o for t, o in names.items() if t.startswith(f"{name}."))
@@ -69,10 +69,11 @@ def _distance(a: Any, b: np.ndarray) -> float:
 
 
 def in_our_layout(block: Block, shape: tuple[int, ...]) -> list[np.ndarray]:
-    """What may be our output of `shape`: theirs, channels last or as it is, plus their input."""
+    """What may be our output of `shape`: theirs, channels last or as it is, with or without what
+    they were given."""
     tensors = [block.out]
     if isinstance(block.given, torch.Tensor) and block.given.shape == block.out.shape:
-        tensors.append(block.out + block.given)
+        tensors += [block.out + block.given, block.out - block.given]
     ways = []
     for array in (tensor.detach().numpy() for tensor in tensors):
         if array.size == int(np.prod(shape)):

@@ -105,8 +105,9 @@ HEAD = LINE.format("", "float64", "float32", "absolute", "ULP", "tolerance", "")
 def line(quantity: Quantity) -> str:
     """A quantity as a line of text; absolute, ULP and tolerance are those of float32."""
     double, single = quantity.float64, quantity.float32
-    relative = [f"{m.relative:.1e}" if m else "" for m in (double, single)]
-    last = quantity.measures[-1]
-    ulp = "-" if last.ulp is None else f"{last.ulp:.1f}"
-    rest = f"{last.absolute:.1e}", ulp, f"{last.tolerance:.0e}"
-    return LINE.format(quantity.what, *relative, *rest, "ok" if quantity.ok else "OUT OF TOLERANCE")
+    ulp = "-" if single.ulp is None else f"{single.ulp:.1f}"
+    verdict = "ok" if quantity.ok else "OUT OF TOLERANCE"
+    return LINE.format(
+        quantity.what, f"{double.relative:.1e}", f"{single.relative:.1e}",
+        f"{single.absolute:.1e}", ulp, f"{single.tolerance:.0e}", verdict,
+    )  # fmt: skip

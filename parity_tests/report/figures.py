@@ -46,7 +46,7 @@ def overview(parts: list[Record], quantities: list[Record]) -> str:
         for row, part in enumerate(parts):
             chosen = [q for q in quantities if q["part"] == part["name"]]
             for i, dtype in enumerate(COLOURS):
-                gaps = [drawn(q[dtype]["relative"]) for q in chosen if q[dtype]]
+                gaps = [drawn(q[dtype]["relative"]) for q in chosen]
                 height = row + 0.22 * (2 * i - 1) + _spread(len(gaps))
                 axes.scatter(gaps, height, s=11, color=COLOURS[dtype], alpha=0.65, linewidths=0)
         for dtype, value in EPSILON.items():

@@ -1,8 +1,9 @@
 """One network in both frameworks: every block's output, and every gradient."""
 
+import copy
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -22,13 +23,14 @@ TIMESTEPS = (0, 417, 999)
 
 
 class Reference(NamedTuple):
-    """The same network in PyTorch with the same weights, once per precision."""
+    """The same network in PyTorch, in float32, with the same weights."""
 
     against: str
     source: Source
     """Whose names its parameters have."""
-    modules: Mapping[str, torch.nn.Module]
-    """By dtype; in evaluation mode."""
+    module: torch.nn.Module
+    in_double: Callable[[torch.nn.Module], AbstractContextManager[Any]] = nullcontext
+    """What has to be around it for it to compute in float64."""
 
 
 class Inputs(NamedTuple):
@@ -123,7 +125,9 @@ def run_theirs(
     network: Network, reference: Reference, inputs: Inputs, dtype: str
 ) -> tuple[Run, dict[str, str]]:
     """The same of the reference; and our names of its parameters."""
-    module = reference.modules[dtype]
+    # torch.nn's own .to(): diffusers' says more than it does
+    module = torch.nn.Module.to(copy.deepcopy(reference.module), getattr(torch, dtype))
+    around = reference.in_double(module) if dtype == "float64" else nullcontext()
     calls: dict[str, list[Block]] = {}
     hooks = [
         child.register_forward_hook(
@@ -135,16 +139,18 @@ def run_theirs(
         if name
     ]
     x_t = to_torch(inputs.x_t).requires_grad_()
-    with default_dtype(dtype):
+    with default_dtype(dtype), around:
         out = call(module, x_t, inputs)
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         grad_x, *grads = torch.autograd.grad(
-            (out**2).mean(), [x_t, *module.parameters()], allow_unused=True, materialize_grads=True
+            (out**2).mean(), [x_t, *trained.values()], allow_unused=True, materialize_grads=True
         )
     for hook in hooks:
         hook.remove()
     blocks = {name: made[0] for name, made in calls.items()
               if len(made) == 1 and isinstance(made[0].out, torch.Tensor)}  # fmt: skip
-    named = dict(zip((name for name, _ in module.named_parameters()), grads, strict=True))
+    named = {name: torch.zeros_like(p) for name, p in module.named_parameters()}
+    named |= dict(zip(trained, grads, strict=True))
     tree, names = _as_ours(network, reference, named)
     return Run(to_jax(out), blocks, to_jax(grad_x), tree), names
 

@@ -93,7 +93,7 @@ def _section(part: Record, quantities: list[Record]) -> str:
 def _group(name: str, members: list[Record], unfolded: bool) -> str:
     failed = sum(not q["ok"] for q in members)
     state = f'<b class="bad">{failed} out of tolerance</b>' if failed else "within tolerance"
-    worst = ", ".join(_worst(members, dtype) for dtype in RULERS if any(q[dtype] for q in members))
+    worst = ", ".join(_worst(members, dtype) for dtype in RULERS)
     rows = "\n".join(map(_row, members))
     return (
         f"<details{' open' if unfolded or failed else ''}><summary>{html.escape(name)}"
@@ -113,21 +113,18 @@ def _row(quantity: Record) -> str:
     cells = [f'<td class="what">{html.escape(quantity["what"])}']
     for dtype in RULERS:
         measure = quantity[dtype]
-        if measure is None:
-            cells.append('<td><td><td class="tol">not compared')
-        else:
-            cells.append(f"<td>{_gap(measure['relative'])}<td>{_ruler(measure, dtype)}")
-            cells.append(f'<td class="tol">≤ {measure["tolerance"]:.0e}')
-    last = quantity["float32"] or quantity["float64"]
-    cells.append(f"<td>{_plain(last['absolute'])}<td>{_plain(last['ulp'], '.1f')}")
-    cells.append(f"<td>{_plain(last['rounding'])}")
+        cells.append(f"<td>{_gap(measure['relative'])}<td>{_ruler(measure, dtype)}")
+        cells.append(f'<td class="tol">≤ {measure["tolerance"]:.0e}')
+    single = quantity["float32"]
+    cells.append(f"<td>{_plain(single['absolute'])}<td>{_plain(single['ulp'], '.1f')}")
+    cells.append(f"<td>{_plain(single['rounding'])}")
     mark = '<td class="ok">✓' if quantity["ok"] else '<td class="bad">✗'
     return f"<tr{'' if quantity['ok'] else ' class=bad'}>{''.join(cells)}{mark}</tr>"
 
 
 def _worst(members: list[Record], dtype: str) -> str:
     """The largest difference of a group in one precision."""
-    gaps = [q[dtype]["relative"] for q in members if q[dtype]]
+    gaps = [q[dtype]["relative"] for q in members]
     return f"{_gap(None if None in gaps else max(gaps))} in {dtype}"
 
 

@@ -3,10 +3,13 @@
 import importlib
 import importlib.metadata
 import inspect
+import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import MappingProxyType
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -15,42 +18,74 @@ from jax_ddpm.errors import UserError
 from jax_ddpm.interop import PEERS, Network, Source, to_state_dict
 from report.network import Reference
 
+Context = Callable[[torch.nn.Module], AbstractContextManager[Any]]
+
 
 class Place(NamedTuple):
-    """Where to find a network, and in which precisions it can compute."""
+    """Where to find a network."""
 
     module: str
     name: str
     renamed: Mapping[str, Callable[[Any], Any]] = MappingProxyType({})
     """Arguments that our configuration has otherwise, from it."""
-    dtypes: tuple[str, ...] = ("float64", "float32")
-    to_double: Callable[[torch.nn.Module], None] = lambda module: None
+    in_double: Context = nullcontext
+    """What lets code that asks for float32 by name follow a network in float64."""
 
 
-def exact_timesteps(module: torch.nn.Module) -> None:
-    """Let diffusers' sinusoidal embedding, float32 by its own code, follow a network in float64."""
-    for child in module.modules():
-        if type(child).__name__ == "Timesteps":
-            child.register_forward_hook(lambda layer, args, out: _timesteps(layer, args[0]))
+@contextmanager
+def diffusers_in_double(module: torch.nn.Module) -> Iterator[None]:
+    """Its sinusoidal embedding is float32 whatever the network is."""
+    with patch("diffusers.models.embeddings.get_timestep_embedding", diffusers_embedding):
+        yield
 
 
-def _timesteps(layer: Any, t: torch.Tensor) -> torch.Tensor:
-    half = layer.num_channels // 2
-    index = torch.arange(half, dtype=torch.float64)
-    rates = torch.exp(index * (-torch.log(torch.tensor(10000.0, dtype=torch.float64)))
-                      / (half - layer.downscale_freq_shift))  # fmt: skip
-    angles = layer.scale * t.double()[:, None] * rates
-    parts = [angles.cos(), angles.sin()] if layer.flip_sin_to_cos else [angles.sin(), angles.cos()]
-    return torch.nn.functional.pad(torch.cat(parts, dim=1), (0, layer.num_channels % 2))
+def diffusers_embedding(
+    timesteps: torch.Tensor, embedding_dim: int, flip_sin_to_cos: bool = False,
+    downscale_freq_shift: float = 1, scale: float = 1, max_period: int = 10000,
+) -> torch.Tensor:  # fmt: skip
+    """diffusers' get_timestep_embedding in float64."""
+    denominator = embedding_dim // 2 - downscale_freq_shift
+    args = timesteps, embedding_dim, denominator, max_period
+    return _sinusoids(*args, cos_first=flip_sin_to_cos, scale=scale)
 
 
-# OpenAI's code casts to float32 inside, whatever it is given: it is compared in float32 alone, and
-# the twin in float64.
+@contextmanager
+def openai_in_double(module: torch.nn.Module) -> Iterator[None]:
+    """Its norms, softmax and sinusoidal embedding cast to float32 whatever the network is."""
+    unet = sys.modules[type(module).__module__]
+    with (
+        patch.object(torch.Tensor, "float", torch.Tensor.double),
+        patch.object(unet, "timestep_embedding", openai_embedding),
+        patch.object(module, "dtype", torch.float64, create=True),
+    ):
+        yield
+
+
+def openai_embedding(timesteps: torch.Tensor, dim: int, max_period: int = 10000) -> torch.Tensor:
+    """OpenAI's timestep_embedding in float64."""
+    return _sinusoids(timesteps, dim, dim // 2, max_period, cos_first=True)
+
+
+def _sinusoids(
+    t: torch.Tensor, dim: int, denominator: float, max_period: float, *, cos_first: bool,
+    scale: float = 1.0,
+) -> torch.Tensor:  # fmt: skip
+    index = torch.arange(dim // 2, dtype=torch.float64)
+    angles = scale * t.double()[:, None] * torch.exp(-math.log(max_period) * index / denominator)
+    parts = [angles.cos(), angles.sin()] if cos_first else [angles.sin(), angles.cos()]
+    return torch.nn.functional.pad(torch.cat(parts, dim=1), (0, dim % 2))
+
+
 PACKAGES: dict[str, Place] = {
     "lucidrains": Place("denoising_diffusion_pytorch", "Unet"),
-    "diffusers": Place("diffusers", "UNet2DModel", to_double=exact_timesteps),
-    "guided_diffusion": Place("guided_diffusion.unet", "UNetModel", dtypes=("float32",)),
-    "improved_diffusion": Place("improved_diffusion.unet", "UNetModel", dtypes=("float32",)),
+    "diffusers": Place("diffusers", "UNet2DModel", in_double=diffusers_in_double),
+    "guided_diffusion": Place(
+        "guided_diffusion.unet",
+        "UNetModel",
+        {"image_size": lambda config: config.example_shape[0]},
+        openai_in_double,
+    ),
+    "improved_diffusion": Place("improved_diffusion.unet", "UNetModel", in_double=openai_in_double),
 }
 ANNOTATED = Place(
     "torch_ref.annotated", "AnnotatedUNet", {"layer": lambda config: config.norm == "layer"}
@@ -74,31 +109,23 @@ TWINS: dict[str, Place] = {
 
 
 def find_reference(network: Network) -> Reference:
-    """The package's network in the precisions that it can do, the twin in those that are left.
+    """The network of the package that its weights come from, else of our twin.
 
     Raises UserError if there is neither, or if neither takes the weights.
     """
-    modules: dict[str, torch.nn.Module] = {}
-    names: dict[str, str] = {}
     refused: list[str] = []
     for place in (PACKAGES.get(network.source), TWINS.get(network.source)):
         kind = import_kind(place)
-        if place is None or kind is None:
-            continue
-        try:
-            made = {d: build(kind, place, network, d) for d in place.dtypes if d not in modules}
-        except UserError as error:
-            refused.append(str(error))
-            continue
-        modules |= made
-        names |= dict.fromkeys(made, name_of(place))
-    if not modules:
-        raise UserError(refused[0] if refused else no_reference(network.source))
-    for sentence in refused:
-        print(f"note: {sentence}", file=sys.stderr)
-    same = len(set(names.values())) == 1
-    against = ", ".join(dict.fromkeys(n if same else f"{n} in {d}" for d, n in names.items()))
-    return Reference(against, naming(network), modules)
+        if place is not None and kind is not None:
+            try:
+                module = build(kind, place, network)
+            except UserError as error:
+                refused.append(str(error))
+                continue
+            for sentence in refused:
+                print(f"note: {sentence}", file=sys.stderr)
+            return Reference(name_of(place), naming(network), module, place.in_double)
+    raise UserError(refused[0] if refused else no_reference(network.source))
 
 
 def no_reference(source: str) -> str:
@@ -121,8 +148,8 @@ def naming(network: Network) -> Source:
     return "torch_ref" if network.source == "ho" else network.source
 
 
-def build(kind: Any, place: Place, network: Network, dtype: str) -> torch.nn.Module:
-    """The network at `place` with the weights of `network`, computing in `dtype`.
+def build(kind: Any, place: Place, network: Network) -> torch.nn.Module:
+    """The network at `place`, in float32 and evaluation mode, with the weights of `network`.
 
     Raises UserError if it does not take the weights.
     """
@@ -134,9 +161,6 @@ def build(kind: Any, place: Place, network: Network, dtype: str) -> torch.nn.Mod
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{name_of(place)} does not take these weights: {reason}") from error
-    torch.nn.Module.to(module, getattr(torch, dtype))  # diffusers' own .to() says more than it does
-    if dtype == "float64":
-        place.to_double(module)
     return module.eval()
 
 

@@ -1,6 +1,6 @@
 """What the report holds: a quantity computed in two frameworks, and how far the two are apart."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -8,8 +8,6 @@ import jax
 import numpy as np
 from measure import Difference, difference, peak_of, side_by_side
 from tolerances import TOLERANCES
-
-DTYPES = ("float64", "float32")
 
 
 class Pair(NamedTuple):
@@ -59,18 +57,13 @@ class Quantity:
     against: str
     tolerance_of: str
     along: str
-    float64: Measure | None
-    float32: Measure | None
-
-    @property
-    def measures(self) -> list[Measure]:
-        """Of the precisions in which it was compared."""
-        return [m for m in (self.float64, self.float32) if m is not None]
+    float64: Measure
+    float32: Measure
 
     @property
     def ok(self) -> bool:
         """Whether it is within tolerance in both precisions."""
-        return all(measure.ok for measure in self.measures)
+        return self.float64.ok and self.float32.ok
 
 
 class Part(NamedTuple):
@@ -81,37 +74,22 @@ class Part(NamedTuple):
     text: str
     against: str
     pairs: Callable[[str, int], Iterator[Pair]]
-    dtypes: Collection[str] = DTYPES
     slack: float = 0.0
-    """How many times the rounding of either framework a difference may be, where that is more than
-    the tolerance: some networks amplify rounding."""
+    """How many times PyTorch's own rounding a difference may be, where that is more than the
+    tolerance: some networks amplify rounding."""
 
 
 def measure_part(part: Part, seed: int) -> Iterator[Quantity]:
-    """Compute a part in each of its precisions and compare."""
-    pairs = {d: part.pairs(d, seed) if d in part.dtypes else iter(()) for d in DTYPES}
-    exact = {(pair.group, pair.what): pair for pair in pairs["float64"]}
-    for pair in pairs["float32"]:
-        yield _quantity(part, exact.pop((pair.group, pair.what), None), pair)
-    for pair in exact.values():
-        yield _quantity(part, pair, None)
-
-
-def _quantity(part: Part, double: Pair | None, single: Pair | None) -> Quantity:
-    any_pair = double or single
-    assert any_pair is not None
-    rounding = None
-    allowed = 0.0
-    if double and single:
-        peak = double.peak or peak_of(double.theirs)
-        rounding = _rounding(single.theirs, double.theirs, peak)
-        # the smaller one: a mistake of one side in one precision must not excuse itself
-        allowed = part.slack * min(rounding, _rounding(single.ours, double.ours, peak))
-    return Quantity(
-        part.name, any_pair.group, any_pair.what, part.against, any_pair.tolerance, any_pair.along,
-        double and measure(double, "float64", None, allowed),
-        single and measure(single, "float32", rounding, allowed),
-    )  # fmt: skip
+    """Compute a part in both precisions, side by side, and compare."""
+    runs = [part.pairs(dtype, seed) for dtype in ("float64", "float32")]
+    for double, single in zip(*runs, strict=True):
+        rounding = _rounding(single.theirs, double.theirs, double.peak or peak_of(double.theirs))
+        allowed = part.slack * rounding
+        yield Quantity(
+            part.name, double.group, double.what, part.against, double.tolerance, double.along,
+            measure(double, "float64", None, allowed),
+            measure(single, "float32", rounding, allowed),
+        )  # fmt: skip
 
 
 def _rounding(single: Any, double: Any, peak: float) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from report.quantities import Measure, Part, Quantity
+from report.quantities import Part, Quantity
 
 VERSION = 1  # goes up when a key changes its meaning
 
@@ -31,7 +31,7 @@ def as_record(
             "sentence": f"{len(quantities)} quantities, {verdict}.",
             "quantities": len(quantities),
             "out_of_tolerance": failed,
-            "identical": {dtype: sum(is_identical(q, dtype) for q in quantities)
+            "identical": {dtype: sum(getattr(q, dtype).absolute == 0 for q in quantities)
                           for dtype in ("float64", "float32")},
         },
         "environment": environment(),
@@ -41,20 +41,13 @@ def as_record(
     }  # fmt: skip
 
 
-def is_identical(quantity: Quantity, dtype: str) -> bool:
-    """Whether the two are equal bit for bit in this precision."""
-    measure: Measure | None = getattr(quantity, dtype)
-    return measure is not None and measure.absolute == 0
-
-
 def record_of(quantity: Quantity) -> dict[str, Any]:
     """A quantity as plain values; what is not finite, such as the distance to a NaN, is null."""
     record = asdict(quantity)
     for dtype in ("float64", "float32"):
         measure = getattr(quantity, dtype)
-        if measure is not None:
-            record[dtype] = {name: finite(value) for name, value in record[dtype].items()}
-            record[dtype]["ok"] = measure.ok
+        record[dtype] = {name: finite(value) for name, value in record[dtype].items()}
+        record[dtype]["ok"] = measure.ok
     return record | {"ok": quantity.ok}
 
 

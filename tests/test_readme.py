@@ -19,17 +19,39 @@ def run(block):
     return names
 
 
+def block(words):
+    """The block of the README that has `words` in it."""
+    (found,) = [text for text in BLOCKS if words in text]
+    return found
+
+
 @pytest.mark.slow
 def test_the_example_draws_images():
     with jax.numpy_rank_promotion("allow"):
-        x_0 = run(BLOCKS[0])["x_0"]
+        x_0 = run(block("UNet(out_channels=1"))["x_0"]
     assert x_0.shape == (16, 28, 28, 1)
     assert jnp.isfinite(x_0).all()
 
 
+@pytest.mark.slow
+def test_the_usage_of_lucidrains_package_in_a_smaller_size():
+    text = block("LucidrainsConfig(dim=64")
+    for large, small in {"dim=64": "dim=8", "128": "16", "1000, 1000": "1000, 3"}.items():
+        text = text.replace(large, small)
+    names = run(text)
+    assert names["x_0"].shape == (4, 16, 16, 3)
+    assert jnp.isfinite(names["loss"])
+    assert jax.tree.structure(names["grads"]) == jax.tree.structure(names["params"])
+
+
+@pytest.mark.slow
+def test_the_usage_of_the_tutorials():
+    assert run(block("AnnotatedConfig(dim=28"))["loss"].shape == (2,)
+
+
 def test_the_sampler_of_the_readme_solves_a_problem_with_a_known_answer():
     """For data that is one point, every first-order solver of the ODE ends at that point."""
-    sampler = run(BLOCKS[1])["euler"]()
+    sampler = run(block("def euler"))["euler"]()
     schedule = make_schedule(linear_betas(1000), dtype=jnp.float64)
     levels = level_at(schedule, jnp.asarray(timestep_grid(1000, 20)))
     point, x_T = jnp.full((1, 2, 2, 1), 0.5), jnp.ones((1, 2, 2, 1))

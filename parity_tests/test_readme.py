@@ -1,0 +1,17 @@
+"""The README's example with weights from PyTorch works as it stands there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_weights_come_and_go():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (block,) = [text for text in blocks if "import torch" in text]
+    names = {}
+    exec(block, names)
+    assert names["output"].shape == (1, 16, 16, 3)

@@ -16,8 +16,10 @@ from measure import difference, peak_of
 from parity import GOLDENS, load_weights
 from report.blocks import Block, in_our_layout, matching_blocks
 from report.command import Args, line, report
+from report.page import render
 from report.peers import PACKAGES, TWINS, diffusers_embedding, find_reference, openai_in_double
 from report.quantities import Pair, Part, measure_part
+from report.record import as_record
 from tolerances import TOLERANCES, Tolerance
 from twins import twin_networks
 
@@ -99,6 +101,15 @@ def test_a_quantity_out_of_tolerance(quantity, gap):
     found = quantity(gap)
     assert found.float64.ok and not found.float32.ok and not found.ok
     assert line(found).endswith("OUT OF TOLERANCE")
+
+
+def test_a_nan_is_written_as_null_and_shown_as_not_finite(quantity):
+    part = Part("a part", "A part", "", "torch_ref", lambda dtype, seed: iter(()))
+    record = as_record([quantity(np.nan)], [part], "the library", 0)
+    json.dumps(record, allow_nan=False)
+    found = record["quantities"][0]["float32"]
+    assert found["relative"] is None and found["curve"] == [0, None, 0] and not found["ok"]
+    assert "<td>not finite<td>" in render(record)
 
 
 def test_slack_follows_the_rounding_of_pytorch():

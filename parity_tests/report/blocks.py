@@ -61,7 +61,7 @@ def _label(path: str, names: Mapping[str, str]) -> str:
             break
         shared.append(parts[0])
     label = ".".join(shared)
-    return path if label == path.replace("_", ".") else f"{path} = {label}"
+    return path if label.replace("_", ".") == path.replace("_", ".") else f"{path} = {label}"
 
 
 def _distance(a: Any, b: np.ndarray) -> float:

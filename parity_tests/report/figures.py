@@ -92,7 +92,7 @@ def _draw_curves(axes: Axes, quantity: Record) -> None:
         measure = quantity[dtype]
         gaps = [drawn(gap) for gap in measure["curve"]]
         line = axes.plot(range(1, len(gaps) + 1), gaps, color=colour, linewidth=1.1)
-        if ZERO in gaps:  # a line would jump up and down
+        if gaps.count(ZERO) > len(gaps) / 10:  # a line would jump up and down
             line[0].set(linestyle="none", marker=".", markersize=3)
         axes.axhline(measure["tolerance"], color=colour, linewidth=0.9, linestyle="--")
     axes.set_title(_wrapped(quantity["what"]))

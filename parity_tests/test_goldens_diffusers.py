@@ -182,7 +182,7 @@ def test_every_recorded_chain_is_compared(case):
     assert sorted(runs) == sorted(run["tag"] for run in manifest["config"]["runs"])
 
 
-@pytest.mark.parametrize("dtype", DOUBLE_FIRST)
+@pytest.mark.slow
 def test_unet(compare, dtype):
     module = UNet(channels=8, num_groups=8, dropout=0.0, dtype=dtype)
     check_recorded_unet(

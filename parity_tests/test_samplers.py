@@ -1,6 +1,7 @@
 """Sampler steps and whole chains with the same noise: jax_ddpm against torch_ref."""
 
 import pytest
+from parity import DOUBLE_FIRST
 from report.sampling import CHAINS, JUMPS, SAMPLERS, Chain, one_step, trajectories
 
 THEIRS = "torch_ref"
@@ -14,6 +15,7 @@ def test_one_step(compare, dtype, sampler, schedule, jump):
     compare("one sampler step", *one_step(dtype, schedule, sampler, jump), dtype)
 
 
+@pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 @pytest.mark.parametrize("chain", [*CHAINS, pytest.param(SLOW, marks=pytest.mark.slow)])
 def test_whole_chain_through_the_same_network(compare, dtype, chain):
     compare(chain.tolerance, *trajectories(dtype, chain, 0), dtype)

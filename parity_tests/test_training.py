@@ -1,11 +1,13 @@
 """Twenty training steps in lock-step: jax_ddpm against torch_ref."""
 
 import pytest
+from parity import DOUBLE_FIRST
 from report.training import SETTINGS, lockstep
 
 THEIRS = "torch_ref"
 
 
+@pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 @pytest.mark.parametrize(
     "changes",
     [

@@ -49,6 +49,7 @@ def test_a_run_becomes_a_weight_file_with_its_arguments_beside_it(trained_run, e
     assert_equal_trees(back.params, parameters(trained_run))
 
 
+@pytest.mark.slow
 def test_the_way_there_and_back_changes_no_bit(trained_run, exported, tmp_path):
     run = convert(exported, "--source", "torch_ref", "--out", tmp_path / "run")
     assert run.imported_from == "torch_ref"
@@ -59,6 +60,7 @@ def test_the_way_there_and_back_changes_no_bit(trained_run, exported, tmp_path):
     assert again.read_bytes() == exported.read_bytes()
 
 
+@pytest.mark.slow
 def test_raw_and_averaged_parameters_are_two_files(trained_run, exported, tmp_path):
     out = tmp_path / "raw.safetensors"
     export_weights(ExportArgs(trained_run, "torch", out=out, weights="raw"))
@@ -68,6 +70,7 @@ def test_raw_and_averaged_parameters_are_two_files(trained_run, exported, tmp_pa
 SETTINGS = ("--image-size", "8", "8", "--diffusion.num-timesteps", "8", "--sample.num-steps", "4")
 
 
+@pytest.mark.slow
 def test_an_imported_run_is_sampled(exported, tmp_path):
     convert(exported, "--source", "torch_ref", "--out", tmp_path / "run", *SETTINGS)
     out = sample_run(SampleArgs(tmp_path / "run", num=2, out=tmp_path / "s.npz"))
@@ -108,6 +111,7 @@ def test_weights_that_do_not_fit_leave_nothing_behind(exported, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["w.json", "w.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_network_that_another_implementation_does_not_have_is_refused(trained_run, tmp_path):
     with pytest.raises(UserError, match="lucidrains: not an implementation of the network"):
         export_weights(ExportArgs(trained_run, "torch", "lucidrains", tmp_path / "w.safetensors"))
@@ -121,6 +125,7 @@ def test_the_betas_in_a_file_choose_the_schedule():
         schedule_of(np.array([0.5, 0.1, 0.9]))
 
 
+@pytest.mark.slow
 def test_a_wrapped_diffusion_brings_its_schedule_along(tmp_path):
     config = LucidrainsConfig(dim=8, dim_mults=(1, 2), channels=1)
     shapes = parameter_shapes(config)

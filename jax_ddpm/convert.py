@@ -60,6 +60,9 @@ def import_weights(args: ImportArgs) -> runs.Run:
     run = runs.Run(args.out, config, image_shape(args, network), imported_from=args.source)
     validate(config)
     write_run(run, network)
+    count = sum(leaf.size for leaf in jax.tree.leaves(network.params))
+    size = "x".join(map(str, run.image_shape))
+    print(f"Wrote {args.out}: {count:,} parameters of {args.source}, for images of {size}")
     return run
 
 

@@ -175,7 +175,7 @@ def random_config(source, seed):
 each_source = pytest.mark.parametrize("source", [GUIDED, IMPROVED])
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 @each_source
 def test_arguments_are_read_off_the_names_and_shapes_of_any_network(source, seed):
     config = random_config(source, seed)
@@ -217,7 +217,7 @@ def twin(config, network, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(4))
 @each_source
 def test_random_networks_compute_what_the_reference_computes(compare, dtype, source, seed):
     config = random_config(source, seed)

@@ -14,7 +14,8 @@ import tyro
 
 from jax_ddpm import cli, runs
 from jax_ddpm.build import build
-from jax_ddpm.config import Config, validate
+from jax_ddpm.config import Config, DataConfig, validate
+from jax_ddpm.data.sources import open_source
 from jax_ddpm.errors import UserError
 from jax_ddpm.files import write_atomically
 from jax_ddpm.generate import load_state
@@ -40,10 +41,9 @@ class ImportArgs:
     config: Path | None = None
     """JSON file with the constructor arguments of its network, if the weights do not tell them.
     Default: the one of the same name beside the weights, or config.json as diffusers writes it."""
-    image_size: tuple[int, int] | None = None
-    """Height and width of the images; default: what the network or the preset says."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
-    """Everything else of the run; default: the preset of the implementation."""
+    """Everything else of the run; default: the preset of the implementation. The size of the images
+    is --data.image-size, else that of the data if they have the network's channels."""
 
 
 def import_weights(args: ImportArgs) -> runs.Run:
@@ -57,7 +57,8 @@ def import_weights(args: ImportArgs) -> runs.Run:
     given = read_weights(args.file)
     network = from_torch(given, args.source, read_arguments(args))
     config = run_config(args.settings, network, given)
-    run = runs.Run(args.out, config, image_shape(args, network), imported_from=args.source)
+    shape = image_shape(config.data, network)
+    run = runs.Run(args.out, config, shape, imported_from=args.source)
     validate(config)
     write_run(run, network)
     count = sum(leaf.size for leaf in jax.tree.leaves(network.params))
@@ -107,15 +108,13 @@ def schedule_of(betas: np.ndarray) -> ScheduleName:
     raise UserError(f"the file's {len(betas)} betas are those of none of {', '.join(BETAS)}")
 
 
-def image_shape(args: ImportArgs, network: Network) -> tuple[int, int, int]:
+def image_shape(data: DataConfig, network: Network) -> tuple[int, int, int]:
     """The shape of the images that the run draws."""
     height, width, channels = network.config.example_shape
-    data = args.settings.data
-    if args.image_size is not None:
-        height, width = args.image_size
-    elif data.image_size is not None:
-        height = width = data.image_size
-    return height, width, channels
+    if data.image_size is not None:
+        return data.image_size, data.image_size, channels
+    of_data = open_source(data.name, data.path, channels=data.channels).image_shape
+    return of_data if of_data[-1] == channels else (height, width, channels)
 
 
 def write_run(run: runs.Run, network: Network) -> None:
@@ -128,8 +127,7 @@ def write_run(run: runs.Run, network: Network) -> None:
         params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), network.params)
         state = state.replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
         with open_checkpoints(draft.checkpoints) as checkpoints:
-            about = {"format": runs.FORMAT, "config": runs.to_dict(run.config)}
-            save(checkpoints, state, about | {"image_shape": run.image_shape})
+            save(checkpoints, state, runs.describe(run))
         runs.write_config(draft)
         temporary.rename(run.folder)
     finally:

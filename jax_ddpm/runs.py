@@ -95,13 +95,17 @@ def require_free(folder: Path, flag: str) -> None:
         )
 
 
-def write_config(run: Run) -> None:
-    """Write config.json."""
+def describe(run: Run) -> dict[str, Any]:
+    """What config.json and every checkpoint say of `run`."""
     document: dict[str, Any] = {"format": FORMAT, "image_shape": run.image_shape}
     if run.imported_from is not None:
         document["imported_from"] = run.imported_from
-    document["config"] = to_dict(run.config)
-    text = json.dumps(document, indent=2) + "\n"
+    return document | {"config": to_dict(run.config)}
+
+
+def write_config(run: Run) -> None:
+    """Write config.json."""
+    text = json.dumps(describe(run), indent=2) + "\n"
     write_atomically(run.folder / "config.json", lambda temporary: temporary.write_text(text))
 
 

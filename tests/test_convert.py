@@ -61,13 +61,19 @@ def test_the_way_there_and_back_changes_no_bit(trained_run, exported, tmp_path):
 
 
 @pytest.mark.slow
+def test_images_have_the_size_of_the_data_that_fits_the_network(exported, tmp_path):
+    run = convert(exported, "--source", "torch_ref", "--out", tmp_path / "run")
+    assert run.image_shape == (28, 28, 1)  # fashion-cpu's
+
+
+@pytest.mark.slow
 def test_raw_and_averaged_parameters_are_two_files(trained_run, exported, tmp_path):
     out = tmp_path / "raw.safetensors"
     export_weights(ExportArgs(trained_run, "torch", out=out, weights="raw"))
     assert out.read_bytes() != exported.read_bytes()
 
 
-SETTINGS = ("--image-size", "8", "8", "--diffusion.num-timesteps", "8", "--sample.num-steps", "4")
+SETTINGS = ("--data.image-size", "8", "--diffusion.num-timesteps", "8", "--sample.num-steps", "4")
 
 
 @pytest.mark.slow
@@ -133,7 +139,7 @@ def test_a_wrapped_diffusion_brings_its_schedule_along(tmp_path):
     state = {f"model.{k}": v for k, v in to_state_dict(params, PEERS["lucidrains"]).items()}
     write_weights(tmp_path / "w.npz", state | {"betas": BETAS["cosine"](50).astype(np.float32)})
     run = convert(tmp_path / "w.npz", "--source", "lucidrains", "--out", tmp_path / "run",
-                  "--image-size", "8", "8")  # fmt: skip
+                  "--data.image-size", "8")  # fmt: skip
     assert (run.config.diffusion.schedule, run.config.diffusion.num_timesteps) == ("cosine", 50)
     assert run.config.preset == "denoising-diffusion-pytorch"
     assert run.image_shape == (8, 8, 1)

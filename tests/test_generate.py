@@ -7,7 +7,7 @@ from PIL import Image
 
 from jax_ddpm import generate
 from jax_ddpm.errors import UserError
-from jax_ddpm.generate import SampleArgs, image_keys, sample_run
+from jax_ddpm.generate import SampleArgs, image_keys, image_labels, require_label, sample_run
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +137,27 @@ def test_keys_of_images_come_from_seed_and_number():
 
     assert bits(0, 5, 2)[0] == bits(0, 5)[0]
     assert len({tuple(key) for seed in range(3) for key in bits(seed, *range(10))}) == 30
+
+
+def test_labels_are_one_class_or_all_in_turn():
+    indices = np.arange(8, 12)
+    assert image_labels(None, None, indices) is None
+    assert image_labels(10, None, indices).tolist() == [8, 9, 0, 1]
+    assert image_labels(10, 3, indices).tolist() == [3, 3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("label", "num_labels", "message"),
+    [(3, None, "trained without labels"), (10, 10, "between 0 and 9"), (-1, 10, "between 0 and 9")],
+)
+def test_a_label_that_the_network_does_not_have_is_refused(label, num_labels, message):
+    with pytest.raises(UserError, match=f"--label {label}.*{message}"):
+        require_label(label, num_labels)
+    require_label(None, num_labels)
+
+
+def test_the_best_checkpoint_of_a_run_that_kept_none_is_refused(trained_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "best_step", lambda checkpoints: None)
+    args = SampleArgs(trained_run, num=1, out=tmp_path / "s.png", checkpoint="best")
+    with pytest.raises(UserError, match=r"without --train.keep-best"):
+        sample_run(args)

@@ -1,8 +1,17 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from jax_ddpm.images import MIN_TILE, from_uint8, grid, save_gif, save_png, to_uint8
+from jax_ddpm.images import (
+    MIN_TILE,
+    from_uint8,
+    grid,
+    save_gif,
+    save_png,
+    stretch_to_uint8,
+    to_uint8,
+)
 from jax_ddpm.plots import save_loss_curve
 
 
@@ -83,3 +92,11 @@ def test_the_loss_curve_is_a_png_whatever_was_logged(tmp_path, num_rows):
     )
     with Image.open(tmp_path / "loss.png") as found:
         assert found.format == "PNG"
+
+
+def test_stretching_takes_each_image_to_the_full_range_by_itself():
+    images = jnp.array([[0.0, 1.0, 2.0, 4.0], [-8.0, -7.0, -6.0, -4.0]]).reshape(2, 2, 2, 1)
+    found = stretch_to_uint8(images)
+    assert found.reshape(2, 4).tolist() == [[0, 63, 127, 255]] * 2
+    flat = stretch_to_uint8(jnp.full((1, 2, 2, 1), 0.3))
+    assert flat.tolist() == jnp.zeros((1, 2, 2, 1)).tolist()

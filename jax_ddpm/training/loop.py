@@ -208,12 +208,7 @@ def log(job: Job, step: int, window: list[Metrics], bar: Any) -> float:
 
 def save(job: Job, state: TrainState, loss: float) -> None:
     """Write a checkpoint with the configuration in it, and the mean loss since the one before."""
-    about = {
-        "format": runs.FORMAT,
-        "config": runs.to_dict(job.run.config),
-        "image_shape": job.run.image_shape,
-    }
-    checkpoint.save(job.checkpoints, state, about, loss=loss)
+    checkpoint.save(job.checkpoints, state, runs.describe(job.run), loss=loss)
 
 
 def stopped(job: Job, step: int) -> Stopped:

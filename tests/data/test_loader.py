@@ -3,7 +3,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from jax_ddpm.data.loader import batches, require_full_batch
+from jax_ddpm.data.loader import batches, require_full_batch, require_labels
 from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.errors import UserError
 
@@ -54,3 +54,10 @@ def test_every_epoch_has_its_own_order():
 def test_a_batch_larger_than_the_data_set_is_refused():
     with pytest.raises(UserError, match=r"--train.batch-size 21 .* 20 images"):
         require_full_batch(NUMBERED, 21)
+
+
+def test_a_class_that_the_network_does_not_have_is_refused():
+    require_labels(NUMBERED, None)
+    require_labels(NUMBERED, 120)
+    with pytest.raises(UserError, match="class 119, but the network only 0 to 9"):
+        require_labels(NUMBERED, 10)

@@ -102,3 +102,20 @@ def test_a_state_from_eight_devices_is_restored_on_one(tmp_path):
         found = checkpoint.restore(checkpoints, state_at(0))
     assert_same_bits(found, state_at(6).replace(step=jnp.array(7, jnp.int32)))
     assert {len(leaf.devices()) for leaf in jax.tree.leaves(found)} == {1}
+
+
+def test_the_checkpoint_of_lowest_loss_stays_beside_the_newest(tmp_path):
+    losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 5.0, 5: 4.0}
+    with checkpoint.open_checkpoints(tmp_path, keep=2, keep_best=True) as checkpoints:
+        for step, loss in losses.items():
+            checkpoint.save(checkpoints, state_at(step), ABOUT, loss=loss)
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        assert [saved.step for saved in checkpoints.checkpoints] == [2, 4, 5]
+        assert checkpoint.best_step(checkpoints) == 2
+        assert checkpoint.latest_step(checkpoints) == 5
+        assert_same_bits(checkpoint.restore(checkpoints, state_at(0), step=2), state_at(2))
+
+
+def test_without_losses_there_is_no_best(saved):
+    with checkpoint.open_checkpoints(saved) as checkpoints:
+        assert checkpoint.best_step(checkpoints) is None

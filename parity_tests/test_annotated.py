@@ -48,9 +48,8 @@ CASES = {
     "epita/unet_resnet": "epita",
 }
 # One of each kind of block; in the default run the others only go through the twin.
-FIRST = ["annotated_a0_layernorm/unet_convnext", "annotated_a1/unet_resnet",
-         "annotated_a2_ws/unet_ws_multiply"]  # fmt: skip
-FIRST_CASES = [c if c in FIRST else pytest.param(c, marks=pytest.mark.slow) for c in CASES]
+FIRST = "annotated_a2_ws/unet_ws_multiply"
+FIRST_CASES = [c if c == FIRST else pytest.param(c, marks=pytest.mark.slow) for c in CASES]
 # The networks are tiny: compiling them is what takes time.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from parity import draws, to_jax, to_torch, tree_of, twin_networks
+from parity import DOUBLE_FIRST, draws, to_jax, to_torch, tree_of, twin_networks
 
 from jax_ddpm.interop import PEERS, from_state_dict
 from jax_ddpm.models import UNet, layers
@@ -117,6 +117,7 @@ def test_resampling(compare, dtype, twins, layer):
     compare("down- and upsampling", ours, to_jax(reference(to_torch(x))), dtype)
 
 
+@pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 @pytest.mark.parametrize("size", [(8, 8), pytest.param((7, 9), marks=pytest.mark.slow)])
 def test_whole_network(compare, dtype, twins, size):
     """(7, 9) is padded to (8, 10) inside and cropped."""

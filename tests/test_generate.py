@@ -10,6 +10,10 @@ from jax_ddpm.errors import UserError
 from jax_ddpm.generate import SampleArgs, image_keys, image_labels, require_label, sample_run
 
 
+def slow(*cases):
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
 @pytest.fixture(scope="module")
 def draw(trained_run, tmp_path_factory):
     """`draw(num=..., ...)`: the images that the job writes, [n, h, w, c]."""
@@ -39,7 +43,7 @@ def test_the_same_command_gives_the_same_bytes(draw, six):
     np.testing.assert_array_equal(draw(), six)
 
 
-@pytest.mark.parametrize(("num", "batch_size"), [(3, 4), (6, 6), (8, 4), (1, 1)])
+@pytest.mark.parametrize(("num", "batch_size"), [(3, 4), *slow((6, 6), (8, 4), (1, 1))])
 def test_an_image_does_not_depend_on_how_many_are_drawn_with_it(draw, six, num, batch_size):
     found = draw(num=num, batch_size=batch_size)
     n = min(num, 6)
@@ -57,7 +61,9 @@ def test_raw_and_averaged_parameters_give_other_images(draw, six):
     np.testing.assert_array_equal(draw(weights="ema"), six)
 
 
-@pytest.mark.parametrize("settings", [{"steps": 2}, {"eta": 1.0}, {"sampler": "ddpm", "steps": 8}])
+@pytest.mark.parametrize(
+    "settings", [{"steps": 2}, *slow([{"eta": 1.0}], [{"sampler": "ddpm", "steps": 8}])]
+)
 def test_settings_of_the_run_can_be_changed(draw, six, settings):
     assert np.abs(draw(**settings).astype(int) - six).max() > 0
 

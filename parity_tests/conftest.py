@@ -1,6 +1,7 @@
 """Both frameworks on the CPU in double precision where asked, and the parity table at the end."""
 
 import os
+from dataclasses import asdict
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -29,6 +30,20 @@ def compare(request):
 
 
 TABLE = pytest.StashKey[dict[tuple[str, str], Comparison]]()
+
+
+def pytest_sessionfinish(session):
+    """A test process hands its part of the table to the one that prints it."""
+    if hasattr(session.config, "workeroutput"):
+        table = session.config.stash.get(TABLE, {})
+        session.config.workeroutput["parity"] = [(*key, asdict(row)) for key, row in table.items()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    table = node.config.stash.setdefault(TABLE, {})
+    for what, theirs, row in getattr(node, "workeroutput", {}).get("parity", []):
+        table.setdefault((what, theirs), Comparison()).add(Comparison(**row))
 
 
 def pytest_terminal_summary(terminalreporter, config):

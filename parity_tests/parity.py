@@ -33,6 +33,13 @@ class Comparison:
     worst: dict[str, float] = field(default_factory=dict)
     tolerance: dict[str, float] = field(default_factory=dict)
 
+    def add(self, other: "Comparison") -> None:
+        """Take in what another process has compared."""
+        self.arrays += other.arrays
+        self.tolerance |= other.tolerance
+        for dtype, gap in other.worst.items():
+            self.worst[dtype] = max(self.worst.get(dtype, 0.0), gap)
+
     def cells(self):
         for dtype in ("float64", "float32"):
             for values in (self.worst, self.tolerance):
@@ -57,9 +64,7 @@ class Recorder:
         peak = peak or peak_of(theirs)
         for path, a, b in side_by_side(ours, theirs, dtype):
             gap = difference(a, b, peak).relative
-            row.arrays += 1
-            row.worst[dtype] = max(row.worst.get(dtype, 0.0), gap)
-            row.tolerance[dtype] = tolerance
+            row.add(Comparison(1, {dtype: gap}, {dtype: tolerance}))
             assert gap <= tolerance, f"{what}{path}: {gap:.2e} > {tolerance}"
 
 

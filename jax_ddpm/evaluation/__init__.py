@@ -1,0 +1,1 @@
+"""What a run is worth: likelihoods, and distances between images and data."""

@@ -1,0 +1,25 @@
+"""Distances between two sets of images."""
+
+import numpy as np
+from jaxtyping import Float
+
+Points = Float[np.ndarray, "n d"]
+
+
+def energy_distance(x: Points, y: Points) -> float:
+    """2 E|x - y| - E|x - x'| - E|y - y'| without bias (Szekely & Rizzo 2013, Eq. 2.1).
+
+    Zero in expectation for two samples of one distribution, positive for any two that differ.
+    Raises ValueError for fewer than two points in either.
+    """
+    if len(x) < 2 or len(y) < 2:
+        raise ValueError(f"two sets of at least 2 points are needed, got {len(x)} and {len(y)}")
+    within = sum(distances(a, a).sum() / (len(a) * (len(a) - 1)) for a in (x, y))
+    return float(2 * distances(x, y).mean() - within)
+
+
+def distances(x: Points, y: Points) -> Float[np.ndarray, "n m"]:
+    """|x_i - y_j| for all pairs, in float64."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    squared = (x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T
+    return np.sqrt(np.maximum(squared, 0))

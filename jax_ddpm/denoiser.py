@@ -3,6 +3,8 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
 
 from jax_ddpm.diffusion import (
     ApplyFn,
@@ -61,3 +63,16 @@ def rescale_timesteps(apply_fn: ApplyFn, num_timesteps: int) -> ApplyFn:
         return apply_fn(params, x_t, t.astype(dtype) * (1000 / num_timesteps), **network_args)
 
     return rescaled
+
+
+def respaced(denoise_fn: DenoiseFn, timesteps: Int[np.ndarray, " S+1"]) -> DenoiseFn:
+    """The same denoiser, at steps 0..S-1 of the chain of `respaced_betas(betas, timesteps)`.
+
+    The network is told the timestep of the full chain (code of Nichol & Dhariwal 2021).
+    """
+    visited = jnp.asarray(timesteps[-2::-1])
+
+    def denoise(x_t: Images, level: Level, **given: Any) -> Prediction:
+        return denoise_fn(x_t, level._replace(t=visited[level.t]), **given)
+
+    return denoise

@@ -1,24 +1,108 @@
-"""Terms of the variational bound on the likelihood: Gaussians' divergence, 8-bit pixels, bits.
+"""The variational bound on the likelihood, term by term: Gaussians' divergence, 8-bit pixels, bits.
 
 Pure functions of arrays. Images are [b, h, w, c] in [-1, 1], made of 8-bit pixels.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Key
 
 from jax_ddpm.diffusion import (
+    DenoiseFn,
     Gaussian,
     Images,
+    Prediction,
     Timesteps,
+    Variance,
     expand,
+    p_mean_variance,
     q_mean_variance,
     q_posterior,
+    q_sample,
 )
-from jax_ddpm.schedules import Schedule
+from jax_ddpm.schedules import Schedule, level_at
+
+NoiseFn = Callable[[Int[Array, ""]], Images]
+ReverseFn = Callable[[Images, Timesteps], tuple[Prediction, Gaussian]]
 
 SATURATED = 20.0  # beyond it the approximate cdf is exactly 0 or 1, in float64 too
+
+
+class Bound(NamedTuple):
+    """The bound on -log2 p(x_0) of each image, in bits per pixel and channel, and two errors by t.
+
+    `terms[t]` is that of `vb_term`; `x_0_mse` and `eps_mse` are the mean squared errors of the
+    prediction at the same x_t.
+    """
+
+    prior: Float[Array, " b"]
+    terms: Float[Array, "T b"]
+    x_0_mse: Float[Array, "T b"]
+    eps_mse: Float[Array, "T b"]
+
+    @property
+    def total(self) -> Float[Array, " b"]:
+        """The bound itself: the sum of all terms and the prior's."""
+        return self.prior + self.terms.sum(axis=0)
+
+
+def variational_bound(
+    schedule: Schedule,
+    reverse_fn: ReverseFn,
+    x_0: Images,
+    noise_fn: NoiseFn,
+    *,
+    log_floor: float = 1e-12,
+) -> Bound:
+    """Every term of the bound, at one x_t per image and t, in one scan (Ho et al. 2020, Eq. 5).
+
+    x_0 in [-1, 1], made of 8-bit pixels; `reverse_fn(x_t, t)` is that of `reverse_process`;
+    `noise_fn(t)` is the noise [b, h, w, c] of timestep t. The convention at t = 0 is that of
+    `schedule` (clipped_log_variance) and `log_floor`.
+    """
+
+    def at(carry: None, t: Int[Array, ""]) -> tuple[None, tuple[Array, ...]]:
+        ts, noise = jnp.full(len(x_0), t), noise_fn(t)
+        x_t = q_sample(schedule, x_0, ts, noise)
+        prediction, model = reverse_fn(x_t, ts)
+        return carry, (
+            vb_term(schedule, x_0, x_t, ts, model, log_floor=log_floor),
+            mean_over_pixels((prediction.x_0 - x_0) ** 2),
+            mean_over_pixels((prediction.eps - noise) ** 2),
+        )
+
+    _, by_t = jax.lax.scan(at, None, jnp.arange(schedule.num_timesteps))
+    return Bound(prior_term(schedule, x_0), *by_t)
+
+
+def reverse_process(schedule: Schedule, denoise_fn: DenoiseFn, variance: Variance) -> ReverseFn:
+    """The function (x_t, t) -> prediction, p(x_{t-1} | x_t) of a denoiser; see `p_mean_variance`.
+
+    For fewer timesteps, `schedule` is that of `respaced_betas` and the denoiser one of `respaced`.
+    """
+
+    def reverse_fn(x_t: Images, t: Timesteps) -> tuple[Prediction, Gaussian]:
+        prediction = denoise_fn(x_t, level_at(schedule, t))
+        return prediction, p_mean_variance(schedule, prediction, x_t, t, variance)
+
+    return reverse_fn
+
+
+def noise_by_timestep(
+    keys: Key[Array, " b"], image_shape: tuple[int, ...], dtype: Any = jnp.float32
+) -> NoiseFn:
+    """The function t -> standard normal noise, image by image from its own key."""
+
+    def noise_fn(t: Int[Array, ""]) -> Images:
+        return jax.vmap(
+            lambda key: jax.random.normal(jax.random.fold_in(key, t), image_shape, dtype)
+        )(keys)
+
+    return noise_fn
 
 
 def normal_kl(p: Gaussian, q: Gaussian) -> Images:
@@ -84,4 +168,9 @@ def prior_term(schedule: Schedule, x_0: Images) -> Float[Array, " b"]:
 
 def mean_bits(nats: Images) -> Float[Array, " b"]:
     """Nats per pixel and channel as bits, averaged over each image."""
-    return nats.mean(axis=tuple(range(1, nats.ndim))) / math.log(2)
+    return mean_over_pixels(nats) / math.log(2)
+
+
+def mean_over_pixels(values: Images) -> Float[Array, " b"]:
+    """The mean over pixels and channels of each image."""
+    return values.mean(axis=tuple(range(1, values.ndim)))

@@ -15,7 +15,7 @@ from recorded_process import (
 
 from jax_ddpm.denoiser import make_denoise_fn
 from jax_ddpm.diffusion import q_mean_variance, q_posterior, q_sample
-from jax_ddpm.likelihood import prior_term, vb_term
+from jax_ddpm.likelihood import vb_term
 from jax_ddpm.losses import diffusion_loss
 from jax_ddpm.models import UNet
 from jax_ddpm.samplers import ddpm, sample
@@ -153,26 +153,6 @@ def test_every_mean_and_variance(compare, dtype, tag):
 def betas_of(run):
     end = run.get("b1", 0.02)
     return {"linear": linear_betas, "quad": quadratic_betas}[run["schedule"]](run["T"], end=end)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("tag", [tag for tag, run in ALL_RUNS.items() if run.get("bpd")])
-def test_bits_per_dimension(compare, dtype, tag):
-    """Every term of the bound by t; the k-th visited timestep, from T - 1, has the k-th noise."""
-    run, (_, io) = ALL_RUNS[tag], golden("hojonathanho/process")
-    T, schedule = run["T"], make_schedule(betas_of(run), dtype=dtype)
-    images, noises = (jnp.asarray(io[f"in.{name}"].astype(dtype)) for name in ("x0", "noise"))
-    b, t = len(images), jnp.repeat(jnp.arange(T), len(images))
-    x_0, prior = jnp.tile(images, (T, 1, 1, 1)), prior_term(schedule, images)
-    x_t = q_sample(schedule, x_0, t, jnp.concatenate(noises[T - 1 :: -1]))
-    for clip in (False, True):
-        prediction, model = reverse_process(run, schedule, network_of(run), x_t, t, clip_x_0=clip)
-        terms = vb_term(schedule, x_0, x_t, t, model).reshape(T, b).T
-        error = ((prediction.x_0 - x_0) ** 2).mean(axis=(1, 2, 3)).reshape(T, b).T
-        ours = {"terms": terms, "mse": error, "total": terms.sum(1) + prior, "prior": prior}
-        for name, values in ours.items():
-            recorded = io[f"{SHORT[dtype]}.{tag}/bpd_{name}_clip{clip:d}"]
-            compare("terms of the bound", values, recorded, dtype)
 
 
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)

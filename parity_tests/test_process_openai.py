@@ -16,14 +16,8 @@ from recorded_process import (
     variance_of,
 )
 
-from jax_ddpm.diffusion import LEARNED, Gaussian, q_mean_variance, q_posterior, q_sample
-from jax_ddpm.likelihood import (
-    approx_normal_cdf,
-    discretized_gaussian_log_likelihood,
-    normal_kl,
-    prior_term,
-    vb_term,
-)
+from jax_ddpm.diffusion import LEARNED, q_mean_variance, q_posterior, q_sample
+from jax_ddpm.likelihood import vb_term
 from jax_ddpm.samplers import ddim, ddpm
 from jax_ddpm.schedules import (
     BETAS,
@@ -186,26 +180,6 @@ def chain_of(run, kind, setting):
     return compiled_chain(kind, setting, MEANS[run["mean"]], network, learned_variance=learned)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("tag", [tag for tag, (_, run) in RUNS.items() if run.get("bpd")])
-def test_bits_per_dimension(compare, dtype, tag):
-    """Every term of the bound, the k-th visited timestep with the k-th noise, and their sum."""
-    recorded = Recorded(*RUNS[tag], dtype)
-    run, schedule, T, b = recorded.run, recorded.schedule, recorded.run["T"], len(recorded.x_0)
-    t, noise = jnp.repeat(jnp.arange(T - 1, -1, -1), b), jnp.concatenate(recorded.noises[:T])
-    x_0 = jnp.tile(recorded.x_0, (T, 1, 1, 1))
-    x_t = q_sample(schedule, x_0, t, noise)
-    prior = prior_term(schedule, recorded.x_0)
-    for clip in (False, True):
-        prediction, model = reverse_process(run, schedule, recorded.network, x_t, t, clip_x_0=clip)
-        terms = vb_term(schedule, x_0, x_t, t, model).reshape(T, b).T
-        error = ((prediction.x_0 - x_0) ** 2).mean(axis=(1, 2, 3)).reshape(T, b).T
-        mine = {"vb": terms, "xstart_mse": error, "total_bpd": terms.sum(1) + prior}
-        mine |= {"prior_bpd": prior} if dtype == "float64" else {}  # 1e-8 bits: rounding
-        for name, values in mine.items():
-            compare("terms of the bound", values, recorded[f"bpd_{name}_clip{clip:d}"], dtype)
-
-
 def test_respaced_timesteps():
     _, io = golden("guided_diffusion/respacing")
     names = [name for name in io if name.startswith("both.space_timesteps/")]
@@ -270,21 +244,3 @@ def test_respaced_chains(compare, dtype, tag, name):
 def respaced(tag):
     run = RESPACED[tag]
     return run | {"schedule": SCHEDULES[run["schedule"]]}, golden("guided_diffusion/respacing")[1]
-
-
-def test_likelihoods(compare, dtype):
-    _, io = golden("guided_diffusion/likelihood_embedding_resampler")
-    x, mean, log_scale, mean_2, log_scale_2 = (
-        jnp.asarray(io[f"in.{name}"].astype(dtype))
-        for name in ("x_grid", "means", "log_scales", "means2", "log_scales2")
-    )
-    theirs = {name[4:]: io[name] for name in io if name.startswith(SHORT[dtype])}
-    kl = normal_kl(Gaussian(mean, mean, log_scale), Gaussian(mean_2, mean_2, log_scale_2))
-    compare("likelihoods", kl, theirs["normal_kl"], dtype)
-    compare("likelihoods", approx_normal_cdf(4 * mean), theirs["approx_standard_normal_cdf"], dtype)
-    ours = discretized_gaussian_log_likelihood(x, mean, log_scale)
-    expected = theirs["discretized_gaussian_log_likelihood"]
-    compare("likelihoods", jnp.exp(ours), np.exp(expected), dtype)
-    likely = expected > -10  # below, the difference of two probabilities is mostly rounding
-    assert likely.mean() > 0.4
-    compare("likely likelihoods", ours[likely], expected[likely], dtype)

@@ -1,0 +1,108 @@
+"""Recorded bits-per-dimension loops of Ho et al. and OpenAI, and their likelihoods of pixels."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from parity import DOUBLE_FIRST, SHORT, golden, nchw_to_nhwc
+from recorded_process import mostly_slow, network_of, reverse_process, runs_of
+
+from jax_ddpm.diffusion import Gaussian
+from jax_ddpm.likelihood import (
+    approx_normal_cdf,
+    discretized_gaussian_log_likelihood,
+    normal_kl,
+    variational_bound,
+)
+from jax_ddpm.schedules import linear_betas, make_schedule, named_schedule, quadratic_betas
+
+THEIRS = "Ho et al., OpenAI (recorded)"
+
+OPENAI = {"linear": "linear_rescaled", "cosine": "cosine"}
+CASES = ["hojonathanho/process", "guided_diffusion/process", "improved_diffusion/process"]
+RUNS = {
+    f"{case.split('/')[0]}/{tag}": (case, run)
+    for case in CASES
+    for tag, run in runs_of(case).items()
+    if run.get("bpd")
+}
+FIRST = "hojonathanho/eps_large_mse guided_diffusion/eps_range_hybrid"
+
+
+@pytest.fixture(params=DOUBLE_FIRST)
+def dtype(request):
+    return request.param
+
+
+def schedule_of(case, run, dtype):
+    """The tables of a recorded run."""
+    if case.startswith("hojonathanho"):
+        betas = {"linear": linear_betas, "quad": quadratic_betas}[run["schedule"]]
+        return make_schedule(betas(run["T"], end=run.get("b1", 0.02)), dtype=dtype)
+    return named_schedule(OPENAI[run["schedule"]], run["T"], dtype=dtype)
+
+
+def recorded(case, run, dtype, clip):
+    """What the loop of the original returned, by our names; the terms by t, then by image."""
+    _, io = golden(case)
+    ho = case.startswith("hojonathanho")
+    names = {"total": "total", "prior": "prior", "terms": "terms", "x_0_mse": "mse"} if ho else {
+        "total": "total_bpd", "prior": "prior_bpd", "terms": "vb", "x_0_mse": "xstart_mse",
+        "eps_mse": "mse",
+    }  # fmt: skip
+    arrays = {
+        ours: io[f"{SHORT[dtype]}.{run['tag']}/bpd_{theirs}_clip{clip:d}"].T
+        for ours, theirs in names.items()
+    }
+    # theirs begins with t = T - 1, but for Ho et al.
+    return arrays if ho else {name: a[::-1] if a.ndim > 1 else a for name, a in arrays.items()}
+
+
+@pytest.mark.parametrize("clip", [False, True], ids=["", "clipped"])
+@pytest.mark.parametrize("name", mostly_slow(RUNS, FIRST))
+def test_bits_per_dimension(compare, dtype, name, clip):
+    """Every term of the bound by t, both errors, the prior and the sum.
+
+    The k-th visited timestep, from T - 1 down, has the k-th noise.
+    """
+    case, run = RUNS[name]
+    _, io = golden(case)
+    x_0, noises = (jnp.asarray(io[f"in.{name}"].astype(dtype)) for name in ("x0", "noise"))
+    if not case.startswith("hojonathanho"):
+        x_0, noises = nchw_to_nhwc(x_0), nchw_to_nhwc(noises)
+    schedule, network, T = schedule_of(case, run, dtype), network_of(run), run["T"]
+
+    @jax.jit
+    def loop(x_0, noises):
+        def reverse_fn(x_t, t):
+            return reverse_process(run, schedule, network, x_t, t, clip_x_0=clip)
+
+        bound = variational_bound(schedule, reverse_fn, x_0, lambda t: noises[T - 1 - t])
+        return bound._asdict() | {"total": bound.total}
+
+    found = loop(x_0, jnp.asarray(noises))
+    for what, expected in recorded(case, run, dtype, clip).items():
+        compare("terms of the bound", found[what], expected, dtype)
+
+
+LIKELIHOODS = ["hojonathanho/likelihood_embedding",
+               "guided_diffusion/likelihood_embedding_resampler"]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LIKELIHOODS)
+def test_likelihoods_of_pixels(compare, dtype, case):
+    _, io = golden(case)
+    x, mean, log_scale, mean_2, log_scale_2 = (
+        jnp.asarray(io[f"in.{name}"].astype(dtype))
+        for name in ("x_grid", "means", "log_scales", "means2", "log_scales2")
+    )
+    theirs = {name[4:]: io[name] for name in io if name.startswith(SHORT[dtype])}
+    kl = normal_kl(Gaussian(mean, mean, log_scale), Gaussian(mean_2, mean_2, log_scale_2))
+    compare("likelihoods", kl, theirs["normal_kl"], dtype)
+    compare("likelihoods", approx_normal_cdf(4 * mean), theirs["approx_standard_normal_cdf"], dtype)
+    ours = discretized_gaussian_log_likelihood(x, mean, log_scale)
+    expected = theirs["discretized_gaussian_log_likelihood"]
+    compare("likelihoods", jnp.exp(ours), np.exp(expected), dtype)
+    likely = expected > -10  # below, the difference of two probabilities is mostly rounding
+    assert likely.mean() > 0.4
+    compare("likely likelihoods", ours[likely], expected[likely], dtype)

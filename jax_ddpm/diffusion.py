@@ -40,6 +40,7 @@ class Gaussian(NamedTuple):
 
 ApplyFn = Callable[..., Images]  # a network: (params, x_t, t, **its own arguments) -> output
 DenoiseFn = Callable[..., Prediction]  # (x_t, level), or (x_t, level, x_self_cond=x_0)
+GradientFn = Callable[[Images, Level], Images]  # of log p(y | x_t), in x_t
 
 
 def expand(a: Float[Array, "*b"], images: Images) -> Float[Array, "*b 1 1 1"]:

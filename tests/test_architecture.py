@@ -15,7 +15,8 @@ REFERENCE = sorted((ROOT / "torch_ref").rglob("*.py"))
 REPORT = sorted((ROOT / "parity_tests" / "report").glob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in [*FILES, *SCRIPTS, *REFERENCE, *REPORT]}
 
-MATHS = ["schedules", "diffusion", "losses", "likelihood", "denoiser", "samplers", "posthoc_ema"]
+MATHS = ["schedules", "diffusion", "losses", "likelihood", "probability_flow",
+         "denoiser", "samplers", "posthoc_ema"]
 JOBS = ["config", "presets", "models", "training", "data", "build", "generate", "drawing",
         "edit_job", "runs", "cli", "evaluation", "interop", "plots", "images", "files", "convert", "figures"]  # fmt: skip
 
@@ -25,10 +26,14 @@ LAYERS = {
     "files": [],
     "schedules": [],
     "diffusion": ["schedules"],
-    "losses": ["denoiser", "diffusion", "likelihood", "schedules"],
+    "losses": ["denoiser", "diffusion", "likelihood", "schedules", "timesteps"],
+    "timesteps": ["schedules"],
     "likelihood": ["diffusion", "schedules"],
+    "probability_flow": ["diffusion", "schedules"],
     "denoiser": ["diffusion", "schedules"],
     "samplers": ["diffusion", "schedules"],
+    "guidance": ["diffusion", "schedules"],
+    "editing": ["diffusion", "samplers", "schedules"],
     "models": [],
     "interop": ["errors", "files", "models"],
     "images": ["files"],

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax_ddpm.diffusion import (
     LEARNED,
     DenoiseFn,
+    GradientFn,
     Images,
     Prediction,
     Variance,
@@ -16,13 +17,14 @@ from jax_ddpm.schedules import Level
 __all__ = ["Variance", "ddpm"]
 
 
-def ddpm(variance: Variance = "fixed_small") -> Sampler:
+def ddpm(variance: Variance = "fixed_small", gradient_fn: GradientFn | None = None) -> Sampler:
     """Draw x_{t-1} from q(x_{t-1} | x_t, x_0) at the predicted x_0 (Ho et al. 2020, Eqs. 6, 7, 11).
 
     On a sub-sequence of timesteps posterior and betas are those of the skipped chain. The variance
     is beta-tilde ("fixed_small"), beta ("fixed_large"), or what the network says: a place between
     the two ("learned_range", Nichol & Dhariwal 2021, Eq. 15) or its logarithm ("learned"). No noise
-    is added on the last step.
+    is added on the last step. `gradient_fn(x_t, level)`, that of a classifier, moves the mean by
+    variance times itself (Dhariwal & Nichol 2021, algorithm 1, at x_t as in their code).
     """
 
     def step(
@@ -39,6 +41,9 @@ def ddpm(variance: Variance = "fixed_small") -> Sampler:
             std = jnp.exp(learned_log_variance(prediction, variance, *bounds) / 2)
         else:
             std = jnp.sqrt(beta if variance == "fixed_large" else small)
-        return SamplerState(mean + jnp.where(nxt.t < 0, 0, std) * noise), prediction
+        std = jnp.where(nxt.t < 0, 0, std)
+        if gradient_fn is not None:
+            mean = mean + std**2 * gradient_fn(state.x_t, cur)
+        return SamplerState(mean + std * noise), prediction
 
     return Sampler(init=SamplerState, step=step)

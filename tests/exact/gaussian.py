@@ -1,0 +1,55 @@
+"""Gaussian data with correlated pixels, for which every sampler's result is known exactly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_ddpm.diffusion import Prediction
+
+
+def as_image(vector):
+    """One image whose pixels lie in a row."""
+    return jnp.asarray(vector, jnp.float64).reshape(1, 1, -1, 1)
+
+
+def gaussian_denoiser(mean, cov):
+    """The exact denoiser of data N(mean, cov): E[x_0 | x_t] of jointly Gaussian vectors."""
+    mean, cov = jnp.asarray(mean, jnp.float64), jnp.asarray(cov, jnp.float64)
+
+    def denoise(x_t, level, **given):
+        seen = level.signal**2 * cov + level.sigma**2 * jnp.eye(len(mean))
+        gain = level.signal * jnp.linalg.solve(seen, cov).T
+        x_0 = (mean + gain @ (x_t.ravel() - level.signal * mean)).reshape(x_t.shape)
+        return Prediction(x_0, (x_t - level.signal * x_0) / level.sigma)
+
+    return denoise
+
+
+def affine_steps(sampler, denoise, levels, size):
+    """Every step of a chain as x -> A x + B noise + c: all A, all B, all c.
+
+    The state of the sampler must be x_t alone, or be such that a fresh one serves as well.
+    """
+
+    def affine(cur, nxt):
+        def out(x, noise):
+            state = sampler.init(as_image(x))
+            return sampler.step(state, as_image(noise), cur, nxt, denoise)[0].x_t.ravel()
+
+        zero = jnp.zeros(size)
+        return *jax.jacobian(out, (0, 1))(zero, zero), out(zero, zero)
+
+    cur, nxt = jax.tree.map(lambda a: a[:-1], levels), jax.tree.map(lambda a: a[1:], levels)
+    return [np.asarray(field) for field in jax.jit(jax.vmap(affine))(cur, nxt)]
+
+
+def moments(steps, mean, cov):
+    """Mean and covariance of the final image, given those of x_T."""
+    for a, b, c in zip(*steps, strict=True):
+        mean, cov = a @ mean + c, a @ cov @ a.T + b @ b.T
+    return mean, cov
+
+
+def exact_moments(sampler, denoise, levels, size):
+    """Mean and covariance of the final image of a chain that begins with standard normal noise."""
+    return moments(affine_steps(sampler, denoise, levels, size), np.zeros(size), np.eye(size))

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 Betas = Float[np.ndarray, " T"]
 ClippedLogVariance = Literal["second_entry", "floor"]
@@ -93,6 +93,20 @@ def betas_from_alphas_cumprod(
     return np.clip(1 - f[1:] / f[:-1], *clip)
 
 
+def rescale_zero_terminal_snr(betas: Betas) -> Betas:
+    """Betas whose chain ends in pure noise: sqrt(alphas_cumprod) is shifted to 0 at the end.
+
+    A scale keeps its first value, so the first beta; the last beta becomes 1 (Lin et al. 2023,
+    algorithm 1). Raises ValueError for a chain of one timestep.
+    """
+    signal = np.sqrt(np.cumprod(1 - np.asarray(betas, np.float64)))
+    if signal.size < 2:
+        raise ValueError("a schedule of one timestep cannot be rescaled to end in pure noise")
+    signal = (signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1]))
+    alphas_cumprod = signal**2
+    return 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
+
+
 def _sigmoid(x: Any) -> Any:
     return 1 / (1 + np.exp(-x))
 
@@ -147,13 +161,17 @@ def make_schedule(
 
     The posterior variance at t = 0 is zero. Its clipped logarithm takes the value of t = 1 there
     ("second_entry": Ho et al., OpenAI) or the logarithm of 1e-20 ("floor": lucidrains, diffusers).
+    Where the last beta is 1, sqrt_recip_alphas_cumprod and sqrt_recipm1_alphas_cumprod end in
+    infinity and every other table is finite.
 
-    Raises ValueError unless betas is a non-empty vector with 0 < beta < 1.
+    Raises ValueError unless betas is a non-empty vector with 0 < beta < 1; its last may be 1.
     """
     betas = _checked(betas)
     alphas_cumprod = np.cumprod(1 - betas)
     alphas_cumprod_prev = np.append(1.0, alphas_cumprod[:-1])
     posterior_variance = betas * (1 - alphas_cumprod_prev) / (1 - alphas_cumprod)
+    with np.errstate(divide="ignore"):
+        recip_alphas_cumprod = 1 / alphas_cumprod
     tables = {
         "betas": betas,
         "alphas_cumprod": alphas_cumprod,
@@ -161,8 +179,8 @@ def make_schedule(
         "sqrt_alphas_cumprod": np.sqrt(alphas_cumprod),
         "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - alphas_cumprod),
         "log_one_minus_alphas_cumprod": np.log(1 - alphas_cumprod),
-        "sqrt_recip_alphas_cumprod": np.sqrt(1 / alphas_cumprod),
-        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / alphas_cumprod - 1),
+        "sqrt_recip_alphas_cumprod": np.sqrt(recip_alphas_cumprod),
+        "sqrt_recipm1_alphas_cumprod": np.sqrt(recip_alphas_cumprod - 1),
         "posterior_variance": posterior_variance,
         "posterior_log_variance_clipped": _clipped_log(posterior_variance, clipped_log_variance),
         "posterior_mean_coef1": betas * np.sqrt(alphas_cumprod_prev) / (1 - alphas_cumprod),
@@ -177,7 +195,7 @@ def _checked(betas: Betas) -> Betas:
     betas = np.asarray(betas, np.float64)
     if betas.ndim != 1 or betas.size == 0:
         raise ValueError(f"betas must be a non-empty vector, got shape {betas.shape}")
-    if not (np.all(betas > 0) and np.all(betas < 1)):
+    if not (np.all(betas > 0) and np.all(betas[:-1] < 1) and betas[-1] <= 1):
         raise ValueError(
             f"every beta must lie in (0, 1), got {betas.min():.6g} to {betas.max():.6g}: "
             f"with T = {betas.size} this schedule is not valid, use a longer chain"
@@ -197,21 +215,27 @@ def named_schedule(
     *,
     dtype: Any = jnp.float32,
     clipped_log_variance: ClippedLogVariance = "second_entry",
+    zero_terminal_snr: bool = False,
 ) -> Schedule:
     """The schedule called `name` (a key of BETAS) with T = `num_timesteps`.
 
-    Raises ValueError for T < 1, and where the schedule is not valid at that T.
+    `zero_terminal_snr`: see `rescale_zero_terminal_snr`. Raises ValueError for T < 1, and where the
+    schedule is not valid at that T.
     """
     if num_timesteps < 1:
         raise ValueError(f"the number of timesteps must be at least 1, got {num_timesteps}")
     betas = BETAS[name](num_timesteps)
+    betas = rescale_zero_terminal_snr(betas) if zero_terminal_snr else betas
     return make_schedule(betas, dtype=dtype, clipped_log_variance=clipped_log_variance)
 
 
 class Level(NamedTuple):
-    """Noise levels: x_t = signal * x_0 + sigma * noise. t = -1 is the clean image (1, 0)."""
+    """Noise levels: x_t = signal * x_0 + sigma * noise. t = -1 is the clean image (1, 0).
 
-    t: Int[Array, "*n"]
+    Between two timesteps t is a float: networks that embed t take any, a table of times does not.
+    """
+
+    t: Num[Array, "*n"]
     signal: Float[Array, "*n"]
     sigma: Float[Array, "*n"]
 

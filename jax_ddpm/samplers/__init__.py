@@ -1,7 +1,34 @@
-"""Samplers: one short file each, all run by `sample`."""
+"""Samplers: one short file each, all run by `sample`; the list of them is in registry.py."""
 
 from jax_ddpm.samplers.base import Sampler, SamplerState, draw_noise, sample
-from jax_ddpm.samplers.ddim import ddim
+from jax_ddpm.samplers.ddim import ddim, ddim_inverse
 from jax_ddpm.samplers.ddpm import ddpm
+from jax_ddpm.samplers.dpmpp import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m
+from jax_ddpm.samplers.dpmpp_2s import dpmpp_2s
+from jax_ddpm.samplers.euler import euler, euler_ancestral
+from jax_ddpm.samplers.heun import heun
+from jax_ddpm.samplers.pndm import plms, pndm
+from jax_ddpm.samplers.registry import SAMPLERS, SamplerName
+from jax_ddpm.samplers.unipc import unipc
 
-__all__ = ["Sampler", "SamplerState", "ddim", "ddpm", "draw_noise", "sample"]
+__all__ = [
+    "SAMPLERS",
+    "Sampler",
+    "SamplerName",
+    "SamplerState",
+    "ddim",
+    "ddim_inverse",
+    "ddpm",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_2s",
+    "dpmpp_3m",
+    "draw_noise",
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "plms",
+    "pndm",
+    "sample",
+    "unipc",
+]

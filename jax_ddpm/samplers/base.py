@@ -23,6 +23,7 @@ class SamplerState(NamedTuple):
 NoiseFn = Callable[[Array], Images]
 StepFn = Callable[[SamplerState, Images, Level, Level, DenoiseFn], tuple[SamplerState, Prediction]]
 TraceFn = Callable[[SamplerState, Prediction], Any]
+LevelFn = Callable[[Array], Level]  # the level of a timestep, or of a sigma / signal (grids.py)
 
 
 class Sampler(NamedTuple):
@@ -121,3 +122,28 @@ def beta_between(cur: Level, nxt: Level) -> Float[Array, ""]:
     Written with the sigmas, which keep their digits in float32 where the ratio is close to 1.
     """
     return cur.sigma**2 - (cur.signal / nxt.signal) ** 2 * nxt.sigma**2
+
+
+def noise_kept(cur: Level, nxt: Level) -> Float[Array, ""]:
+    """(sigma / signal) of `nxt` over that of `cur`, which is exp(-h) for a step h in log-SNR.
+
+    0 where the step starts at pure noise or ends at the clean image: there h is infinite.
+    """
+    return (cur.signal / nxt.signal) * (nxt.sigma / cur.sigma)
+
+
+def log_snr_step(cur: Level, nxt: Level) -> Float[Array, ""]:
+    """h, the growth of log(signal / sigma) from `cur` to `nxt`; an infinite one counts as 100.
+
+    exp(-100) is nothing beside 1 in any precision, and ratios of such steps stay finite.
+    """
+    return jnp.minimum(-jnp.log(noise_kept(cur, nxt)), 100)
+
+
+def move(x_t: Images, x_0: Images, cur: Level, nxt: Level) -> Images:
+    """Follow the line from x_0 through x_t to the level `nxt` (Song et al. 2021, Eq. 12, eta = 0).
+
+    Also the first-order step of DPM-Solver++ (Lu et al. 2022, Eq. 2.2b); better steps put a better
+    x_0 in. From pure noise to the clean image it is defined at every level but cur.sigma = 0.
+    """
+    return (nxt.sigma / cur.sigma) * x_t + nxt.signal * (1 - noise_kept(cur, nxt)) * x_0

@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key
 
-from jax_ddpm.config import Config, DiffusionConfig, SampleConfig
+from jax_ddpm.config import Config, DiffusionConfig, SampleConfig, TrainConfig
 from jax_ddpm.denoiser import rescale_timesteps
 from jax_ddpm.errors import UserError
 from jax_ddpm.models import NetworkFns, make_network
 from jax_ddpm.samplers import Sampler, ddim, ddpm
 from jax_ddpm.schedules import Schedule, named_schedule
+from jax_ddpm.timesteps import empty_history
 from jax_ddpm.training.optim import make_learning_rate, make_optimizer
-from jax_ddpm.training.state import EmaFn, TrainState, create_state, make_ema
+from jax_ddpm.training.state import EmaFn, TrainState, create_state, make_ema, make_posthoc_ema
 
 
 class Parts(NamedTuple):
@@ -28,15 +29,30 @@ class Parts(NamedTuple):
     diffusion: DiffusionConfig = DiffusionConfig()
     num_labels: int | None = None
     self_condition: bool = False
+    more_ema: tuple[EmaFn, ...] = ()
+    posthoc_ema: tuple[EmaFn, ...] = ()
 
     @property
     def learned_variance(self) -> bool:
         """Whether the second half of the output's channels is a variance."""
         return self.diffusion.variance != "fixed"
 
+    @property
+    def null_label(self) -> int | None:
+        """The network's label for "no class", the one after those of the data, if it has one."""
+        return self.num_labels if self.diffusion.label_dropout else None
+
     def init_state(self, key: Key[Array, ""]) -> TrainState:
         """The train state before the first step."""
-        return create_state(self.network.init(key), self.optimizer)
+        state = create_state(
+            self.network.init(key),
+            self.optimizer,
+            num_more_ema=len(self.more_ema),
+            num_posthoc_ema=len(self.posthoc_ema),
+        )
+        by_loss = self.diffusion.timestep_sampling == "importance"
+        history = empty_history(self.schedule.num_timesteps) if by_loss else None
+        return state.replace(loss_history=history)
 
 
 def build(config: Config, image_shape: tuple[int, int, int], dtype: Any = None) -> Parts:
@@ -65,15 +81,10 @@ def build(config: Config, image_shape: tuple[int, int, int], dtype: Any = None) 
         diffusion.num_timesteps,
         dtype=jnp.dtype(dtype or "float32"),
         clipped_log_variance=diffusion.clipped_log_variance,
+        zero_terminal_snr=diffusion.zero_terminal_snr,
     )
     network = build_network(config, image_shape, jnp.dtype(dtype or model.compute_dtype))
-    ema = make_ema(
-        train.ema_form,
-        train.ema_decay,
-        every=train.ema_every,
-        update_after=train.ema_update_after,
-        power=train.ema_power,
-    )
+    ema, *more_ema = make_averages(train)
     return Parts(
         network,
         schedule,
@@ -81,8 +92,33 @@ def build(config: Config, image_shape: tuple[int, int, int], dtype: Any = None) 
         optimizer,
         ema,
         diffusion,
-        model.num_labels,
+        num_classes(config),
         model.self_conditioned,
+        more_ema=tuple(more_ema),
+        posthoc_ema=tuple(map(make_posthoc_ema, train.posthoc_ema)),
+    )
+
+
+def num_classes(config: Config) -> int | None:
+    """The classes of the data that the network knows: all but that for "no class", if it has it."""
+    labels = config.model.num_labels
+    return labels - 1 if labels is not None and config.diffusion.label_dropout else labels
+
+
+def make_averages(train: TrainConfig) -> tuple[EmaFn, ...]:
+    """The averages of `train`: with ema_decay, then with each of ema_decays."""
+    return tuple(
+        make_ema(
+            train.ema_form,
+            decay,
+            every=train.ema_every,
+            update_after=train.ema_update_after,
+            inv_gamma=train.ema_inv_gamma,
+            power=train.ema_power,
+            half_life=train.ema_half_life / train.batch_size,
+            rampup=train.ema_rampup,
+        )
+        for decay in (train.ema_decay, *train.ema_decays)
     )
 
 

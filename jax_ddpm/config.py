@@ -12,6 +12,7 @@ from jax_ddpm.diffusion import PredictionType
 from jax_ddpm.errors import UserError
 from jax_ddpm.losses import LossType, Objective, Weighting
 from jax_ddpm.models import ModelConfig, UNetConfig
+from jax_ddpm.posthoc_ema import MAX_SIGMA_REL
 from jax_ddpm.schedules import (
     ClippedLogVariance,
     ScheduleName,
@@ -20,6 +21,7 @@ from jax_ddpm.schedules import (
     space_timesteps,
     timestep_grid,
 )
+from jax_ddpm.timesteps import TimestepSampling
 from jax_ddpm.training.optim import OptimizerName
 from jax_ddpm.training.state import EmaForm
 
@@ -50,14 +52,29 @@ class DiffusionConfig:
     schedule: ScheduleName = "linear"
     num_timesteps: int = 1000
     """T, the length of the chain."""
+    zero_terminal_snr: bool = False
+    """Rescale the schedule so that the last timestep is pure noise, for prediction of x_0 or v."""
     prediction_type: PredictionType = "eps"
     """What the network predicts: the noise, the clean image, or v."""
     loss_type: LossType = "l2"
     weighting: Weighting = "constant"
     """Weight of each timestep: constant; snr: as if the error were that of the noise; min_snr: the
-    same with a ceiling on the signal-to-noise ratio."""
+    same with a ceiling on the signal-to-noise ratio, soft_min_snr: with a smooth one;
+    truncated_snr: with a floor of 1 on it; p2: with less weight where there is little noise."""
     min_snr_gamma: float = 5.0
-    """The ceiling of min_snr."""
+    """The ceiling of min_snr and soft_min_snr."""
+    p2_gamma: float = 1.0
+    """Strength of p2: the error of the noise has the weight 1 / (p2_k + snr)^p2_gamma."""
+    p2_k: float = 1.0
+    """Offset of p2."""
+    timestep_sampling: TimestepSampling = "uniform"
+    """Which timesteps are trained: uniform; stratified, antithetic: uniform, and spread evenly over
+    the batch; log_normal: the logarithm of the noise relative to the signal is normal; importance:
+    by the size of their last ten losses, once every timestep has ten."""
+    log_normal_mean: float = -1.2
+    """Mean of log_normal."""
+    log_normal_std: float = 1.2
+    """Standard deviation of log_normal."""
     objective: Objective = "simple"
     """simple: the weighted error; vlb: the variational bound; hybrid: the error, and the bound for
     a learned variance."""
@@ -72,6 +89,9 @@ class DiffusionConfig:
     """Tell the network t * 1000 / T instead of t."""
     offset_noise: float = 0.0
     """Strength of an offset per channel that is added to the noise in training."""
+    label_dropout: float = 0.0
+    """Probability that a label is replaced by the network's last one, which then means "no class";
+    for classifier-free guidance."""
 
 
 @dataclass(frozen=True)
@@ -104,14 +124,30 @@ class TrainConfig:
     """Decay of the moving average of the parameters."""
     ema_form: EmaForm = "constant"
     """How the decay grows to ema_decay. ramp: (1 + step) / (10 + step), TensorFlow's. power: 1 - (1
-    + n)^-ema_power for n steps after ema_update_after, ema_pytorch's and diffusers'. delayed_ramp:
-    (1 + n) / (10 + n)."""
+    + n / ema_inv_gamma)^-ema_power for n steps after ema_update_after, as ema_pytorch, diffusers
+    and k-diffusion do. delayed_ramp: (1 + n) / (10 + n). half_life: EDM's, from ema_half_life."""
     ema_every: int = 1
     """Steps between two updates of the average."""
     ema_update_after: int = 0
     """Steps for which the average is a copy (power, delayed_ramp)."""
     ema_power: float = 2 / 3
     """The exponent of power."""
+    ema_inv_gamma: float = 1.0
+    """Steps by which the warm-up of power is stretched."""
+    ema_half_life: int = 500_000
+    """Images after which a step counts half (half_life)."""
+    ema_rampup: float | None = 0.05
+    """Ceiling of the half-life, as a part of the images seen so far (half_life); None: no ceiling.
+    """
+    ema_decays: tuple[float, ...] = ()
+    """Decays of more averages beside that of ema_decay, with the same warm-up; drawn from with
+    sample.py --weights DECAY."""
+    posthoc_ema: tuple[float, ...] = ()
+    """Relative widths of power-function averages, such as 0.05 0.1; from their snapshots sample.py
+    --posthoc-ema makes the average of any other width."""
+    snapshot_every: int = 10_000
+    """Steps between two snapshots of the averages of posthoc_ema; there is always one at the end.
+    """
     log_every: int = 100
     """Steps between two lines of metrics.jsonl; an interrupted run stops at such a step."""
     sample_every: int = 10_000
@@ -183,13 +219,20 @@ def validate(config: Config) -> None:
         raise UserError(str(error)) from error
     _validate_train(config.train)
     try:
-        named_schedule(config.diffusion.schedule, config.diffusion.num_timesteps)
+        diffusion = config.diffusion
+        named_schedule(
+            diffusion.schedule,
+            diffusion.num_timesteps,
+            zero_terminal_snr=diffusion.zero_terminal_snr,
+        )
     except ValueError as error:
         raise UserError(
             f"--diffusion.num-timesteps {config.diffusion.num_timesteps} with "
             f"--diffusion.schedule {config.diffusion.schedule}: {error}"
         ) from error
     _validate_loss(config.diffusion)
+    _validate_timesteps(config.diffusion)
+    _validate_label_dropout(config.diffusion.label_dropout, config.model.num_labels)
     rows = config.model.num_timesteps
     enough = rows is None or config.diffusion.num_timesteps <= rows
     _require(enough, "--diffusion.num-timesteps", config.diffusion.num_timesteps,
@@ -209,6 +252,28 @@ def _validate_loss(diffusion: DiffusionConfig) -> None:
     _require(offset >= 0, "--diffusion.offset-noise", offset, "0 or more")
     weight = diffusion.vb_weight
     _require(weight is None or weight > 0, "--diffusion.vb-weight", weight, "positive")
+    _require(diffusion.p2_gamma >= 0, "--diffusion.p2-gamma", diffusion.p2_gamma, "0 or more")
+    _require(diffusion.p2_k > 0, "--diffusion.p2-k", diffusion.p2_k, "positive")
+
+
+def _validate_timesteps(diffusion: DiffusionConfig) -> None:
+    std, sampling = diffusion.log_normal_std, diffusion.timestep_sampling
+    _require(std > 0, "--diffusion.log-normal-std", std, "positive")
+    if diffusion.zero_terminal_snr:
+        kind = diffusion.prediction_type
+        _require(kind != "eps", "--diffusion.prediction-type", kind, "x_0 or v with "
+                 "--diffusion.zero-terminal-snr: where no signal is left, x_0 does not follow "
+                 "from eps")  # fmt: skip
+        _require(sampling != "log_normal", "--diffusion.timestep-sampling", sampling, "another "
+                 "with --diffusion.zero-terminal-snr, whose last timestep it never draws")  # fmt: skip
+
+
+def _validate_label_dropout(dropout: float, num_labels: int | None) -> None:
+    _require(0 <= dropout < 1, "--diffusion.label-dropout", dropout, "in [0, 1)")
+    several = num_labels is not None and num_labels > 1
+    _require(dropout == 0 or several, "--diffusion.label-dropout", dropout,
+             f"0 for a network of {num_labels or 0} labels: it needs those of the data and one more "
+             "for no class (see --model)")  # fmt: skip
 
 
 def validate_seed(seed: int) -> None:
@@ -243,6 +308,8 @@ def _validate_train(train: TrainConfig) -> None:
         "sample_every",
         "checkpoint_every",
         "keep_checkpoints",
+        "ema_half_life",
+        "snapshot_every",
     ):
         value = getattr(train, name)
         _require(value >= 1, _flag(name), value, "at least 1")
@@ -259,6 +326,7 @@ def _validate_train(train: TrainConfig) -> None:
     _require(train.ema_power > 0, "--train.ema-power", train.ema_power, "positive")
     after = train.ema_update_after
     _require(after >= 0, "--train.ema-update-after", after, "0 or more")
+    _validate_averages(train)
     _require(train.clip_eps >= 0, "--train.clip-eps", train.clip_eps, "0 or more")
     _require(all(0 <= b < 1 for b in train.betas), "--train.betas", train.betas, "in [0, 1)")
     _require(train.weight_decay >= 0, "--train.weight-decay", train.weight_decay, "0 or more")
@@ -271,6 +339,32 @@ def _validate_train(train: TrainConfig) -> None:
         train.weight_decay,
         "0 with --train.optimizer adam (use adamw)",
     )
+
+
+def _validate_averages(train: TrainConfig) -> None:
+    _require(train.ema_inv_gamma > 0, "--train.ema-inv-gamma", train.ema_inv_gamma, "positive")
+    rampup = train.ema_rampup
+    _require(rampup is None or rampup > 0, "--train.ema-rampup", rampup, "positive, or None")
+    half_life, decays = train.ema_form == "half_life", train.ema_decays
+    _require(not half_life or train.ema_every == 1, "--train.ema-every", train.ema_every,
+             "1 with --train.ema-form half_life")  # fmt: skip
+    _require(not (half_life and decays), "--train.ema-decays", decays,
+             "empty with --train.ema-form half_life, which has no decay")  # fmt: skip
+    different = len({train.ema_decay, *decays}) == 1 + len(decays)
+    possible = all(0 <= decay < 1 for decay in decays)
+    _require(different and possible, "--train.ema-decays", decays,
+             f"different decays in [0, 1), other than --train.ema-decay {train.ema_decay}"
+             )  # fmt: skip
+    widths = train.posthoc_ema
+    if widths:
+        possible = all(0 < width < MAX_SIGMA_REL for width in widths)
+        several = len(set(widths)) == len(widths) >= 2
+        _require(possible and several, "--train.posthoc-ema", widths,
+                 "two or more different relative widths between 0 and 0.288")  # fmt: skip
+        every = train.snapshot_every
+        fits = every <= train.num_steps and every % train.log_every == 0
+        _require(fits, "--train.snapshot-every", every, f"a multiple of --train.log-every "
+                 f"{train.log_every}, and at most {train.num_steps} steps")  # fmt: skip
 
 
 def _flag(name: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import tyro
 
 from jax_ddpm import cli, runs
+from jax_ddpm.averages import chosen_params, require_choice
 from jax_ddpm.build import build
 from jax_ddpm.config import Config, DataConfig, validate
 from jax_ddpm.data.sources import open_source
@@ -26,6 +27,7 @@ from jax_ddpm.models import Architecture, ModelConfig
 from jax_ddpm.presets import PRESET_OF, PRESETS
 from jax_ddpm.schedules import BETAS, ScheduleName
 from jax_ddpm.training.checkpoint import open_checkpoints, save
+from jax_ddpm.training.state import starting_from
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def write_run(run: runs.Run, network: Network) -> None:
         draft = replace(run, folder=temporary)
         state = build(run.config, run.image_shape).init_state(jax.random.key(run.config.seed))
         params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), network.params)
-        state = state.replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
+        state = starting_from(params, state)
         with open_checkpoints(draft.checkpoints) as checkpoints:
             save(checkpoints, state, runs.describe(run))
         runs.write_config(draft)
@@ -146,8 +148,13 @@ class ExportArgs:
     """The implementation that shall load it; default: the one of the run's network."""
     out: Path | None = None
     """File to write, .safetensors, .pt or .npz. Default: SOURCE.safetensors in the run folder."""
-    weights: Literal["ema", "raw"] = "ema"
-    """The moving average of the parameters, or the parameters themselves."""
+    weights: str = "ema"
+    """ema: the moving average of the parameters; raw: the parameters themselves; or a decay of the
+    run, train.ema-decay or one of train.ema-decays."""
+    posthoc_ema: float | None = None
+    """Relative width of an average that is made of the run's snapshots (see train.posthoc-ema)."""
+    posthoc_step: int | None = None
+    """The step whose average that is; default: that of the last snapshot."""
 
 
 def export_weights(args: ExportArgs) -> Path:
@@ -158,8 +165,9 @@ def export_weights(args: ExportArgs) -> Path:
     run's network.
     """
     run = runs.load(args.run)
+    require_choice(run.config, args.weights, args.posthoc_ema, args.posthoc_step)
     state = load_state(run, build(run.config, run.image_shape))
-    params = state.ema_params if args.weights == "ema" else state.params
+    params, what = chosen_params(run, state, args.weights, args.posthoc_ema, args.posthoc_step)
     asked = args.source or cast(Source | None, run.imported_from)
     sources = [asked] if asked else list(PEERS)
     for source in sources:
@@ -172,7 +180,7 @@ def export_weights(args: ExportArgs) -> Path:
     write_weights(out, state_dict)
     text = json.dumps(arguments, indent=2) + "\n"
     write_atomically(out.with_suffix(".json"), lambda temporary: temporary.write_text(text))
-    print(f"Wrote {out}, {args.weights} parameters of step {int(state.step)} as {source} has them")
+    print(f"Wrote {out}, {what}, as {source} has them")
     return out
 
 

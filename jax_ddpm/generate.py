@@ -9,6 +9,7 @@ import numpy as np
 import tyro
 
 from jax_ddpm import runs
+from jax_ddpm.averages import chosen_params, require_choice
 from jax_ddpm.build import Parts, build
 from jax_ddpm.config import (
     SampleConfig,
@@ -70,8 +71,13 @@ class SampleArgs:
     """Timesteps visited, as OpenAI's programs name them: "250", "10,15,20" or "ddim50"."""
     label: int | None = None
     """Class of all images, for a network that was trained with labels; default: all in turn."""
-    weights: Literal["ema", "raw"] = "ema"
-    """The moving average of the parameters, or the parameters themselves."""
+    weights: str = "ema"
+    """ema: the moving average of the parameters; raw: the parameters themselves; or a decay of the
+    run, train.ema-decay or one of train.ema-decays."""
+    posthoc_ema: float | None = None
+    """Relative width of an average that is made of the run's snapshots (see train.posthoc-ema)."""
+    posthoc_step: int | None = None
+    """The step whose average that is; default: that of the last snapshot."""
     checkpoint: Literal["newest", "best"] = "newest"
     """best: the one of lowest training loss, of a run with train.keep-best."""
     frames: int | None = None
@@ -107,6 +113,7 @@ def sample_run(args: SampleArgs) -> Path:
         )
     validate_seed(args.seed)
     run = runs.load(args.run)
+    require_choice(run.config, args.weights, args.posthoc_ema, args.posthoc_step)
     settings = args.settings(run.config.sample)
     validate_sample(settings, run.config.diffusion.num_timesteps)
     with jax.enable_x64(args.dtype == "float64"):
@@ -123,8 +130,8 @@ def draw_samples(args: SampleArgs, run: runs.Run, settings: SampleConfig) -> Sam
     generate = make_generate_fn(parts, settings, run.image_shape)
     steps = len(sampling_timesteps(settings, run.config.diffusion.num_timesteps)) - 1
     how = f"{settings.sampler} in {steps} steps"
-    print(f"{args.num} images by {how}, {args.weights} parameters of step {int(state.step)}")
-    params = state.ema_params if args.weights == "ema" else state.params
+    params, what = chosen_params(run, state, args.weights, args.posthoc_ema, args.posthoc_step)
+    print(f"{args.num} images by {how}, {what}")
     batches = generate_images(
         generate,
         jax.tree.map(lambda leaf: leaf.astype(args.dtype), params),

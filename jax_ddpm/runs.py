@@ -50,6 +50,11 @@ class Run:
         return self.folder / "samples"
 
     @property
+    def snapshots(self) -> Path:
+        """The folder of the averages that are stored for reconstruction."""
+        return self.folder / "ema"
+
+    @property
     def final_grid(self) -> Path:
         """The sample grid of the finished run."""
         return self.folder / "samples.png"

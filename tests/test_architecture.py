@@ -15,7 +15,7 @@ REFERENCE = sorted((ROOT / "torch_ref").rglob("*.py"))
 REPORT = sorted((ROOT / "parity_tests" / "report").glob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in [*FILES, *SCRIPTS, *REFERENCE, *REPORT]}
 
-MATHS = ["schedules", "diffusion", "losses", "likelihood", "probability_flow",
+MATHS = ["schedules", "timesteps", "diffusion", "losses", "likelihood", "probability_flow",
          "denoiser", "samplers", "posthoc_ema"]
 JOBS = ["config", "presets", "models", "training", "data", "build", "generate", "drawing",
         "edit_job", "runs", "cli", "evaluation", "interop", "plots", "images", "files", "convert", "figures"]  # fmt: skip
@@ -40,12 +40,12 @@ LAYERS = {
     "plots": ["files"],
     "data": ["errors", "files", "images"],
     "posthoc_ema": [],
-    "training.state": ["posthoc_ema"],
+    "training.state": ["posthoc_ema", "timesteps"],
     "training.snapshots": ["errors", "files", "posthoc_ema", "training.state"],
     "training.optim": [],
     "training.interrupt": [],
     "training.metrics": ["files"],
-    "training.step": ["diffusion", "images", "losses", "schedules", "training.state"],
+    "training.step": ["diffusion", "images", "losses", "schedules", "timesteps", "training.state"],
     "training.parallel": ["errors", "training.state", "training.step"],
     "training.checkpoint": ["errors", "training.state"],
 }

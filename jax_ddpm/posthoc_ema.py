@@ -1,0 +1,103 @@
+"""Power-function averages of the parameters, and the reconstruction of any of them after training.
+
+Such an average at step t weighs the parameters of step tau by the profile (gamma + 1) tau^gamma /
+t^(gamma + 1) on 0..t; its standard deviation, over t, is the relative width sigma_rel. Tables here
+are NumPy float64. Source: Karras et al. 2024, arXiv:2312.02696, section 3 and appendix C.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+Steps = Int[np.ndarray, " n"] | Float[np.ndarray, " n"]
+MAX_SIGMA_REL = 1 / math.sqrt(12)  # that of gamma = 0, the plain mean of all steps
+
+
+def sigma_rel_from_gamma(gamma: float) -> float:
+    """The relative width of the profile with exponent `gamma` > -1 (Eq. 123)."""
+    return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
+
+
+def gamma_from_sigma_rel(sigma_rel: float) -> float:
+    """The exponent >= 0 of the profile of relative width `sigma_rel` (Eq. 126, algorithm 2).
+
+    It is the largest root of (gamma + 2)^2 (gamma + 3) = (gamma + 1) / sigma_rel^2. Raises
+    ValueError unless 0 < sigma_rel < 0.288, the width of a plain mean.
+    """
+    if not 0 < sigma_rel < MAX_SIGMA_REL:
+        raise ValueError(f"a relative width is between 0 and {MAX_SIGMA_REL:.3f}, got {sigma_rel}")
+    inverse = sigma_rel**-2
+    return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
+
+
+def power_function_rate(
+    t: Int[Array, "..."] | Float[Array, "..."], gamma: float
+) -> Float[Array, "..."]:
+    """1 - beta_t with beta_t = (1 - 1/t)^(gamma + 1), at the t-th update, t >= 1 (Eq. 127).
+
+    With these rates the average of t updates weighs the k-th by the integral of the profile over
+    k-1..k, exactly; so the first update is a copy. It keeps its digits in float32.
+    """
+    return -jnp.expm1((gamma + 1) * jnp.log1p(-1 / jnp.asarray(t, float)))
+
+
+def profile_product(
+    t_a: Float[np.ndarray, "..."], gamma_a: Float[np.ndarray, "..."],
+    t_b: Float[np.ndarray, "..."], gamma_b: Float[np.ndarray, "..."],
+) -> Float[np.ndarray, "..."]:  # fmt: skip
+    """The integral of the product of two profiles that end at `t_a` and `t_b` (Eq. 151)."""
+    first, last = np.minimum(t_a, t_b), np.maximum(t_a, t_b)
+    gamma_of_last = np.where(t_a < t_b, gamma_b, gamma_a)
+    scale = (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1)
+    return scale / last * (first / last) ** gamma_of_last
+
+
+def solve_weights(
+    steps: Steps, gammas: Float[np.ndarray, " n"], step: float, gamma: float
+) -> Float[np.ndarray, " n"]:
+    """The weights of stored averages whose sum comes closest to that of `gamma` at `step`.
+
+    The stored ones end at `steps` with exponents `gammas`, all different pairs. Least squares
+    between the profiles (algorithm 3), divided by the sum of the weights, as the authors' program
+    does: parameters that do not move are then reproduced. The error is that of `profile_error`.
+    """
+    products, targets = _products(steps, gammas, step, gamma)
+    size = np.sqrt(np.diag(products))  # profiles of norm 1 are better conditioned
+    weights = np.linalg.solve(products / np.outer(size, size), targets / size) / size
+    return weights / weights.sum()
+
+
+def profile_error(
+    weights: Float[np.ndarray, " n"], steps: Steps, gammas: Float[np.ndarray, " n"],
+    step: float, gamma: float,
+) -> float:  # fmt: skip
+    """The distance of the weighted sum of profiles from that of `gamma` at `step`, over its norm.
+
+    For parameters that make independent jumps, uncertainties grow with it; 0 is a stored profile.
+    """
+    products, targets = _products(steps, gammas, step, gamma)
+    norm = profile_product(*(np.float64(n) for n in (step, gamma, step, gamma)))
+    squared = norm - 2 * weights @ targets + weights @ products @ weights
+    return float(np.sqrt(max(squared, 0.0) / norm))
+
+
+def _products(
+    steps: Steps, gammas: Float[np.ndarray, " n"], step: float, gamma: float
+) -> tuple[Float[np.ndarray, "n n"], Float[np.ndarray, " n"]]:
+    t, g = np.asarray(steps, np.float64), np.asarray(gammas, np.float64)
+    among = profile_product(t[:, None], g[:, None], t, g)
+    return among, profile_product(t, g, np.float64(step), np.float64(gamma))
+
+
+def reconstruct(weights: Float[np.ndarray, " n"], averages: Iterable[Any]) -> Any:
+    """The weighted sum of parameter trees, in float64; only one of `averages` is held at a time."""
+    total: Any = None
+    for weight, average in zip(weights, averages, strict=True):
+        part = jax.tree.map(lambda a, w=weight: w * np.asarray(a, np.float64), average)
+        total = part if total is None else jax.tree.map(np.add, total, part)
+    return total

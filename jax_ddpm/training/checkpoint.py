@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -45,7 +46,8 @@ def save(
     step = int(state.step)
     if checkpointer.latest is None or checkpointer.latest.step != step:
         metrics = None if loss is None else {"loss": loss}
-        checkpointer.save(step, state, force=True, metrics=metrics, custom_metadata=about)
+        held = _fields_with_arrays(state)
+        checkpointer.save(step, held, force=True, metrics=metrics, custom_metadata=about)
 
 
 def latest_step(checkpointer: Checkpointer) -> int | None:
@@ -67,11 +69,18 @@ def restore(checkpointer: Checkpointer, like: TrainState, *, step: int | None = 
     step = latest_step(checkpointer) if step is None else step
     if step is None:
         raise UserError(f"there is no checkpoint in {checkpointer.directory}")
-    _require_same_shapes(checkpointer, step, like)
-    return checkpointer.load(step, like)
+    expected = _fields_with_arrays(like)
+    _require_same_shapes(checkpointer, step, expected)
+    return like.replace(**checkpointer.load(step, expected))
 
 
-def _require_same_shapes(checkpointer: Checkpointer, step: int, like: TrainState) -> None:
+def _fields_with_arrays(state: TrainState) -> dict[str, Any]:
+    """The fields of `state` that are in use; so a checkpoint does not know of fields made later."""
+    values = {field.name: getattr(state, field.name) for field in fields(state)}
+    return {name: value for name, value in values.items() if jax.tree.leaves(value)}
+
+
+def _require_same_shapes(checkpointer: Checkpointer, step: int, like: dict[str, Any]) -> None:
     stored = _shapes(checkpointer.metadata(step).metadata)
     expected = _shapes(like)
     for name in expected | stored:

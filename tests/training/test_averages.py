@@ -124,7 +124,7 @@ def test_an_average_that_the_run_does_not_have_is_refused_with_those_that_it_has
 
 
 def test_a_half_life_has_no_decay_to_be_named_by():
-    with pytest.raises(UserError, match="this run has ema, raw$"):
+    with pytest.raises(UserError, match=r"this run has ema, raw$"):
         averaged_params(STATE, config(ema_form="half_life", ema_decays=()), "0.9999")
 
 

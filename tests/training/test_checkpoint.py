@@ -119,3 +119,26 @@ def test_the_checkpoint_of_lowest_loss_stays_beside_the_newest(tmp_path):
 def test_without_losses_there_is_no_best(saved):
     with checkpoint.open_checkpoints(saved) as checkpoints:
         assert checkpoint.best_step(checkpoints) is None
+
+
+def test_a_checkpoint_holds_no_field_that_is_not_in_use(saved):
+    """So one that was written before the state had these fields is restored too."""
+    with checkpoint.open_checkpoints(saved) as checkpoints:
+        assert set(checkpoints.metadata(3).metadata) == {
+            "step",
+            "params",
+            "ema_params",
+            "opt_state",
+        }
+
+
+def test_all_averages_come_back(tmp_path):
+    params = state_at(0).params
+    state = create_state(params, make_optimizer(0.1), num_more_ema=2, num_posthoc_ema=1)
+    leaves, structure = jax.tree.flatten(state)
+    state = jax.tree.unflatten(structure, [leaf + i for i, leaf in enumerate(leaves)])
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        checkpoint.save(checkpoints, state, ABOUT)
+        assert_same_bits(checkpoint.restore(checkpoints, jax.eval_shape(lambda: state)), state)
+        with pytest.raises(UserError, match=r"more_ema/0/a/kernel is of shape .* there, missing"):
+            checkpoint.restore(checkpoints, state_at(0))

@@ -1,5 +1,6 @@
 """From the configuration of a run to the parts that train and sample it."""
 
+from math import inf
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +12,11 @@ from jax_ddpm.config import Config, DiffusionConfig, SampleConfig, TrainConfig
 from jax_ddpm.denoiser import rescale_timesteps
 from jax_ddpm.errors import UserError
 from jax_ddpm.models import NetworkFns, make_network
-from jax_ddpm.samplers import Sampler, ddim, ddpm
-from jax_ddpm.schedules import Schedule, named_schedule
+from jax_ddpm.grids import continuous_levels, level_of_sigma, level_of_t
+from jax_ddpm.samplers import SAMPLERS, Sampler
+from jax_ddpm.samplers.registry import Options
+from jax_ddpm.sample_config import sampling_timesteps, visits_timesteps
+from jax_ddpm.schedules import Level, Schedule, level_at, named_schedule
 from jax_ddpm.timesteps import empty_history
 from jax_ddpm.training.optim import make_learning_rate, make_optimizer
 from jax_ddpm.training.state import EmaFn, TrainState, create_state, make_ema, make_posthoc_ema
@@ -157,11 +161,31 @@ def output_shape(
     return jax.eval_shape(output, jax.random.key(0)).shape[1:]
 
 
-def make_sampler(sample: SampleConfig, diffusion: DiffusionConfig) -> Sampler:
-    """The sampler that `sample` names; a learned variance goes before a fixed one."""
-    match sample.sampler:
-        case "ddpm":
-            learned = diffusion.variance
-            return ddpm(sample.variance if learned == "fixed" else learned)
-        case "ddim":
-            return ddim(sample.eta)
+def sampling_levels(sample: SampleConfig, schedule: Schedule) -> Level:
+    """The S + 1 levels that `sample` visits, from noise to the clean image."""
+    match sample.spacing:
+        case ("log_snr" | "karras") as spacing if not visits_timesteps(sample):
+            return continuous_levels(schedule, sample.num_steps, spacing)
+    return level_at(schedule, jnp.asarray(sampling_timesteps(sample, schedule.num_timesteps)))
+
+
+def make_sampler(
+    sample: SampleConfig, diffusion: DiffusionConfig, schedule: Schedule, num_steps: int
+) -> Sampler:
+    """The sampler that `sample` names, for a grid of `num_steps` steps.
+
+    A learned variance goes before a fixed one.
+    """
+    learned = diffusion.variance
+    options = Options(
+        num_steps,
+        level_of_t(schedule),
+        level_of_sigma(schedule),
+        variance=sample.variance if learned == "fixed" else learned,
+        eta=sample.eta,
+        churn=sample.churn,
+        churn_min=sample.churn_min,
+        churn_max=inf if sample.churn_max is None else sample.churn_max,
+        churn_noise=sample.churn_noise,
+    )
+    return SAMPLERS[sample.sampler].make(options)

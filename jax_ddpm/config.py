@@ -4,28 +4,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from jaxtyping import Int
-
 from jax_ddpm.data.sources import SourceName
 from jax_ddpm.diffusion import PredictionType
 from jax_ddpm.errors import UserError
+from jax_ddpm.errors import require as _require
 from jax_ddpm.losses import LossType, Objective, Weighting
 from jax_ddpm.models import ModelConfig, UNetConfig
 from jax_ddpm.posthoc_ema import MAX_SIGMA_REL
+from jax_ddpm.sample_config import SampleConfig, validate_sample
 from jax_ddpm.schedules import (
     ClippedLogVariance,
     ScheduleName,
-    Spacing,
     named_schedule,
-    space_timesteps,
-    timestep_grid,
 )
 from jax_ddpm.timesteps import TimestepSampling
 from jax_ddpm.training.optim import OptimizerName
 from jax_ddpm.training.state import EmaForm
-
-SamplerName = Literal["ddpm", "ddim"]
 
 
 @dataclass(frozen=True)
@@ -164,30 +158,6 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class SampleConfig:
-    """How images are drawn."""
-
-    sampler: SamplerName = "ddpm"
-    num_steps: int = 1000
-    """Network evaluations per image, at most T."""
-    spacing: Spacing = "leading"
-    """Which timesteps are visited if there are fewer than T."""
-    respacing: str | None = None
-    """Timesteps visited, as OpenAI's programs name them: "250", "10,15,20" (counts in sections of
-    equal length) or "ddim50"; in place of num_steps and spacing."""
-    variance: Literal["fixed_small", "fixed_large"] = "fixed_large"
-    """Variance of the ancestral sampler: beta (fixed_large) or beta-tilde (fixed_small)."""
-    eta: float = 0.0
-    """Noise of the DDIM sampler: 0 is deterministic, 1 is ancestral sampling."""
-    clip_x_0: bool = True
-    """Clip each predicted clean image to [-1, 1]."""
-    frames: int = 25
-    """Frames of the GIF."""
-    stretch: bool = False
-    """Stretch the contrast of each image to the full range, where images are not clipped."""
-
-
-@dataclass(frozen=True)
 class Config:
     """Everything that determines a run."""
 
@@ -237,7 +207,7 @@ def validate(config: Config) -> None:
     enough = rows is None or config.diffusion.num_timesteps <= rows
     _require(enough, "--diffusion.num-timesteps", config.diffusion.num_timesteps,
              f"at most {rows}, the timesteps that the network knows")  # fmt: skip
-    validate_sample(config.sample, config.diffusion.num_timesteps)
+    validate_sampling(config.sample, config)
 
 
 def _validate_loss(diffusion: DiffusionConfig) -> None:
@@ -264,16 +234,16 @@ def _validate_timesteps(diffusion: DiffusionConfig) -> None:
         _require(kind != "eps", "--diffusion.prediction-type", kind, "x_0 or v with "
                  "--diffusion.zero-terminal-snr: where no signal is left, x_0 does not follow "
                  "from eps")  # fmt: skip
-        _require(sampling != "log_normal", "--diffusion.timestep-sampling", sampling, "another "
-                 "with --diffusion.zero-terminal-snr, whose last timestep it never draws")  # fmt: skip
+        _require(sampling != "log_normal", "--diffusion.timestep-sampling", sampling, "another with "
+                 "--diffusion.zero-terminal-snr: it never draws the last timestep")  # fmt: skip
 
 
 def _validate_label_dropout(dropout: float, num_labels: int | None) -> None:
     _require(0 <= dropout < 1, "--diffusion.label-dropout", dropout, "in [0, 1)")
     several = num_labels is not None and num_labels > 1
     _require(dropout == 0 or several, "--diffusion.label-dropout", dropout,
-             f"0 for a network of {num_labels or 0} labels: it needs those of the data and one more "
-             "for no class (see --model)")  # fmt: skip
+             f"0 for a network of {num_labels or 0} labels: it needs those of the data and one "
+             "more for no class (see --model)")  # fmt: skip
 
 
 def validate_seed(seed: int) -> None:
@@ -281,21 +251,25 @@ def validate_seed(seed: int) -> None:
     _require(0 <= seed < 2**32, "--seed", seed, "between 0 and 4294967295")
 
 
-def validate_sample(sample: SampleConfig, num_timesteps: int) -> None:
-    """Raise UserError if a chain of `num_timesteps` cannot be sampled so."""
-    try:
-        sampling_timesteps(sample, num_timesteps)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    _require(sample.frames >= 2, "the number of frames", sample.frames, "at least 2")
-    _require(0 <= sample.eta <= 1, "eta", sample.eta, "between 0 and 1")
+def validate_sampling(sample: SampleConfig, config: Config) -> None:
+    """Raise UserError if a run of `config` cannot be sampled as `sample` says."""
+    validate_sample(
+        sample,
+        config.diffusion.num_timesteps,
+        zero_terminal_snr=config.diffusion.zero_terminal_snr,
+        whole_timesteps=config.model.num_timesteps is not None,
+    )
+    require_null_label(sample, config.diffusion)
 
 
-def sampling_timesteps(sample: SampleConfig, num_timesteps: int) -> Int[np.ndarray, " S+1"]:
-    """The timesteps that are visited, descending, ending in -1. Raises ValueError for none."""
-    if sample.respacing is not None:
-        return space_timesteps(num_timesteps, sample.respacing)
-    return timestep_grid(num_timesteps, sample.num_steps, sample.spacing)
+def require_null_label(sample: SampleConfig, diffusion: DiffusionConfig) -> None:
+    """Raise UserError for guidance of a network that does not know what no class is."""
+    if sample.guidance is not None and diffusion.label_dropout == 0:
+        raise UserError(
+            f"guidance {sample.guidance:g}: this run was trained without label dropout "
+            "(--diffusion.label-dropout)"
+        )
+
 
 
 def _validate_train(train: TrainConfig) -> None:
@@ -369,8 +343,3 @@ def _validate_averages(train: TrainConfig) -> None:
 
 def _flag(name: str) -> str:
     return f"--train.{name.replace('_', '-')}"
-
-
-def _require(ok: bool, name: str, value: object, expected: str) -> None:
-    if not ok:
-        raise UserError(f"{name} is {value}, but it must be {expected}")

@@ -24,10 +24,11 @@ from jax_ddpm.diffusion import (
 )
 from jax_ddpm.likelihood import vb_term
 from jax_ddpm.schedules import Level, Schedule, level_at
+from jax_ddpm.timesteps import uniform_timesteps
 
 LossType = Literal["l1", "l2", "huber"]
 Objective = Literal["simple", "hybrid", "vlb"]
-Weighting = Literal["constant", "snr", "min_snr"]
+Weighting = Literal["constant", "snr", "truncated_snr", "min_snr", "soft_min_snr", "p2"]
 LossFn = Callable[..., Float[Array, " b"]]
 
 
@@ -54,17 +55,35 @@ def loss_weight(
     weighting: Weighting = "constant",
     prediction_type: PredictionType = "eps",
     gamma: float = 5.0,
+    *,
+    p2_gamma: float = 1.0,
+    p2_k: float = 1.0,
 ) -> Float[Array, " T"]:
     """The weight of each timestep, with snr = signal^2 / sigma^2.
 
-    constant: 1. snr: what turns the squared error of any prediction into that of eps, so 1 for eps,
-    snr for x_0, snr/(snr + 1) for v. min_snr: the same with snr at most `gamma` in the error of x_0
-    (Hang et al. 2023, section 3.4).
+    constant: 1. The others say what weight the squared error of x_0 gets; that of eps gets the same
+    divided by snr, and that of v divided by snr + 1, so that all three are one loss. snr: snr.
+    truncated_snr: max(snr, 1) (Salimans & Ho 2022, section 4). min_snr: min(snr, gamma) (Hang et
+    al. 2023, section 3.4). soft_min_snr: snr gamma / (snr + gamma) (Crowson et al. 2024, with
+    gamma = 4). p2: snr / (p2_k + snr)^p2_gamma, the only one defined by the error of eps (Choi et
+    al. 2022, Eq. 8).
+
+    Finite for x_0 and v; where snr is 0, the error of eps has no weight but the constant.
     """
     snr = (schedule.sqrt_alphas_cumprod / schedule.sqrt_one_minus_alphas_cumprod) ** 2
-    if weighting == "constant":
-        return jnp.ones_like(snr)
-    of_x_0 = jnp.minimum(snr, gamma) if weighting == "min_snr" else snr
+    match weighting:
+        case "constant":
+            return jnp.ones_like(snr)
+        case "snr":
+            of_x_0 = snr
+        case "truncated_snr":
+            of_x_0 = jnp.maximum(snr, 1)
+        case "min_snr":
+            of_x_0 = jnp.minimum(snr, gamma)
+        case "soft_min_snr":
+            of_x_0 = snr * gamma / (snr + gamma)
+        case "p2":
+            of_x_0 = snr / (p2_k + snr) ** p2_gamma
     match prediction_type:
         case "eps":
             return of_x_0 / snr
@@ -102,6 +121,8 @@ def make_loss_fn(
     loss_type: LossType = "l2",
     weighting: Weighting = "constant",
     min_snr_gamma: float = 5.0,
+    p2_gamma: float = 1.0,
+    p2_k: float = 1.0,
     objective: Objective = "simple",
     variance: Variance = "fixed_large",
     vb_weight: float | None = None,
@@ -120,7 +141,9 @@ def make_loss_fn(
     """
     learned = variance in LEARNED
     check_objective(objective, variance)
-    weights = loss_weight(schedule, weighting, prediction_type, min_snr_gamma)
+    weights = loss_weight(
+        schedule, weighting, prediction_type, min_snr_gamma, p2_gamma=p2_gamma, p2_k=p2_k
+    )
     T = schedule.num_timesteps
     bound_weight = (T if objective == "vlb" else T / 1000) if vb_weight is None else vb_weight
 
@@ -208,17 +231,35 @@ def draw(
 ) -> tuple[Int[Array, " b"], Images]:
     """Draw t uniform in 0..T-1 and standard normal noise, each example from its own key.
 
+    `offset_noise`: see `draw_training_noise`.
+    """
+    t = uniform_timesteps(timestep_keys(keys), num_timesteps)
+    return t, draw_training_noise(keys, image_shape, dtype, offset_noise=offset_noise)
+
+
+def timestep_keys(keys: Key[Array, " b"]) -> Key[Array, " b"]:
+    """The keys of which each example's timestep is drawn."""
+    return jax.vmap(jax.random.split)(keys)[:, 0]
+
+
+def draw_training_noise(
+    keys: Key[Array, " b"],
+    image_shape: tuple[int, ...],
+    dtype: Any = jnp.float32,
+    *,
+    offset_noise: float = 0.0,
+) -> Images:
+    """Standard normal noise, each example from its own key, independent of its timestep.
+
     `offset_noise` is the strength of an offset per channel that is added to the noise (0.1 in the
     text that proposed it, "Diffusion with Offset Noise", N. Guttenberg 2023).
     """
 
-    def draw_one(key: Key[Array, ""]) -> tuple[Array, Array]:
-        t_key, noise_key = jax.random.split(key)
-        t = jax.random.randint(t_key, (), 0, num_timesteps)
-        noise = jax.random.normal(noise_key, image_shape, dtype)
+    def draw_one(key: Key[Array, ""]) -> Array:
+        noise = jax.random.normal(jax.random.split(key)[1], image_shape, dtype)
         if offset_noise:
             offset = jax.random.normal(jax.random.fold_in(key, 2), image_shape[-1:], dtype)
             noise = add_offset(noise, offset, offset_noise)
-        return t, noise
+        return noise
 
     return jax.vmap(draw_one)(keys)

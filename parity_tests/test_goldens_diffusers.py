@@ -9,7 +9,14 @@ from jax_ddpm.denoiser import make_denoise_fn
 from jax_ddpm.diffusion import q_sample, v_from
 from jax_ddpm.models import UNet
 from jax_ddpm.samplers import ddim, ddpm, sample
-from jax_ddpm.schedules import BETAS, Level, level_at, make_schedule, timestep_grid
+from jax_ddpm.schedules import (
+    BETAS,
+    level_at,
+    make_schedule,
+    named_schedule,
+    rescale_zero_terminal_snr,
+    timestep_grid,
+)
 
 THEIRS = "diffusers (recorded)"
 
@@ -18,6 +25,7 @@ SCHEDULES = {
     "cos": ("cosine", 1000),
     "scaled_linear_T200": ("quadratic", 200),
     "sigmoid_T200": ("sigmoid", 200),
+    "zero_snr": ("linear", 1000),
 }
 BETA_SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
@@ -43,16 +51,18 @@ def test_schedule(compare, dtype, tag):
     """diffusers computes its tables in float32, ours are rounded once."""
     _, io = golden("diffusers/sched_ddpm_tables")
     name, num_timesteps = SCHEDULES[tag]
-    schedule = make_schedule(BETAS[name](num_timesteps), dtype=dtype)
+    zero = tag == "zero_snr"
+    schedule = named_schedule(name, num_timesteps, dtype=dtype, zero_terminal_snr=zero)
     for table in ("betas", "alphas_cumprod"):
         recorded = io[f"{SHORT[dtype]}.{tag}/{table}"]
         compare("diffusers' tables", getattr(schedule, table), recorded, dtype)
 
 
-@pytest.mark.parametrize("tag", ["linear", "cos"])
+@pytest.mark.parametrize("tag", ["linear", "cos", "zero_snr"])
 def test_add_noise_and_velocity(compare, dtype, tag):
     _, io = golden("diffusers/sched_ddpm_tables")
-    schedule = make_schedule(BETAS[SCHEDULES[tag][0]](1000), dtype=dtype)
+    name, zero = SCHEDULES[tag][0], tag == "zero_snr"
+    schedule = named_schedule(name, 1000, dtype=dtype, zero_terminal_snr=zero)
     x_0, noise = (nchw_to_nhwc(a).astype(dtype) for a in (io["in.x_init"], io["in.noise"][0]))
     t = jnp.asarray(io["in.t"])
     ours = q_sample(schedule, x_0, t, noise), v_from(level_at(schedule, t), x_0, noise)
@@ -65,14 +75,9 @@ def levels_of(settings, t, dtype):
     """The noise levels of timesteps t under the settings of a scheduler of theirs."""
     num_timesteps = settings.get("num_train_timesteps", 1000)
     betas = BETAS[BETA_SCHEDULES[settings.get("beta_schedule", "linear")]](num_timesteps)
-    if not settings.get("rescale_betas_zero_snr"):
-        return level_at(make_schedule(betas, dtype=dtype), jnp.asarray(t))
-    # Zero terminal SNR (Lin et al. 2023): our schedules refuse a beta of 1, the samplers take it.
-    signal = np.sqrt(np.cumprod(1 - betas))
-    signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
-    signal = np.where(t < 0, 1, signal[t])
-    sigma = np.sqrt(1 - signal**2)
-    return Level(jnp.asarray(t), jnp.asarray(signal, dtype), jnp.asarray(sigma, dtype))
+    if settings.get("rescale_betas_zero_snr"):
+        betas = rescale_zero_terminal_snr(betas)
+    return level_at(make_schedule(betas, dtype=dtype), jnp.asarray(t))
 
 
 def grid_of(settings):

@@ -148,7 +148,7 @@ def test_rescaled_linear_schedule_keeps_its_end_at_other_lengths():
 
 
 @pytest.mark.parametrize(
-    "betas", [[0.1, 0.0], [0.1, 1.0], [-0.1, 0.5], [0.1, np.nan], [], [[0.1, 0.2]]]
+    "betas", [[0.1, 0.0], [1.0, 0.1], [0.1, 1.1], [-0.1, 0.5], [0.1, np.nan], [], [[0.1, 0.2]]]
 )
 def test_bad_betas_are_refused(betas):
     with pytest.raises(ValueError, match="beta"):

@@ -64,6 +64,8 @@ SPACINGS: dict[str, Callable[[int, int], np.ndarray]] = {
 # first one where a run does not name it.
 KNOWN: dict[tuple[str, str], Iterable[object]] = {
     ("diffusion", "schedule"): BETAS,
+    ("model", "num_classes"): (None,),
+    ("diffusion", "zero_terminal_snr"): (False,),
     ("diffusion", "variance"): ("fixed",),
     ("diffusion", "rescale_timesteps"): (False,),
     ("sample", "sampler"): ("ddpm", "ddim"),

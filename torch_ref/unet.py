@@ -81,6 +81,7 @@ class UNet(nn.Module):
         attn_levels: Sequence[int] = (1,),
         dropout: float = 0.1,
         num_groups: int = 32,
+        num_classes: int | None = None,
     ):
         """The defaults are the CIFAR-10 network; `attn_levels` counts from the finest, 0."""
         super().__init__()
@@ -89,6 +90,7 @@ class UNet(nn.Module):
         kind = (4 * channels, dropout, num_groups)
         dense = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, 4 * channels)
         self.temb = nn.ModuleDict({"dense": nn.ModuleList(dense)})
+        self.label_emb = None if num_classes is None else nn.Embedding(num_classes, 4 * channels)
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for i, size in enumerate(sizes):
@@ -108,15 +110,18 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(sizes[0], out_channels, 3, padding=1)
         _initialise(self)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x[B,C,H,W], t[B] -> [B,out,H,W]."""
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """x[B,C,H,W], t[B], label[B] if the network has classes -> [B,out,H,W]."""
         height, width = x.shape[2:]
         rows, columns = -height % self.stride, -width % self.stride
         top, left = rows // 2, columns // 2
         first, second = self.temb["dense"].children()
         emb = timestep_embedding(t, self.conv_in.out_channels, self.conv_in.weight.dtype)
         x = F.pad(x, (left, columns - left, top, rows - top))
-        out = self._run(x, second(F.silu(first(emb))))
+        temb = second(F.silu(first(emb)))
+        if self.label_emb is not None:
+            temb = temb + self.label_emb(label)
+        out = self._run(x, temb)
         return out[:, :, top : top + height, left : left + width]
 
     def _run(self, x: Tensor, temb: Tensor) -> Tensor:

@@ -62,10 +62,17 @@ def require_full_batch(source: ImageSource, batch_size: int) -> None:
         )
 
 
-def require_labels(source: ImageSource, num_labels: int | None) -> None:
-    """Raise UserError if the data has a class that a network of `num_labels` does not have."""
-    if num_labels is not None and int(source.labels.max()) >= num_labels:
-        raise UserError(
-            f"the data has class {source.labels.max()}, but the network only 0 to "
-            f"{num_labels - 1}: give it more classes (see --model)"
-        )
+def require_labels(
+    source: ImageSource, num_labels: int | None, null_label: int | None = None
+) -> None:
+    """Raise UserError if the data has a class that a network of `num_labels` does not have.
+
+    `null_label` is one more, that the network keeps for "no class".
+    """
+    if num_labels is None or int(source.labels.max()) < num_labels:
+        return
+    kept = "" if null_label is None else f", because {null_label} stands for no class"
+    raise UserError(
+        f"the data has class {source.labels.max()}, but the network only 0 to {num_labels - 1}"
+        f"{kept}: give it more classes (see --model)"
+    )

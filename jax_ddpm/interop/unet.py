@@ -44,6 +44,7 @@ def _infer(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "channel_mult": tuple(sizes[i] // channels for i in sorted(sizes)),
         "num_res_blocks": len(blocks),
         "attn_levels": tuple(sorted(attn_levels)),
+        "num_classes": shapes.get("label_emb.weight", (None,))[0],
     }
 
 
@@ -64,6 +65,7 @@ TORCH_REF = Peer(
         "attn_levels",
         "dropout",
         "num_groups",
+        "num_classes",
     ),
     infer=infer_torch_ref,
     names=[

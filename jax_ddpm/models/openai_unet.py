@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Real
 
 from jax_ddpm.models.base import Architecture, ImageShape, require
-from jax_ddpm.models.layers import Features, statistics_dtype
+from jax_ddpm.models.layers import Features, LabelEmbedding, statistics_dtype
 from jax_ddpm.models.openai_layers import (
     NUM_GROUPS,
     AttentionBlock,
@@ -201,14 +201,7 @@ class OpenAIUNet(nn.Module):
             if label is not None:
                 raise TypeError("this network has no classes, but a label is given")
             return temb
-        if label is None and not self.is_initializing():
-            raise TypeError(f"this network has {num_classes} classes, but no label is given")
-        label = jnp.zeros(temb.shape[:1], jnp.int32) if label is None else jnp.asarray(label)
-        embed = nn.Embed(
-            num_classes, temb.shape[-1], dtype=self.dtype, name="label_emb",
-            embedding_init=nn.initializers.normal(1.0),
-        )  # fmt: skip
-        return temb + embed(label)
+        return LabelEmbedding(num_classes, self.dtype, name="label_emb")(temb, label)
 
     def _apply(
         self, path: Path, name: str, layers: list[Layer], h: Features, temb: Temb, keys: DropoutKeys

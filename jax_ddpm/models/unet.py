@@ -13,6 +13,7 @@ from jax_ddpm.models.layers import (
     ZERO_SCALE,
     Features,
     GroupNorm,
+    LabelEmbedding,
     ResnetBlock,
     SelfAttention,
     TimeEmbedding,
@@ -45,6 +46,8 @@ class UNetConfig(Architecture):
     """Channels of the images; None: those of the data."""
     out_channels: int | None = None
     """Channels of the output; None: those of the data, twice as many with a learned variance."""
+    num_classes: int | None = None
+    """Classes of a label that the network is told; None: it takes no label."""
 
     def module(self, out_channels: int, dtype: Any) -> "UNet":
         """The Linen module; see the base class."""
@@ -56,6 +59,7 @@ class UNetConfig(Architecture):
             attn_levels=self.attn_levels,
             dropout=self.dropout,
             num_groups=self.num_groups,
+            num_classes=self.num_classes,
             dtype=dtype,
         )
 
@@ -71,6 +75,13 @@ class UNetConfig(Architecture):
             require(level in range(len(mult)), "attn-levels", level, expected)
         divides = self.num_groups >= 1 and self.channels % self.num_groups == 0
         require(divides, "num-groups", self.num_groups, f"a divisor of {self.channels} channels")
+        classes = self.num_classes
+        require(classes is None or classes >= 1, "num-classes", classes, "at least 1, or None")
+
+    @property
+    def num_labels(self) -> int | None:
+        """The number of classes."""
+        return self.num_classes
 
     @property
     def example_shape(self) -> ImageShape:
@@ -163,6 +174,7 @@ class UNet(nn.Module):
     attn_levels: tuple[int, ...] = (1,)
     dropout: float = 0.1
     num_groups: int = 32
+    num_classes: int | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -171,18 +183,20 @@ class UNet(nn.Module):
         x_t: Features,
         t: Int[Array, " b"],
         *,
+        label: Int[Array, " b"] | None = None,
         train: bool = False,
         dropout_keys: DropoutKeys = None,
     ) -> Features:
         """The raw output [b, h, w, out_channels], float32, for images x_t at timesteps t.
 
-        Dropout is on where `train` is set and each example has a key.
+        `label` in 0..num_classes-1 is for networks with classes, else it is a TypeError, as is none
+        for these. Dropout is on where `train` is set and each example has a key.
         """
         keys = dropout_keys if train else None
         last = len(self.channel_mult) - 1
         x_t, crop = pad_to_multiple(x_t.astype(self.dtype), 2**last)
 
-        temb = TimeEmbedding(self.channels, self.dtype, name="temb")(t)
+        temb = self._add_label(TimeEmbedding(self.channels, self.dtype, name="temb")(t), label)
         h = conv3x3(self.channels, "conv_in", self.dtype)(x_t)
         skips = [h]
         for i in range(last + 1):
@@ -197,6 +211,13 @@ class UNet(nn.Module):
         h = nn.silu(GroupNorm(self.num_groups, self.dtype, name="norm_out")(h))
         h = conv3x3(self.out_channels, "conv_out", self.dtype, scale=ZERO_SCALE)(h)
         return crop(h).astype(statistics_dtype(self.dtype))
+
+    def _add_label(self, temb: Temb, label: Int[Array, " b"] | None) -> Temb:
+        if self.num_classes is not None:
+            return LabelEmbedding(self.num_classes, self.dtype, name="label_emb")(temb, label)
+        if label is not None:
+            raise TypeError("this network has no classes, but a label is given")
+        return temb
 
     def _level(self, i: int) -> tuple[int, bool, float, int, Any]:
         features = self.channels * self.channel_mult[i]

@@ -20,9 +20,11 @@ from jax_ddpm.generate import GenerateFn, Samples, generate_images, make_generat
 from jax_ddpm.images import grid
 from jax_ddpm.plots import save_loss_curve
 from jax_ddpm.runs import Run
+from jax_ddpm.timesteps import make_timestep_fn
 from jax_ddpm.training import checkpoint, metrics
 from jax_ddpm.training.interrupt import StopRequest
 from jax_ddpm.training.parallel import choose_mode, num_devices, on_one_device, parallelize
+from jax_ddpm.training.snapshots import write_snapshots
 from jax_ddpm.training.state import TrainState
 from jax_ddpm.training.step import Metrics, TrainStep, make_train_step, make_update
 
@@ -52,7 +54,7 @@ def train(config: Config) -> Run:
     source = open_data(config.data)
     require_full_batch(source, config.train.batch_size)
     parts = build(config, source.image_shape)
-    require_labels(source, parts.num_labels)
+    require_labels(source, parts.num_labels, parts.null_label)
     run = runs.open_for_training(config, source.image_shape)  # from here on the disk is written to
     with prepared(run, parts, source) as job:
         state = first_state(job)
@@ -103,12 +105,16 @@ def compiled_step(config: Config, parts: Parts) -> TrainStep:
             parts.optimizer,
             parts.schedule,
             ema=parts.ema,
+            more_ema=parts.more_ema,
+            posthoc_ema=parts.posthoc_ema,
             accumulate=train.accumulate,
             axis_name=axis_name,
             prediction_type=diffusion.prediction_type,
             loss_type=diffusion.loss_type,
             weighting=diffusion.weighting,
             min_snr_gamma=diffusion.min_snr_gamma,
+            p2_gamma=diffusion.p2_gamma,
+            p2_k=diffusion.p2_k,
             objective=diffusion.objective,
             vb_weight=diffusion.vb_weight,
             variance=diffusion.variance if learned else config.sample.variance,
@@ -120,6 +126,14 @@ def compiled_step(config: Config, parts: Parts) -> TrainStep:
             offset_noise=diffusion.offset_noise,
             self_condition=parts.self_condition,
             class_conditional=parts.num_labels is not None,
+            timestep_fn=make_timestep_fn(
+                diffusion.timestep_sampling,
+                parts.schedule,
+                log_normal_mean=diffusion.log_normal_mean,
+                log_normal_std=diffusion.log_normal_std,
+            ),
+            label_dropout=diffusion.label_dropout,
+            null_label=parts.null_label,
             axis_name=axis_name,
         )
 
@@ -170,6 +184,8 @@ def fit(job: Job, state: TrainState) -> TrainState:
             if step % train.log_every == 0 or last:
                 losses.append(log(job, step, window, bar))
                 window = []
+                if last or step % train.snapshot_every == 0:
+                    snapshot(job, state, step)  # before the checkpoint, lest a resumed run lack it
                 if job.stop.signum or last or step % train.checkpoint_every == 0:
                     save(job, state, float(np.mean(losses)))
                     losses = []
@@ -204,6 +220,12 @@ def log(job: Job, step: int, window: list[Metrics], bar: Any) -> float:
     if bar.format_dict["rate"]:
         job.board.add_scalar("steps_per_second", bar.format_dict["rate"], step)
     return row.loss
+
+
+def snapshot(job: Job, state: TrainState, step: int) -> None:
+    """Store the averages from which others are reconstructed, if the run has such."""
+    averages = on_one_device(state.posthoc_ema)
+    write_snapshots(job.run.snapshots, job.run.config.train.posthoc_ema, averages, step)
 
 
 def save(job: Job, state: TrainState, loss: float) -> None:

@@ -1,6 +1,6 @@
 """The train step as pure functions: what is drawn, and what is done with it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,9 +11,10 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from jax_ddpm.diffusion import ApplyFn, Images
 from jax_ddpm.images import from_uint8
-from jax_ddpm.losses import LossFn, draw, make_loss_fn
+from jax_ddpm.losses import LossFn, draw_training_noise, make_loss_fn, timestep_keys
 from jax_ddpm.schedules import Schedule
-from jax_ddpm.training.state import EmaFn, TrainState, make_ema
+from jax_ddpm.timesteps import Place, TimestepFn, record, uniform_timesteps
+from jax_ddpm.training.state import EmaFn, Params, TrainState, make_ema
 
 Metrics = dict[str, Float[Array, ""]]
 UpdateFn = Callable[..., tuple[TrainState, Metrics]]
@@ -23,7 +24,7 @@ Batch = Pixels | tuple[Pixels, Labels | None]
 TrainStep = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]
 
 DEFAULT_EMA = make_ema()
-COIN = 2**32 - 1  # the number of no example
+COIN, SHARED = 2**32 - 1, 2**32 - 2  # the numbers of no example
 
 
 def make_update(
@@ -32,6 +33,8 @@ def make_update(
     schedule: Schedule,
     *,
     ema: EmaFn = DEFAULT_EMA,
+    more_ema: Sequence[EmaFn] = (),
+    posthoc_ema: Sequence[EmaFn] = (),
     accumulate: int = 1,
     axis_name: str | None = None,
     **loss_settings: Any,
@@ -39,7 +42,8 @@ def make_update(
     """`make_update_from` the loss of `make_loss_fn(apply_fn, schedule, **loss_settings)`."""
     return make_update_from(
         make_loss_fn(apply_fn, schedule, **loss_settings), optimizer,
-        ema=ema, accumulate=accumulate, axis_name=axis_name,
+        ema=ema, more_ema=more_ema, posthoc_ema=posthoc_ema, accumulate=accumulate,
+        axis_name=axis_name,
     )  # fmt: skip
 
 
@@ -48,39 +52,67 @@ def make_update_from(
     optimizer: optax.GradientTransformation,
     *,
     ema: EmaFn = DEFAULT_EMA,
+    more_ema: Sequence[EmaFn] = (),
+    posthoc_ema: Sequence[EmaFn] = (),
     accumulate: int = 1,
     axis_name: str | None = None,
 ) -> UpdateFn:
     """The deterministic part of a step.
 
-    (state, x_0, t, noise, dropout_keys=None, *, label=None, self_condition=None) -> (state,
-    metrics), with x_0 in [-1, 1]. The gradient of the mean loss (Ho et al. 2020, algorithm 1) is
-    taken in `accumulate` equal parts of the batch, one after the other to save memory, averaged
-    over them and over the devices of `axis_name`, then clipped and applied by `optimizer`; the
-    moving average `ema` follows. Raises ValueError if the batch does not divide into the parts.
+    (state, x_0, t, noise, dropout_keys=None, *, label=None, self_condition=None, weight=None) ->
+    (state, metrics), with x_0 in [-1, 1]. The gradient of the mean loss (Ho et al. 2020, algorithm
+    1), each loss times its `weight`, is taken in `accumulate` equal parts of the batch, one after
+    the other to save memory, averaged over them and over the devices of `axis_name`, then clipped
+    and applied by `optimizer`. The moving averages follow: `ema`, and those of the state's tuples
+    of the same names; the state's `loss_history`, if it has one, takes in the losses themselves.
+
+    Raises ValueError if the batch does not divide into the parts.
     """
 
     def update(
         state: TrainState, x_0: Images, t: Int[Array, " b"], noise: Images,
         dropout_keys: Key[Array, " b"] | None = None, *, label: Labels | None = None,
-        self_condition: Bool[Array, ""] | None = None,
+        self_condition: Bool[Array, ""] | None = None, weight: Float[Array, " b"] | None = None,
     ) -> tuple[TrainState, Metrics]:  # fmt: skip
         args = {} if self_condition is None else {"self_condition": self_condition}
         batch: dict[str, Any] = {"x_0": x_0, "t": t, "noise": noise, "dropout_keys": dropout_keys}
         batch |= {} if label is None else {"label": label}
 
-        def mean_loss(params: Any, part: dict[str, Any]) -> Float[Array, ""]:
-            return loss_fn(params, **part, train=True, **args).mean()
+        def mean_loss(params: Any, part: Any) -> tuple[Float[Array, ""], Float[Array, " b"]]:
+            examples, weight = part
+            losses = loss_fn(params, **examples, train=True, **args)
+            return (losses if weight is None else weight * losses).mean(), losses
 
-        gradient = mean_over_parts(jax.value_and_grad(mean_loss), accumulate)
-        loss, grads = mean_over_devices(gradient(state.params, batch), axis_name)
+        def gradient(params: Any, part: Any) -> tuple[Any, Float[Array, " b"]]:
+            (loss, losses), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, part)
+            return (loss, grads), losses
+
+        means, losses = mean_over_parts(gradient, accumulate)(state.params, (batch, weight))
+        loss, grads = mean_over_devices(means, axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema_params = ema(state.ema_params, params, state.step)
-        state = TrainState(state.step + 1, params, ema_params, opt_state)
+        state = state.replace(
+            step=state.step + 1,
+            params=params,
+            ema_params=ema(state.ema_params, params, state.step),
+            opt_state=opt_state,
+            more_ema=update_each(more_ema, state.more_ema, params, state.step),
+            posthoc_ema=update_each(posthoc_ema, state.posthoc_ema, params, state.step),
+        )
+        if state.loss_history is not None:
+            seen = all_in_order((t, losses), axis_name)
+            state = state.replace(loss_history=record(state.loss_history, *seen))
         return state, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 
     return update
+
+
+def update_each(
+    emas: Sequence[EmaFn], averages: tuple[Params, ...], params: Params, step: Int[Array, ""]
+) -> tuple[Params, ...]:
+    """Each of several averages after `step`, by its own rule."""
+    pairs = zip(emas, averages, strict=True)
+    return tuple(ema(average, params, step) for ema, average in pairs)
 
 
 def make_train_step(
@@ -91,18 +123,28 @@ def make_train_step(
     offset_noise: float = 0.0,
     self_condition: bool = False,
     class_conditional: bool = False,
+    timestep_fn: TimestepFn | None = None,
+    label_dropout: float = 0.0,
+    null_label: int | None = None,
     axis_name: str | None = None,
 ) -> TrainStep:
     """The whole step, (state, batch, key) -> (state, metrics): flip, draw, update.
 
     A batch is uint8 images, or a pair of them and labels; these go to the network if
-    `class_conditional`. All randomness of an example comes from fold_in(fold_in(key, step), its
-    index in the global batch), so the numbers do not depend on how the batch is spread over
-    devices or parts. With `self_condition` one coin per step decides for the whole global batch
-    whether the network is given its own first guess: every other step pays for one.
+    `class_conditional`, each replaced by `null_label` with probability `label_dropout` (Ho &
+    Salimans 2022, algorithm 1). `timestep_fn` (see `make_timestep_fn`) draws t, by default uniform.
+    All randomness of an example comes from fold_in(fold_in(key, step), its index in the global
+    batch), so the numbers do not depend on how the batch is spread over devices or parts. With
+    `self_condition` one coin per step decides for the whole global batch whether the network is
+    given its own first guess: every other step pays for one.
 
     Raises ValueError if labels are wanted and the batch has none.
     """
+
+    def uniform(keys: Key[Array, " b"], *_: Any) -> tuple[Int[Array, " b"], None]:
+        return uniform_timesteps(keys, num_timesteps), None
+
+    draw_t = timestep_fn or uniform
 
     def train_step(
         state: TrainState, batch: Batch, key: Key[Array, ""]
@@ -118,8 +160,12 @@ def make_train_step(
         x_0 = from_uint8(jnp.asarray(pixels))
         if random_flip:
             x_0 = flip_at_random(flip_keys, x_0)
-        t, noise = draw(draw_keys, x_0.shape[1:], num_timesteps, offset_noise=offset_noise)
-        args: dict[str, Any] = {"label": jnp.asarray(labels)} if class_conditional else {}
+        place = place_in_batch(step_key, len(pixels), axis_name)
+        t, weight = draw_t(timestep_keys(draw_keys), place, state.loss_history)
+        noise = draw_training_noise(draw_keys, x_0.shape[1:], offset_noise=offset_noise)
+        args: dict[str, Any] = {} if weight is None else {"weight": weight}
+        if class_conditional:
+            args["label"] = drop_labels(keys, jnp.asarray(labels), label_dropout, null_label)
         if self_condition:
             args["self_condition"] = jax.random.bernoulli(jax.random.fold_in(step_key, COIN))
         return update(state, x_0, t, noise, dropout_keys, **args)
@@ -129,12 +175,35 @@ def make_train_step(
 
 def example_keys(key: Key[Array, ""], num_local: int, axis_name: str | None) -> Key[Array, " b"]:
     """One key for each example on this device, from its index in the global batch."""
-    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * num_local
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(num_local))
+    index = place_in_batch(key, num_local, axis_name).index
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+
+
+def place_in_batch(key: Key[Array, ""], num_local: int, axis_name: str | None) -> Place:
+    """Where the examples on this device are in the global batch; `key` is that of the step."""
+    device, num_devices = 0, 1
+    if axis_name is not None:
+        device, num_devices = jax.lax.axis_index(axis_name), jax.lax.axis_size(axis_name)
+    index = device * num_local + jnp.arange(num_local)
+    return Place(index, num_devices * num_local, jax.random.fold_in(key, SHARED))
+
+
+def drop_labels(
+    keys: Key[Array, " b"], label: Labels, probability: float, null_label: int | None
+) -> Labels:
+    """Each label, or `null_label` with `probability`, by the example's own key."""
+    if null_label is None or probability == 0:
+        return label
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 3)  # 0 to 2 are in use
+    dropped = jax.vmap(jax.random.bernoulli, (0, None))(keys, probability)
+    return jnp.where(dropped, null_label, label)
 
 
 def mean_over_parts(fn: Callable[[Any, Any], Any], num_parts: int) -> Callable[[Any, Any], Any]:
-    """`fn(params, batch)` as the mean over equal parts of the batch, taken one after the other."""
+    """`fn(params, batch)` of equal parts of the batch, taken one after the other.
+
+    It returns what is averaged over the parts, and what is of each example and is joined.
+    """
     if num_parts == 1:
         return fn
 
@@ -144,13 +213,15 @@ def mean_over_parts(fn: Callable[[Any, Any], Any], num_parts: int) -> Callable[[
             raise ValueError(f"a batch of {size} does not divide into {num_parts} equal parts")
         parts = jax.tree.map(lambda a: a.reshape(num_parts, -1, *a.shape[1:]), batch)
 
-        def add(total: Any, part: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, fn(params, part)), None
+        def add(total: Any, part: Any) -> tuple[Any, Any]:
+            means, of_each = fn(params, part)
+            return jax.tree.map(jnp.add, total, means), of_each
 
-        like = jax.eval_shape(fn, params, jax.tree.map(lambda a: a[0], parts))
+        like, _ = jax.eval_shape(fn, params, jax.tree.map(lambda a: a[0], parts))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
-        total, _ = jax.lax.scan(add, zeros, parts)
-        return jax.tree.map(lambda a: a / num_parts, total)
+        total, of_each = jax.lax.scan(add, zeros, parts)
+        joined = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), of_each)
+        return jax.tree.map(lambda a: a / num_parts, total), joined
 
     return mean
 
@@ -158,6 +229,13 @@ def mean_over_parts(fn: Callable[[Any, Any], Any], num_parts: int) -> Callable[[
 def mean_over_devices(tree: Any, axis_name: str | None) -> Any:
     """The mean of every leaf over the devices of a pmap axis; without one, `tree` itself."""
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+def all_in_order(tree: Any, axis_name: str | None) -> Any:
+    """Arrays of the examples on every device of a pmap axis, in the order of the global batch."""
+    if axis_name is None:
+        return tree
+    return jax.tree.map(lambda a: jax.lax.all_gather(a, axis_name, tiled=True), tree)
 
 
 def flip_at_random(keys: Key[Array, " b"], images: Images) -> Images:

@@ -11,11 +11,11 @@ from jaxtyping import Array, Key
 from jax_ddpm.config import Config, DiffusionConfig, SampleConfig, TrainConfig
 from jax_ddpm.denoiser import rescale_timesteps
 from jax_ddpm.errors import UserError
-from jax_ddpm.models import NetworkFns, make_network
 from jax_ddpm.grids import continuous_levels, level_of_sigma, level_of_t
+from jax_ddpm.models import NetworkFns, make_network
+from jax_ddpm.sample_config import sampling_timesteps, visits_timesteps
 from jax_ddpm.samplers import SAMPLERS, Sampler
 from jax_ddpm.samplers.registry import Options
-from jax_ddpm.sample_config import sampling_timesteps, visits_timesteps
 from jax_ddpm.schedules import Level, Schedule, level_at, named_schedule
 from jax_ddpm.timesteps import empty_history
 from jax_ddpm.training.optim import make_learning_rate, make_optimizer

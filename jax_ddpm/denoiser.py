@@ -13,6 +13,7 @@ from jax_ddpm.diffusion import (
     Prediction,
     PredictionType,
     eps_from_x_0,
+    expand,
     split_output,
     to_prediction,
 )
@@ -26,6 +27,7 @@ def make_denoise_fn(
     prediction_type: PredictionType = "eps",
     clip_x_0: bool = True,
     rederive_eps: bool = True,
+    dynamic_threshold: float | None = None,
     learned_variance: bool = False,
     **network_args: Any,
 ) -> DenoiseFn:
@@ -33,7 +35,9 @@ def make_denoise_fn(
 
     `clip_x_0` clips x_0 to [-1, 1], as the sampler of Ho et al. 2020 does (it is not in the paper).
     eps then follows from the clipped x_0, so that both stay consistent; `rederive_eps=False` keeps
-    the network's own eps (the default of diffusers' DDIM). With `learned_variance` the second half
+    the network's own eps (the default of diffusers' DDIM), as does the clean image, whose x_0 tells
+    nothing of it. `dynamic_threshold`, a quantile, takes the place of clipping: see `threshold`.
+    With `learned_variance` the second half
     of the output's channels is the prediction's `raw_variance`. `network_args` go to `apply_fn`; so
     does the function's own optional `x_self_cond`, an earlier x_0 (see `sample`).
     """
@@ -44,12 +48,25 @@ def make_denoise_fn(
         output = apply_fn(params, x_t, t, **network_args, **given).astype(x_t.dtype)
         output, raw_variance = split_output(output, learned_variance)
         x_0, eps, _ = to_prediction(output, x_t, level, prediction_type)
-        if clip_x_0:
-            x_0 = jnp.clip(x_0, -1, 1)
-            eps = eps_from_x_0(level, x_t, x_0) if rederive_eps else eps
+        if clip_x_0 or dynamic_threshold is not None:
+            clipped = dynamic_threshold is None
+            x_0 = jnp.clip(x_0, -1, 1) if clipped else threshold(x_0, dynamic_threshold)
+            if rederive_eps:
+                eps = jnp.where(expand(level.sigma, x_t) > 0, eps_from_x_0(level, x_t, x_0), eps)
         return Prediction(x_0, eps, raw_variance)
 
     return denoise
+
+
+def threshold(x_0: Images, quantile: float, largest: float = float("inf")) -> Images:
+    """Clip each image to the `quantile`, 0 to 1, of its absolute pixels, and divide by that.
+
+    The quantile counts as 1 where it is smaller: then this is clipping to [-1, 1] (Saharia et al.
+    2022, section 2.3). With `largest` it counts as that where it is larger (diffusers).
+    """
+    sizes = jnp.quantile(jnp.abs(x_0), quantile, axis=(1, 2, 3), keepdims=True)
+    limit = jnp.clip(sizes, 1, largest)
+    return jnp.clip(x_0, -limit, limit) / limit
 
 
 def rescale_timesteps(apply_fn: ApplyFn, num_timesteps: int) -> ApplyFn:

@@ -9,13 +9,14 @@ import numpy as np
 from jaxtyping import Array, Int, Key, UInt8
 from tqdm import tqdm
 
-from jax_ddpm.build import Parts, make_sampler
-from jax_ddpm.config import SampleConfig, sampling_timesteps
+from jax_ddpm.build import Parts, make_sampler, sampling_levels
+from jax_ddpm.config import SampleConfig
 from jax_ddpm.denoiser import make_denoise_fn
-from jax_ddpm.diffusion import Prediction
+from jax_ddpm.diffusion import DenoiseFn, GradientFn, Images, Prediction
+from jax_ddpm.guidance import guide_network, guide_score
 from jax_ddpm.images import stretch_to_uint8, to_uint8
-from jax_ddpm.samplers import SamplerState, draw_noise, sample
-from jax_ddpm.schedules import level_at
+from jax_ddpm.samplers import Sampler, SamplerState, ddpm, draw_noise, sample
+from jax_ddpm.schedules import Level
 from jax_ddpm.training.parallel import compiler_options
 
 Labels = Int[Array | np.ndarray, " b"]
@@ -28,50 +29,128 @@ class Samples(NamedTuple):
     frames: UInt8[np.ndarray, "f n h w c"]
 
 
-GenerateFn = Callable[[Any, Key[Array, " b"], Labels | None], tuple[Array, Array]]
+GenerateFn = Callable[..., tuple[Array, Array]]  # (params, keys, labels=None, given=())
+GradientOf = Callable[[Any], GradientFn]
+
+
+def from_noise(x_T: Images, levels: Level, alone: Any, given: Any) -> Images:
+    """The start of images that are made of nothing else."""
+    return x_T
+
+
+class Edit(NamedTuple):
+    """What a job does with images that it is given; by default nothing, and images begin as noise.
+
+    `given(numbers)`: the arrays for images of these numbers, which the program takes as arguments.
+    `levels(grid)`: the levels visited. `wrap(sampler, given)`: the sampler used.
+    `start(x_T, levels, alone, given)`: the first x_t, where `alone(n)` denoises n images of the
+    first one's class. With `one_noise` all images have the noise of image 0.
+    """
+
+    given: Callable[[Int[np.ndarray, " b"]], Any] = lambda numbers: ()
+    levels: Callable[[Level], Level] = lambda levels: levels
+    wrap: Callable[[Sampler, Any], Sampler] = lambda sampler, given: sampler
+    start: Callable[[Images, Level, Callable[[int], DenoiseFn], Any], Images] = from_noise
+    one_noise: bool = False
+
+
+NO_EDIT = Edit()
 
 
 def make_generate_fn(
-    parts: Parts, settings: SampleConfig, image_shape: tuple[int, int, int]
+    parts: Parts,
+    settings: SampleConfig,
+    image_shape: tuple[int, int, int],
+    *,
+    edit: Edit = NO_EDIT,
+    gradient_of: GradientOf | None = None,
 ) -> GenerateFn:
-    """One compiled program (params, keys[b], labels[b] or None) -> images [b, h, w, c], frames.
+    """One compiled program (params, keys[b], labels[b] or None, given) -> images [b, ...], frames.
 
     It computes in the dtype of the schedule in `parts`. The frames [f, b, h, w, c] begin with x_T.
+    `gradient_of(labels)` is the gradient of a classifier that guides (see `classifier_gradient`).
     """
-    schedule = parts.schedule
-    sampler = make_sampler(settings, parts.diffusion)
-    timesteps = sampling_timesteps(settings, schedule.num_timesteps)
+    levels = edit.levels(sampling_levels(settings, parts.schedule))
+    num_steps = len(levels.t) - 1
     pixels = stretch_to_uint8 if settings.stretch else to_uint8
 
     def frame(state: SamplerState, prediction: Prediction) -> UInt8[Array, "b h w c"]:
         return pixels(state.x_t)
 
     def generate(
-        params: Any, keys: Key[Array, " b"], labels: Labels | None = None
+        params: Any, keys: Key[Array, " b"], labels: Labels | None = None, given: Any = ()
     ) -> tuple[Array, Array]:
-        denoise_fn = make_denoise_fn(
-            parts.network.apply_fn,
-            params,
-            prediction_type=parts.diffusion.prediction_type,
-            clip_x_0=settings.clip_x_0,
-            learned_variance=parts.learned_variance,
-            label=labels,
-        )
-        x_T, noise_fn = draw_noise(keys, image_shape, schedule.betas.dtype)
-        levels = level_at(schedule, jnp.asarray(timesteps))
+        def alone(n: int) -> DenoiseFn:
+            label = None if labels is None else jnp.repeat(jnp.asarray(labels)[:1], n)
+            return make_denoiser(parts, settings, params, label, gradient_of)
+
+        dtype = parts.schedule.betas.dtype
+        x_T, noise_fn = draw_noise(keys, image_shape, dtype)
+        given = jax.tree.map(lambda a: a if a.dtype == bool else a.astype(dtype), given)
+        start = edit.start(x_T, levels, alone, given)
         x_0, frames = sample(
-            sampler,
-            denoise_fn,
+            edit.wrap(guided_sampler(parts, settings, num_steps, labels, gradient_of), given),
+            make_denoiser(parts, settings, params, labels, gradient_of),
             levels,
-            x_T,
+            start,
             noise_fn,
             trace=frame,
             num_frames=settings.frames,
             self_condition=parts.self_condition,
         )
-        return pixels(x_0), jnp.concatenate([pixels(x_T)[None], frames])
+        return pixels(x_0), jnp.concatenate([pixels(start)[None], frames])
 
     return jax.jit(generate, compiler_options=compiler_options())
+
+
+def make_denoiser(
+    parts: Parts,
+    settings: SampleConfig,
+    params: Any,
+    labels: Labels | None,
+    gradient_of: GradientOf | None = None,
+) -> DenoiseFn:
+    """The denoiser of images of the given classes, with the guidance of `settings`."""
+    apply_fn = parts.network.apply_fn
+    if settings.guidance is not None:
+        assert parts.null_label is not None
+        apply_fn = guide_network(
+            apply_fn,
+            parts.null_label,
+            settings.guidance,
+            interval=settings.guidance_interval,
+            rescale=settings.guidance_rescale,
+            learned_variance=parts.learned_variance,
+        )
+    denoise_fn = make_denoise_fn(
+        apply_fn,
+        params,
+        prediction_type=parts.diffusion.prediction_type,
+        clip_x_0=settings.clip_x_0,
+        rederive_eps=settings.rederive_eps,
+        dynamic_threshold=settings.dynamic_threshold,
+        learned_variance=parts.learned_variance,
+        label=None if parts.num_labels is None else labels,
+    )
+    if gradient_of is None or settings.sampler == "ddpm":  # whose mean is moved instead
+        return denoise_fn
+    return guide_score(denoise_fn, gradient_of(labels))
+
+
+def guided_sampler(
+    parts: Parts,
+    settings: SampleConfig,
+    num_steps: int,
+    labels: Labels | None = None,
+    gradient_of: GradientOf | None = None,
+) -> Sampler:
+    """The sampler of `settings`; ancestral sampling takes the classifier's gradient in its mean."""
+    sampler = make_sampler(settings, parts.diffusion, parts.schedule, num_steps)
+    if gradient_of is None or settings.sampler != "ddpm":
+        return sampler
+    learned = parts.diffusion.variance
+    variance = settings.variance if learned == "fixed" else learned
+    return ddpm(variance, gradient_of(labels))
 
 
 def image_keys(seed: int, indices: Int[np.ndarray, " b"]) -> Key[Array, " b"]:
@@ -82,10 +161,10 @@ def image_keys(seed: int, indices: Int[np.ndarray, " b"]) -> Key[Array, " b"]:
 def image_labels(
     num_labels: int | None, label: int | None, indices: Int[np.ndarray, " b"]
 ) -> Labels | None:
-    """The class of each image: `label`, or all in turn; None if the network takes no label."""
-    if num_labels is None:
-        return None
-    return indices % num_labels if label is None else np.full_like(indices, label)
+    """The class of each image: `label`, or all in turn; None if the network has no labels."""
+    if label is not None:
+        return np.full_like(indices, label)
+    return None if num_labels is None else indices % num_labels
 
 
 def generate_images(
@@ -97,13 +176,15 @@ def generate_images(
     batch_size: int = 64,
     num_labels: int | None = None,
     label: int | None = None,
+    edit: Edit = NO_EDIT,
 ) -> Iterator[Samples]:
     """Images 0..num_images-1 of `seed`, batch by batch; the last batch is filled up and cut."""
     batch_size = min(batch_size, num_images)
     for first in range(0, num_images, batch_size):
         indices = first + np.arange(batch_size)
         labels = image_labels(num_labels, label, indices)
-        images, frames = generate(params, image_keys(seed, indices), labels)
+        keys = image_keys(seed, 0 * indices if edit.one_noise else indices)
+        images, frames = generate(params, keys, labels, edit.given(indices))
         n = min(batch_size, num_images - first)
         yield Samples(np.asarray(images)[:n], np.asarray(frames)[:, :n])
 

@@ -10,7 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_ddpm.diffusion import DenoiseFn, Images, Prediction, add_noise, expand
+from jax_ddpm.diffusion import (
+    DenoiseFn,
+    Images,
+    Prediction,
+    add_noise,
+    expand,
+    x_0_from_eps,
+)
 from jax_ddpm.samplers import Sampler, SamplerState, sample
 from jax_ddpm.samplers.base import beta_between
 from jax_ddpm.schedules import Level
@@ -169,6 +176,24 @@ def mix_noisy(
     """
     a, b = (add_noise(level, x, noise) for x, noise in zip(images, noises, strict=True))
     return lerp(a, b, weight)
+
+
+def invert_ddim() -> Sampler:
+    """DDIM from an image up to its noise, on an ascending grid that begins with the clean image.
+
+    Each step goes by the eps that the network sees in x_t as if it were already as noisy as the
+    next level; there is always noise there, so any prediction type and clipping will do. Without
+    clipping, and for a network that predicts eps, it is `ddim_inverse`.
+    """
+
+    def step(
+        state: SamplerState, noise: Images, cur: Level, nxt: Level, denoise_fn: DenoiseFn
+    ) -> tuple[SamplerState, Prediction]:
+        prediction = denoise_fn(state.x_t, nxt)
+        x_0 = x_0_from_eps(cur, state.x_t, prediction.eps)
+        return SamplerState(add_noise(nxt, x_0, prediction.eps)), prediction
+
+    return Sampler(SamplerState, step)
 
 
 def latents(

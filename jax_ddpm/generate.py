@@ -5,33 +5,46 @@ from pathlib import Path
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
 from jax_ddpm import runs
 from jax_ddpm.averages import chosen_params, require_choice
-from jax_ddpm.build import Parts, build
+from jax_ddpm.build import Parts, build, sampling_levels
+from jax_ddpm.classifier_file import load_classifier, require_classifier
 from jax_ddpm.config import (
     SampleConfig,
-    SamplerName,
-    sampling_timesteps,
-    validate_sample,
+    validate_sampling,
     validate_seed,
 )
 from jax_ddpm.drawing import (
+    Edit,
     GenerateFn,
+    GradientOf,
     Labels,
     Samples,
     collect,
     generate_images,
+    guided_sampler,
     image_keys,
     image_labels,
     make_generate_fn,
 )
+from jax_ddpm.edit_job import (
+    EditArgs,
+    interpolation_settings,
+    kind_of,
+    make_edit,
+    repaint_settings,
+    require_sense,
+)
 from jax_ddpm.errors import UserError
 from jax_ddpm.files import write_atomically
+from jax_ddpm.grids import GridName
+from jax_ddpm.guidance import classifier_gradient
 from jax_ddpm.images import Pixels, grid, save_gif, save_png
-from jax_ddpm.schedules import Spacing
+from jax_ddpm.samplers import SamplerName
 from jax_ddpm.training.checkpoint import best_step, latest_step, open_checkpoints, restore
 from jax_ddpm.training.parallel import shapes_on_one_device
 from jax_ddpm.training.state import TrainState
@@ -44,7 +57,7 @@ SUFFIXES = (".png", ".gif", ".npz")
 
 
 @dataclass(frozen=True)
-class SampleArgs:
+class SampleArgs(EditArgs):
     """The sampling job; settings left out are those of the run."""
 
     run: tyro.conf.Positional[Path]
@@ -54,23 +67,52 @@ class SampleArgs:
     out: Path | None = None
     """File to write: .png (a grid), .gif (the grid as it emerges from noise) or .npz (arr_0: uint8
     [n, h, w, c]). Default: samples/seed_SEED.png in the run folder."""
+    trajectory: bool = False
+    """Also write the way from noise to the images: a GIF beside --out."""
     seed: int = 0
     """Seed of all noise; image i of a seed is the same whatever --num and --batch-size are."""
     sampler: SamplerName | None = None
     steps: int | None = None
-    """Network evaluations per image."""
-    spacing: Spacing | None = None
-    """Which timesteps are visited if there are fewer than T."""
+    """Steps per image. Each is one evaluation of the network; heun takes two in all but the last,
+    plms two in the first, pndm four in each of the first three."""
+    spacing: GridName | None = None
+    """Which timesteps are visited if there are fewer than T; log_snr, karras: levels between them.
+    """
+    timesteps: str | None = None
+    """The timesteps visited, such as "999,850,736,645,545,455,343,233,124,24"."""
     variance: Literal["fixed_small", "fixed_large"] | None = None
     """Variance of ddpm."""
     eta: float | None = None
     """Noise of ddim: 0 is deterministic."""
+    churn: float | None = None
+    """Noise of heun, S_churn of Karras et al. 2022: 0 is deterministic."""
+    churn_min: float | None = None
+    """The lowest sigma/signal at which there is churn."""
+    churn_max: float | None = None
+    """The highest sigma/signal at which there is churn."""
+    churn_noise: float | None = None
+    """Standard deviation of the noise of churn."""
     clip_x_0: bool | None = None
     """Clip each predicted clean image to [-1, 1]."""
+    dynamic_threshold: float | None = None
+    """Clip each predicted clean image to this quantile of its pixels' sizes, such as 0.995."""
+    rederive_eps: bool | None = None
+    """Take the noise from the clipped clean image, not from the network."""
     respacing: str | None = None
     """Timesteps visited, as OpenAI's programs name them: "250", "10,15,20" or "ddim50"."""
     label: int | None = None
     """Class of all images, for a network that was trained with labels; default: all in turn."""
+    guidance: float | None = None
+    """Scale of guidance by the class: 1 is the network told the class, more goes further that way;
+    with --classifier, the scale of its gradient. Needs a run with diffusion.label-dropout, or
+    --classifier."""
+    guidance_interval: tuple[float, float] | None = None
+    """The lowest and the highest timestep at which there is guidance."""
+    guidance_rescale: float | None = None
+    """Between 0 and 1: how far each guided output is given the contrast of the one without."""
+    classifier: str | None = None
+    """FILE.py:FUNCTION, a function of your own that guides: log_prob(x_t, t, label) in JAX, one log
+    probability of the label per noisy image. The file is run."""
     weights: str = "ema"
     """ema: the moving average of the parameters; raw: the parameters themselves; or a decay of the
     run, train.ema-decay or one of train.ema-decays."""
@@ -93,8 +135,8 @@ class SampleArgs:
         """The run's settings, changed by the flags that were given."""
         given = {f.name: getattr(self, f.name, None) for f in fields(SampleConfig)}
         given["num_steps"] = self.steps
-        if self.steps is not None or self.spacing is not None:
-            of_run = replace(of_run, respacing=None)
+        if any(a is not None for a in (self.steps, self.spacing, self.timesteps, self.respacing)):
+            of_run = replace(of_run, respacing=None, timesteps=None)
         return replace(
             of_run, **{name: value for name, value in given.items() if value is not None}
         )
@@ -105,30 +147,76 @@ def sample_run(args: SampleArgs) -> Path:
 
     Raises UserError for a folder that is no trained run and for settings that cannot work.
     """
-    out = args.out or args.run / "samples" / f"seed_{args.seed}.png"
+    kind = kind_of(args)
+    name = f"seed_{args.seed}.png" if kind is None else f"{kind}_seed_{args.seed}.png"
+    out = args.out or args.run / "samples" / name
     check_output(out)
+    run = runs.load(args.run)
+    settings = checked_settings(args, run)
+    with jax.enable_x64(args.dtype == "float64"):
+        samples = draw_samples(args, run, settings)
+    columns = args.num if kind == "interpolate" else None
+    for path in [out, out.with_suffix(".gif")][: 1 + args.trajectory]:
+        write_samples(path, samples, columns)
+        print(f"Wrote {path}")
+    return out
+
+
+def checked_settings(args: SampleArgs, run: runs.Run) -> SampleConfig:
+    """The settings that `args` asks for. Raises UserError for what cannot work, before any work."""
     if args.num < 1 or args.batch_size < 1:
         raise UserError(
             f"--num {args.num} and --batch-size {args.batch_size} must both be at least 1"
         )
     validate_seed(args.seed)
-    run = runs.load(args.run)
     require_choice(run.config, args.weights, args.posthoc_ema, args.posthoc_step)
-    settings = args.settings(run.config.sample)
-    validate_sample(settings, run.config.diffusion.num_timesteps)
-    with jax.enable_x64(args.dtype == "float64"):
-        write_samples(out, draw_samples(args, run, settings))
-    print(f"Wrote {out}")
-    return out
+    require_sense(args, args.num)
+    require_latents(args)
+    settings = interpolation_settings(args, args.settings(run.config.sample))
+    if args.classifier is not None:
+        require_plain_guidance(args, run)
+        settings = replace(settings, guidance=None, guidance_interval=None, guidance_rescale=0.0)
+    validate_sampling(settings, run.config)
+    return settings
+
+
+def require_latents(args: SampleArgs) -> None:
+    """Raise UserError for a sampler between whose noises there is no interpolation."""
+    if args.interpolate is None or args.interpolation == "stochastic":
+        return
+    if args.sampler not in (None, "ddim") or args.eta:
+        given = f"--eta {args.eta:g}" if args.eta else f"--sampler {args.sampler}"
+        raise UserError(
+            f"{given}: interpolation ddim goes by --sampler ddim with --eta 0, which can be traced "
+            "back; other samplers take --interpolation stochastic"
+        )
+
+
+def require_plain_guidance(args: SampleArgs, run: runs.Run) -> None:
+    """Raise UserError for what a classifier's guidance does not know or do."""
+    for name in ("guidance_interval", "guidance_rescale"):
+        if getattr(args, name) is not None:
+            raise UserError(
+                f"--{name.replace('_', '-')} is of guidance without a classifier: leave it out"
+            )
+    if run.config.diffusion.zero_terminal_snr:
+        raise UserError("--classifier needs some signal in x_T: not diffusion.zero-terminal-snr")
+    if run.config.model.num_labels is None and args.label is None:
+        raise UserError("--classifier needs --label N, the class that it shall see")
 
 
 def draw_samples(args: SampleArgs, run: runs.Run, settings: SampleConfig) -> Samples:
     """The images that `args` asks for."""
     parts = build(run.config, run.image_shape, "float64" if args.dtype == "float64" else None)
-    require_label(args.label, parts.num_labels)
+    if args.classifier is None or parts.num_labels is not None:
+        require_label(args.label, parts.num_labels)
+    edit = edit_of(args, parts, settings, run.image_shape)
+    gradient_of = None if args.classifier is None else classifier_of(args, run.image_shape)
     state = load_state(run, parts, best=args.checkpoint == "best")
-    generate = make_generate_fn(parts, settings, run.image_shape)
-    steps = len(sampling_timesteps(settings, run.config.diffusion.num_timesteps)) - 1
+    generate = make_generate_fn(
+        parts, settings, run.image_shape, edit=edit, gradient_of=gradient_of
+    )
+    steps = len(edit.levels(sampling_levels(settings, parts.schedule)).t) - 1
     how = f"{settings.sampler} in {steps} steps"
     params, what = chosen_params(run, state, args.weights, args.posthoc_ema, args.posthoc_step)
     print(f"{args.num} images by {how}, {what}")
@@ -140,8 +228,42 @@ def draw_samples(args: SampleArgs, run: runs.Run, settings: SampleConfig) -> Sam
         batch_size=args.batch_size,
         num_labels=parts.num_labels,
         label=args.label,
+        edit=edit,
     )
     return collect(batches, args.num)
+
+
+def edit_of(
+    args: SampleArgs, parts: Parts, settings: SampleConfig, image_shape: tuple[int, int, int]
+) -> Edit:
+    """What is done with the images that `args` gives. Raises UserError for what makes no sense."""
+    edit = make_edit(
+        args,
+        image_shape,
+        num=args.num,
+        timesteps=np.asarray(sampling_levels(settings, parts.schedule).t),
+        num_timesteps=parts.schedule.num_timesteps,
+        self_condition=parts.self_condition,
+    )
+    if args.interpolate is not None and parts.num_labels is not None and args.label is None:
+        raise UserError("--interpolate needs --label N for a network that was trained with labels")
+    sampler = guided_sampler(parts, settings, num_steps=1)
+    remembers = jax.tree.leaves(sampler.init(jnp.zeros((1, *image_shape))).memory)
+    if remembers and repaint_settings(args) is not None:
+        raise UserError(
+            f"--repaint-jump goes back up, which --sampler {settings.sampler} cannot: it builds on "
+            "the steps before (ddpm and ddim do not)"
+        )
+    return edit
+
+
+def classifier_of(args: SampleArgs, image_shape: tuple[int, int, int]) -> GradientOf:
+    """labels -> the gradient of the user's classifier, scaled. Raises UserError if it is none."""
+    assert args.classifier is not None
+    log_prob = load_classifier(args.classifier)
+    require_classifier(log_prob, args.classifier, image_shape, args.dtype)
+    scale = 1.0 if args.guidance is None else args.guidance
+    return lambda labels: classifier_gradient(log_prob, labels, scale)
 
 
 def require_label(label: int | None, num_labels: int | None) -> None:
@@ -172,13 +294,16 @@ def check_output(out: Path) -> None:
         raise UserError(f"--out {out} must end in .png (a grid), .gif or .npz")
 
 
-def write_samples(out: Path, samples: Samples) -> None:
-    """Write `samples` as a grid (PNG), an animated grid (GIF) or an array (NPZ), by suffix."""
+def write_samples(out: Path, samples: Samples, columns: int | None = None) -> None:
+    """Write `samples` as a grid (PNG), an animated grid (GIF) or an array (NPZ), by suffix.
+
+    A grid has `columns` columns, by default as many as rows.
+    """
     match out.suffix.lower():
         case ".png":
-            save_png(out, grid(samples.images))
+            save_png(out, grid(samples.images, columns=columns))
         case ".gif":
-            save_gif(out, [grid(frame) for frame in samples.frames])
+            save_gif(out, [grid(frame, columns=columns) for frame in samples.frames])
         case ".npz":
             write_atomically(out, lambda temporary: _save_npz(temporary, samples.images))
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
-from jax_ddpm.schedules import Level, Schedule, level_at
+from jax_ddpm.schedules import Level, Schedule, Spacing, level_at
 
 ContinuousSpacing = Literal["log_snr", "karras"]
+GridName = Literal[Spacing, ContinuousSpacing]
 CONTINUOUS: tuple[ContinuousSpacing, ...] = ("log_snr", "karras")
 RHO = 7  # Karras et al. 2022, Eq. 5
 
@@ -78,7 +79,7 @@ def level_of_sigma(schedule: Schedule) -> Callable[[Float[Array, "*n"]], Level]:
 
 
 def level_of_t(schedule: Schedule) -> Callable[[Num[Array, "*n"]], Level]:
-    """The level of a timestep: of a whole one that of the tables, of a float one between 0 and T - 1.
+    """The level of a timestep: that of the tables of a whole one, between them of a float.
 
     Between two timesteps log(sigma / signal) is linear, so that `level_of_sigma` gives t back.
     """
@@ -109,6 +110,6 @@ def listed_timesteps(num_timesteps: int, listed: str) -> Int[np.ndarray, " S+1"]
     timesteps = np.array([*map(int, parts), -1])
     if timesteps[0] >= num_timesteps or np.any(np.diff(timesteps) >= 0):
         raise ValueError(
-            f"the timesteps {listed} must descend, and lie between T - 1 = {num_timesteps - 1} and 0"
+            f"the timesteps {listed} must descend between T - 1 = {num_timesteps - 1} and 0"
         )
     return timesteps.astype(np.int32)

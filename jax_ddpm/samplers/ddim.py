@@ -31,8 +31,8 @@ def ddim(eta: float = 0.0) -> Sampler:
 def ddim_inverse() -> Sampler:
     """From an image back to its noise, on an ascending grid that starts at the clean image.
 
-    Solves the step of `ddim` from `nxt` to `cur` for the noisier x_t, with the eps of the less noisy
-    one in place of its own; the network is told the t that it goes to (diffusers' inverse DDIM).
+    Solves the step of `ddim` from `nxt` to `cur` for the noisier x_t, with eps at the less noisy
+    one in place of its own; the network is told the t it goes to (diffusers' inverse DDIM).
     The network's own eps is needed: `make_denoise_fn(rederive_eps=False)` or no clipping.
     """
 

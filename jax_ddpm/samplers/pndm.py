@@ -36,7 +36,7 @@ def plms() -> Sampler:
 
 
 def pndm(*, level_of_t: LevelFn) -> Sampler:
-    """F-PNDM: pseudo linear multistep after three pseudo Runge-Kutta steps (Liu et al., Eqs. 12, 13).
+    """F-PNDM: linear multistep after three pseudo Runge-Kutta steps (Liu et al., Eqs. 12, 13).
 
     Four evaluations in each of the first three steps, in whose middle `level_of_t(t)` tells the
     level (grids.py), one in each other. The weights are those of equal steps in t.

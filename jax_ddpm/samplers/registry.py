@@ -1,4 +1,4 @@
-"""The samplers by name: the list that the command line offers and the conformance tests run over."""
+"""The samplers by name: what the command line offers and the conformance tests run over."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -31,7 +31,7 @@ SamplerName = Literal[
 
 
 class Options(NamedTuple):
-    """What a sampler may be built from: the grid's length, the levels, and every sampler's settings."""
+    """What samplers are built from: the grid's length, the levels, and each one's settings."""
 
     num_steps: int
     level_of_t: LevelFn
@@ -49,7 +49,8 @@ class Entry(NamedTuple):
 
     Its error falls like S^-order in the number of steps S: for a stochastic sampler that of the
     distribution, for others that of every image. `steps` tells which steps are meant: equal ones in
-    log-SNR or in t. `starts_at_noise`: whether the first level may have signal 0.
+    log-SNR or in t. `starts_at_noise`: whether the first level may have signal 0. `evaluations(S)`:
+    how often the network is evaluated in S steps.
     """
 
     make: Callable[[Options], Sampler]
@@ -57,6 +58,7 @@ class Entry(NamedTuple):
     stochastic: bool = False
     steps: Literal["log_snr", "t"] = "log_snr"
     starts_at_noise: bool = True
+    evaluations: Callable[[int], int] = lambda num_steps: num_steps
 
 
 def _heun(options: Options) -> Sampler:
@@ -75,7 +77,9 @@ SAMPLERS: dict[SamplerName, Entry] = {
     "ddim": Entry(lambda options: ddim(options.eta), order=1),
     "euler": Entry(lambda options: euler(), order=1),
     "euler_ancestral": Entry(lambda options: euler_ancestral(), order=1, stochastic=True),
-    "heun": Entry(_heun, order=2, starts_at_noise=False),
+    "heun": Entry(
+        _heun, order=2, starts_at_noise=False, evaluations=lambda num_steps: 2 * num_steps - 1
+    ),
     "dpmpp_2s": Entry(lambda options: dpmpp_2s(), order=2),
     "dpmpp_2m": Entry(lambda options: dpmpp_2m(num_steps=options.num_steps), order=2),
     "dpmpp_3m": Entry(lambda options: dpmpp_3m(num_steps=options.num_steps), order=2),
@@ -83,11 +87,19 @@ SAMPLERS: dict[SamplerName, Entry] = {
         lambda options: dpmpp_2m_sde(num_steps=options.num_steps), order=1, stochastic=True
     ),
     "unipc": Entry(lambda options: unipc(num_steps=options.num_steps), order=3),
-    "plms": Entry(lambda options: plms(), order=2, steps="t", starts_at_noise=False),
+    "plms": Entry(
+        lambda options: plms(),
+        order=2,
+        steps="t",
+        starts_at_noise=False,
+        # the step to the clean image is no part of a warm-up
+        evaluations=lambda num_steps: num_steps + min(num_steps - 1, 1),
+    ),
     "pndm": Entry(
         lambda options: pndm(level_of_t=options.level_of_t),
         order=2,
         steps="t",
         starts_at_noise=False,
+        evaluations=lambda num_steps: num_steps + 3 * min(num_steps - 1, 3),
     ),
 }

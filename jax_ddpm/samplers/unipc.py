@@ -56,7 +56,7 @@ def unipc(*, order: Literal[2, 3] = 2, num_steps: int | None = None) -> Sampler:
 def predictor_x_0(
     x_0: Images, history: History, h: Float[Array, ""], order: Int[Array, ""]
 ) -> Images:
-    """The x_0 of the next step of size h: from that at its start and up to order - 1 earlier ones."""
+    """The x_0 of the next step, of size h, from that at its start and order - 1 earlier ones."""
     places, behind = list[Float[Array, ""]](), jnp.zeros_like(h)
     for earlier in history.hs[:-1]:
         behind += earlier

@@ -334,7 +334,7 @@ def _validate_averages(train: TrainConfig) -> None:
         possible = all(0 < width < MAX_SIGMA_REL for width in widths)
         several = len(set(widths)) == len(widths) >= 2
         _require(possible and several, "--train.posthoc-ema", widths,
-                 "two or more different relative widths between 0 and 0.288")  # fmt: skip
+                 "two or more different relative widths between 0 and 0.2887")  # fmt: skip
         every = train.snapshot_every
         fits = every <= train.num_steps and every % train.log_every == 0
         _require(fits, "--train.snapshot-every", every, f"a multiple of --train.log-every "

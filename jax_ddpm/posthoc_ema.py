@@ -27,10 +27,10 @@ def gamma_from_sigma_rel(sigma_rel: float) -> float:
     """The exponent >= 0 of the profile of relative width `sigma_rel` (Eq. 126, algorithm 2).
 
     It is the largest root of (gamma + 2)^2 (gamma + 3) = (gamma + 1) / sigma_rel^2. Raises
-    ValueError unless 0 < sigma_rel < 0.288, the width of a plain mean.
+    ValueError unless 0 < sigma_rel < 0.2887, the width of a plain mean.
     """
     if not 0 < sigma_rel < MAX_SIGMA_REL:
-        raise ValueError(f"a relative width is between 0 and {MAX_SIGMA_REL:.3f}, got {sigma_rel}")
+        raise ValueError(f"a relative width is between 0 and {MAX_SIGMA_REL:.4f}, got {sigma_rel}")
     inverse = sigma_rel**-2
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 

@@ -91,7 +91,8 @@ def test_an_imported_run_is_trained_further_with_its_own_settings(exported, tmp_
     data = f"--data.name fashion_mnist --data.path {given.data.path} --train.num-steps 2"
     short = "--train.batch-size 8 --train.log-every 1 --train.sample-every 2 --train.parallel jit"
     config = cli.parse_config(
-        f"--run {folder} {data} {short} --train.checkpoint-every 1 --train.warmup-steps 0".split(),
+        f"--run {folder} {data} {short} --train.checkpoint-every 1 --train.warmup-steps 0 "
+        "--train.optimizer muon --train.ema-decays 0.5".split(),
         prog="train.py",
         description="",
     )

@@ -72,7 +72,7 @@ def test_width_and_exponent_are_inverse_and_the_width_is_that_of_the_profile(sig
 
 @pytest.mark.parametrize("sigma_rel", [0.0, -0.1, 0.3, float("nan")])
 def test_a_width_that_cannot_be_is_refused(sigma_rel):
-    with pytest.raises(ValueError, match=f"between 0 and 0.289, got {sigma_rel}"):
+    with pytest.raises(ValueError, match=f"between 0 and 0.2887, got {sigma_rel}"):
         gamma_from_sigma_rel(sigma_rel)
 
 

@@ -10,7 +10,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.training.state import TrainState
+from jax_ddpm.training.state import Params, TrainState
 
 Checkpointer: TypeAlias = ocp.training.Checkpointer
 
@@ -70,8 +70,21 @@ def restore(checkpointer: Checkpointer, like: TrainState, *, step: int | None = 
     if step is None:
         raise UserError(f"there is no checkpoint in {checkpointer.directory}")
     expected = _fields_with_arrays(like)
-    _require_same_shapes(checkpointer, step, expected)
+    _require_same_shapes(checkpointer, step, expected, checkpointer.metadata(step).metadata)
     return like.replace(**checkpointer.load(step, expected))
+
+
+def restore_params(checkpointer: Checkpointer, like: Params, *, step: int) -> Params:
+    """The parameters alone of the checkpoint of `step`, whatever else it holds.
+
+    Raises UserError if it belongs to another network.
+    """
+    stored = checkpointer.metadata(step).metadata["params"]
+    _require_same_shapes(checkpointer, step, {"params": like}, {"params": stored})
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context:
+        return checkpointer.load(step, {"params": like})["params"]
 
 
 def _fields_with_arrays(state: TrainState) -> dict[str, Any]:
@@ -80,9 +93,8 @@ def _fields_with_arrays(state: TrainState) -> dict[str, Any]:
     return {name: value for name, value in values.items() if jax.tree.leaves(value)}
 
 
-def _require_same_shapes(checkpointer: Checkpointer, step: int, like: dict[str, Any]) -> None:
-    stored = _shapes(checkpointer.metadata(step).metadata)
-    expected = _shapes(like)
+def _require_same_shapes(checkpointer: Checkpointer, step: int, like: Any, there: Any) -> None:
+    expected, stored = _shapes(like), _shapes(there)
     for name in expected | stored:
         if stored.get(name) != expected.get(name):
             raise UserError(

@@ -25,7 +25,7 @@ from jax_ddpm.training import checkpoint, metrics
 from jax_ddpm.training.interrupt import StopRequest
 from jax_ddpm.training.parallel import choose_mode, num_devices, on_one_device, parallelize
 from jax_ddpm.training.snapshots import write_snapshots
-from jax_ddpm.training.state import TrainState
+from jax_ddpm.training.state import TrainState, starting_from
 from jax_ddpm.training.step import Metrics, TrainStep, make_train_step, make_update
 
 GRID_IMAGES = 64
@@ -141,10 +141,14 @@ def compiled_step(config: Config, parts: Parts) -> TrainStep:
 
 
 def first_state(job: Job) -> TrainState:
-    """The newest checkpoint, or a fresh state from the seed."""
+    """The newest checkpoint, or a fresh state from the seed, or from the weights of an import."""
     state = jax.jit(job.parts.init_state)(jax.random.key(job.run.config.seed))
-    if checkpoint.latest_step(job.checkpoints) is None:
+    step = checkpoint.latest_step(job.checkpoints)
+    if step is None:
         return state
+    if step == 0:  # imported, maybe with another optimiser and other averages
+        params = checkpoint.restore_params(job.checkpoints, state.params, step=step)
+        return starting_from(params, state)
     return checkpoint.restore(job.checkpoints, state)
 
 

@@ -99,7 +99,7 @@ def make_posthoc_ema(sigma_rel: float) -> EmaFn:
     """The power-function average of relative width `sigma_rel`: (ema, params, step) -> ema.
 
     `params` are those after the update at `step` (0, 1, ...), which is the (step + 1)-th. Raises
-    ValueError unless 0 < sigma_rel < 0.288. Source: Karras et al. 2024, Eq. 127.
+    ValueError unless 0 < sigma_rel < 0.2887. Source: Karras et al. 2024, Eq. 127.
     """
     gamma = gamma_from_sigma_rel(sigma_rel)
 

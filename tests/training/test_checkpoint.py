@@ -142,3 +142,11 @@ def test_all_averages_come_back(tmp_path):
         assert_same_bits(checkpoint.restore(checkpoints, jax.eval_shape(lambda: state)), state)
         with pytest.raises(UserError, match=r"more_ema/0/a/kernel is of shape .* there, missing"):
             checkpoint.restore(checkpoints, state_at(0))
+
+
+def test_the_parameters_alone_are_restored_whatever_the_optimiser_was(saved):
+    with checkpoint.open_checkpoints(saved) as checkpoints:
+        found = checkpoint.restore_params(checkpoints, state_at(0).params, step=2)
+        assert_same_bits(found, state_at(2).params)
+        with pytest.raises(UserError, match=r"another network: params/a/kernel is of shape"):
+            checkpoint.restore_params(checkpoints, state_at(0, width=5).params, step=2)

@@ -11,10 +11,12 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 import jax_ddpm
 from jax_ddpm.build import build
 from jax_ddpm.errors import Stopped, UserError
+from jax_ddpm.generate import SampleArgs, sample_run
 from jax_ddpm.runs import load
 from jax_ddpm.training import checkpoint, loop, metrics
 
@@ -220,6 +222,78 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(
         loop.train(config)
     assert saved_steps(config.run) == [6]
     assert [row.step for row in metrics.read(config.run / "metrics.jsonl")] == [3, 6]
+
+
+AVERAGES = {
+    "parallel": "pmap", "batch_size": 16, "accumulate": 2, "ema_form": "power",
+    "ema_decays": (0.5, 0.99), "posthoc_ema": (0.05, 0.1), "snapshot_every": 3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def averaged_run(make_config, tmp_path_factory):
+    """A run on eight devices with several averages and snapshots."""
+    folder = tmp_path_factory.mktemp("averaged") / "run"
+    loop.train(make_config(folder, train=AVERAGES))
+    return folder
+
+
+def files_in(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.slow
+def test_averages_and_snapshots_of_an_interrupted_run_are_those_of_one_that_was_not(
+    averaged_run, make_config, tmp_path, monkeypatch
+):
+    def die():
+        raise InterruptedError
+
+    config = make_config(tmp_path / "broken", train=AVERAGES)
+    with monkeypatch.context() as patch:
+        raise_at_batch(patch, 10, die)
+        with pytest.raises(InterruptedError):
+            loop.train(config)
+    assert saved_steps(config.run) == [6]
+    early = files_in(load(config.run).snapshots)
+    assert len(early) == 6  # two of each of the steps 3, 6 and 9: 9 is written again
+    for path in load(config.run).snapshots.glob("*_step_0000009.*"):
+        path.write_bytes(b"")
+    loop.train(config)
+
+    found, expected = newest_state(config.run), newest_state(averaged_run)
+    assert found.keys() == expected.keys()
+    assert {name.split("[")[0] for name in found} >= {".more_ema", ".posthoc_ema", ".ema_params"}
+    assert [n for n in found if found[n].tobytes() != expected[n].tobytes()] == []
+    found, expected = (files_in(load(f).snapshots) for f in (config.run, averaged_run))
+    assert found == expected
+    assert len(expected) == 8
+    assert early.items() <= expected.items()
+
+
+@pytest.mark.slow
+def test_images_are_drawn_with_any_average_of_a_run(averaged_run, tmp_path, capsys):
+    def draw(**args):
+        args = SampleArgs(averaged_run, num=2, out=tmp_path / "images.npz", **args)
+        with np.load(sample_run(args)) as arrays:
+            return arrays["arr_0"].astype(int)
+
+    images = {name: draw(weights=name) for name in ("raw", "ema", "0.9", "0.5", "0.99")}
+    np.testing.assert_array_equal(images["ema"], images.pop("0.9"))
+    images |= {width: draw(posthoc_ema=width) for width in (0.05, 0.08, 0.2)}
+    said = capsys.readouterr().out
+    assert "average of relative width 0.2 at step 12 (made of 8 snapshots, its profile" in said
+    images["early"] = draw(posthoc_ema=0.08, posthoc_step=6)
+    assert len({image.tobytes() for image in images.values()}) == 8
+
+
+@pytest.mark.slow
+def test_a_snapshot_holds_the_average_of_the_checkpoint_of_its_step(averaged_run):
+    state = newest_state(averaged_run)
+    for i, width in enumerate((0.05, 0.1)):
+        found = load_file(averaged_run / "ema" / f"sigma_rel_{width}_step_0000012.safetensors")
+        name = f".posthoc_ema[{i}]['conv_in']['kernel']"
+        assert found["conv_in/kernel"].tobytes() == state[name].tobytes()
 
 
 COMMAND = """

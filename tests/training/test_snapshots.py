@@ -92,7 +92,7 @@ def test_a_stored_average_is_reconstructed_as_it_is_and_another_closely(stored, 
     [
         (0.08, 41, "step 41 must be between 1 and 40"),
         (0.08, 0, "step 0 must be"),
-        (0.3, None, "a relative width is between 0 and 0.289, got 0.3"),
+        (0.3, None, "a relative width is between 0 and 0.2887, got 0.3"),
         (-1.0, None, "a relative width"),
     ],
 )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from parity import DOUBLE_FIRST, SHORT, check_recorded_unet, golden, nchw_to_nhwc, toy_denoiser
 
-from jax_ddpm.denoiser import make_denoise_fn
+from jax_ddpm.denoiser import make_denoise_fn, threshold
 from jax_ddpm.diffusion import q_sample, v_from
 from jax_ddpm.models import UNet
 from jax_ddpm.samplers import ddim, ddpm, sample
@@ -95,13 +95,11 @@ def learned_denoiser(params, x, t):
 
 
 def thresholded(denoise_fn, ratio, ceiling):
-    """Clip each x_0 to the `ratio` quantile of its sizes, at least 1, and divide by it."""
+    """The same denoiser, its x_0 under a threshold that is at most `ceiling`."""
 
     def denoise(x_t, level):
         prediction = denoise_fn(x_t, level)
-        sizes = jnp.quantile(jnp.abs(prediction.x_0), ratio, axis=(1, 2, 3), keepdims=True)
-        limit = jnp.clip(sizes, 1, ceiling)
-        return prediction._replace(x_0=jnp.clip(prediction.x_0, -limit, limit) / limit)
+        return prediction._replace(x_0=threshold(prediction.x_0, ratio, ceiling))
 
     return denoise
 

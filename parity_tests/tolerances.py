@@ -55,6 +55,9 @@ TOLERANCES = {
     "unclipped chains": Tolerance(1e-11, 0.0002),  # 1.2e-14, 1.1e-04
     # its betas of 1e-13 are told from levels that are known to 1e-16
     "chain of the quadratic slip": Tolerance(1e-09, 0),  # 5.2e-10, -
+    "recorded solvers": Tolerance(5e-13, 5e-05),  # 8.0e-16, 7.8e-06
+    "grids": Tolerance(1e-12, 5e-05),  # 2.4e-14, 5.5e-06
+    "diffusers' solvers": Tolerance(1e-12, 0),  # 1.1e-14, -
     "recorded chains": Tolerance(5e-12, 5e-05),  # 1.8e-13, 5.9e-06
     "the reverse step": Tolerance(1e-12, 1e-06),  # 1.3e-15, 2.3e-07
     "terms of the bound": Tolerance(5e-10, 2e-05),  # 4.3e-11, 1.8e-06
@@ -74,5 +77,6 @@ TOLERANCES = {
     "moving averages": Tolerance(1e-13, 1e-06),  # 2.6e-16, 1.1e-07
     "decays": Tolerance(1e-13, 0),  # 1.3e-16, -
     "learning rates": Tolerance(1e-13, 1e-06),  # 2.4e-16, 5.8e-08
+    "importance of timesteps": Tolerance(1e-13, 0),  # 1.1e-16, -
     "optimisers": Tolerance(1e-13, 2e-06),  # 4.0e-16, 2.7e-07
 }

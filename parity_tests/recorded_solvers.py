@@ -1,0 +1,141 @@
+"""Recorded and live schedulers of diffusers, and the sampler of ours that is each of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from parity import toy_denoiser
+
+from jax_ddpm.denoiser import make_denoise_fn, threshold
+from jax_ddpm.grids import level_list, level_of_t
+from jax_ddpm.samplers import (
+    ddim,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_2s,
+    dpmpp_3m,
+    euler,
+    euler_ancestral,
+    heun,
+    plms,
+    pndm,
+    unipc,
+)
+from jax_ddpm.schedules import BETAS, Level, level_at, linear_betas, make_schedule
+
+BETA_SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine", "scaled_linear": "quadratic"}
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
+SCALED = ("Euler", "EulerA", "Heun")  # their x is x_t / signal
+
+
+def schedule_of(settings, dtype):
+    """Our schedule for the arguments of a scheduler of theirs."""
+    name = BETA_SCHEDULES[settings.get("beta_schedule", "linear")]
+    betas = BETAS[name](settings.get("num_train_timesteps", 1000))
+    if settings["family"] == "Heun":  # has other defaults than the rest
+        betas = linear_betas(1000, start=0.00085, end=0.012)
+    return make_schedule(betas, dtype=dtype)
+
+
+def sampler_of(settings, schedule):
+    """Our sampler for a scheduler of theirs."""
+    num_steps = settings["steps"]
+    match settings["family"]:
+        case "DPM":
+            return dpm_multistep(settings, num_steps)
+        case "DPMS":
+            return dpmpp_2s()
+        case "UniPC":
+            return unipc(order=settings.get("solver_order", 2), num_steps=num_steps)
+        case "Euler":
+            return euler()
+        case "EulerA":
+            return euler_ancestral()
+        case "Heun":
+            return heun()
+        case "PNDM" if settings.get("skip_prk_steps"):
+            return plms()
+        case "PNDM":
+            return pndm(level_of_t=level_of_t(schedule))
+
+
+def dpm_multistep(settings, num_steps):
+    """The multistep solver of the order and kind that their arguments name."""
+    if settings.get("solver_order", 2) == 1:
+        return ddim()
+    if settings.get("solver_order", 2) == 3:
+        return dpmpp_3m(num_steps=num_steps)
+    make = dpmpp_2m_sde if settings.get("algorithm_type") == "sde-dpmsolver++" else dpmpp_2m
+    return make(correction=settings.get("solver_type", "midpoint"), num_steps=num_steps)
+
+
+def denoiser_of(settings, apply_fn=toy_denoiser):
+    """Their part of the denoiser: none of these clips, unless it thresholds."""
+    denoise_fn = make_denoise_fn(
+        apply_fn,
+        None,
+        prediction_type=PREDICTIONS[settings.get("prediction_type", "epsilon")],
+        clip_x_0=False,
+    )
+    if not settings.get("thresholding"):
+        return denoise_fn
+
+    def thresholded(x_t, level):
+        prediction = denoise_fn(x_t, level)
+        ratio = settings.get("dynamic_thresholding_ratio", 0.995)
+        x_0 = threshold(prediction.x_0, ratio, settings.get("sample_max_value", 1.0))
+        return prediction._replace(x_0=x_0)
+
+    return thresholded
+
+
+def levels_of(settings, schedule, timesteps, sigmas=None):
+    """The levels they visit: ours at their timesteps, or at their sigmas between the timesteps."""
+    if settings["family"] == "PNDM":
+        end = -1 if settings.get("set_alpha_to_one") else 0
+        return level_at(schedule, jnp.asarray(np.append(timesteps, end)))
+    if settings["family"] == "Heun":  # each level but the first and the last is listed twice
+        timesteps, sigmas = timesteps[::2], np.append(sigmas[:-1:2], sigmas[-1])
+    if sigmas[-1] > 0:  # they end at the level of t = 0 instead
+        ended = level_list(schedule, timesteps, sigmas[:-1])
+        last = level_at(schedule, jnp.asarray(0))
+        return jax.tree.map(lambda all_of, end: all_of.at[-1].set(end), ended, last)
+    between = np.any(timesteps != np.round(timesteps))
+    if between or settings.get("use_karras_sigmas") or settings.get("use_lu_lambdas"):
+        return level_list(schedule, timesteps, sigmas[:-1])
+    return level_at(schedule, jnp.asarray(np.append(timesteps, -1).astype(int)))
+
+
+def visited_once(settings, timesteps):
+    """Their timesteps without those that belong to the inside of a step."""
+    if settings["family"] != "PNDM":
+        return timesteps
+    if settings.get("skip_prk_steps"):
+        return np.delete(timesteps, 2)
+    return np.append(timesteps[:12:4], timesteps[12:])
+
+
+def ends_of_steps(settings, num_calls):
+    """Which of their calls completes each step of ours."""
+    match settings["family"]:
+        case "Heun":
+            return np.append(np.arange(1, num_calls, 2), num_calls - 1)
+        case "PNDM" if settings.get("skip_prk_steps"):
+            return np.arange(1, num_calls)
+        case "PNDM":
+            return np.append([3, 7, 11], np.arange(12, num_calls))
+    return np.arange(num_calls)
+
+
+def walk(sampler, denoise_fn, levels, x_T, noises):
+    """(x_t after each step, x_0 predicted in each step), the step compiled once."""
+
+    @jax.jit
+    def step(state, noise, cur, nxt):
+        return sampler.step(state, noise, cur, nxt, denoise_fn)
+
+    state, trajectory = sampler.init(x_T), []
+    for i in range(len(levels.t) - 1):
+        cur, nxt = (Level(*(field[j] for field in levels)) for j in (i, i + 1))
+        state, prediction = step(state, noises[i], cur, nxt)
+        trajectory.append((state.x_t, prediction.x_0))
+    return [jnp.stack(arrays) for arrays in zip(*trajectory, strict=True)]

@@ -1,0 +1,181 @@
+"""The installed diffusers' solvers in double precision, run beside ours with a toy denoiser."""
+
+import importlib
+
+import diffusers
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from parity import draws, to_jax, to_torch
+from recorded_solvers import (
+    SCALED,
+    denoiser_of,
+    ends_of_steps,
+    levels_of,
+    sampler_of,
+    schedule_of,
+    visited_once,
+    walk,
+)
+
+from jax_ddpm.denoiser import make_denoise_fn
+from jax_ddpm.samplers import ddim, ddim_inverse
+from jax_ddpm.schedules import level_at, linear_betas, make_schedule, timestep_grid
+
+THEIRS = "diffusers (live)"
+SHAPE = (2, 4, 4, 3)
+MODULES = {
+    "DPM": ("dpmsolver_multistep", "DPMSolverMultistepScheduler"),
+    "DPMS": ("dpmsolver_singlestep", "DPMSolverSinglestepScheduler"),
+    "UniPC": ("unipc_multistep", "UniPCMultistepScheduler"),
+    "Euler": ("euler_discrete", "EulerDiscreteScheduler"),
+    "EulerA": ("euler_ancestral_discrete", "EulerAncestralDiscreteScheduler"),
+    "Heun": ("heun_discrete", "HeunDiscreteScheduler"),
+    "PNDM": ("pndm", "PNDMScheduler"),
+    "DDIM": ("ddim", "DDIMScheduler"),
+    "DDIMInverse": ("ddim_inverse", "DDIMInverseScheduler"),
+}
+COSINE = {"beta_schedule": "squaredcos_cap_v2"}
+V, X_0 = {"prediction_type": "v_prediction"}, {"prediction_type": "sample"}
+TRAILING, LEADING = {"timestep_spacing": "trailing"}, {"timestep_spacing": "leading"}
+RUNS = {
+    "2M, 20 steps, trailing": {"family": "DPM", "steps": 20, **TRAILING},
+    "2M, 1 step": {"family": "DPM", "steps": 1, **TRAILING},
+    "2M, x_0, cosine": {"family": "DPM", "steps": 12, **X_0, **COSINE},
+    "2M, heun, karras": {"family": "DPM", "steps": 9, "solver_type": "heun",
+                         "use_karras_sigmas": True},
+    "3M, 16 steps, v": {"family": "DPM", "steps": 16, "solver_order": 3, **V},
+    "3M, 7 steps, trailing": {"family": "DPM", "steps": 7, "solver_order": 3, **TRAILING},
+    "3M, sigma_min": {"family": "DPM", "steps": 9, "solver_order": 3,
+                      "final_sigmas_type": "sigma_min"},
+    "SDE, heun, trailing": {"family": "DPM", "steps": 8, "solver_type": "heun",
+                            "algorithm_type": "sde-dpmsolver++", **TRAILING},
+    "SDE, cosine, v": {"family": "DPM", "steps": 17, "algorithm_type": "sde-dpmsolver++",
+                       **COSINE, **V},
+    "2S, 9 steps, cosine": {"family": "DPMS", "steps": 9, **COSINE},
+    "2S, 12 steps, v": {"family": "DPMS", "steps": 12, **V},
+    "UniPC, order 3": {"family": "UniPC", "steps": 10, "solver_order": 3},
+    "UniPC, order 3, 20 steps, trailing": {"family": "UniPC", "steps": 20, "solver_order": 3,
+                                           **TRAILING},
+    "UniPC, leading, v": {"family": "UniPC", "steps": 8, **LEADING, **V},
+    "UniPC, cosine, x_0": {"family": "UniPC", "steps": 15, **COSINE, **X_0},
+    "UniPC, karras": {"family": "UniPC", "steps": 6, "use_karras_sigmas": True},
+    "Euler, trailing, v": {"family": "Euler", "steps": 7, **TRAILING, **V},
+    "Euler ancestral, leading, v": {"family": "EulerA", "steps": 8, **LEADING, **V},
+    "Euler ancestral, trailing": {"family": "EulerA", "steps": 6, **TRAILING},
+    "Heun, trailing": {"family": "Heun", "steps": 7, **TRAILING},
+    "Heun, v, cosine": {"family": "Heun", "steps": 5, **V, **COSINE},
+    # of v they mix the outputs of several levels before they make eps of the mixture; and with an
+    # odd stride their Runge-Kutta steps have one middle for x_t and another for the network
+    "PNDM, clean": {"family": "PNDM", "steps": 20, "set_alpha_to_one": True},
+    "PNDM, cosine": {"family": "PNDM", "steps": 25, **COSINE},
+    "PLMS, clean": {"family": "PNDM", "steps": 8, "skip_prk_steps": True,
+                    "set_alpha_to_one": True},
+    "PLMS, cosine": {"family": "PNDM", "steps": 20, "skip_prk_steps": True, **COSINE},
+}  # fmt: skip
+FIRST = ("3M, 16 steps, v", "SDE, heun, trailing", "UniPC, order 3", "PLMS, clean")
+
+
+class Doubled:
+    """A module whose float32 is float64: their schedulers name the one wherever they cast."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def __getattr__(self, name):
+        return getattr(self.module, "float64" if name == "float32" else name)
+
+
+def scheduler_of(monkeypatch, settings):
+    """A scheduler of theirs that computes in double precision."""
+    module, name = MODULES[settings["family"]]
+    module = importlib.import_module(f"diffusers.schedulers.scheduling_{module}")
+    monkeypatch.setattr(module, "torch", Doubled(torch))
+    monkeypatch.setattr(module, "np", Doubled(np))
+    arguments = {k: v for k, v in settings.items() if k not in ("family", "steps")}
+    return getattr(diffusers, name)(**arguments), module
+
+
+def toy(x, t):
+    """The toy denoiser in PyTorch."""
+    return 0.5 * x + 0.2 * torch.sin(x) + 0.05 * torch.cos(t.to(x.dtype) / 100)
+
+
+def run_theirs(scheduler, steps, x, **step):
+    """x at first and after each call, over their own grid."""
+    scheduler.set_timesteps(steps)
+    trajectory = [x]
+    for t in scheduler.timesteps:
+        output = toy(scheduler.scale_model_input(x, t), t)
+        x = scheduler.step(output, t, x, **step).prev_sample
+        trajectory.append(x)
+    return np.stack([to_jax(x) for x in trajectory])
+
+
+@pytest.fixture
+def double():
+    """PyTorch makes float64 of numbers, and of nothing said."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in FIRST else pytest.mark.slow) for n in RUNS]
+)
+def test_solver(compare, monkeypatch, double, name):
+    settings = RUNS[name]
+    scheduler, module = scheduler_of(monkeypatch, settings)
+    x_T, noises = draws(SHAPE, "float64", 1), draws((settings["steps"], *SHAPE), "float64", 2)
+    if hasattr(module, "randn_tensor"):
+        queue = iter(noises)
+        fake = lambda *args, **kwargs: to_torch(next(queue))  # noqa: E731
+        monkeypatch.setattr(module, "randn_tensor", fake)
+    theirs = run_theirs(scheduler, settings["steps"], to_torch(x_T))
+    schedule = schedule_of(settings, "float64")
+    timesteps = visited_once(settings, scheduler.timesteps.numpy())
+    sigmas = scheduler.sigmas.numpy() if hasattr(scheduler, "sigmas") else None
+    levels = levels_of(settings, schedule, timesteps, sigmas)
+    scaled = settings["family"] in SCALED
+    scale = levels.signal if scaled else jnp.ones_like(levels.signal)
+    sampler, denoise_fn = sampler_of(settings, schedule), denoiser_of(settings)
+    x_t, _ = walk(sampler, denoise_fn, levels, x_T * scale[0], noises)
+    x_t /= scale[1:].reshape(-1, 1, 1, 1, 1)
+    calls = ends_of_steps(settings, len(theirs) - 1)
+    compare("diffusers' solvers", x_t, theirs[1:][calls], "float64")
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_inverse_ddim(compare, monkeypatch, double, clip):
+    scheduler, _ = scheduler_of(
+        monkeypatch, {"family": "DDIMInverse", "steps": 25, "clip_sample": clip}
+    )
+    x_0 = draws(SHAPE, "float64", 3)
+    theirs = run_theirs(scheduler, 25, to_torch(x_0))
+    levels = level_at(
+        make_schedule(linear_betas(1000), dtype="float64"),
+        jnp.asarray(timestep_grid(1000, 25)[::-1].copy()),
+    )
+    denoise_fn = denoiser_of({})
+    if clip:
+        denoise_fn = make_denoise_fn(
+            lambda params, x, t: denoiser_output(x, t), None, rederive_eps=False
+        )
+    x_t, _ = walk(ddim_inverse(), denoise_fn, levels, x_0, np.zeros((25, *SHAPE)))
+    compare("diffusers' solvers", x_t, theirs[1:], "float64")
+
+
+def denoiser_output(x, t):
+    """The toy denoiser."""
+    return 0.5 * x + 0.2 * jnp.sin(x) + 0.05 * jnp.cos(t.astype(x.dtype)[0] / 100)
+
+
+def test_ddim(compare, monkeypatch, double):
+    scheduler, _ = scheduler_of(monkeypatch, {"family": "DDIM", "steps": 20, "clip_sample": False})
+    x_T = draws(SHAPE, "float64", 4)
+    theirs = run_theirs(scheduler, 20, to_torch(x_T))
+    schedule = make_schedule(linear_betas(1000), dtype="float64")
+    levels = level_at(schedule, jnp.asarray(timestep_grid(1000, 20)))
+    x_t, _ = walk(ddim(), denoiser_of({}), levels, x_T, np.zeros((20, *SHAPE)))
+    compare("diffusers' solvers", x_t, theirs[1:], "float64")

@@ -6,13 +6,23 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from diffusers.schedulers.scheduling_ddpm import (
+    rescale_zero_terminal_snr as rescale_zero_terminal_snr_of_theirs,
+)
 from parity import draws, to_jax, to_torch
 
 from jax_ddpm.denoiser import make_denoise_fn
 from jax_ddpm.interop import PEERS, from_state_dict
 from jax_ddpm.models import UNet, make_network
 from jax_ddpm.samplers import ddim, ddpm, sample
-from jax_ddpm.schedules import level_at, linear_betas, make_schedule, timestep_grid
+from jax_ddpm.schedules import (
+    BETAS,
+    level_at,
+    linear_betas,
+    make_schedule,
+    rescale_zero_terminal_snr,
+    timestep_grid,
+)
 
 THEIRS = "diffusers (live)"
 SIZE = 16
@@ -82,3 +92,10 @@ def test_chain_through_the_same_network(compare, monkeypatch, models, kind):
             output = theirs(x, t).sample
         x = scheduler.step(output, t, x, **step).prev_sample
     compare("chain of 25 steps", run(x_T, noises), to_jax(x), "float32")
+
+
+@pytest.mark.parametrize(("name", "T"), [("linear", 1000), ("cosine", 1000), ("quadratic", 40)])
+def test_rescaling_to_zero_terminal_snr(compare, name, T):
+    betas = BETAS[name](T)
+    expected = rescale_zero_terminal_snr_of_theirs(torch.from_numpy(betas)).numpy()
+    compare("diffusers' tables", rescale_zero_terminal_snr(betas), expected, "float64")

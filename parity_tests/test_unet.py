@@ -135,15 +135,32 @@ def test_whole_network(compare, dtype, twins, size):
     compare("U-Net: gradients", grad_params, tree_of(named, network), dtype)
 
 
-class _At(torch.nn.Module):
-    """A network at fixed timesteps."""
+@pytest.mark.parametrize("dtype", DOUBLE_FIRST)
+def test_network_with_classes(compare, dtype):
+    theirs, network, params = twin_networks(dtype, channel_mult=(1,), attn_levels=(), num_classes=5)
+    x, t, label = draws((3, 4, 4, 3), dtype, 3), np.array([3, 977, 3]), np.array([4, 0, 2])
 
-    def __init__(self, model, t):
+    def apply(params, x):
+        return network.apply_fn(params, x, jnp.asarray(t), label=jnp.asarray(label))
+
+    out, (grad_params, _) = gradients(jax.jit(apply), params, x)
+    model = _At(theirs.requires_grad_(), torch.from_numpy(t), torch.from_numpy(label))
+    ref_out, _, ref_params = torch_gradients(model, to_torch(x))
+    named = {name.removeprefix("model."): grad for name, grad in ref_params.items()}
+    assert params["label_emb"]["embedding"].shape == (5, 32)
+    compare("U-Net", out, to_jax(ref_out), dtype)
+    compare("U-Net: gradients", grad_params, tree_of(named, network), dtype)
+
+
+class _At(torch.nn.Module):
+    """A network at fixed timesteps, and labels."""
+
+    def __init__(self, model, t, *label):
         super().__init__()
-        self.model, self.t = model, t
+        self.model, self.given = model, (t, *label)
 
     def forward(self, x):
-        return self.model(x, self.t)
+        return self.model(x, *self.given)
 
 
 def test_the_cifar10_network_has_the_published_number_of_parameters():

@@ -17,6 +17,7 @@ from jax_ddpm.diffusion import (
 from jax_ddpm.likelihood import vb_term
 from jax_ddpm.losses import (
     LossType,
+    Weighting,
     add_offset,
     diffusion_loss,
     draw,
@@ -126,30 +127,99 @@ def test_noise_is_standard_normal_and_independent_of_the_timestep():
     assert abs(np.corrcoef(t, noise)[0, 1]) < 5 / 20_000**0.5
 
 
-@pytest.mark.parametrize("weighting", ["snr", "min_snr"])
-def test_weighted_losses_do_not_depend_on_what_the_network_predicts(weighting):
-    x_0, noise, t = images(0), images(1), jnp.array([3, 50, 95])
+def losses_of_one_prediction(**settings):
+    """The loss of the same x_0 and eps, told in each of the three ways."""
+    x_0, noise, t = jnp.clip(images(0), -1, 1), images(1), jnp.array([0, 50, 95])
     level = level_at(SCHEDULE, t)
     x_t = add_noise(level, x_0, noise)
     predicted = to_prediction(images(2), x_t, level, "v")
     found = {}
     for prediction_type in TYPES:
         output = prediction_target(level, predicted.x_0, predicted.eps, prediction_type)
+        if settings.get("variance") == "learned_range":
+            output = jnp.concatenate([output, jnp.tanh(x_t)], axis=-1)
         loss_fn = make_loss_fn(
             lambda params, x_t, t, output=output: output, SCHEDULE,
-            prediction_type=prediction_type, weighting=weighting, min_snr_gamma=2.0,
+            prediction_type=prediction_type, **settings,
         )  # fmt: skip
         found[prediction_type] = loss_fn(None, x_0, t, noise)
-    np.testing.assert_allclose(found["x_0"], found["eps"], rtol=1e-12)  # measured: 1e-15
-    np.testing.assert_allclose(found["v"], found["eps"], rtol=1e-12)  # measured: 1e-15
+    return found
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"weighting": "snr"},
+        {"weighting": "truncated_snr"},
+        {"weighting": "min_snr", "min_snr_gamma": 2.0},
+        {"weighting": "soft_min_snr", "min_snr_gamma": 2.0},
+        {"weighting": "p2", "p2_gamma": 0.5, "p2_k": 2.0},
+        {"objective": "vlb", "variance": "fixed_large"},
+        {"objective": "vlb", "variance": "learned_range"},
+        {"objective": "hybrid", "variance": "learned_range", "weighting": "snr"},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_losses_but_the_plain_one_do_not_depend_on_what_the_network_predicts(settings):
+    found = losses_of_one_prediction(**settings)
+    np.testing.assert_allclose(found["x_0"], found["eps"], rtol=1e-12)  # measured: 2e-15
+    np.testing.assert_allclose(found["v"], found["eps"], rtol=1e-12)  # measured: 2e-15
+    plain = losses_of_one_prediction()
+    assert np.abs(plain["x_0"] / plain["eps"] - 1).max() > 0.1
+
+
+SNR = np.asarray(SCHEDULE.alphas_cumprod / (1 - SCHEDULE.alphas_cumprod))
 
 
 def test_the_ceiling_holds_back_the_clean_timesteps_only():
-    snr = SCHEDULE.alphas_cumprod / (1 - SCHEDULE.alphas_cumprod)
     capped = loss_weight(SCHEDULE, "min_snr", "eps", gamma=2.0)
-    np.testing.assert_allclose(capped, np.minimum(1, 2 / snr), rtol=1e-12)  # measured: 5e-16
-    assert 10 < (snr > 2).sum() < 90
+    np.testing.assert_allclose(capped, np.minimum(1, 2 / SNR), rtol=1e-12)  # measured: 5e-16
+    assert 10 < (SNR > 2).sum() < 90
     np.testing.assert_array_equal(loss_weight(SCHEDULE, "constant", "x_0"), np.ones(100))
+
+
+def test_weights_are_those_of_the_papers():
+    """Truncated: Salimans & Ho 2022. P2: Choi et al. 2022, Eq. 8."""
+    truncated = loss_weight(SCHEDULE, "truncated_snr", "eps")
+    np.testing.assert_allclose(truncated, np.maximum(1, 1 / SNR), rtol=1e-12)  # measured: 4e-16
+    p2 = loss_weight(SCHEDULE, "p2", "eps", p2_gamma=0.5, p2_k=2.0)
+    np.testing.assert_allclose(p2, (2 + SNR) ** -0.5, rtol=1e-12)  # measured: 3e-16
+    np.testing.assert_array_equal(
+        loss_weight(SCHEDULE, "p2", "x_0"), loss_weight(SCHEDULE, "p2", "x_0", p2_gamma=1, p2_k=1)
+    )
+
+
+def test_the_smooth_ceiling_is_that_of_preconditioned_networks():
+    """Crowson et al. 2024 weight the error of c_out = sigma s / sqrt(sigma^2 + s^2), s^2 = 1/gamma,
+
+    times the network's output by (c_out / s)^2 ((s / sigma)^2 / (1 + s^2 / sigma^2)) / s^2.
+    """
+    gamma, sigma = 4.0, SNR**-0.5
+    s = gamma**-0.5
+    of_output = (sigma * s) ** 2 / (sigma**2 + s**2) ** 2
+    c_out = sigma * s / np.sqrt(sigma**2 + s**2)
+    found = loss_weight(SCHEDULE, "soft_min_snr", "x_0", gamma=gamma)
+    np.testing.assert_allclose(found, of_output / c_out**2, rtol=1e-12)  # measured: 6e-16
+
+
+ZERO = named_schedule("cosine", 100, dtype=jnp.float64, zero_terminal_snr=True)
+
+
+@pytest.mark.parametrize("prediction_type", ["x_0", "v"])
+def test_where_no_signal_is_left_all_weights_and_losses_are_finite(prediction_type):
+    ending = {"constant": 1, "truncated_snr": 1}  # the others leave the last timestep out
+    for weighting in get_args(Weighting):
+        weights = loss_weight(ZERO, weighting, prediction_type)
+        assert np.all(np.isfinite(weights))
+        assert weights[-1] == ending.get(weighting, 0)
+    x_0, noise, t = jnp.clip(images(0), -1, 1), images(1), jnp.array([0, 98, 99])
+    for objective, variance in (("vlb", "fixed_large"), ("hybrid", "learned_range")):
+        network = two_headed if objective == "hybrid" else lambda p, x_t, t: p["mean"] * x_t
+        loss_fn = make_loss_fn(
+            network, ZERO, prediction_type=prediction_type, objective=objective, variance=variance
+        )
+        found = jax.jit(jax.value_and_grad(lambda p: loss_fn(p, x_0, t, noise).sum()))(PARAMS)  # noqa: B023
+        assert all(np.isfinite(leaf) for leaf in jax.tree.leaves(found))
 
 
 def two_headed(params, x_t, t):

@@ -13,6 +13,7 @@ from jax_ddpm.schedules import (
     linear_betas,
     make_schedule,
     named_schedule,
+    rescale_zero_terminal_snr,
     timestep_grid,
 )
 
@@ -224,3 +225,30 @@ def test_levels_have_the_shape_of_their_timesteps():
     for t in (3, jnp.array([1, 2]), jnp.array([[1, 2, 3], [4, 5, -1]])):
         level = level_at(schedule, t)
         assert level.signal.shape == level.sigma.shape == jnp.shape(t)
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"quadratic_slip"}))
+def test_a_rescaled_schedule_begins_as_before_and_ends_in_pure_noise(name):
+    T = 50
+    tables, before = exact(name, T, zero_terminal_snr=True), exact(name, T)
+    # Measured: 3e-16, the last digit of 1 - beta.
+    np.testing.assert_allclose(tables["betas"][0], before["betas"][0], rtol=0, atol=1e-15)
+    assert tables["betas"][-1] == 1
+    assert (tables["sqrt_alphas_cumprod"][-1], tables["sqrt_one_minus_alphas_cumprod"][-1]) == (
+        0,
+        1,
+    )
+    assert np.all(np.diff(tables["alphas_cumprod"], prepend=1.0) < 0)
+    infinite = {name for name, table in tables.items() if not np.all(np.isfinite(table))}
+    assert infinite == {"sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod"}
+    # A straight line from the first value, through the old ones, to 0.
+    old, new = before["sqrt_alphas_cumprod"], tables["sqrt_alphas_cumprod"]
+    expected = np.interp(old, [old[-1], old[0]], [0, old[0]])
+    np.testing.assert_allclose(new, expected, rtol=0, atol=1e-13)  # measured: 1e-16
+
+
+def test_a_chain_of_one_timestep_cannot_be_rescaled():
+    with pytest.raises(ValueError, match="one timestep cannot be rescaled"):
+        rescale_zero_terminal_snr(linear_betas(1))
+    with pytest.raises(ValueError, match="must lie in"):
+        make_schedule(np.array([0.1, 1.0, 0.1]))

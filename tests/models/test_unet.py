@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ddpm.models import UNet, make_network
+from jax_ddpm.models import UNet, UNetConfig, make_network
 from jax_ddpm.models.unet import pad_to_multiple
 from jax_ddpm.presets import PRESETS
 
@@ -142,3 +142,16 @@ def test_float64_is_used_throughout_when_asked_for():
     jaxpr = str(jax.make_jaxpr(network.apply_fn)(params, x_t, t))
     assert jax.eval_shape(network.apply_fn, params, x_t, t).dtype == jnp.float64
     assert not any("bf16" in line for line in jaxpr.splitlines())
+
+
+def test_labels_are_for_networks_with_classes(small):
+    apply_fn, params = small
+    with pytest.raises(TypeError, match="no classes, but a label"):
+        apply_fn(params, images(2, 8, 8, 1), T, label=jnp.array([0, 1]))
+    config = UNetConfig(**SMALL, attn_levels=(), num_classes=3)
+    network = make_network(config.module(1, jnp.float32), (8, 8, 1))
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    assert (config.num_labels, shapes["label_emb"]["embedding"].shape) == (3, (3, 16))
+    params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1), shapes)
+    with pytest.raises(TypeError, match="3 classes, but no label"):
+        network.apply_fn(params, images(2, 8, 8, 1), T)

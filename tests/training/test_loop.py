@@ -40,7 +40,8 @@ def saved_steps(folder):
 def assert_same_run(folder, expected):
     found, state = newest_state(folder), newest_state(expected)
     assert found.keys() == state.keys()
-    assert {name.removeprefix(".").split("[")[0].split(".")[0] for name in state} == STATE
+    parts = {name.removeprefix(".").split("[")[0].split(".")[0] for name in state}
+    assert parts - {"loss_history"} == STATE
     for name, array in state.items():
         assert found[name].tobytes() == array.tobytes(), name
     assert (folder / "metrics.jsonl").read_bytes() == (expected / "metrics.jsonl").read_bytes()
@@ -294,6 +295,57 @@ def test_a_snapshot_holds_the_average_of_the_checkpoint_of_its_step(averaged_run
         found = load_file(averaged_run / "ema" / f"sigma_rel_{width}_step_0000012.safetensors")
         name = f".posthoc_ema[{i}]['conv_in']['kernel']"
         assert found["conv_in/kernel"].tobytes() == state[name].tobytes()
+
+
+OBJECTIVES = {
+    "antithetic p2": {"timestep_sampling": "antithetic", "weighting": "p2"},
+    "left-out labels": {
+        "label_dropout": 0.3, "timestep_sampling": "log_normal", "weighting": "soft_min_snr",
+    },
+    "importance bound": {
+        "timestep_sampling": "importance", "objective": "vlb", "variance": "learned_range",
+    },
+    "pure noise x_0": {
+        "zero_terminal_snr": True, "prediction_type": "x_0", "weighting": "truncated_snr",
+    },
+    "pure noise v": {"zero_terminal_snr": True, "prediction_type": "v"},
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_short_run_of_each_option(make_config, tmp_path, name):
+    """The loop stops at a loss that is not finite, and images are drawn at the end."""
+    settings = {
+        "diffusion": OBJECTIVES[name],
+        "model": {"num_classes": 11 if "labels" in name else None},  # the data has ten
+        "sample": {"sampler": "ddpm" if "noise" in name else "ddim", "num_steps": 8},
+    }
+    run = loop.train(make_config(tmp_path / "run", **settings))
+    assert run.final_grid.exists()
+    state = newest_state(run.folder)
+    assert all(np.all(np.isfinite(array)) for array in state.values())
+
+
+@pytest.mark.slow
+def test_importance_sampling_on_eight_devices_is_continued_exactly(
+    make_config, tmp_path, monkeypatch
+):
+    """From step 10 on all eight timesteps have ten losses: before and after the interruption."""
+    settings = {
+        "diffusion": {"timestep_sampling": "importance"},
+        "train": {"parallel": "pmap", "num_steps": 30, "batch_size": 16, "checkpoint_every": 15},
+    }
+    whole, broken = (make_config(tmp_path / name, **settings) for name in ("whole", "broken"))
+    loop.train(whole)
+    with monkeypatch.context() as patch:
+        raise_at_batch(patch, 19, lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(Stopped):
+            loop.train(broken)
+    history = newest_state(broken.run)[".loss_history.counts"]
+    assert history.tolist() == [10] * 8
+    loop.train(broken)
+    assert_same_run(broken.run, whole.run)
 
 
 COMMAND = """

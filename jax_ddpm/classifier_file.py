@@ -19,9 +19,7 @@ def load_classifier(place: str) -> LogProbFn:
     file, _, name = place.rpartition(":")
     path = Path(file)
     if not file or path.suffix != ".py" or not name:
-        raise UserError(
-            f"--classifier {place} must be a file and a function in it: FILE.py:FUNCTION"
-        )
+        raise UserError(f"--classifier {place} must name a file and a function: FILE.py:FUNCTION")
     if not path.is_file():
         raise UserError(f"--classifier {place}: there is no file {path}")
     function = getattr(_run(path, place), name, None)

@@ -10,6 +10,8 @@ from jax_ddpm.diffusion import Prediction, add_noise
 from jax_ddpm.editing import (
     go_up_too,
     inpaint,
+    invert_ddim,
+    latents,
     lerp,
     mix_noisy,
     renoise,
@@ -19,7 +21,7 @@ from jax_ddpm.editing import (
     slerp,
     start_below,
 )
-from jax_ddpm.samplers import Sampler, SamplerState, ddim, ddpm, sample
+from jax_ddpm.samplers import Sampler, SamplerState, ddim, ddim_inverse, ddpm, sample
 from jax_ddpm.schedules import Level, level_at, named_schedule, timestep_grid
 
 SCHEDULE = named_schedule("linear_rescaled", 100, dtype=jnp.float64)
@@ -243,3 +245,52 @@ def test_noised_images_with_one_noise_mix_to_a_noised_image():
     expected = add_noise(level, lerp(A, A[::-1], weight), noise)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14)  # measured: 3e-16
     assert isinstance(level, Level)
+
+
+def between_two(x_t, level):
+    """The exact denoiser of a mixture of N(0.5, 0.2^2) and N(-0.7, 0.1^2) in every pixel."""
+    means, stds = (jnp.array(a).reshape(2, 1, 1, 1, 1) for a in ([0.5, -0.7], [0.2, 0.1]))
+    seen = (level.signal * stds) ** 2 + level.sigma**2
+    away = x_t[None] - level.signal * means
+    share = jax.nn.softmax(-(away**2) / (2 * seen) - jnp.log(seen) / 2, axis=0)
+    x_0 = (share * (means + level.signal * stds**2 / seen * away)).sum(0)
+    return Prediction(x_0, (x_t - level.signal * x_0) / level.sigma)
+
+
+def there_and_back(num_steps):
+    """How far DDIM comes out from where its inversion began."""
+    images = jnp.asarray(np.random.default_rng(0).choice([0.5, -0.7, 0.4], (2, 4, 4, 1)))
+    grid = timestep_grid(1000, num_steps)
+    levels = level_at(named_schedule("linear", 1000, dtype=jnp.float64), jnp.asarray(grid))
+    x_T = latents(invert_ddim(), between_two, levels, images)
+    found, _ = sample(ddim(), between_two, levels, x_T, lambda i: 0 * x_T)
+    return float(jnp.abs(found - images).max())
+
+
+def test_ddim_leads_back_to_the_image_the_better_the_more_steps():
+    errors = [there_and_back(num_steps) for num_steps in (50, 200)]
+    assert errors[0] < 0.01  # measured: 0.0059
+    assert errors[1] < 0.4 * errors[0]  # measured: 0.26
+
+
+@pytest.mark.slow
+def test_the_error_of_the_way_up_and_down_falls_in_proportion_to_the_step():
+    steps = (50, 100, 200, 500, 1000)
+    errors = [there_and_back(num_steps) for num_steps in steps]
+    slopes = np.diff(np.log(errors)) / np.diff(np.log(steps))
+    # Measured: -0.95, -0.97, -0.99, -0.99.
+    np.testing.assert_allclose(slopes, -1, rtol=0, atol=0.1)
+
+
+def test_on_every_grid_the_inversion_is_the_plain_one_where_nothing_is_clipped():
+    levels = levels_of(timestep_grid(100, 4))
+    images = as_image([0.3, -0.5])
+
+    def eps_network(x_t, level):  # a network that predicts eps, told t: not an exact denoiser
+        eps = jnp.sin(x_t) + 0.01 * level.t
+        return Prediction((x_t - level.sigma * eps) / level.signal, eps)
+
+    mine, theirs = (
+        latents(sampler, eps_network, levels, images) for sampler in (invert_ddim(), ddim_inverse())
+    )
+    np.testing.assert_allclose(mine, theirs, rtol=1e-13)  # measured: 2e-16

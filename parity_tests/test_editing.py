@@ -1,0 +1,77 @@
+"""RePaint beside diffusers' RePaintScheduler."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from parity import nchw_to_nhwc
+
+from jax_ddpm.denoiser import make_denoise_fn
+from jax_ddpm.editing import inpaint, renoise, repaint_grid
+from jax_ddpm.samplers import SamplerState, ddim
+from jax_ddpm.schedules import level_at, linear_betas, make_schedule, timestep_grid
+
+diffusers = pytest.importorskip("diffusers")
+THEIRS = "diffusers (live)"
+T = 50
+BETAS = linear_betas(T, rescale=True)
+
+
+def scheduler(eta, clip, num_steps=T, **jumps):
+    made = diffusers.RePaintScheduler(T, trained_betas=BETAS, eta=eta, clip_sample=clip)
+    made.set_timesteps(num_steps, **jumps)
+    return made
+
+
+@pytest.mark.parametrize("settings", [(50, 10, 10), (25, 3, 4), (10, 2, 2), (50, 1, 3)])
+def test_grid(settings):
+    """diffusers leaves out the clean image at the end; its timesteps are multiples of T // S."""
+    num_steps, jump, resample = settings
+    theirs = scheduler(0, True, num_steps, jump_length=jump, jump_n_sample=resample).timesteps
+    ours = repaint_grid(timestep_grid(T, num_steps), jump, resample)
+    assert ours.tolist() == [*theirs.tolist(), -1]
+
+
+def theirs_of(array):
+    return torch.tensor(np.moveaxis(np.asarray(array), -1, 1))
+
+
+def network(params, x_t, t):
+    return 0.5 * x_t + 0.2 * jnp.sin(x_t) + 0.01 * t.reshape(-1, 1, 1, 1).astype(x_t.dtype)
+
+
+@pytest.mark.parametrize(("eta", "clip"), [(1.0, False), (0.0, False), (0.4, True)])
+def test_one_step(compare, monkeypatch, eta, clip):
+    """The known and the new part of a step; diffusers keeps the network's eps after clipping."""
+    rng = np.random.default_rng(0)
+    x_t, noise, image = rng.standard_normal((3, 2, 4, 5, 3))
+    known = rng.random((1, 4, 5, 1)) < 0.5
+    made, schedule = scheduler(eta, clip), make_schedule(BETAS, dtype="float64")
+    denoise = make_denoise_fn(network, None, clip_x_0=clip, rederive_eps=False)
+    sampler = inpaint(ddim(eta), jnp.asarray(image), jnp.asarray(known))
+    module = "diffusers.schedulers.scheduling_repaint.randn_tensor"
+    monkeypatch.setattr(module, lambda *args, **kwargs: theirs_of(noise))
+    for t in (T - 1, 20, 1):
+        output = network(None, jnp.asarray(x_t), jnp.full(2, t))
+        theirs = made.step(
+            theirs_of(output), t, theirs_of(x_t), theirs_of(image), theirs_of(known).double()
+        ).prev_sample
+        cur, nxt = (level_at(schedule, jnp.array(s)) for s in (t, t - 1))
+        state = SamplerState(jnp.asarray(x_t))
+        ours = sampler.step(state, jnp.asarray(noise), cur, nxt, denoise)[0].x_t
+        compare("one sampler step", ours, nchw_to_nhwc(theirs.numpy()), "float64")
+
+
+def test_one_step_up(compare, monkeypatch):
+    """diffusers adds the betas from the one after the level it has reached, as one step at a time."""
+    rng = np.random.default_rng(1)
+    x, noise = rng.standard_normal((2, 2, 4, 5, 3))
+    made, schedule = scheduler(1.0, True), make_schedule(BETAS, dtype="float64")
+    module = "diffusers.schedulers.scheduling_repaint.randn_tensor"
+    monkeypatch.setattr(module, lambda *args, **kwargs: theirs_of(noise))
+    for t in (0, 7, T - 1):
+        cur, nxt = (level_at(schedule, jnp.array(s)) for s in (t - 1, t))
+        ours = jax.jit(renoise)(cur, nxt, jnp.asarray(x), jnp.asarray(noise))
+        theirs = made.undo_step(theirs_of(x), t)
+        compare("one sampler step", ours, nchw_to_nhwc(theirs.numpy()), "float64")

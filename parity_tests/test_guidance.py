@@ -1,0 +1,60 @@
+"""Classifier guidance as OpenAI's guided_diffusion recorded it."""
+
+import jax.numpy as jnp
+import pytest
+from parity import DOUBLE_FIRST, SHORT, golden, nchw_to_nhwc
+from recorded_process import network_of, one_step, reverse_process, runs_of, variance_of
+
+from jax_ddpm.diffusion import Prediction, expand, q_sample
+from jax_ddpm.guidance import guide_mean, guide_score
+from jax_ddpm.samplers import ddim, ddpm
+from jax_ddpm.schedules import level_at, named_schedule
+
+THEIRS = "OpenAI (recorded)"
+CASE = "guided_diffusion/process"
+RUNS = {tag: run for tag, run in runs_of(CASE).items() if run.get("guide")}
+
+
+@pytest.fixture(params=DOUBLE_FIRST)
+def dtype(request):
+    return request.param
+
+
+def gradient_at(x_t, t):
+    """What the recording used in place of a classifier's gradient."""
+    t = jnp.broadcast_to(t, x_t.shape[:1]).astype(x_t.dtype)
+    return 0.7 * (0.4 - x_t) * jnp.cos(expand(t, x_t) / 50)
+
+
+def gradient_fn(x_t, level):
+    return gradient_at(x_t, level.t)
+
+
+@pytest.mark.parametrize("tag", RUNS)
+def test_classifier_guidance(compare, dtype, tag):
+    """By the mean in an ancestral step, by the score in one of DDIM with eta 0.3; x_0 is clipped."""
+    run, (_, io) = RUNS[tag], golden(CASE)
+    schedule = named_schedule("linear_rescaled", run["T"], dtype=dtype)
+    x_0, noise = (
+        jnp.asarray(nchw_to_nhwc(a).astype(dtype)) for a in (io["in.x0"], io["in.noise"][0])
+    )
+    t = jnp.asarray(io[f"both.{tag}/t"])
+    x_t = q_sample(schedule, x_0, t, noise)
+    mean, score = (
+        nchw_to_nhwc(io[f"{SHORT[dtype]}.{tag}/{name}"])
+        for name in ("p_sample_cond_mean", "ddim_cond_score")
+    )
+    prediction, model = reverse_process(run, schedule, network_of(run), x_t, t, clip_x_0=True)
+
+    moved = guide_mean(model.mean, model.variance, gradient_at(x_t, t))
+    later = expand((t > 0).astype(dtype), x_t)
+    ours = moved + later * jnp.exp(model.log_variance / 2) * noise
+    compare("one recorded sampler step", ours, mean, dtype)
+    # Of all steps but the last, where the sampler draws and moves nothing
+    ours = one_step(ddpm(variance_of(run), gradient_fn), schedule, prediction, x_t, t, noise)
+    compare("one recorded sampler step", ours[1:], mean[1:], dtype)
+
+    level = level_at(schedule, t)
+    guided = guide_score(lambda x_t, level: Prediction(*prediction), gradient_fn)(x_t, level)
+    ours = one_step(ddim(0.3), schedule, guided, x_t, t, noise)
+    compare("one recorded sampler step", ours, score, dtype)

@@ -1,10 +1,12 @@
 """Figures: the loss curve, the tables of schedules, pictures at several noise levels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jax_ddpm.files import write_atomically
@@ -64,6 +66,69 @@ def save_rows(
             if row == 0:
                 axes.set_title(titles[column], fontsize=9)
     _save(figure, path)
+
+
+def save_quality(
+    path: Path,
+    curves: Mapping[str, Mapping[int, float]],
+    floor: float,
+    dashed: Collection[str] = (),
+) -> None:
+    """Plot the distance to the data over network evaluations as PNG, one curve per sampler.
+
+    `floor` is the distance between two parts of the data.
+    """
+    figure = Figure(figsize=(8.5, 5), layout="constrained")
+    axes = figure.subplots()
+    for i, (name, values) in enumerate(curves.items()):
+        style = "--" if name in dashed else "-"
+        axes.plot(list(values), list(values.values()), style, color=f"C{i % 10}",
+                  marker="osv^D<>ph*Xd"[i % 12], markersize=5, linewidth=1.3, label=name)  # fmt: skip
+    axes.axhline(max(floor, 0), color="0.4", linestyle=":", label="data against data")
+    ticks = sorted({n for values in curves.values() for n in values})
+    axes.set(xscale="log", yscale="log", title="Image quality of the samplers",
+             xlabel="network evaluations per image", ylabel="energy distance to the data")  # fmt: skip
+    axes.set_xticks(ticks, [str(n) for n in ticks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", title="dashed: stochastic")
+    _save(figure, path)
+
+
+def save_likelihood(path: Path, report: Mapping[str, Any]) -> None:
+    """Plot an evaluated likelihood as PNG: the terms of the bound over t, if any, and a histogram.
+
+    `report` holds bits_per_dimension, bits_of_each_image and, of a bound, timesteps, terms, prior.
+    """
+    bound = "terms" in report
+    figure = Figure(figsize=(10.5, 4.2) if bound else (5.5, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2 if bound else 1, squeeze=False)[0]
+    if bound:
+        _plot_terms(panels[0], report)
+    bits, mean = report["bits_of_each_image"], report["bits_per_dimension"]
+    panels[-1].hist(bits, bins=min(40, 5 + len(bits) // 8), color="C0", alpha=0.75)
+    panels[-1].axvline(mean, color="C3", linewidth=1.5, label=f"mean {mean:.3f}")
+    panels[-1].set(xlabel="bits per dimension", ylabel="images", title="Each image")
+    panels[-1].legend()
+    panels[-1].grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _plot_terms(axes: Axes, report: Mapping[str, Any]) -> None:
+    """The terms over t + 1, both logarithmic, with L_0 and the prior as points."""
+    t, terms = np.asarray(report["timesteps"]) + 1, np.asarray(report["terms"])
+    axes.plot(t[1:], terms[1:], color="C0", linewidth=1.5, label="$L_t$")
+    axes.plot(t[:1], terms[:1], "o", color="C1", label=f"$L_0$, the pixels: {terms[0]:.3g}")
+    prior, lowest = report["prior"], 0.3 * float(terms.min())
+    below = prior < lowest  # and then at the edge: the terms are what there is to see
+    axes.plot(t[-1:], [max(prior, lowest)], "v" if below else "s", color="C2", clip_on=False,
+              label=f"prior: {prior:.3g}")  # fmt: skip
+    axes.set(xscale="log", yscale="log", xlabel="t + 1", ylabel="bits per dimension",
+             title=f"Terms of the bound, {report['bits_per_dimension']:.3f} in all")  # fmt: skip
+    if below:
+        axes.set_ylim(bottom=lowest)
+    axes.legend()
+    axes.grid(alpha=0.3, which="both")
 
 
 def _save(figure: Figure, path: Path) -> None:

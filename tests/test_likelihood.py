@@ -4,16 +4,27 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from jax_ddpm.denoiser import respaced
 from jax_ddpm.diffusion import Gaussian, Prediction, p_mean_variance, q_posterior, q_sample
 from jax_ddpm.likelihood import (
     approx_normal_cdf,
     discretized_gaussian_log_likelihood,
     mean_bits,
+    noise_by_timestep,
     normal_kl,
     prior_term,
+    reverse_process,
+    variational_bound,
     vb_term,
 )
-from jax_ddpm.schedules import named_schedule
+from jax_ddpm.schedules import (
+    BETAS,
+    linear_betas,
+    make_schedule,
+    named_schedule,
+    respaced_betas,
+    space_timesteps,
+)
 
 T = 50
 SHAPE = (3, 4, 4, 1)
@@ -131,3 +142,88 @@ def test_little_is_left_of_the_image_at_the_end_of_the_chain():
     signal2 = SCHEDULE.alphas_cumprod[-1]
     nats = 0.5 * (signal2 * (x_0**2 - 1) - jnp.log1p(-signal2)).mean((1, 2, 3))
     np.testing.assert_allclose(left, nats / np.log(2), rtol=1e-12)  # measured: 2e-16
+
+
+MU, STD = 0.1, 0.3  # of Gaussian pixels, which are then 8-bit; the bins are a hundredth as wide
+
+
+def exact_denoiser(schedule):
+    """E[x_0 | x_t] of Gaussian pixels, and the logarithm of the variance of p(x_{t-1} | x_t)."""
+
+    def denoise(x_t, level):
+        signal, sigma = level.signal[0], level.sigma[0]
+        marginal = signal**2 * STD**2 + sigma**2
+        x_0 = MU + signal * STD**2 / marginal * (x_t - signal * MU)
+        of_x_0 = STD**2 * sigma**2 / marginal
+        t = level.t[0]
+        variance = schedule.posterior_variance[t] + schedule.posterior_mean_coef1[t] ** 2 * of_x_0
+        log_variance = jnp.broadcast_to(jnp.log(variance), x_t.shape)
+        return Prediction(x_0, (x_t - signal * x_0) / sigma, log_variance)
+
+    return denoise
+
+
+def gaussian_pixels(num):
+    """8-bit pixels, and their exact cost in bits."""
+    pixels = np.round((MU + STD * np.random.default_rng(0).standard_normal(num) + 1) * 127.5)
+    pixels = np.clip(pixels, 0, 255).astype(int)
+    edges = (np.arange(257) - 0.5) / 127.5 - 1
+    edges[[0, -1]] = -np.inf, np.inf
+    bits = -np.log2(np.diff(stats.norm(MU, STD).cdf(edges)))[pixels]
+    return jnp.asarray(pixels / 127.5 - 1).reshape(4, -1, 64, 1), bits.mean()
+
+
+@pytest.mark.parametrize("num_timesteps", [5, pytest.param(50, marks=pytest.mark.slow)])
+def test_the_bound_of_the_exact_model_is_the_entropy_of_the_pixels(num_timesteps):
+    schedule = make_schedule(linear_betas(num_timesteps, start=0.05, end=0.9), dtype=jnp.float64)
+    x_0, exact = gaussian_pixels(4 * 64 * 256)
+    keys = jax.vmap(jax.random.key)(jnp.arange(4))
+
+    @jax.jit
+    def bound_of(log_factor):
+        def denoise(x_t, level):
+            prediction = exact_denoiser(schedule)(x_t, level)
+            return prediction._replace(raw_variance=prediction.raw_variance + log_factor)
+
+        reverse_fn = reverse_process(schedule, denoise, "learned")
+        noise_fn = noise_by_timestep(keys, x_0.shape[1:], x_0.dtype)
+        return variational_bound(schedule, reverse_fn, x_0, noise_fn)
+
+    bound = bound_of(0.0)
+    assert bound.terms.shape == bound.x_0_mse.shape == bound.eps_mse.shape == (num_timesteps, 4)
+    # measured: 1.4e-3 (5 terms) and 5e-4 (50) of 7.296 bits
+    np.testing.assert_allclose(bound.total.mean(), exact, rtol=0, atol=4e-3)
+    for factor in (-0.5, 0.5):  # of the wrong variance: 0.39 bits more at the least
+        assert bound_of(factor).total.mean() > exact + 0.3
+    variance = schedule.sqrt_one_minus_alphas_cumprod**2
+    of_x_0 = STD**2 * variance / (schedule.alphas_cumprod * STD**2 + variance)
+    of_eps = of_x_0 * schedule.alphas_cumprod / variance
+    np.testing.assert_allclose(bound.x_0_mse.mean(1), of_x_0, rtol=0.03)  # measured: 0.007
+    np.testing.assert_allclose(bound.eps_mse.mean(1), of_eps, rtol=0.03)  # measured: 0.007
+
+
+def test_noise_belongs_to_image_and_timestep():
+    keys = jax.vmap(jax.random.key)(jnp.arange(5))
+    noise_fn = noise_by_timestep(keys, (2, 2, 1), jnp.float64)
+    alone = noise_by_timestep(keys[3:4], (2, 2, 1), jnp.float64)
+    np.testing.assert_array_equal(alone(7)[0], noise_fn(7)[3])
+    assert len(np.unique(np.stack([noise_fn(t) for t in range(3)]))) == 3 * 5 * 4
+
+
+def test_a_respaced_chain_has_the_noise_of_the_timesteps_that_the_network_is_told():
+    betas, timesteps = BETAS["cosine"](T), space_timesteps(T, "7,3")
+    schedule = make_schedule(respaced_betas(betas, timesteps), dtype=jnp.float64)
+    seen = []
+
+    def spy(x_t, level, **given):
+        seen.append((level, given))
+        return Prediction(x_t, x_t)
+
+    x_t, steps = normal(0, (10, 2, 2, 1)), jnp.arange(10)
+    reverse_process(schedule, respaced(spy, timesteps), "fixed_small")(x_t, steps)
+    respaced(spy, timesteps)(x_t, seen[0][0]._replace(t=steps), x_self_cond=1)
+    (level, given), (_, given_later) = seen
+    visited = timesteps[-2::-1]
+    np.testing.assert_array_equal(level.t, visited)
+    np.testing.assert_allclose(level.signal, SCHEDULE.sqrt_alphas_cumprod[visited], rtol=1e-10)
+    assert (given, given_later) == ({}, {"x_self_cond": 1})

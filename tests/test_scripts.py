@@ -20,6 +20,8 @@ MISTAKES = {
     "T = 0": ("train.py --run {tmp}/a --diffusion.num-timesteps 0", "at least 1, got 0"),
     "steps > T": ("sample.py {run} --steps 9", "between 1 and T = 8, got 9"),
     "batch 0": ("train.py --run {tmp}/a --train.batch-size 0", "--train.batch-size is 0"),
+    "no evaluation": ("evaluate.py {run}", "say what to evaluate: --likelihood"),
+    "no such respacing": ("evaluate.py {run} --likelihood --respacing 9", "--respacing 9"),
     "no run": ("sample.py {tmp}", "is not a run folder"),
 }
 

@@ -55,7 +55,7 @@ def chosen_params(
         params = averaged_params(state, run.config, weights)
         return params, f"{weights} parameters of step {int(state.step)}"
     found = reconstruct_from(run.snapshots, state.params, posthoc_ema, posthoc_step)
-    made = f"made of {found.num_snapshots} snapshots, its profile within {found.error:.1%}"
+    made = f"made of {found.num_snapshots} snapshots, its profile off by {found.error:.2g}"
     return found.params, f"average of relative width {posthoc_ema} at step {found.step} ({made})"
 
 

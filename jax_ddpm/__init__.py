@@ -18,6 +18,18 @@ from jax_ddpm.diffusion import (
     x_0_from_v,
     x_0_from_x_prev,
 )
+from jax_ddpm.editing import (
+    inpaint,
+    invert_ddim,
+    latents,
+    mix_noisy,
+    renoise,
+    repaint,
+    repaint_grid,
+    slerp,
+    start_below,
+)
+from jax_ddpm.guidance import classifier_gradient, guide_mean, guide_network, guide_score
 from jax_ddpm.interop import from_torch, to_torch
 from jax_ddpm.likelihood import prior_term, vb_term
 from jax_ddpm.losses import diffusion_loss, draw, loss_weight, make_loss_fn
@@ -44,12 +56,14 @@ from jax_ddpm.schedules import (
     make_schedule,
     named_schedule,
     quadratic_betas,
+    rescale_zero_terminal_snr,
     respaced_betas,
     sigmoid_betas,
     sigmoid_cumprod_betas,
     space_timesteps,
     timestep_grid,
 )
+from jax_ddpm.timesteps import make_timestep_fn
 
 __all__ = [
     "AnnotatedConfig",
@@ -68,6 +82,7 @@ __all__ = [
     "UNet",
     "UNet2DConfig",
     "UNetConfig",
+    "classifier_gradient",
     "cosine_betas",
     "ddim",
     "ddpm",
@@ -77,6 +92,12 @@ __all__ = [
     "eps_from_v",
     "eps_from_x_0",
     "from_torch",
+    "guide_mean",
+    "guide_network",
+    "guide_score",
+    "inpaint",
+    "invert_ddim",
+    "latents",
     "level_at",
     "linear_betas",
     "loss_weight",
@@ -84,6 +105,8 @@ __all__ = [
     "make_loss_fn",
     "make_network",
     "make_schedule",
+    "make_timestep_fn",
+    "mix_noisy",
     "named_schedule",
     "p_mean_variance",
     "prediction_target",
@@ -93,12 +116,18 @@ __all__ = [
     "q_sample",
     "q_step",
     "quadratic_betas",
+    "renoise",
+    "repaint",
+    "repaint_grid",
     "rescale_timesteps",
+    "rescale_zero_terminal_snr",
     "respaced_betas",
     "sample",
     "sigmoid_betas",
     "sigmoid_cumprod_betas",
+    "slerp",
     "space_timesteps",
+    "start_below",
     "timestep_grid",
     "to_prediction",
     "to_torch",

@@ -16,11 +16,12 @@ from recorded_process import (
     variance_of,
 )
 
-from jax_ddpm.diffusion import LEARNED, q_mean_variance, q_posterior, q_sample
+from jax_ddpm.diffusion import LEARNED, Prediction, q_mean_variance, q_posterior, q_sample
 from jax_ddpm.likelihood import vb_term
-from jax_ddpm.samplers import ddim, ddpm
+from jax_ddpm.samplers import SamplerState, ddim, ddpm
 from jax_ddpm.schedules import (
     BETAS,
+    Level,
     level_at,
     make_schedule,
     named_schedule,
@@ -151,6 +152,24 @@ def test_one_sampler_step(compare, recorded, dtype):
         }
     for name, ours in steps.items():
         compare("one recorded sampler step", ours, recorded[name], dtype)
+
+
+def test_one_reverse_step(compare, recorded, dtype):
+    """From each example's t up to t + 1; above the last timestep there is only noise."""
+    if "ddim_reverse" not in recorded:
+        pytest.skip("recorded for networks that predict eps or x_0")
+    schedule, x_t, t = recorded.schedule, recorded.x_t, recorded.t
+    prediction, _ = reverse_process(recorded.run, schedule, recorded.network, x_t, t, clip_x_0=True)
+    last, steps = jnp.asarray(schedule.num_timesteps - 1), []
+    for i in range(len(t)):
+        mine = Prediction(prediction.x_0[i : i + 1], prediction.eps[i : i + 1])
+        up = level_at(schedule, jnp.minimum(t[i] + 1, last))
+        above = Level(t[i] + 1, jnp.zeros((), dtype), jnp.ones((), dtype))
+        nxt = up if t[i] < last else above
+        state = SamplerState(x_t[i : i + 1])
+        step = ddim().step(state, state.x_t, level_at(schedule, t[i]), nxt, lambda *_, m=mine: m)
+        steps.append(step[0].x_t)
+    compare("one recorded sampler step", jnp.concatenate(steps), recorded["ddim_reverse"], dtype)
 
 
 LOOPS = [tag for tag, (_, run) in RUNS.items() if run.get("loop")]

@@ -18,6 +18,9 @@ def ddim(eta: float = 0.0) -> Sampler:
         state: SamplerState, noise: Images, cur: Level, nxt: Level, denoise_fn: DenoiseFn
     ) -> tuple[SamplerState, Prediction]:
         prediction = denoise_fn(state.x_t, cur)
+        if eta == 0:  # also where there is no fraction: from and to noise without a signal
+            x_t = nxt.signal * prediction.x_0 + nxt.sigma * prediction.eps
+            return SamplerState(x_t), prediction
         std = eta * (nxt.sigma / cur.sigma) * jnp.sqrt(jnp.maximum(beta_between(cur, nxt), 0))
         kept = (cur.signal / nxt.signal) * (nxt.sigma / cur.sigma)
         # nxt.sigma^2 - std^2, without the difference of two nearly equal numbers

@@ -47,7 +47,7 @@ class Options(NamedTuple):
 class Entry(NamedTuple):
     """How a sampler is built, and what is claimed of it.
 
-    Its error falls like S^-order in the number of steps S: for a stochastic sampler that of the
+    Its error falls at least like S^-order in the number of steps S: for a stochastic sampler that of the
     distribution, for others that of every image. `steps` tells which steps are meant: equal ones in
     log-SNR or in t. `starts_at_noise`: whether the first level may have signal 0. `evaluations(S)`:
     how often the network is evaluated in S steps.

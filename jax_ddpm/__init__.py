@@ -1,6 +1,6 @@
 """Denoising diffusion probabilistic models in functional JAX/Flax."""
 
-from jax_ddpm.denoiser import make_denoise_fn, rescale_timesteps
+from jax_ddpm.denoiser import make_denoise_fn, rescale_timesteps, respaced
 from jax_ddpm.diffusion import (
     DenoiseFn,
     Prediction,
@@ -31,7 +31,13 @@ from jax_ddpm.editing import (
 )
 from jax_ddpm.guidance import classifier_gradient, guide_mean, guide_network, guide_score
 from jax_ddpm.interop import from_torch, to_torch
-from jax_ddpm.likelihood import prior_term, vb_term
+from jax_ddpm.likelihood import (
+    noise_by_timestep,
+    prior_term,
+    reverse_process,
+    variational_bound,
+    vb_term,
+)
 from jax_ddpm.losses import diffusion_loss, draw, loss_weight, make_loss_fn
 from jax_ddpm.models import (
     AnnotatedConfig,
@@ -46,6 +52,7 @@ from jax_ddpm.models import (
     UNetConfig,
     make_network,
 )
+from jax_ddpm.probability_flow import bits_per_dimension, dequantize, draw_probes, flow_log_density
 from jax_ddpm.samplers import Sampler, SamplerState, ddim, ddpm, draw_noise, sample
 from jax_ddpm.schedules import (
     Level,
@@ -82,15 +89,19 @@ __all__ = [
     "UNet",
     "UNet2DConfig",
     "UNetConfig",
+    "bits_per_dimension",
     "classifier_gradient",
     "cosine_betas",
     "ddim",
     "ddpm",
+    "dequantize",
     "diffusion_loss",
     "draw",
     "draw_noise",
+    "draw_probes",
     "eps_from_v",
     "eps_from_x_0",
+    "flow_log_density",
     "from_torch",
     "guide_mean",
     "guide_network",
@@ -108,6 +119,7 @@ __all__ = [
     "make_timestep_fn",
     "mix_noisy",
     "named_schedule",
+    "noise_by_timestep",
     "p_mean_variance",
     "prediction_target",
     "prior_term",
@@ -121,7 +133,9 @@ __all__ = [
     "repaint_grid",
     "rescale_timesteps",
     "rescale_zero_terminal_snr",
+    "respaced",
     "respaced_betas",
+    "reverse_process",
     "sample",
     "sigmoid_betas",
     "sigmoid_cumprod_betas",
@@ -132,6 +146,7 @@ __all__ = [
     "to_prediction",
     "to_torch",
     "v_from",
+    "variational_bound",
     "vb_term",
     "x_0_from_eps",
     "x_0_from_v",

@@ -11,7 +11,8 @@ from jax_ddpm.errors import require as _require
 from jax_ddpm.losses import LossType, Objective, Weighting
 from jax_ddpm.models import ModelConfig, UNetConfig
 from jax_ddpm.posthoc_ema import MAX_SIGMA_REL
-from jax_ddpm.sample_config import SampleConfig, validate_sample
+from jax_ddpm.sample_config import SampleConfig as SampleConfig
+from jax_ddpm.sample_config import validate_sample
 from jax_ddpm.schedules import (
     ClippedLogVariance,
     ScheduleName,
@@ -234,8 +235,8 @@ def _validate_timesteps(diffusion: DiffusionConfig) -> None:
         _require(kind != "eps", "--diffusion.prediction-type", kind, "x_0 or v with "
                  "--diffusion.zero-terminal-snr: where no signal is left, x_0 does not follow "
                  "from eps")  # fmt: skip
-        _require(sampling != "log_normal", "--diffusion.timestep-sampling", sampling, "another with "
-                 "--diffusion.zero-terminal-snr: it never draws the last timestep")  # fmt: skip
+        _require(sampling != "log_normal", "--diffusion.timestep-sampling", sampling, "another "
+                 "with --diffusion.zero-terminal-snr: this never draws the last t")  # fmt: skip
 
 
 def _validate_label_dropout(dropout: float, num_labels: int | None) -> None:

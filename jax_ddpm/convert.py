@@ -25,7 +25,7 @@ from jax_ddpm.interop.files import read_weights, write_weights
 from jax_ddpm.interop.unwrap import find_tensor
 from jax_ddpm.models import Architecture, ModelConfig
 from jax_ddpm.presets import PRESET_OF, PRESETS
-from jax_ddpm.schedules import BETAS, ScheduleName
+from jax_ddpm.schedules import BETAS, ScheduleName, rescale_zero_terminal_snr
 from jax_ddpm.training.checkpoint import open_checkpoints, save
 from jax_ddpm.training.state import starting_from
 
@@ -92,21 +92,28 @@ def run_config(settings: Config, network: Network, given: Mapping[str, Any]) -> 
     betas = find_tensor(given, "betas")
     if betas is None:
         return config
-    name = schedule_of(np.asarray(betas, np.float64))
-    diffusion = replace(config.diffusion, schedule=name, num_timesteps=len(betas))
+    name, zero = schedule_of(np.asarray(betas, np.float64))
+    diffusion = replace(
+        config.diffusion, schedule=name, zero_terminal_snr=zero, num_timesteps=len(betas)
+    )
     num_steps = min(config.sample.num_steps, len(betas))
     return replace(config, diffusion=diffusion, sample=replace(config.sample, num_steps=num_steps))
 
 
-def schedule_of(betas: np.ndarray) -> ScheduleName:
-    """The schedule that has these betas, to float32. Raises UserError if none has."""
+def schedule_of(betas: np.ndarray) -> tuple[ScheduleName, bool]:
+    """The schedule that has these betas, to float32, and whether it is rescaled to end in noise.
+
+    Raises UserError if none has.
+    """
+    zero = bool(betas[-1] == 1)
     for name, make_betas in BETAS.items():
         try:
             ours = make_betas(len(betas))
+            ours = rescale_zero_terminal_snr(ours) if zero else ours
         except ValueError:
             continue
         if np.allclose(ours, betas, rtol=1e-4, atol=1e-7):
-            return name
+            return name, zero
     raise UserError(f"the file's {len(betas)} betas are those of none of {', '.join(BETAS)}")
 
 

@@ -21,7 +21,7 @@ Losses = Float[Array, " b"]
 class Place(NamedTuple):
     """Where examples are in a global batch: their numbers, its size, and the key all share."""
 
-    index: Int[Array, " b"]
+    indices: Int[Array, " b"]
     batch_size: int
     key: Key[Array, ""]
 
@@ -60,10 +60,10 @@ def make_timestep_fn(
                 return uniform_timesteps(keys, T), None
             case "stratified":
                 u = jax.vmap(jax.random.uniform)(keys)
-                return stratified_timesteps(u, place.index, place.batch_size, T), None
+                return stratified_timesteps(u, place.indices, place.batch_size, T), None
             case "antithetic":
                 shared = jax.random.uniform(place.key)
-                return antithetic_timesteps(shared, place.index, place.batch_size, T), None
+                return antithetic_timesteps(shared, place.indices, place.batch_size, T), None
             case "log_normal":
                 normal = jax.vmap(jax.random.normal)(keys)
                 return nearest_timesteps(schedule, log_normal_mean + log_normal_std * normal), None

@@ -61,3 +61,28 @@ def test_rescaled_timesteps_are_those_of_a_chain_of_a_thousand():
     told = rescaled.network.apply_fn(params, x_t, jnp.array([250]))
     assert jnp.array_equal(told, plain.network.apply_fn(params, x_t, jnp.array([500.0])))
     assert not jnp.array_equal(told, plain.network.apply_fn(params, x_t, jnp.array([250.0])))
+
+
+def test_with_label_dropout_the_last_label_means_no_class():
+    model = replace(SMALL, num_classes=11)
+    parts = build(config(model, label_dropout=0.1), (8, 8, 1))
+    assert (parts.num_labels, parts.null_label) == (10, 10)
+    parts = build(config(model), (8, 8, 1))
+    assert (parts.num_labels, parts.null_label) == (11, None)
+    assert build(config(), (8, 8, 1)).null_label is None
+
+
+def test_only_importance_sampling_has_a_history_of_losses():
+    def history(**diffusion):
+        parts = build(config(num_timesteps=20, **diffusion), (8, 8, 1))
+        return jax.eval_shape(parts.init_state, jax.random.key(0)).loss_history
+
+    assert history() is None
+    found = history(timestep_sampling="importance")
+    assert (found.losses.shape, found.counts.shape) == ((20, 10), (20,))
+
+
+def test_a_schedule_can_be_made_to_end_in_pure_noise():
+    assert build(config(), (8, 8, 1)).schedule.sqrt_alphas_cumprod[-1] > 0
+    parts = build(config(zero_terminal_snr=True), (8, 8, 1))
+    assert parts.schedule.sqrt_alphas_cumprod[-1] == 0

@@ -33,6 +33,23 @@ BAD = [
         "needs more than 20 timesteps",
     ),
     ("diffusion", {"num_timesteps": 500}, "between 1 and T = 500, got 1000"),
+    ("diffusion", {"p2_gamma": -1.0}, "--diffusion.p2-gamma is -1.0, .* 0 or more"),
+    ("diffusion", {"p2_k": 0.0}, "--diffusion.p2-k is 0.0, .* positive"),
+    ("diffusion", {"log_normal_std": 0.0}, "--diffusion.log-normal-std is 0.0, .* positive"),
+    ("diffusion", {"zero_terminal_snr": True}, "--diffusion.prediction-type is eps, .* x_0 or v"),
+    (
+        "diffusion",
+        {"zero_terminal_snr": True, "prediction_type": "v", "timestep_sampling": "log_normal"},
+        "--diffusion.timestep-sampling is log_normal, .* never draws the last t",
+    ),
+    (
+        "diffusion",
+        {"zero_terminal_snr": True, "prediction_type": "v", "num_timesteps": 1},
+        "--diffusion.num-timesteps 1 .* one timestep cannot be rescaled",
+    ),
+    ("diffusion", {"label_dropout": 1.0}, "--diffusion.label-dropout is 1.0, .* in .0, 1."),
+    ("diffusion", {"label_dropout": 0.1}, "--diffusion.label-dropout is 0.1, .* of 0 labels"),
+    ("model", {"num_classes": 0}, "--model.num-classes is 0, .* at least 1"),
     ("sample", {"num_steps": 0}, "between 1 and T = 1000, got 0"),
     ("sample", {"num_steps": -5}, "between 1 and T = 1000, got -5"),
     ("sample", {"num_steps": 1001}, "between 1 and T = 1000, got 1001"),
@@ -105,6 +122,16 @@ def test_a_value_that_cannot_work_is_refused_in_one_sentence(section, values, me
     with pytest.raises(UserError, match=message) as caught:
         validate(config)
     assert "\n" not in str(caught.value)
+
+
+def test_label_dropout_needs_a_class_to_leave_out_and_one_to_keep():
+    def labels(num_classes):
+        config = replace(Config(), model=replace(Config().model, num_classes=num_classes))
+        return replace(config, diffusion=replace(config.diffusion, label_dropout=0.1))
+
+    validate(labels(2))
+    with pytest.raises(UserError, match=r"of 1 labels: it needs those of the data and one more"):
+        validate(labels(1))
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**64])

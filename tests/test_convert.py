@@ -14,7 +14,7 @@ from jax_ddpm.generate import SampleArgs, load_state, sample_run
 from jax_ddpm.interop import PEERS, from_torch, to_state_dict
 from jax_ddpm.interop.files import read_weights, write_weights
 from jax_ddpm.models import LucidrainsConfig, parameter_shapes
-from jax_ddpm.schedules import BETAS
+from jax_ddpm.schedules import BETAS, rescale_zero_terminal_snr
 from jax_ddpm.training.loop import train
 
 
@@ -127,7 +127,9 @@ def test_a_network_that_another_implementation_does_not_have_is_refused(trained_
 
 def test_the_betas_in_a_file_choose_the_schedule():
     for name, make_betas in BETAS.items():
-        assert schedule_of(make_betas(300).astype(np.float32)) == name
+        assert schedule_of(make_betas(300).astype(np.float32)) == (name, False)
+    rescaled = rescale_zero_terminal_snr(BETAS["sigmoid"](300))
+    assert schedule_of(rescaled.astype(np.float32)) == ("sigmoid", True)
     with pytest.raises(UserError, match="3 betas are those of none of linear"):
         schedule_of(np.array([0.5, 0.1, 0.9]))
 

@@ -175,17 +175,17 @@ def make_train_step(
 
 def example_keys(key: Key[Array, ""], num_local: int, axis_name: str | None) -> Key[Array, " b"]:
     """One key for each example on this device, from its index in the global batch."""
-    index = place_in_batch(key, num_local, axis_name).index
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+    indices = place_in_batch(key, num_local, axis_name).indices
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
 
 
 def place_in_batch(key: Key[Array, ""], num_local: int, axis_name: str | None) -> Place:
     """Where the examples on this device are in the global batch; `key` is that of the step."""
-    device, num_devices = 0, 1
+    indices, batch_size = jnp.arange(num_local), num_local
     if axis_name is not None:
-        device, num_devices = jax.lax.axis_index(axis_name), jax.lax.axis_size(axis_name)
-    index = device * num_local + jnp.arange(num_local)
-    return Place(index, num_devices * num_local, jax.random.fold_in(key, SHARED))
+        indices += jax.lax.axis_index(axis_name) * num_local
+        batch_size *= jax.lax.axis_size(axis_name)
+    return Place(indices, batch_size, jax.random.fold_in(key, SHARED))
 
 
 def drop_labels(

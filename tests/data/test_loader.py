@@ -61,3 +61,10 @@ def test_a_class_that_the_network_does_not_have_is_refused():
     require_labels(NUMBERED, 120)
     with pytest.raises(UserError, match="class 119, but the network only 0 to 9"):
         require_labels(NUMBERED, 10)
+
+
+def test_the_label_for_no_class_is_not_one_of_the_data():
+    """A network of 121 labels knows classes 0 to 119 if the last label means none."""
+    require_labels(NUMBERED, 120, 120)
+    with pytest.raises(UserError, match=r"class 119, .* only 0 to 118, because 119 stands for no"):
+        require_labels(NUMBERED, 119, 119)

@@ -10,11 +10,11 @@ from jaxtyping import Array, Int, Key, UInt8
 from tqdm import tqdm
 
 from jax_ddpm.build import Parts, make_sampler, sampling_levels
-from jax_ddpm.config import SampleConfig
 from jax_ddpm.denoiser import make_denoise_fn
 from jax_ddpm.diffusion import DenoiseFn, GradientFn, Images, Prediction
 from jax_ddpm.guidance import guide_network, guide_score
 from jax_ddpm.images import stretch_to_uint8, to_uint8
+from jax_ddpm.sample_config import SampleConfig
 from jax_ddpm.samplers import Sampler, SamplerState, ddpm, draw_noise, sample
 from jax_ddpm.schedules import Level
 from jax_ddpm.training.parallel import compiler_options

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from jax_ddpm.config import SampleConfig
 from jax_ddpm.data.pictures import read_picture
 from jax_ddpm.diffusion import Images, add_noise
 from jax_ddpm.drawing import NO_EDIT, Edit
@@ -24,6 +23,7 @@ from jax_ddpm.editing import (
     start_below,
 )
 from jax_ddpm.errors import UserError
+from jax_ddpm.sample_config import SampleConfig
 from jax_ddpm.samplers import Sampler
 from jax_ddpm.schedules import Level
 

@@ -13,11 +13,7 @@ from jax_ddpm import runs
 from jax_ddpm.averages import chosen_params, require_choice
 from jax_ddpm.build import Parts, build, sampling_levels
 from jax_ddpm.classifier_file import load_classifier, require_classifier
-from jax_ddpm.config import (
-    SampleConfig,
-    validate_sampling,
-    validate_seed,
-)
+from jax_ddpm.config import validate_sampling, validate_seed
 from jax_ddpm.drawing import (
     Edit,
     GenerateFn,
@@ -44,6 +40,7 @@ from jax_ddpm.files import write_atomically
 from jax_ddpm.grids import GridName
 from jax_ddpm.guidance import classifier_gradient
 from jax_ddpm.images import Pixels, grid, save_gif, save_png
+from jax_ddpm.sample_config import SampleConfig
 from jax_ddpm.samplers import SamplerName
 from jax_ddpm.training.checkpoint import best_step, latest_step, open_checkpoints, restore
 from jax_ddpm.training.parallel import shapes_on_one_device
@@ -66,7 +63,8 @@ class SampleArgs(EditArgs):
     """Number of images."""
     out: Path | None = None
     """File to write: .png (a grid), .gif (the grid as it emerges from noise) or .npz (arr_0: uint8
-    [n, h, w, c]). Default: samples/seed_SEED.png in the run folder."""
+    [n, h, w, c]). Default: samples/seed_SEED.png in the run folder; with pictures given,
+    samples/inpaint_seed_SEED.png and the like."""
     trajectory: bool = False
     """Also write the way from noise to the images: a GIF beside --out."""
     seed: int = 0
@@ -156,7 +154,7 @@ def sample_run(args: SampleArgs) -> Path:
     with jax.enable_x64(args.dtype == "float64"):
         samples = draw_samples(args, run, settings)
     columns = args.num if kind == "interpolate" else None
-    for path in [out, out.with_suffix(".gif")][: 1 + args.trajectory]:
+    for path in dict.fromkeys([out, out.with_suffix(".gif")] if args.trajectory else [out]):
         write_samples(path, samples, columns)
         print(f"Wrote {path}")
     return out

@@ -42,7 +42,8 @@ def rescale_guided(guided: Images, cond: Images, fraction: float) -> Images:
     """
     axes = tuple(range(1, cond.ndim))
     wanted, found = (jnp.std(a, axis=axes, keepdims=True) for a in (cond, guided))
-    return fraction * (guided * (wanted / found)) + (1 - fraction) * guided
+    ratio = jnp.where(found > 0, wanted / jnp.where(found > 0, found, 1), 1)
+    return fraction * (guided * ratio) + (1 - fraction) * guided
 
 
 def guide_network(

@@ -138,7 +138,7 @@ def test_pictures_are_cut_and_resized_like_the_data_and_their_masks_with_them(pi
 
 @pytest.fixture(scope="module")
 def labelled_run(make_config, tmp_path_factory):
-    """A run of ten classes and one for none, which also learns its variance and self-conditions."""
+    """A run of ten classes and one for none, which also learns its variance."""
     from jax_ddpm.training.loop import train
 
     folder = tmp_path_factory.mktemp("runs") / "labelled"

@@ -72,6 +72,8 @@ def test_rescaling_gives_each_image_the_spread_of_the_conditional_one():
     assert jnp.abs(guided.std(axes) / cond.std(axes) - 1).min() > 0.1
     half = rescale_guided(guided, cond, 0.5)
     np.testing.assert_allclose(half, (full + guided) / 2, rtol=1e-14)  # measured: 2e-16
+    flat = jnp.zeros_like(cond)  # an untrained network's output has no spread
+    np.testing.assert_array_equal(rescale_guided(flat, flat, 0.7), flat)
 
 
 def test_a_learned_variance_is_that_of_the_conditional_output():

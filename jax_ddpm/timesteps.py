@@ -97,7 +97,7 @@ def antithetic_timesteps(
 ) -> Timesteps:
     """floor(T ((u + i/B) mod 1)): one draw for the batch, the rest at equal distances.
 
-    u in [0, 1), index in 0..B-1 (Kingma et al. 2021, appendix I.1).
+    u in [0, 1), index in 0..B-1 (Kingma et al. 2021, their low-discrepancy sampler).
     """
     return _whole(num_timesteps * ((u + index / batch_size) % 1), num_timesteps)
 

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 Steps = Int[np.ndarray, " n"] | Float[np.ndarray, " n"]
+Numbers = Float[np.ndarray, "..."] | np.float64
 MAX_SIGMA_REL = 1 / math.sqrt(12)  # that of gamma = 0, the plain mean of all steps
 
 
@@ -47,9 +48,8 @@ def power_function_rate(
 
 
 def profile_product(
-    t_a: Float[np.ndarray, "..."], gamma_a: Float[np.ndarray, "..."],
-    t_b: Float[np.ndarray, "..."], gamma_b: Float[np.ndarray, "..."],
-) -> Float[np.ndarray, "..."]:  # fmt: skip
+    t_a: Numbers, gamma_a: Numbers, t_b: Numbers, gamma_b: Numbers
+) -> Float[np.ndarray, "..."]:
     """The integral of the product of two profiles that end at `t_a` and `t_b` (Eq. 151)."""
     first, last = np.minimum(t_a, t_b), np.maximum(t_a, t_b)
     gamma_of_last = np.where(t_a < t_b, gamma_b, gamma_a)
@@ -81,7 +81,8 @@ def profile_error(
     For parameters that make independent jumps, uncertainties grow with it; 0 is a stored profile.
     """
     products, targets = _products(steps, gammas, step, gamma)
-    norm = profile_product(*(np.float64(n) for n in (step, gamma, step, gamma)))
+    t, g = np.float64(step), np.float64(gamma)
+    norm = profile_product(t, g, t, g)
     squared = norm - 2 * weights @ targets + weights @ products @ weights
     return float(np.sqrt(max(squared, 0.0) / norm))
 

@@ -204,7 +204,7 @@ def test_the_bound_of_the_exact_model_is_the_entropy_of_the_pixels(num_timesteps
 
 def test_noise_belongs_to_image_and_timestep():
     keys = jax.vmap(jax.random.key)(jnp.arange(5))
-    noise_fn = noise_by_timestep(keys, (2, 2, 1), jnp.float64)
+    noise_fn = jax.jit(noise_by_timestep(keys, (2, 2, 1), jnp.float64))
     alone = noise_by_timestep(keys[3:4], (2, 2, 1), jnp.float64)
     np.testing.assert_array_equal(alone(7)[0], noise_fn(7)[3])
     assert len(np.unique(np.stack([noise_fn(t) for t in range(3)]))) == 3 * 5 * 4

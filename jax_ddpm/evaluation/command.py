@@ -63,7 +63,7 @@ class EvaluateArgs:
     """ema, raw, or a decay of the run's averages."""
     checkpoint: Literal["newest", "best"] = "newest"
     """best: the one of lowest training loss, of a run with train.keep-best."""
-    batch_size: int = 32
+    batch_size: int = 16
     """Images per call of the compiled program."""
     seed: int = 0
     """Seed of all noise; that of an image depends on nothing else but its place in the data."""

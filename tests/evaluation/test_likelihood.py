@@ -70,7 +70,8 @@ def test_the_job_computes_the_bound_of_the_runs_images(trained_run, bound):
     np.testing.assert_allclose(bound["bits_of_each_image"], found.total, rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["bound", pytest.param("ode", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["bound", "ode"])
 def test_an_image_does_not_depend_on_the_batch_that_it_is_in(evaluate, method):
     one, other = (evaluate(method=method, batch_size=size)["bits_of_each_image"] for size in (4, 6))
     np.testing.assert_allclose(one, other, rtol=1e-5)
@@ -91,21 +92,29 @@ def test_every_flag_changes_the_number(evaluate, bound, args):
     assert abs(found["bits_per_dimension"] - default["bits_per_dimension"]) > 1e-5
 
 
-def test_json_and_figure_go_into_the_run_folder(trained_run, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ({"num": 6, "batch_size": 4}, "6 training images of fashion_mnist, variational bound of 8"),
+        pytest.param(
+            {"num": 1, "split": "test", "method": "ode"},
+            "1 test images of fashion_mnist, probability flow in 7 steps",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_json_and_figure_go_into_the_run_folder(trained_run, tmp_path, capsys, args, said):
     folder = tmp_path / "run"
     shutil.copytree(trained_run, folder)
-    out = evaluate_run(EvaluateArgs(folder, likelihood=True, num=1, method="ode"))
-    assert sorted(path.name for path in out.parent.iterdir()) == [
-        "likelihood.json",
-        "likelihood.png",
-    ]
+    out = evaluate_run(EvaluateArgs(folder, likelihood=True, **args))
+    assert sorted(p.name for p in out.parent.iterdir()) == ["likelihood.json", "likelihood.png"]
     assert out.parent == folder / "evaluation"
-    assert json.loads(out.read_text())["standard_error"] is None
+    assert (json.loads(out.read_text())["standard_error"] is None) == (args["num"] == 1)
     with Image.open(out.with_suffix(".png")) as image:
         assert min(image.size) > 300
-    said = capsys.readouterr().out
-    assert "1 training images of fashion_mnist, probability flow in 7 steps" in said
-    assert "bits/dim" in said
+    output = capsys.readouterr().out
+    assert said in output
+    assert "bits/dim" in output
 
 
 def no_work(*args, **kwargs):

@@ -41,7 +41,7 @@ from jax_ddpm.grids import GridName
 from jax_ddpm.guidance import classifier_gradient
 from jax_ddpm.images import Pixels, grid, save_gif, save_png
 from jax_ddpm.sample_config import SampleConfig
-from jax_ddpm.samplers import SamplerName
+from jax_ddpm.samplers import SAMPLERS, SamplerName
 from jax_ddpm.training.checkpoint import best_step, latest_step, open_checkpoints, restore
 from jax_ddpm.training.parallel import shapes_on_one_device
 from jax_ddpm.training.state import TrainState
@@ -130,7 +130,13 @@ class SampleArgs(EditArgs):
     """Images per call of the compiled program."""
 
     def settings(self, of_run: SampleConfig) -> SampleConfig:
-        """The run's settings, changed by the flags that were given."""
+        """The run's settings, changed by the flags that were given.
+
+        Another sampler than the run's comes with its own grid.
+        """
+        if self.sampler not in (None, of_run.sampler):
+            own = SAMPLERS[self.sampler].spacing
+            of_run = replace(of_run, spacing=own or of_run.spacing)
         given = {f.name: getattr(self, f.name, None) for f in fields(SampleConfig)}
         given["num_steps"] = self.steps
         if any(a is not None for a in (self.steps, self.spacing, self.timesteps, self.respacing)):

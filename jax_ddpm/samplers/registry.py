@@ -13,6 +13,7 @@ from jax_ddpm.samplers.euler import euler, euler_ancestral
 from jax_ddpm.samplers.heun import heun
 from jax_ddpm.samplers.pndm import plms, pndm
 from jax_ddpm.samplers.unipc import unipc
+from jax_ddpm.schedules import Spacing
 
 SamplerName = Literal[
     "ddpm",
@@ -50,7 +51,9 @@ class Entry(NamedTuple):
     Its error falls at least like S^-order in the number of steps S: for a stochastic sampler that of the
     distribution, for others that of every image. `steps` tells which steps are meant: equal ones in
     log-SNR or in t. `starts_at_noise`: whether the first level may have signal 0. `evaluations(S)`:
-    how often the network is evaluated in S steps.
+    how often the network is evaluated in S steps. `spacing`: the grid it takes where none is asked
+    for; None: that of the run. (Those that divide by the signal begin with leading timesteps, where
+    some is left.)
     """
 
     make: Callable[[Options], Sampler]
@@ -59,6 +62,7 @@ class Entry(NamedTuple):
     steps: Literal["log_snr", "t"] = "log_snr"
     starts_at_noise: bool = True
     evaluations: Callable[[int], int] = lambda num_steps: num_steps
+    spacing: Spacing | None = None
 
 
 def _heun(options: Options) -> Sampler:
@@ -75,18 +79,31 @@ def _heun(options: Options) -> Sampler:
 SAMPLERS: dict[SamplerName, Entry] = {
     "ddpm": Entry(lambda options: ddpm(options.variance), order=1, stochastic=True),
     "ddim": Entry(lambda options: ddim(options.eta), order=1),
-    "euler": Entry(lambda options: euler(), order=1),
-    "euler_ancestral": Entry(lambda options: euler_ancestral(), order=1, stochastic=True),
+    "euler": Entry(lambda options: euler(), order=1, spacing="trailing"),
+    "euler_ancestral": Entry(
+        lambda options: euler_ancestral(), order=1, stochastic=True, spacing="trailing"
+    ),
     "heun": Entry(
-        _heun, order=2, starts_at_noise=False, evaluations=lambda num_steps: 2 * num_steps - 1
+        _heun,
+        order=2,
+        starts_at_noise=False,
+        evaluations=lambda num_steps: 2 * num_steps - 1,
+        spacing="leading",
     ),
-    "dpmpp_2s": Entry(lambda options: dpmpp_2s(), order=2),
-    "dpmpp_2m": Entry(lambda options: dpmpp_2m(num_steps=options.num_steps), order=2),
-    "dpmpp_3m": Entry(lambda options: dpmpp_3m(num_steps=options.num_steps), order=2),
+    "dpmpp_2s": Entry(lambda options: dpmpp_2s(), order=2, spacing="trailing"),
+    "dpmpp_2m": Entry(
+        lambda options: dpmpp_2m(num_steps=options.num_steps), order=2, spacing="trailing"
+    ),
+    "dpmpp_3m": Entry(
+        lambda options: dpmpp_3m(num_steps=options.num_steps), order=2, spacing="trailing"
+    ),
     "dpmpp_2m_sde": Entry(
-        lambda options: dpmpp_2m_sde(num_steps=options.num_steps), order=1, stochastic=True
+        lambda options: dpmpp_2m_sde(num_steps=options.num_steps),
+        order=1,
+        stochastic=True,
+        spacing="trailing",
     ),
-    "unipc": Entry(lambda options: unipc(num_steps=options.num_steps), order=3),
+    "unipc": Entry(lambda options: unipc(num_steps=options.num_steps), order=3, spacing="trailing"),
     "plms": Entry(
         lambda options: plms(),
         order=2,
@@ -94,6 +111,7 @@ SAMPLERS: dict[SamplerName, Entry] = {
         starts_at_noise=False,
         # the step to the clean image is no part of a warm-up
         evaluations=lambda num_steps: num_steps + min(num_steps - 1, 1),
+        spacing="leading",
     ),
     "pndm": Entry(
         lambda options: pndm(level_of_t=options.level_of_t),
@@ -101,5 +119,6 @@ SAMPLERS: dict[SamplerName, Entry] = {
         steps="t",
         starts_at_noise=False,
         evaluations=lambda num_steps: num_steps + 3 * min(num_steps - 1, 3),
+        spacing="leading",
     ),
 }

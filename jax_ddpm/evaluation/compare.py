@@ -1,0 +1,169 @@
+"""The job of `scripts/plot.py samplers`: image quality against network evaluations."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from jax_ddpm import runs
+from jax_ddpm.build import Parts, build
+from jax_ddpm.config import Config, SampleConfig, validate_sampling, validate_seed
+from jax_ddpm.data.sources import ImageSource, open_source
+from jax_ddpm.drawing import generate_images, make_generate_fn
+from jax_ddpm.errors import UserError
+from jax_ddpm.evaluation.distances import Points, energy_distance
+from jax_ddpm.files import write_atomically
+from jax_ddpm.generate import load_state
+from jax_ddpm.grids import GridName
+from jax_ddpm.images import Pixels
+from jax_ddpm.plots import save_quality
+from jax_ddpm.samplers import SAMPLERS, SamplerName
+from jax_ddpm.training.state import Params
+
+REFERENCE = 4000  # images of the data that drawn ones are compared with, at most
+
+
+@dataclass(frozen=True)
+class CompareArgs:
+    """Plot how far a run's images are from its data, for every sampler and number of evaluations.
+
+    The distance is the energy distance between pixels; a dashed line shows that of as many other
+    images of the data, the best that a sampler can reach.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    samplers: tuple[SamplerName, ...] = ()
+    """Samplers to compare; default: all."""
+    evaluations: tuple[int, ...] = (5, 10, 20, 50)
+    """Network evaluations per image; a sampler takes as many steps as they allow."""
+    num: int = 256
+    """Images per sampler and number of evaluations."""
+    spacing: GridName | None = None
+    """The grid of all samplers; default: each its own, and where it has none that of the run."""
+    seed: int = 0
+    """Seed of all noise, the same for every sampler."""
+    batch_size: int = 64
+    """Images per call of the compiled program."""
+    out: Path | None = None
+    """PNG file to write, and beside it a JSON file of the numbers. Default: samplers.png in the run
+    folder."""
+
+
+class Data(NamedTuple):
+    """Two disjoint parts of the data, as points in [-1, 1]: `others` has as many as are drawn."""
+
+    reference: Points
+    others: Points
+
+
+def compare_samplers(args: CompareArgs) -> Path:
+    """Write the figure and its numbers. Raises UserError for settings that cannot work."""
+    validate_seed(args.seed)
+    if args.num < 2 or args.batch_size < 1:
+        raise UserError(
+            f"--num {args.num} must be at least 2 and --batch-size {args.batch_size} at least 1"
+        )
+    run = runs.load(args.run)
+    names = args.samplers or tuple(SAMPLERS)
+    jobs = [(name, n, settings_of(run.config, args, name, n))
+            for name in names for n in sorted(set(args.evaluations))]  # fmt: skip
+    parts = build(run.config, run.image_shape)
+    params = load_state(run, parts).ema_params
+    data = split(open_source_of(run.config), args.num)
+    curves: dict[str, dict[int, float]] = {}
+    for name, n, settings in tqdm(jobs, unit="setting"):
+        drawn = points(draw(parts, params, settings, run.image_shape, args))
+        curves.setdefault(name, {})[n] = energy_distance(drawn, data.reference)
+    out = args.out or run.folder / "samplers.png"
+    write(out, curves, energy_distance(data.others, data.reference), args)
+    print(f"Wrote {out} and {out.with_suffix('.json')}")
+    return out
+
+
+def settings_of(
+    config: Config, args: CompareArgs, name: SamplerName, evaluations: int
+) -> SampleConfig:
+    """The settings of a sampler that evaluates the network so often, or a little less often."""
+    num_steps = steps_within(name, evaluations)
+    spacing = args.spacing or SAMPLERS[name].spacing or config.sample.spacing
+    settings = replace(
+        config.sample, sampler=name, num_steps=num_steps, spacing=spacing, respacing=None,
+        timesteps=None,
+    )  # fmt: skip
+    validate_sampling(settings, config)
+    return settings
+
+
+def steps_within(name: SamplerName, evaluations: int) -> int:
+    """The most steps that take at most so many evaluations. Raises UserError if none does."""
+    cost = SAMPLERS[name].evaluations
+    fitting = [steps for steps in range(1, evaluations + 1) if cost(steps) <= evaluations]
+    if not fitting:
+        raise UserError(
+            f"--evaluations {evaluations} is too few for {name}: its first step takes {cost(1)}"
+        )
+    return fitting[-1]
+
+
+def draw(
+    parts: Parts,
+    params: Params,
+    settings: SampleConfig,
+    image_shape: tuple[int, int, int],
+    args: CompareArgs,
+) -> Pixels:
+    """The images of one setting, uint8 [n, h, w, c]."""
+    batches = generate_images(
+        make_generate_fn(parts, settings, image_shape),
+        params,
+        args.num,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        num_labels=parts.num_labels,
+    )
+    return np.concatenate([batch.images for batch in batches])
+
+
+def open_source_of(config: Config) -> ImageSource:
+    """The data that the run was trained on."""
+    data = config.data
+    return open_source(data.name, data.path, image_size=data.image_size, channels=data.channels)
+
+
+def split(source: ImageSource, num: int) -> Data:
+    """Images evenly spread over the data. Raises UserError if there are fewer than 2 num."""
+    total = len(source.images)
+    if total < 2 * num:
+        raise UserError(f"--num {num} images need twice as many of the data, which has {total}")
+    chosen = np.linspace(0, total - 1, min(total, REFERENCE + num)).astype(int)
+    chosen = np.random.default_rng(0).permutation(chosen)
+    flat = points(np.stack([source.images[int(i)] for i in chosen]))
+    return Data(reference=flat[num:], others=flat[:num])
+
+
+def points(images: Pixels) -> Points:
+    """uint8 images [n, h, w, c] as points [n, d] in [-1, 1]."""
+    return images.reshape(len(images), -1) / 127.5 - 1
+
+
+def write(
+    out: Path, curves: Mapping[str, Mapping[int, float]], floor: float, args: CompareArgs
+) -> None:
+    """The figure, and the numbers as JSON beside it."""
+    document: dict[str, Any] = {
+        "energy_distance": curves,
+        "data_against_data": floor,
+        "images": args.num,
+        "spacing": args.spacing,
+        "seed": args.seed,
+    }
+    text = json.dumps(document, indent=2) + "\n"
+    write_atomically(out.with_suffix(".json"), lambda temporary: temporary.write_text(text))
+    dashed = {name for name, entry in SAMPLERS.items() if entry.stochastic}
+    save_quality(out, curves, floor, dashed)

@@ -1,0 +1,54 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jax_ddpm.data.sources import ImageSource
+from jax_ddpm.errors import UserError
+from jax_ddpm.evaluation.compare import CompareArgs, compare_samplers, split, steps_within
+from jax_ddpm.evaluation.distances import energy_distance
+from jax_ddpm.samplers import SAMPLERS
+
+
+@pytest.mark.parametrize(
+    ("name", "evaluations", "steps"),
+    [("ddim", 7, 7), ("heun", 7, 4), ("heun", 8, 4), ("plms", 7, 6), ("pndm", 10, 3)],
+)
+def test_a_sampler_takes_as_many_steps_as_the_evaluations_allow(name, evaluations, steps):
+    assert steps_within(name, evaluations) == steps
+    assert SAMPLERS[name].evaluations(steps + 1) > evaluations >= SAMPLERS[name].evaluations(steps)
+
+
+def test_too_few_evaluations():
+    with pytest.raises(UserError, match=r"--evaluations 0 is too few for heun: .* takes 1"):
+        steps_within("heun", 0)
+
+
+def test_the_data_is_split_into_parts_that_share_no_image():
+    images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
+    data = split(ImageSource(images, None), 10)
+    assert (data.reference.shape, data.others.shape) == ((30, 1), (10, 1))
+    assert len(np.unique(np.concatenate(data))) == 40
+    with pytest.raises(UserError, match=r"--num 21 images need twice as many .*, which has 40"):
+        split(ImageSource(images, None), 21)
+
+
+@pytest.mark.slow
+def test_the_figure_and_its_numbers(trained_run, tmp_path):
+    args = CompareArgs(trained_run, samplers=("ddim", "heun"), evaluations=(5, 1), num=8,
+                       batch_size=8, out=tmp_path / "new" / "figure.png")  # fmt: skip
+    assert compare_samplers(args) == args.out
+    with Image.open(args.out) as figure:
+        assert figure.format == "PNG"
+    found = json.loads(args.out.with_suffix(".json").read_text())
+    assert [list(curve) for curve in found["energy_distance"].values()] == [["1", "5"]] * 2
+    # One step of either is the denoiser's first guess from the same noise, at its own first level.
+    assert found["energy_distance"]["ddim"]["5"] != found["energy_distance"]["heun"]["5"]
+    assert np.isfinite([*found["energy_distance"]["heun"].values()]).all()
+
+
+def test_half_the_data_is_as_far_from_the_other_half_as_chance_has_it():
+    images = np.random.default_rng(0).integers(0, 255, (200, 3, 3, 1), np.uint8)
+    data = split(ImageSource(images, None), 100)
+    assert abs(energy_distance(data.others, data.reference)) < 0.05  # measured: 0.003

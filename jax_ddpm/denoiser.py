@@ -37,9 +37,9 @@ def make_denoise_fn(
     eps then follows from the clipped x_0, so that both stay consistent; `rederive_eps=False` keeps
     the network's own eps (the default of diffusers' DDIM), as does the clean image, whose x_0 tells
     nothing of it. `dynamic_threshold`, a quantile, takes the place of clipping: see `threshold`.
-    With `learned_variance` the second half
-    of the output's channels is the prediction's `raw_variance`. `network_args` go to `apply_fn`; so
-    does the function's own optional `x_self_cond`, an earlier x_0 (see `sample`).
+    With `learned_variance` the second half of the output's channels is the prediction's
+    `raw_variance`. `network_args` go to `apply_fn`; so does the function's own optional
+    `x_self_cond`, an earlier x_0 (see `sample`).
     """
 
     def denoise(x_t: Images, level: Level, x_self_cond: Images | None = None) -> Prediction:
@@ -49,8 +49,8 @@ def make_denoise_fn(
         output, raw_variance = split_output(output, learned_variance)
         x_0, eps, _ = to_prediction(output, x_t, level, prediction_type)
         if clip_x_0 or dynamic_threshold is not None:
-            clipped = dynamic_threshold is None
-            x_0 = jnp.clip(x_0, -1, 1) if clipped else threshold(x_0, dynamic_threshold)
+            quantile = dynamic_threshold
+            x_0 = jnp.clip(x_0, -1, 1) if quantile is None else threshold(x_0, quantile)
             if rederive_eps:
                 eps = jnp.where(expand(level.sigma, x_t) > 0, eps_from_x_0(level, x_t, x_0), eps)
         return Prediction(x_0, eps, raw_variance)

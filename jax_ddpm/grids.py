@@ -38,6 +38,7 @@ def continuous_levels(schedule: Schedule, num_steps: int, spacing: ContinuousSpa
     else:
         low, high = np.exp(end / RHO), np.exp(start / RHO)
         chosen = RHO * np.log(high + part * (low - high))
+        chosen = np.clip(chosen, end, start)  # beyond which rounding may lie
     t = np.interp(chosen, log_sigmas, np.arange(len(log_sigmas)))
     return _with_clean_image(t, np.exp(chosen), schedule.betas.dtype)
 

@@ -137,7 +137,7 @@ def sampling_timesteps(sample: SampleConfig, num_timesteps: int) -> Int[np.ndarr
         return listed_timesteps(num_timesteps, sample.timesteps)
     if sample.respacing is not None:
         return space_timesteps(num_timesteps, sample.respacing)
-    if sample.spacing in CONTINUOUS:
+    if sample.spacing == "log_snr" or sample.spacing == "karras":
         raise ValueError(f"{sample.spacing!r} spacing visits levels between the timesteps")
     return timestep_grid(num_timesteps, sample.num_steps, sample.spacing)
 

@@ -16,8 +16,8 @@ REPORT = sorted((ROOT / "parity_tests" / "report").glob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in [*FILES, *SCRIPTS, *REFERENCE, *REPORT]}
 
 MATHS = ["schedules", "timesteps", "diffusion", "losses", "likelihood", "probability_flow",
-         "denoiser", "samplers", "posthoc_ema"]
-JOBS = ["config", "presets", "models", "training", "data", "build", "generate", "drawing",
+         "denoiser", "grids", "samplers", "posthoc_ema"]
+JOBS = ["config", "sample_config", "presets", "models", "training", "data", "build", "generate", "drawing",
         "edit_job", "runs", "cli", "evaluation", "interop", "plots", "images", "files", "convert", "figures"]  # fmt: skip
 
 # module or package -> what of jax_ddpm it may import; a module may always import its own package.
@@ -31,6 +31,7 @@ LAYERS = {
     "likelihood": ["diffusion", "schedules"],
     "probability_flow": ["diffusion", "schedules"],
     "denoiser": ["diffusion", "schedules"],
+    "grids": ["schedules"],
     "samplers": ["diffusion", "schedules"],
     "guidance": ["diffusion", "schedules"],
     "editing": ["diffusion", "samplers", "schedules"],

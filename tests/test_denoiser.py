@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ddpm.denoiser import make_denoise_fn, rescale_timesteps
+from jax_ddpm.denoiser import make_denoise_fn, rescale_timesteps, threshold
 from jax_ddpm.diffusion import add_noise, to_prediction
 from jax_ddpm.schedules import level_at, named_schedule
 
@@ -98,3 +98,25 @@ def test_rescaled_timesteps_lie_between_0_and_1000(dtype, expected):
     t = rescale_timesteps(spy, 40)(None, X_T.astype(dtype), jnp.array([0, 1, 39]), label=3)
     assert t.tolist() == [0, 25, 975]
     assert t.dtype == expected
+
+
+def test_a_threshold_is_a_quantile_of_each_image_and_at_least_one():
+    x_0 = jnp.stack([jnp.linspace(-0.9, 0.5, 9), jnp.linspace(0.0, 4.0, 9)]).reshape(2, 3, 3, 1)
+    found = threshold(x_0, 0.75)
+    np.testing.assert_array_equal(found[0], x_0[0])
+    np.testing.assert_allclose(found[1], jnp.minimum(x_0[1], 3) / 3, rtol=1e-15)
+    np.testing.assert_allclose(threshold(x_0, 0.75, 2.0)[1], jnp.minimum(x_0[1], 2) / 2, rtol=1e-15)
+
+
+def test_a_threshold_takes_the_place_of_clipping():
+    raw = to_prediction(OUTPUT, X_T, LEVEL, "eps")
+    found = make_denoise_fn(network, None, dynamic_threshold=0.8)(X_T, LEVEL)
+    np.testing.assert_array_equal(found.x_0, threshold(raw.x_0, 0.8))
+    np.testing.assert_allclose(add_noise(LEVEL, found.x_0, found.eps), X_T, rtol=0, atol=1e-13)
+    assert jnp.abs(found.x_0 - jnp.clip(raw.x_0, -1, 1)).max() > 0.1
+
+
+def test_the_clean_image_keeps_the_networks_eps():
+    clean = level_at(SCHEDULE, jnp.array(-1))
+    found = make_denoise_fn(network, None)(X_T, clean)
+    np.testing.assert_array_equal(found.eps, OUTPUT)

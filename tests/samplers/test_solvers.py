@@ -1,0 +1,150 @@
+"""What single solvers do beyond the conformance of all: options, identities, ways back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from mixture import (
+    at,
+    gaussian_denoiser,
+    grid,
+    level_of_sigma,
+    mixture_denoiser,
+    mixture_quantiles,
+)
+
+from jax_ddpm.diffusion import eps_from_x_0
+from jax_ddpm.samplers import (
+    SamplerState,
+    ddim,
+    ddim_inverse,
+    dpmpp_2m,
+    dpmpp_3m,
+    euler,
+    euler_ancestral,
+    heun,
+    sample,
+    unipc,
+)
+from jax_ddpm.samplers.multistep import phi
+
+
+def error_of(sampler, num_steps, h_first=False):
+    """The largest error of 64 particles; with `h_first` two very short steps come first."""
+    levels = grid(num_steps, "log_snr")
+    if h_first:
+        log_sigmas = np.log(np.asarray(levels.sigma / levels.signal))
+        short = (log_sigmas[0] - log_sigmas[1]) ** 2 / 4
+        log_sigmas = np.insert(log_sigmas, 1, log_sigmas[0] - short * np.array([1, 2]))
+        levels = level_of_sigma(jnp.exp(log_sigmas))
+    parts = np.linspace(0.03, 0.97, 64)
+    start, end = (
+        mixture_quantiles(parts, float(level.signal), float(level.sigma)).reshape(1, 8, 8, 1)
+        for level in (at(levels, 0), at(levels, -1))
+    )
+    step = jax.jit(lambda *given: sampler.step(*given, mixture_denoiser)[0])
+    state = sampler.init(jnp.asarray(start))
+    for i in range(len(levels.t) - 1):
+        state = step(state, jnp.zeros_like(start), at(levels, i), at(levels, i + 1))
+    return np.abs(state.x_t - end).max()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "order"),
+    [
+        (dpmpp_3m(curvature="exact"), 3),  # measured: 3.06
+        pytest.param(dpmpp_3m(), 2, marks=pytest.mark.slow),  # measured: 2.06, as published
+        pytest.param(dpmpp_2m(correction="heun"), 2, marks=pytest.mark.slow),  # measured: 2.00
+        pytest.param(unipc(order=3), 4, marks=pytest.mark.slow),  # measured: 4.16
+    ],
+)
+def test_order_of_a_solver_whose_first_steps_do_not_count(sampler, order):
+    """A multistep solver begins with first order; two very short steps make that invisible."""
+    coarse, fine = (error_of(sampler, num_steps, h_first=True) for num_steps in (64, 128))
+    np.testing.assert_allclose(np.log2(coarse / fine), order, atol=0.25)
+
+
+def chain(sampler, levels, x, noises):
+    return sample(sampler, mixture_denoiser, levels, x, lambda i: noises[i])[0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(euler(), ddim()), (euler_ancestral(), ddim(1.0))],
+    ids=["without noise", "with noise"],
+)
+def test_euler_is_ddim_where_the_variance_is_preserved(one, other):
+    levels = grid(6, "log_snr", clean=True)
+    noises = jnp.asarray(np.random.default_rng(0).standard_normal((7, 1, 2, 2, 1)))
+    found, expected = (chain(sampler, levels, noises[-1], noises) for sampler in (one, other))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)  # measured: 2e-15
+
+
+def churned_std(churn, num_steps, **settings):
+    """The standard deviation of N(0, 1/4) after a chain with churn, from all of its linear parts."""
+    levels, mine = grid(num_steps, "log_snr", 600.0, 50.0), gaussian_denoiser(0.0, 0.5)
+    sampler = heun(churn=churn, num_steps=num_steps, level_of_sigma=level_of_sigma, **settings)
+
+    def one_hot(i):
+        return jnp.zeros((1, num_steps + 1, 1, 1)).at[0, i].set(1)
+
+    x = sample(sampler, mine, levels, one_hot(0), lambda i: one_hot(i + 1))[0].ravel()
+    first, last = ((level.signal * 0.5) ** 2 + level.sigma**2 for level in (
+        at(levels, 0), at(levels, -1)))  # fmt: skip
+    return ((x[0] ** 2 * first + jnp.sum(x[1:] ** 2)) / last) ** 0.5, x[1:]
+
+
+def test_churn_keeps_the_distribution_and_adds_noise_only_within_its_limits():
+    ratio, noise = churned_std(8.0, 80)
+    assert abs(ratio - 1) < 5e-3  # measured: 1.5e-3, and a quarter of it in twice the steps
+    assert jnp.all(noise != 0)
+    louder = churned_std(8.0, 80, churn_noise=1.1)[0]
+    np.testing.assert_allclose(louder, 1.1, rtol=0, atol=5e-3)  # measured: 1.6e-3
+    ratio, noise = churned_std(8.0, 20, churn_min=0.2, churn_max=0.9)
+    assert 2 < jnp.sum(noise != 0) < 18
+    np.testing.assert_array_equal(churned_std(0.0, 20)[1], 0)
+
+
+def test_churn_needs_to_know_the_levels():
+    with pytest.raises(ValueError, match="churn needs"):
+        heun(churn=1.0, num_steps=5)
+
+
+def test_inversion_finds_the_noise_from_which_ddim_leads_back():
+    """Each way makes an error of first order in the step."""
+    levels = grid(300, "t", 600.0, 1.0, clean=True)
+    up = type(levels)(*(field[::-1] for field in levels))
+    image = jnp.asarray([-0.7, 0.1, 0.6]).reshape(1, 3, 1, 1)
+
+    def denoise(x_t, level):  # as a network that predicts eps: its x_0 needs no sigma
+        told = at(levels, jnp.argmax(levels.t == level.t))
+        x_0 = mixture_denoiser(x_t, told).x_0
+        eps = eps_from_x_0(told, x_t, x_0)
+        return mixture_denoiser(x_t, told)._replace(
+            x_0=(x_t - level.sigma * eps) / level.signal, eps=eps
+        )
+
+    nothing = jnp.zeros((300, 1, 3, 1, 1))
+    noise = sample(ddim_inverse(), denoise, up, image, lambda i: nothing[i])[0]
+    back = sample(ddim(), denoise, levels, noise, lambda i: nothing[i])[0]
+    # Measured: 4e-3
+    np.testing.assert_allclose(back, image, rtol=0, atol=2e-2)
+    assert jnp.abs(noise - image).max() > 0.5
+
+
+def test_ddim_goes_up_without_an_infinite_variance():
+    levels = grid(5, "t", 50.0, 600.0)
+    step = ddim().step(SamplerState(jnp.ones((1, 1, 1, 1))), jnp.ones((1, 1, 1, 1)),
+                       at(levels, 0), at(levels, 1), mixture_denoiser)[0]  # fmt: skip
+    assert jnp.isfinite(step.x_t).all()
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_phi_is_accurate_on_both_sides_of_its_seam(k):
+    """Against its integral, that of exp((1 - s) z) s^(k-1) / (k-1)! over 0..1, by Gauss's rule."""
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    s, w = (nodes + 1) / 2, weights / 2 / np.prod(np.arange(1, k), dtype=float)
+    for z in (-20.0, -3.0, -0.5001, -0.4999, -1e-3, 0.0, 0.3):
+        expected = np.sum(w * np.exp((1 - s) * z) * s ** (k - 1))
+        # Measured: 2e-14, at the seam of k = 4
+        np.testing.assert_allclose(phi(k, jnp.asarray(z)), expected, rtol=1e-12)

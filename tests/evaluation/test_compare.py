@@ -51,4 +51,4 @@ def test_the_figure_and_its_numbers(trained_run, tmp_path):
 def test_half_the_data_is_as_far_from_the_other_half_as_chance_has_it():
     images = np.random.default_rng(0).integers(0, 255, (200, 3, 3, 1), np.uint8)
     data = split(ImageSource(images, None), 100)
-    assert abs(energy_distance(data.others, data.reference)) < 0.05  # measured: 0.003
+    assert abs(energy_distance(data.others, data.reference)) < 0.05  # measured: -0.009

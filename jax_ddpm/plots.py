@@ -82,7 +82,7 @@ def save_quality(
     axes = figure.subplots()
     for i, (name, values) in enumerate(curves.items()):
         style = "--" if name in dashed else "-"
-        looks = {"color": f"C{i % 10}", "marker": "osv^D<>ph*Xd"[i % 12], "markersize": 5}
+        looks: dict[str, Any] = {"color": f"C{i % 10}", "marker": "osv^D<>ph*Xd"[i % 12], "markersize": 5}
         axes.plot(list(values), list(values.values()), style, linewidth=1.3, label=name, **looks)
     axes.axhline(floor, color="0.4", linestyle=":", label="data against data")
     ticks = sorted({n for values in curves.values() for n in values})

@@ -82,8 +82,8 @@ def save_quality(
     axes = figure.subplots()
     for i, (name, values) in enumerate(curves.items()):
         style = "--" if name in dashed else "-"
-        looks: dict[str, Any] = {"color": f"C{i % 10}", "marker": "osv^D<>ph*Xd"[i % 12], "markersize": 5}
-        axes.plot(list(values), list(values.values()), style, linewidth=1.3, label=name, **looks)
+        looks: dict[str, Any] = {"color": f"C{i % 10}", "marker": "osv^D<>ph*Xd"[i % 12]}
+        axes.plot(list(values), list(values.values()), style, markersize=5, label=name, **looks)
     axes.axhline(floor, color="0.4", linestyle=":", label="data against data")
     ticks = sorted({n for values in curves.values() for n in values})
     axes.set(xlabel="network evaluations per image", ylabel="energy distance to the data")

@@ -29,6 +29,12 @@ from jax_ddpm.editing import (
     slerp,
     start_below,
 )
+from jax_ddpm.grids import (
+    continuous_levels,
+    level_of_sigma,
+    level_of_t,
+    listed_timesteps,
+)
 from jax_ddpm.guidance import classifier_gradient, guide_mean, guide_network, guide_score
 from jax_ddpm.interop import from_torch, to_torch
 from jax_ddpm.likelihood import (
@@ -53,7 +59,26 @@ from jax_ddpm.models import (
     make_network,
 )
 from jax_ddpm.probability_flow import bits_per_dimension, dequantize, draw_probes, flow_log_density
-from jax_ddpm.samplers import Sampler, SamplerState, ddim, ddpm, draw_noise, sample
+from jax_ddpm.samplers import (
+    SAMPLERS,
+    Sampler,
+    SamplerState,
+    ddim,
+    ddim_inverse,
+    ddpm,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_2s,
+    dpmpp_3m,
+    draw_noise,
+    euler,
+    euler_ancestral,
+    heun,
+    plms,
+    pndm,
+    sample,
+    unipc,
+)
 from jax_ddpm.schedules import (
     Level,
     Schedule,
@@ -73,6 +98,7 @@ from jax_ddpm.schedules import (
 from jax_ddpm.timesteps import make_timestep_fn
 
 __all__ = [
+    "SAMPLERS",
     "AnnotatedConfig",
     "AnnotatedWSConfig",
     "DenoiseFn",
@@ -91,26 +117,38 @@ __all__ = [
     "UNetConfig",
     "bits_per_dimension",
     "classifier_gradient",
+    "continuous_levels",
     "cosine_betas",
     "ddim",
+    "ddim_inverse",
     "ddpm",
     "dequantize",
     "diffusion_loss",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_2s",
+    "dpmpp_3m",
     "draw",
     "draw_noise",
     "draw_probes",
     "eps_from_v",
     "eps_from_x_0",
+    "euler",
+    "euler_ancestral",
     "flow_log_density",
     "from_torch",
     "guide_mean",
     "guide_network",
     "guide_score",
+    "heun",
     "inpaint",
     "invert_ddim",
     "latents",
     "level_at",
+    "level_of_sigma",
+    "level_of_t",
     "linear_betas",
+    "listed_timesteps",
     "loss_weight",
     "make_denoise_fn",
     "make_loss_fn",
@@ -121,6 +159,8 @@ __all__ = [
     "named_schedule",
     "noise_by_timestep",
     "p_mean_variance",
+    "plms",
+    "pndm",
     "prediction_target",
     "prior_term",
     "q_mean_variance",
@@ -145,6 +185,7 @@ __all__ = [
     "timestep_grid",
     "to_prediction",
     "to_torch",
+    "unipc",
     "v_from",
     "variational_bound",
     "vb_term",

@@ -49,11 +49,11 @@ class Entry(NamedTuple):
     """How a sampler is built, and what is claimed of it.
 
     Its error falls at least like S^-order in the number of steps S: for a stochastic sampler that
-    of the distribution, for others that of every image. `steps` tells which steps are meant: equal ones in
-    log-SNR or in t. `starts_at_noise`: whether the first level may have signal 0. `evaluations(S)`:
-    how often the network is evaluated in S steps. `spacing`: the grid it takes where none is asked
-    for; None: that of the run. (Those that divide by the signal begin with leading timesteps, where
-    some is left.)
+    of the distribution, for others that of every image. `steps` tells which steps are meant: equal
+    ones in log-SNR or in t. `starts_at_noise`: whether the first level may have signal 0.
+    `evaluations(S)`: how often the network is evaluated in S steps. `spacing`: the grid it takes
+    where none is asked for; None: that of the run. (Those that divide by the signal begin with
+    leading timesteps, where some is left.)
     """
 
     make: Callable[[Options], Sampler]

@@ -101,7 +101,7 @@ def test_the_weaker_the_strength_the_closer_to_the_picture(draw, pictures):
         np.abs(draw(f"--num 4 --image a.png --strength {strength}") - image).mean()
         for strength in (0.01, 1)
     )
-    # Measured: 4.2 and 90 of 255.
+    # Measured: 0.9 and 22 of 255.
     assert weak < strong / 4
 
 
@@ -109,6 +109,7 @@ def test_stochastic_interpolation_is_a_row_from_one_picture_to_the_other(draw, p
     a, b = (pixels(pictures / f"{name}.png").astype(int) for name in "ab")
     row = draw("--num 4 --interpolate a.png b.png --interpolation stochastic --strength 0.1")
     to_a, to_b = (np.abs(row.astype(int) - end).mean((1, 2, 3)) for end in (a, b))
+    # Measured: 0.9, 29, 59, 88 of 255, and the same back.
     assert (np.diff(to_a) > 0).all()
     assert (np.diff(to_b) < 0).all()
     assert max(to_a[0], to_b[-1]) < to_a[-1] / 4

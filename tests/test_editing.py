@@ -42,7 +42,7 @@ def conditional():
 
 def errors_of(sampler, timesteps):
     mean, cov = exact_moments(sampler, gaussian_denoiser(MEAN, COV), levels_of(timesteps), 3)
-    np.testing.assert_allclose([mean[0], *cov[0], *cov[:, 0]], [0.8] + 6 * [0], atol=1e-12)
+    np.testing.assert_allclose([mean[0], *cov[0], *cov[:, 0]], [0.8] + 6 * [0], atol=1e-12)  # 0
     true_mean, true_cov = conditional()
     return np.abs(mean[1:] - true_mean).max(), np.abs(cov[1:, 1:] - true_cov).max()
 
@@ -57,7 +57,10 @@ def test_repaint_comes_closer_to_the_conditional_distribution_than_replacement()
     assert painted[1] < 0.6 * replaced[1]
 
 
-@pytest.mark.parametrize("sampler", [ddpm("fixed_large"), ddim(), ddim(0.5)])
+@pytest.mark.parametrize(
+    "sampler",
+    [ddpm("fixed_large"), *(pytest.param(ddim(eta), marks=pytest.mark.slow) for eta in (0, 0.5))],
+)
 def test_known_pixels_are_those_of_the_image_at_every_level(sampler):
     rng = np.random.default_rng(0)
     image, x_T = jnp.asarray(rng.uniform(-1, 1, (2, 2, 3, 4, 1)))
@@ -76,12 +79,12 @@ def test_known_pixels_are_those_of_the_image_at_every_level(sampler):
     for i in range(5):
         expected = add_noise(jax.tree.map(lambda a, i=i: a[i + 1], levels), image[:1], noises[i])
         kept = jnp.broadcast_to(known, expected.shape)
-        # measured: 1e-16
+        # measured: 2e-16
         np.testing.assert_allclose(states[i][kept], expected[kept], rtol=0, atol=1e-14)
     kept = jnp.broadcast_to(known, x_0.shape)
     np.testing.assert_array_equal(x_0[kept], jnp.broadcast_to(image[:1], x_0.shape)[kept])
     # pixels do not see each other here, so the others are what they would have been
-    np.testing.assert_allclose(x_0[~kept], plain[~kept], rtol=1e-13)  # measured: 0
+    np.testing.assert_allclose(x_0[~kept], plain[~kept], rtol=1e-13)  # measured: 3e-16
 
 
 def published_repaint_times(num_steps, jump_length, num_resamples):
@@ -129,10 +132,10 @@ def test_noise_in_two_steps_is_noise_in_one():
         renoise(low, high, x_0, noise), add_noise(high, x_0, noise), rtol=1e-14
     )
     mean = renoise(middle, high, renoise(low, middle, x_0, 0 * noise), 0 * noise)
-    np.testing.assert_allclose(mean, high.signal * x_0, rtol=1e-13)  # measured: 0
+    np.testing.assert_allclose(mean, high.signal * x_0, rtol=1e-13)  # measured: 2e-16
     first = renoise(middle, high, renoise(low, middle, 0 * x_0, noise), 0 * noise)
     second = renoise(middle, high, 0 * x_0, noise)
-    np.testing.assert_allclose(first**2 + second**2, high.sigma**2 + 0 * x_0, rtol=1e-13)
+    np.testing.assert_allclose(first**2 + second**2, high.sigma**2 + 0 * x_0, rtol=1e-13)  # 1e-16
 
 
 def multistep():
@@ -165,6 +168,7 @@ def test_sampling_that_only_goes_down_is_not_changed_by_being_able_to_go_up():
     levels, x_T = levels_of(timestep_grid(100, 6)), as_image([0.5, 0.7, -0.2])
     run = partial(sample, denoise_fn=gaussian_denoiser(MEAN, COV), levels=levels, x_T=x_T,
                   noise_fn=lambda i: jnp.cos(i + x_T))  # fmt: skip
+    # measured: 0
     np.testing.assert_allclose(run(go_up_too(ddpm()))[0], run(ddpm())[0], rtol=1e-14)
 
 
@@ -205,6 +209,7 @@ def test_both_ways_between_two_images_begin_and_end_at_them(between, dtype):
     a, b, zero = A.astype(dtype), B.astype(dtype), jnp.zeros(3, dtype)
     found = between(a, b, zero), between(a, b, zero + 1)
     assert found[0].dtype == dtype
+    # measured: 0
     np.testing.assert_allclose(found, (a, b), rtol=0, atol=4 * jnp.finfo(dtype).eps)
 
 
@@ -217,6 +222,7 @@ def test_slerp_keeps_the_length_and_turns_evenly():
 
     for weight in (0.25, 0.5, 0.9):
         found = slerp(A, b, jnp.full(3, weight))
+        # measured: 3e-16 and 2e-15
         np.testing.assert_allclose((found**2).sum((1, 2, 3)), (A**2).sum((1, 2, 3)), rtol=1e-12)
         np.testing.assert_allclose(angle(A, found), weight * angle(A, b), rtol=1e-12)
 
@@ -226,8 +232,8 @@ def test_slerp_keeps_the_length_and_turns_evenly():
 def test_slerp_of_parallel_images_is_a_line(factor, dtype):
     a, weight = A.astype(dtype), jnp.array([0.0, 0.3, 1.0], dtype)
     found = slerp(a, factor * a, weight)
-    rtol = 1e3 * float(jnp.finfo(dtype).eps)
-    np.testing.assert_allclose(found, lerp(a, factor * a, weight), rtol=rtol, atol=rtol)
+    atol = 4 * jnp.finfo(dtype).eps  # measured: 0
+    np.testing.assert_allclose(found, lerp(a, factor * a, weight), rtol=0, atol=atol)
     assert jnp.isfinite(slerp(0 * a, a, weight)).all()
 
 
@@ -235,7 +241,7 @@ def test_each_image_has_its_own_weight():
     weight = jnp.array([0.0, 0.5, 1.0])
     for between in (lerp, slerp):
         rows = [between(A[i : i + 1], B[i : i + 1], weight[i : i + 1]) for i in range(3)]
-        np.testing.assert_allclose(between(A, B, weight), jnp.concatenate(rows), rtol=1e-14)
+        np.testing.assert_allclose(between(A, B, weight), jnp.concatenate(rows), rtol=1e-14)  # 0
 
 
 def test_noised_images_with_one_noise_mix_to_a_noised_image():
@@ -243,7 +249,7 @@ def test_noised_images_with_one_noise_mix_to_a_noised_image():
     weight = jnp.array([0.0, 0.4, 1.0])
     found = mix_noisy(level, (A, A[::-1]), weight, (noise, noise))
     expected = add_noise(level, lerp(A, A[::-1], weight), noise)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14)  # measured: 3e-16
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14)  # measured: 6e-17
     assert isinstance(level, Level)
 
 
@@ -293,4 +299,4 @@ def test_on_every_grid_the_inversion_is_the_plain_one_where_nothing_is_clipped()
     mine, theirs = (
         latents(sampler, eps_network, levels, images) for sampler in (invert_ddim(), ddim_inverse())
     )
-    np.testing.assert_allclose(mine, theirs, rtol=1e-13)  # measured: 2e-16
+    np.testing.assert_allclose(mine, theirs, rtol=1e-13)  # measured: 0

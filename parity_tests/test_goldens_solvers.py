@@ -23,8 +23,7 @@ ALL = {run["tag"]: (case, run) for case in CASES for run in golden(case)[0]["con
 # DPM-Solver that extrapolates eps, and DEIS, are no samplers of ours.
 LEFT_OUT = ("dpm2_eps", "deis")
 RUNS = [tag for tag in ALL if tag not in LEFT_OUT]
-FIRST = ("default_pp2m", "pp3", "sigma_min_final", "threshold", "heun_karras", "euler_a", "unipc",
-         "pndm", "dpm_single")  # fmt: skip
+FIRST = ("pp3", "sigma_min_final", "heun_karras", "euler_a", "unipc", "pndm", "dpm_single")
 
 
 def recorded(tag, dtype):

@@ -74,7 +74,7 @@ RUNS = {
                     "set_alpha_to_one": True},
     "PLMS, cosine": {"family": "PNDM", "steps": 20, "skip_prk_steps": True, **COSINE},
 }  # fmt: skip
-FIRST = ("3M, 16 steps, v", "SDE, heun, trailing", "UniPC, order 3", "PLMS, clean")
+FIRST = ("SDE, heun, trailing", "UniPC, order 3")
 
 
 class Doubled:

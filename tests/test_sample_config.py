@@ -91,6 +91,7 @@ def test_every_sampler_is_built_by_its_name(name):
     assert isinstance(sampler.init(jnp.zeros((1, 2, 2, 1))), SamplerState)
 
 
+@pytest.mark.slow
 def test_thresholding_and_eps_reach_the_denoiser(trained_run):
     from jax_ddpm import runs
     from jax_ddpm.build import build

@@ -94,6 +94,7 @@ def churned_std(churn, num_steps, **settings):
     return ((x[0] ** 2 * first + jnp.sum(x[1:] ** 2)) / last) ** 0.5, x[1:]
 
 
+@pytest.mark.slow
 def test_churn_keeps_the_distribution_and_adds_noise_only_within_its_limits():
     ratio, noise = churned_std(8.0, 80)
     assert abs(ratio - 1) < 5e-3  # measured: 1.5e-3, and a quarter of it in twice the steps

@@ -272,7 +272,6 @@ def require_null_label(sample: SampleConfig, diffusion: DiffusionConfig) -> None
         )
 
 
-
 def _validate_train(train: TrainConfig) -> None:
     for name in (
         "num_steps",

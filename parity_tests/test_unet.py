@@ -135,7 +135,7 @@ def test_whole_network(compare, dtype, twins, size):
     compare("U-Net: gradients", grad_params, tree_of(named, network), dtype)
 
 
-@pytest.mark.parametrize("dtype", DOUBLE_FIRST)
+@pytest.mark.slow
 def test_network_with_classes(compare, dtype):
     theirs, network, params = twin_networks(dtype, channel_mult=(1,), attn_levels=(), num_classes=5)
     x, t, label = draws((3, 4, 4, 3), dtype, 3), np.array([3, 977, 3]), np.array([4, 0, 2])

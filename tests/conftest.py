@@ -1,5 +1,6 @@
 """What the tests share: eight simulated devices, float64, tiny networks and a tiny trained run."""
 
+import fcntl
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -103,10 +104,18 @@ def make_config(tiny_folder: Path) -> Callable[..., Config]:
 def trained_run(
     make_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The folder of a finished run of `make_config`. Tests only read it."""
+    """The folder of a finished run of `make_config`. Tests only read it.
+
+    Of several test processes one trains, and the others wait for it.
+    """
     from jax_ddpm.training.loop import train
 
-    folder = tmp_path_factory.mktemp("runs") / "finished"
-    with jax.numpy_rank_promotion("raise"):  # a session's fixture comes before a module's
-        train(make_config(folder))
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / "finished_run"
+    with (shared / "finished_run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "loss.png").exists():
+            with jax.numpy_rank_promotion("raise"):  # a session's fixture comes before a module's
+                train(make_config(folder))
     return folder

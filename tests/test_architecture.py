@@ -15,8 +15,18 @@ REFERENCE = sorted((ROOT / "torch_ref").rglob("*.py"))
 REPORT = sorted((ROOT / "parity_tests" / "report").glob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in [*FILES, *SCRIPTS, *REFERENCE, *REPORT]}
 
-MATHS = ["schedules", "timesteps", "diffusion", "losses", "likelihood", "probability_flow",
-         "denoiser", "grids", "samplers", "posthoc_ema"]
+MATHS = [
+    "schedules",
+    "timesteps",
+    "diffusion",
+    "losses",
+    "likelihood",
+    "probability_flow",
+    "denoiser",
+    "grids",
+    "samplers",
+    "posthoc_ema",
+]
 JOBS = ["config", "sample_config", "presets", "models", "training", "data", "build", "generate", "drawing",
         "edit_job", "runs", "cli", "evaluation", "interop", "plots", "images", "files", "convert", "figures"]  # fmt: skip
 

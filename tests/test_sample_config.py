@@ -124,10 +124,8 @@ def test_a_grid_on_the_command_line_takes_the_place_of_the_runs_own():
     assert (found.num_steps, found.timesteps, found.respacing) == (7, None, None)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[] if n == "unipc" else pytest.mark.slow) for n in SAMPLERS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_draws_images_of_a_run(trained_run, tmp_path, name):
     out = tmp_path / "images.npz"
     sample_run(SampleArgs(trained_run, num=2, out=out, sampler=name, steps=5, batch_size=2))

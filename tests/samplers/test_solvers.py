@@ -49,13 +49,14 @@ def error_of(sampler, num_steps, h_first=False):
     return np.abs(state.x_t - end).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "order"),
     [
         (dpmpp_3m(curvature="exact"), 3),  # measured: 3.06
-        pytest.param(dpmpp_3m(), 2, marks=pytest.mark.slow),  # measured: 2.06, as published
-        pytest.param(dpmpp_2m(correction="heun"), 2, marks=pytest.mark.slow),  # measured: 2.00
-        pytest.param(unipc(order=3), 4, marks=pytest.mark.slow),  # measured: 4.16
+        (dpmpp_3m(), 2),  # measured: 2.06, as published
+        (dpmpp_2m(correction="heun"), 2),  # measured: 2.00
+        (unipc(order=3), 4),  # measured: 4.16
     ],
 )
 def test_order_of_a_solver_whose_first_steps_do_not_count(sampler, order):

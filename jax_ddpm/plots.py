@@ -71,12 +71,12 @@ def save_rows(
 def save_quality(
     path: Path,
     curves: Mapping[str, Mapping[int, float]],
-    floor: float,
+    by_chance: Sequence[float],
     dashed: Collection[str] = (),
 ) -> None:
     """Plot the distance to the data over network evaluations as PNG, one curve per sampler.
 
-    `floor` is the distance between two parts of the data.
+    `by_chance` are distances between parts of the data, drawn as a band.
     """
     figure = Figure(figsize=(8.5, 5), layout="constrained")
     axes = figure.subplots()
@@ -84,11 +84,12 @@ def save_quality(
         style = "--" if name in dashed else "-"
         looks: dict[str, Any] = {"color": f"C{i % 10}", "marker": "osv^D<>ph*Xd"[i % 12]}
         axes.plot(list(values), list(values.values()), style, markersize=5, label=name, **looks)
-    axes.axhline(floor, color="0.4", linestyle=":", label="data against data")
+    low, high = min(by_chance), max(by_chance)
+    axes.axhspan(low, high, color="0.85", label="data against data", zorder=0)
     ticks = sorted({n for values in curves.values() for n in values})
     axes.set(xlabel="network evaluations per image", ylabel="energy distance to the data")
     axes.set(xscale="log", title="Image quality of the samplers")
-    axes.set_yscale("symlog", linthresh=0.02)  # an estimate without bias can be below zero
+    axes.set_yscale("symlog", linthresh=0.1)  # an estimate without bias can be below zero
     axes.set_xticks(ticks, [str(n) for n in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)

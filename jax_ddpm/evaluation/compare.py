@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tyro
+from jaxtyping import Int
 from tqdm import tqdm
 
 from jax_ddpm import runs
@@ -26,14 +27,15 @@ from jax_ddpm.samplers import SAMPLERS, SamplerName
 from jax_ddpm.training.state import Params
 
 REFERENCE = 4000  # images of the data that drawn ones are compared with, at most
+GROUPS = 10  # of other images of the data, at most
 
 
 @dataclass(frozen=True)
 class CompareArgs:
     """Plot how far a run's images are from its data, for every sampler and number of evaluations.
 
-    The distance is the energy distance between pixels; a dashed line shows that of as many other
-    images of the data, the best that a sampler can reach.
+    The distance is the energy distance between pixels. A band shows where it lies for as many other
+    images of the data: around 0, and as wide as chance makes it.
     """
 
     run: tyro.conf.Positional[Path]
@@ -56,10 +58,10 @@ class CompareArgs:
 
 
 class Data(NamedTuple):
-    """Two disjoint parts of the data, as points in [-1, 1]: `others` has as many as are drawn."""
+    """Disjoint parts of the data, as points in [-1, 1]; each of `others` as many as are drawn."""
 
     reference: Points
-    others: Points
+    others: list[Points]
 
 
 def compare_samplers(args: CompareArgs) -> Path:
@@ -81,7 +83,8 @@ def compare_samplers(args: CompareArgs) -> Path:
         drawn = points(draw(parts, params, settings, run.image_shape, args))
         curves.setdefault(name, {})[n] = energy_distance(drawn, data.reference)
     out = args.out or run.folder / "samplers.png"
-    write(out, curves, energy_distance(data.others, data.reference), args)
+    by_chance = [energy_distance(others, data.reference) for others in data.others]
+    write(out, curves, by_chance, args)
     print(f"Wrote {out} and {out.with_suffix('.json')}")
     return out
 
@@ -143,8 +146,13 @@ def split(source: ImageSource, num: int) -> Data:
         raise UserError(f"--num {num} images need twice as many of the data, which has {total}")
     chosen = np.linspace(0, total - 1, min(total, REFERENCE + num)).astype(int)
     chosen = np.random.default_rng(0).permutation(chosen)
-    flat = points(np.stack([source.images[int(i)] for i in chosen]))
-    return Data(reference=flat[num:], others=flat[:num])
+    spare = np.random.default_rng(1).permutation(np.setdiff1d(np.arange(total), chosen))
+    groups = [chosen[:num], *(spare[i : i + num] for i in range(0, len(spare) - num + 1, num))]
+
+    def flat(indices: Int[np.ndarray, " n"]) -> Points:
+        return points(np.stack([source.images[int(i)] for i in indices]))
+
+    return Data(flat(chosen[num:]), [flat(group) for group in groups[:GROUPS]])
 
 
 def points(images: Pixels) -> Points:
@@ -153,12 +161,12 @@ def points(images: Pixels) -> Points:
 
 
 def write(
-    out: Path, curves: Mapping[str, Mapping[int, float]], floor: float, args: CompareArgs
+    out: Path, curves: Mapping[str, Mapping[int, float]], by_chance: list[float], args: CompareArgs
 ) -> None:
     """The figure, and the numbers as JSON beside it."""
     document: dict[str, Any] = {
         "energy_distance": curves,
-        "data_against_data": floor,
+        "data_against_data": by_chance,
         "images": args.num,
         "spacing": args.spacing,
         "seed": args.seed,
@@ -166,4 +174,4 @@ def write(
     text = json.dumps(document, indent=2) + "\n"
     write_atomically(out.with_suffix(".json"), lambda temporary: temporary.write_text(text))
     dashed = {name for name, entry in SAMPLERS.items() if entry.stochastic}
-    save_quality(out, curves, floor, dashed)
+    save_quality(out, curves, by_chance, dashed)

@@ -28,8 +28,8 @@ def test_too_few_evaluations():
 def test_the_data_is_split_into_parts_that_share_no_image():
     images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
     data = split(ImageSource(images, None), 10)
-    assert (data.reference.shape, data.others.shape) == ((30, 1), (10, 1))
-    assert len(np.unique(np.concatenate(data))) == 40
+    assert (data.reference.shape, [len(others) for others in data.others]) == ((30, 1), [10])
+    assert len(np.unique(np.concatenate([data.reference, *data.others]))) == 40
     with pytest.raises(UserError, match=r"--num 21 images need twice as many .*, which has 40"):
         split(ImageSource(images, None), 21)
 
@@ -51,4 +51,11 @@ def test_the_figure_and_its_numbers(trained_run, tmp_path):
 def test_half_the_data_is_as_far_from_the_other_half_as_chance_has_it():
     images = np.random.default_rng(0).integers(0, 255, (200, 3, 3, 1), np.uint8)
     data = split(ImageSource(images, None), 100)
-    assert abs(energy_distance(data.others, data.reference)) < 0.05  # measured: -0.009
+    assert abs(energy_distance(data.others[0], data.reference)) < 0.05  # measured: -0.009
+
+
+def test_of_much_data_several_groups_are_taken():
+    images = np.arange(5000, dtype=np.uint16).reshape(5000, 1, 1, 1)
+    data = split(ImageSource(images, None), 100)
+    assert (len(data.reference), [len(others) for others in data.others]) == (4000, [100] * 10)
+    assert len(np.unique(np.concatenate([data.reference, *data.others]))) == 5000

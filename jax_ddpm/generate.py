@@ -173,6 +173,7 @@ def checked_settings(args: SampleArgs, run: runs.Run) -> SampleConfig:
             f"--num {args.num} and --batch-size {args.batch_size} must both be at least 1"
         )
     validate_seed(args.seed)
+    require_one_grid(args)
     require_choice(run.config, args.weights, args.posthoc_ema, args.posthoc_step)
     require_sense(args, args.num)
     require_latents(args)
@@ -182,6 +183,15 @@ def checked_settings(args: SampleArgs, run: runs.Run) -> SampleConfig:
         settings = replace(settings, guidance=None, guidance_interval=None, guidance_rescale=0.0)
     validate_sampling(settings, run.config)
     return settings
+
+
+def require_one_grid(args: SampleArgs) -> None:
+    """Raise UserError if several flags say which levels are visited."""
+    given = [f"--{name} {getattr(args, name)}" for name in ("steps", "spacing", "respacing",
+             "timesteps") if getattr(args, name) is not None]  # fmt: skip
+    listed = args.respacing is not None or args.timesteps is not None
+    if listed and len(given) > 1:
+        raise UserError(f"{' and '.join(given)} each say which timesteps are visited: give one")
 
 
 def require_latents(args: SampleArgs) -> None:

@@ -110,6 +110,8 @@ def test_an_unknown_suffix_is_refused_before_any_work(trained_run, tmp_path, mon
         ({"weights": "0.5"}, "--weights is 0.5, but this run has ema, raw, 0.9"),
         ({"posthoc_ema": 0.08}, "--posthoc-ema 0.08: train with --train.posthoc-ema"),
         ({"posthoc_step": 7}, "--posthoc-step 7 needs --posthoc-ema"),
+        ({"spacing": "quad", "respacing": "4"}, "--spacing quad and --respacing 4 each say"),
+        ({"steps": 2, "timesteps": "5,1"}, "--steps 2 and --timesteps 5,1 each say"),
         ({"seed": -1}, "--seed"),
         ({"seed": 2**32}, "--seed"),
     ],

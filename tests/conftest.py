@@ -53,17 +53,34 @@ def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         jax.config.update(name, value)
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that `make` fills; of several test processes one does, and the others wait for it."""
+    base = factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = shared / name, shared / f"{name}.done"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty smooth 8x8 images in MNIST's files."""
-    folder = tmp_path_factory.mktemp("tiny_data")
-    rows, columns = np.mgrid[:8, :8]
-    phase = np.arange(40)[:, None, None]
-    images = 127.5 * (1 + np.sin(phase + rows / 3) * np.cos(phase / 7 + columns / 2))
-    for prefix in ("train", "t10k"):
-        write_idx(folder / f"{prefix}-images-idx3-ubyte.gz", images.astype(np.uint8))
-        write_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", (np.arange(40) % 10).astype(np.uint8))
-    return folder
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        rows, columns = np.mgrid[:8, :8]
+        phase = np.arange(40)[:, None, None]
+        images = 127.5 * (1 + np.sin(phase + rows / 3) * np.cos(phase / 7 + columns / 2))
+        labels = (np.arange(40) % 10).astype(np.uint8)
+        for prefix in ("train", "t10k"):
+            write_idx(folder / f"{prefix}-images-idx3-ubyte.gz", images.astype(np.uint8))
+            write_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", labels)
+
+    return made_once(tmp_path_factory, "tiny_data", make)
 
 
 @pytest.fixture(scope="session")
@@ -104,18 +121,11 @@ def make_config(tiny_folder: Path) -> Callable[..., Config]:
 def trained_run(
     make_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The folder of a finished run of `make_config`. Tests only read it.
-
-    Of several test processes one trains, and the others wait for it.
-    """
+    """The folder of a finished run of `make_config`. Tests only read it."""
     from jax_ddpm.training.loop import train
 
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder = shared / "finished_run"
-    with (shared / "finished_run.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "loss.png").exists():
-            with jax.numpy_rank_promotion("raise"):  # a session's fixture comes before a module's
-                train(make_config(folder))
-    return folder
+    def make(folder: Path) -> None:
+        with jax.numpy_rank_promotion("raise"):  # a session's fixture comes before a module's
+            train(make_config(folder))
+
+    return made_once(tmp_path_factory, "finished_run", make)

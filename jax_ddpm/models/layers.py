@@ -97,14 +97,14 @@ class GroupNorm(nn.Module):
 
 
 class LabelEmbedding(nn.Module):
-    """A learned vector per class, added to the time embedding (Dhariwal & Nichol 2021)."""
+    """A learned vector per class, to add to the time embedding (Dhariwal & Nichol 2021)."""
 
     num_classes: int
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, temb: Float[Array, "b e"], label: Int[Array, " b"] | None) -> Array:
-        """temb + the vector of each label, 0..num_classes-1. Raises TypeError without labels."""
+        """The vector of each label, 0..num_classes-1, in temb's size. TypeError without labels."""
         shape = self.num_classes, temb.shape[-1]
         table = self.param("embedding", nn.initializers.normal(1.0), shape, jnp.float32)
         if label is None:
@@ -113,7 +113,7 @@ class LabelEmbedding(nn.Module):
                     f"this network has {self.num_classes} classes, but no label is given"
                 )
             label = jnp.zeros(temb.shape[:1], jnp.int32)
-        return temb + jnp.take(table.astype(self.dtype), jnp.asarray(label), axis=0)
+        return jnp.take(table.astype(self.dtype), jnp.asarray(label), axis=0)
 
 
 class Dropout(nn.Module):

@@ -201,7 +201,7 @@ class OpenAIUNet(nn.Module):
             if label is not None:
                 raise TypeError("this network has no classes, but a label is given")
             return temb
-        return LabelEmbedding(num_classes, self.dtype, name="label_emb")(temb, label)
+        return temb + LabelEmbedding(num_classes, self.dtype, name="label_emb")(temb, label)
 
     def _apply(
         self, path: Path, name: str, layers: list[Layer], h: Features, temb: Temb, keys: DropoutKeys

@@ -214,7 +214,9 @@ class UNet(nn.Module):
 
     def _add_label(self, temb: Temb, label: Int[Array, " b"] | None) -> Temb:
         if self.num_classes is not None:
-            return LabelEmbedding(self.num_classes, self.dtype, name="label_emb")(temb, label)
+            return temb + LabelEmbedding(self.num_classes, self.dtype, name="label_emb")(
+                temb, label
+            )
         if label is not None:
             raise TypeError("this network has no classes, but a label is given")
         return temb

@@ -10,6 +10,7 @@ from jaxtyping import Array, Key
 
 from jax_ddpm.config import Config, DiffusionConfig, SampleConfig, TrainConfig
 from jax_ddpm.denoiser import rescale_timesteps
+from jax_ddpm.diffusion import GradientFn
 from jax_ddpm.errors import UserError
 from jax_ddpm.grids import continuous_levels, level_of_sigma, level_of_t
 from jax_ddpm.models import NetworkFns, make_network
@@ -170,11 +171,16 @@ def sampling_levels(sample: SampleConfig, schedule: Schedule) -> Level:
 
 
 def make_sampler(
-    sample: SampleConfig, diffusion: DiffusionConfig, schedule: Schedule, num_steps: int
+    sample: SampleConfig,
+    diffusion: DiffusionConfig,
+    schedule: Schedule,
+    num_steps: int,
+    gradient_fn: GradientFn | None = None,
 ) -> Sampler:
     """The sampler that `sample` names, for a grid of `num_steps` steps.
 
-    A learned variance goes before a fixed one.
+    A learned variance goes before a fixed one. `gradient_fn` is a classifier's, for samplers that
+    take it in their mean.
     """
     learned = diffusion.variance
     options = Options(
@@ -187,5 +193,6 @@ def make_sampler(
         churn_min=sample.churn_min,
         churn_max=inf if sample.churn_max is None else sample.churn_max,
         churn_noise=sample.churn_noise,
+        gradient_fn=gradient_fn,
     )
     return SAMPLERS[sample.sampler].make(options)

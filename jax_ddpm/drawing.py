@@ -15,7 +15,7 @@ from jax_ddpm.diffusion import DenoiseFn, GradientFn, Images, Prediction
 from jax_ddpm.guidance import guide_network, guide_score
 from jax_ddpm.images import stretch_to_uint8, to_uint8
 from jax_ddpm.sample_config import SampleConfig
-from jax_ddpm.samplers import Sampler, SamplerState, ddpm, draw_noise, sample
+from jax_ddpm.samplers import SAMPLERS, Sampler, SamplerState, draw_noise, sample
 from jax_ddpm.schedules import Level
 from jax_ddpm.training.parallel import compiler_options
 
@@ -71,7 +71,6 @@ def make_generate_fn(
     `gradient_of(labels)` is the gradient of a classifier that guides (see `classifier_gradient`).
     """
     levels = edit.levels(sampling_levels(settings, parts.schedule))
-    num_steps = len(levels.t) - 1
     pixels = stretch_to_uint8 if settings.stretch else to_uint8
 
     def frame(state: SamplerState, prediction: Prediction) -> UInt8[Array, "b h w c"]:
@@ -88,8 +87,12 @@ def make_generate_fn(
         x_T, noise_fn = draw_noise(keys, image_shape, dtype)
         given = jax.tree.map(lambda a: a if a.dtype == bool else a.astype(dtype), given)
         start = edit.start(x_T, levels, alone, given)
+        gradient_fn = None if gradient_of is None else gradient_of(labels)
+        sampler = make_sampler(
+            settings, parts.diffusion, parts.schedule, len(levels.t) - 1, gradient_fn
+        )
         x_0, frames = sample(
-            edit.wrap(guided_sampler(parts, settings, num_steps, labels, gradient_of), given),
+            edit.wrap(sampler, given),
             make_denoiser(parts, settings, params, labels, gradient_of),
             levels,
             start,
@@ -132,25 +135,9 @@ def make_denoiser(
         learned_variance=parts.learned_variance,
         label=None if parts.num_labels is None else labels,
     )
-    if gradient_of is None or settings.sampler == "ddpm":  # whose mean is moved instead
+    if gradient_of is None or SAMPLERS[settings.sampler].guides_mean:
         return denoise_fn
     return guide_score(denoise_fn, gradient_of(labels))
-
-
-def guided_sampler(
-    parts: Parts,
-    settings: SampleConfig,
-    num_steps: int,
-    labels: Labels | None = None,
-    gradient_of: GradientOf | None = None,
-) -> Sampler:
-    """The sampler of `settings`; ancestral sampling takes the classifier's gradient in its mean."""
-    sampler = make_sampler(settings, parts.diffusion, parts.schedule, num_steps)
-    if gradient_of is None or settings.sampler != "ddpm":
-        return sampler
-    learned = parts.diffusion.variance
-    variance = settings.variance if learned == "fixed" else learned
-    return ddpm(variance, gradient_of(labels))
 
 
 def image_keys(seed: int, indices: Int[np.ndarray, " b"]) -> Key[Array, " b"]:

@@ -11,20 +11,15 @@ import tyro
 
 from jax_ddpm import runs
 from jax_ddpm.averages import chosen_params, require_choice
-from jax_ddpm.build import Parts, build, sampling_levels
+from jax_ddpm.build import Parts, build, make_sampler, sampling_levels
 from jax_ddpm.classifier_file import load_classifier, require_classifier
 from jax_ddpm.config import validate_sampling, validate_seed
 from jax_ddpm.drawing import (
     Edit,
-    GenerateFn,
     GradientOf,
-    Labels,
     Samples,
     collect,
     generate_images,
-    guided_sampler,
-    image_keys,
-    image_labels,
     make_generate_fn,
 )
 from jax_ddpm.edit_job import (
@@ -45,10 +40,6 @@ from jax_ddpm.samplers import SAMPLERS, SamplerName
 from jax_ddpm.training.checkpoint import best_step, latest_step, open_checkpoints, restore
 from jax_ddpm.training.parallel import shapes_on_one_device
 from jax_ddpm.training.state import TrainState
-
-__all__ = ["GenerateFn", "Labels", "SampleArgs", "Samples", "generate_images",
-           "image_keys", "image_labels", "load_state", "make_generate_fn", "sample_run",
-           "write_samples"]  # fmt: skip
 
 SUFFIXES = (".png", ".gif", ".npz")
 
@@ -261,7 +252,7 @@ def edit_of(
     )
     if args.interpolate is not None and parts.num_labels is not None and args.label is None:
         raise UserError("--interpolate needs --label N for a network that was trained with labels")
-    sampler = guided_sampler(parts, settings, num_steps=1)
+    sampler = make_sampler(settings, parts.diffusion, parts.schedule, num_steps=1)
     remembers = jax.tree.leaves(sampler.init(jnp.zeros((1, *image_shape))).memory)
     if remembers and repaint_settings(args) is not None:
         raise UserError(

@@ -15,7 +15,8 @@ from PIL import Image
 from jax_ddpm import runs
 from jax_ddpm.build import build
 from jax_ddpm.config import Config, DiffusionConfig, SampleConfig
-from jax_ddpm.generate import SampleArgs, image_keys, sample_run
+from jax_ddpm.drawing import image_keys
+from jax_ddpm.generate import SampleArgs, sample_run
 from jax_ddpm.images import grid
 from jax_ddpm.interop import PEERS, to_state_dict
 from jax_ddpm.models import PulferConfig, UNetConfig

@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from jax_ddpm import generate
+from jax_ddpm.drawing import image_keys, image_labels
 from jax_ddpm.errors import UserError
-from jax_ddpm.generate import SampleArgs, image_keys, image_labels, require_label, sample_run
+from jax_ddpm.generate import SampleArgs, require_label, sample_run
 
 
 def slow(*cases):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from jax_ddpm.diffusion import Variance
+from jax_ddpm.diffusion import GradientFn, Variance
 from jax_ddpm.samplers.base import LevelFn, Sampler
 from jax_ddpm.samplers.ddim import ddim
 from jax_ddpm.samplers.ddpm import ddpm
@@ -43,6 +43,7 @@ class Options(NamedTuple):
     churn_min: float = 0.0
     churn_max: float = float("inf")
     churn_noise: float = 1.0
+    gradient_fn: GradientFn | None = None
 
 
 class Entry(NamedTuple):
@@ -63,6 +64,7 @@ class Entry(NamedTuple):
     starts_at_noise: bool = True
     evaluations: Callable[[int], int] = lambda num_steps: num_steps
     spacing: Spacing | None = None
+    guides_mean: bool = False
 
 
 def _heun(options: Options) -> Sampler:
@@ -77,7 +79,12 @@ def _heun(options: Options) -> Sampler:
 
 
 SAMPLERS: dict[SamplerName, Entry] = {
-    "ddpm": Entry(lambda options: ddpm(options.variance), order=1, stochastic=True),
+    "ddpm": Entry(
+        lambda options: ddpm(options.variance, options.gradient_fn),
+        order=1,
+        stochastic=True,
+        guides_mean=True,
+    ),
     "ddim": Entry(lambda options: ddim(options.eta), order=1),
     "euler": Entry(lambda options: euler(), order=1, spacing="trailing"),
     "euler_ancestral": Entry(

@@ -15,8 +15,9 @@ from jax_ddpm.build import Parts, build
 from jax_ddpm.config import Config, DataConfig, validate
 from jax_ddpm.data.loader import batches, require_full_batch, require_labels
 from jax_ddpm.data.sources import ImageSource, open_source
+from jax_ddpm.drawing import GenerateFn, Samples, generate_images, make_generate_fn
 from jax_ddpm.errors import Stopped, UserError
-from jax_ddpm.generate import GenerateFn, Samples, generate_images, make_generate_fn, write_samples
+from jax_ddpm.generate import write_samples
 from jax_ddpm.images import grid
 from jax_ddpm.plots import save_loss_curve
 from jax_ddpm.runs import Run

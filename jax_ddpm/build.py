@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key
 
-from jax_ddpm.config import Config, DiffusionConfig, SampleConfig, TrainConfig
+from jax_ddpm.config import Config, DataConfig, DiffusionConfig, SampleConfig, TrainConfig
+from jax_ddpm.data.sources import ImageSource, Split, open_source
 from jax_ddpm.denoiser import rescale_timesteps
 from jax_ddpm.diffusion import GradientFn
 from jax_ddpm.errors import UserError
@@ -101,6 +102,13 @@ def build(config: Config, image_shape: tuple[int, int, int], dtype: Any = None) 
         model.self_conditioned,
         more_ema=tuple(more_ema),
         posthoc_ema=tuple(map(make_posthoc_ema, train.posthoc_ema)),
+    )
+
+
+def open_data(data: DataConfig, split: Split = "train") -> ImageSource:
+    """The images that `data` describes. Raises UserError if they cannot be had."""
+    return open_source(
+        data.name, data.path, split, image_size=data.image_size, channels=data.channels
     )
 
 

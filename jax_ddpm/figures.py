@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from jax_ddpm.build import open_data
 from jax_ddpm.config import Config, validate_seed
 from jax_ddpm.data.pictures import Picture, fit, read_picture
-from jax_ddpm.data.sources import open_source
 from jax_ddpm.diffusion import q_sample
 from jax_ddpm.errors import UserError
 from jax_ddpm.images import from_uint8, to_uint8
@@ -113,10 +113,7 @@ def _pictures(args: ForwardArgs, config: Config) -> UInt8[np.ndarray, "n h w c"]
     if args.image is not None:
         picture: Picture = read_picture(args.image, args.image_size, channels=3)
         return picture[None]
-    data = config.data
-    images = open_source(
-        data.name, data.path, image_size=data.image_size, channels=data.channels
-    ).images
+    images = open_data(config.data).images
     shown = np.stack([images[i] for i in range(min(max(args.num, 1), len(images)))])
     if args.image_size is None:
         return shown

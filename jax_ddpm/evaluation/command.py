@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from jax_ddpm import runs
 from jax_ddpm.averages import chosen_params, require_choice
-from jax_ddpm.build import Parts, build
+from jax_ddpm.build import Parts, build, open_data
 from jax_ddpm.config import validate_seed
-from jax_ddpm.data.sources import ImageSource, Split, open_source
+from jax_ddpm.data.sources import ImageSource, Split
 from jax_ddpm.diffusion import Variance
 from jax_ddpm.drawing import image_keys
 from jax_ddpm.errors import UserError
@@ -173,9 +173,7 @@ def images_of(args: EvaluateArgs, run: runs.Run) -> ImageSource:
     data = run.config.data
     if args.split == "test" and data.name == "folder":
         raise UserError("--split test: a folder of pictures has no images set aside for tests")
-    source = open_source(
-        data.name, data.path, args.split, image_size=data.image_size, channels=data.channels
-    )
+    source = open_data(data, args.split)
     if args.num > len(source.images):
         raise UserError(f"--num {args.num} is more than the {len(source.images)} images there are")
     if source.image_shape != run.image_shape:

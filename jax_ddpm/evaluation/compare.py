@@ -12,9 +12,9 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from jax_ddpm import runs
-from jax_ddpm.build import Parts, build
+from jax_ddpm.build import Parts, build, open_data
 from jax_ddpm.config import Config, SampleConfig, validate_sampling, validate_seed
-from jax_ddpm.data.sources import ImageSource, open_source
+from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.drawing import generate_images, make_generate_fn
 from jax_ddpm.errors import UserError
 from jax_ddpm.evaluation.distances import Points, energy_distance
@@ -77,7 +77,7 @@ def compare_samplers(args: CompareArgs) -> Path:
             for name in names for n in sorted(set(args.evaluations))]  # fmt: skip
     parts = build(run.config, run.image_shape)
     params = load_state(run, parts).ema_params
-    data = split(open_source_of(run.config), args.num)
+    data = split(open_data(run.config.data), args.num)
     curves: dict[str, dict[int, float]] = {}
     for name, n, settings in tqdm(jobs, unit="setting"):
         drawn = points(draw(parts, params, settings, run.image_shape, args))
@@ -131,12 +131,6 @@ def draw(
         num_labels=parts.num_labels,
     )
     return np.concatenate([batch.images for batch in batches])
-
-
-def open_source_of(config: Config) -> ImageSource:
-    """The data that the run was trained on."""
-    data = config.data
-    return open_source(data.name, data.path, image_size=data.image_size, channels=data.channels)
 
 
 def split(source: ImageSource, num: int) -> Data:

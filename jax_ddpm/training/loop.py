@@ -11,10 +11,10 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from jax_ddpm import runs
-from jax_ddpm.build import Parts, build
-from jax_ddpm.config import Config, DataConfig, validate
+from jax_ddpm.build import Parts, build, open_data
+from jax_ddpm.config import Config, validate
 from jax_ddpm.data.loader import batches, require_full_batch, require_labels
-from jax_ddpm.data.sources import ImageSource, open_source
+from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.drawing import GenerateFn, Samples, generate_images, make_generate_fn
 from jax_ddpm.errors import Stopped, UserError
 from jax_ddpm.generate import write_samples
@@ -65,11 +65,6 @@ def train(config: Config) -> Run:
             finish(job, state)
     print(f"Finished: {run.final_grid}, {run.final_gif}, {run.loss_curve}", flush=True)
     return run
-
-
-def open_data(data: DataConfig) -> ImageSource:
-    """The training images."""
-    return open_source(data.name, data.path, image_size=data.image_size, channels=data.channels)
 
 
 @contextmanager

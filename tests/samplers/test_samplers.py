@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from mixture import gaussian_denoiser
 
 from jax_ddpm.diffusion import Prediction, add_noise
 from jax_ddpm.samplers import SamplerState, ddim, ddpm, draw_noise, sample
@@ -18,17 +19,6 @@ SAMPLERS = {
     "ddim 1": ddim(1.0),
 }
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
-
-
-def gaussian_denoiser(mu, s):
-    """The exact denoiser of data N(mu, s^2): E[x_0 | x_t] of two jointly Gaussian variables."""
-
-    def denoise(x_t, level):
-        gain = level.signal * s**2 / (level.signal**2 * s**2 + level.sigma**2)
-        x_0 = mu + gain * (x_t - level.signal * mu)
-        return Prediction(x_0, (x_t - level.signal * x_0) / level.sigma)
-
-    return denoise
 
 
 def levels_of(T, S, spacing="trailing", name="linear", dtype=jnp.float64):

@@ -1,0 +1,49 @@
+"""What is left of a run on the disk, and whether two runs left the same."""
+
+import jax
+import numpy as np
+
+from jax_ddpm.build import build
+from jax_ddpm.runs import load
+from jax_ddpm.training import checkpoint, loop
+
+STATE = {"step", "params", "ema_params", "opt_state"}
+
+
+def newest_state(folder):
+    """Every array of the newest checkpoint of a run, by name."""
+    run = load(folder)
+    like = jax.eval_shape(build(run.config, run.image_shape).init_state, jax.random.key(0))
+    with checkpoint.open_checkpoints(run.checkpoints) as checkpoints:
+        state = checkpoint.restore(checkpoints, like)
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def saved_steps(folder):
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.is_dir())
+
+
+def assert_same_run(folder, expected):
+    found, state = newest_state(folder), newest_state(expected)
+    assert found.keys() == state.keys()
+    parts = {name.removeprefix(".").split("[")[0].split(".")[0] for name in state}
+    assert parts - {"loss_history"} == STATE
+    for name, array in state.items():
+        assert found[name].tobytes() == array.tobytes(), name
+    assert (folder / "metrics.jsonl").read_bytes() == (expected / "metrics.jsonl").read_bytes()
+    for name in ("samples.png", "sampling.gif", "loss.png"):
+        assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
+
+
+def raise_at_batch(monkeypatch, number, action):
+    """Call `action` when the loop asks for batch `number` (0 is the first of this call of train)."""
+    batches = loop.batches
+
+    def watched(*args, **kwargs):
+        for i, batch in enumerate(batches(*args, **kwargs)):
+            if i == number:
+                action()
+            yield batch
+
+    monkeypatch.setattr(loop, "batches", watched)

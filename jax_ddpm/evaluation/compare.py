@@ -71,6 +71,9 @@ def compare_samplers(args: CompareArgs) -> Path:
         raise UserError(
             f"--num {args.num} must be at least 2 and --batch-size {args.batch_size} at least 1"
         )
+    out = args.out or args.run / "samplers.png"
+    if out.suffix != ".png":
+        raise UserError(f"--out is {out}, but it must end in .png")
     run = runs.load(args.run)
     names = args.samplers or tuple(SAMPLERS)
     jobs = [(name, n, settings_of(run.config, args, name, n))
@@ -82,7 +85,6 @@ def compare_samplers(args: CompareArgs) -> Path:
     for name, n, settings in tqdm(jobs, unit="setting"):
         drawn = points(draw(parts, params, settings, run.image_shape, args))
         curves.setdefault(name, {})[n] = energy_distance(drawn, data.reference)
-    out = args.out or run.folder / "samplers.png"
     by_chance = [energy_distance(others, data.reference) for others in data.others]
     write(out, curves, by_chance, args)
     print(f"Wrote {out} and {out.with_suffix('.json')}")

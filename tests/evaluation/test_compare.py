@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,3 +60,17 @@ def test_of_much_data_several_groups_are_taken():
     data = split(ImageSource(images, None), 100)
     assert (len(data.reference), [len(others) for others in data.others]) == (4000, [100] * 10)
     assert len(np.unique(np.concatenate([data.reference, *data.others]))) == 5000
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"out": Path("numbers.json")}, "--out is numbers.json, but it must end in .png"),
+        ({"num": 1}, "--num 1 must be at least 2"),
+        ({"seed": -1}, "--seed is -1"),
+        ({"evaluations": (9,)}, "between 1 and T = 8, got 9"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(trained_run, settings, message):
+    with pytest.raises(UserError, match=message):
+        compare_samplers(CompareArgs(trained_run, **settings))

@@ -1,6 +1,8 @@
 """Batches of uint8 images and labels, shuffled per epoch, as a pure function of seed and step."""
 
+import os
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import grain
@@ -36,21 +38,47 @@ class Examples:
 
 
 def batches(
-    source: ImageSource, batch_size: int, seed: int, *, start_step: int = 0
+    source: ImageSource,
+    batch_size: int,
+    seed: int,
+    *,
+    start_step: int = 0,
+    process: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """An endless iterator of batches that begins with that of `start_step`.
 
     Every epoch has its own order and no image is dropped: a batch may span two epochs. The batch of
     a step depends on `seed` and the step alone, so a continued run sees the data that an
-    uninterrupted one would have seen.
+    uninterrupted one would have seen. Of `process` (index, count), only the rows of that process
+    are read: part number `index` of `count` equal ones. Raises UserError if there are no such.
     """
+    index, count = process
+    if batch_size % count:
+        raise UserError(f"--train.batch-size {batch_size} does not divide over {count} processes")
     examples = grain.MapDataset.source(Examples(source))
-    dataset = examples.seed(seed).shuffle().repeat().batch(batch_size)
-    iterator = iter(
-        dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
-    )
+    parts = examples.seed(seed).shuffle().repeat().batch(batch_size // count)
+    mine = parts if count == 1 else parts[index::count]
+    iterator = iter(mine.to_iter_dataset(_read_options(source)))
     iterator.set_state({"next_index": start_step})
     return iterator
+
+
+def batch_indices(num_images: int, batch_size: int, seed: int, step: int) -> Int[np.ndarray, " b"]:
+    """The numbers of the images in the whole batch of step 0, 1, ...: those of `batches`."""
+    first, order = step * batch_size, _order(num_images, seed)
+    return np.array([order[i] for i in range(first, first + batch_size)], np.int32)
+
+
+@lru_cache(maxsize=4)
+def _order(num_images: int, seed: int) -> grain.MapDataset:
+    return grain.MapDataset.range(num_images).seed(seed).shuffle().repeat()
+
+
+def _read_options(source: ImageSource) -> grain.ReadOptions:
+    """One thread copies arrays fast enough; decoding is shared by as many as there are cores."""
+    in_memory = isinstance(source.images, np.ndarray)
+    threads = 1 if in_memory else min(16, os.cpu_count() or 1)
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(4, threads))
 
 
 def require_full_batch(source: ImageSource, batch_size: int) -> None:

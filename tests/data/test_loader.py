@@ -3,7 +3,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from jax_ddpm.data.loader import batches, require_full_batch, require_labels
+from jax_ddpm.data.loader import batch_indices, batches, require_full_batch, require_labels
 from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.errors import UserError
 
@@ -14,11 +14,12 @@ NUMBERED = ImageSource(
 )
 
 
-def first(count, batch_size=4, seed=0, start_step=0):
+def first(count, batch_size=4, seed=0, start_step=0, process=(0, 1)):
     """The numbers of the images in the first batches, [batch, example]."""
-    found = list(islice(batches(NUMBERED, batch_size, seed, start_step=start_step), count))
+    stream = batches(NUMBERED, batch_size, seed, start_step=start_step, process=process)
+    found = list(islice(stream, count))
     for pixels, labels in found:
-        assert pixels.shape == (batch_size, 2, 2, 1)
+        assert pixels.shape == (batch_size // process[1], 2, 2, 1)
         assert pixels.dtype == np.uint8
         np.testing.assert_array_equal(labels, pixels[:, 0, 0, 0] + 100)  # each keeps its label
     return np.stack([pixels for pixels, _ in found])[..., 0, 0, 0]
@@ -49,6 +50,71 @@ def test_every_epoch_has_its_own_order():
     epochs = first(15).reshape(3, N)
     assert len({tuple(epoch) for epoch in epochs.tolist()}) == 3
     assert tuple(range(N)) not in {tuple(epoch) for epoch in epochs.tolist()}
+
+
+def test_the_order_is_the_one_that_earlier_versions_trained_on():
+    """Written down from the first release: a run begun with it continues with the same images."""
+    assert first(3, 6, seed=3).tolist() == [
+        [4, 17, 16, 7, 5, 3],
+        [18, 19, 15, 0, 2, 13],
+        [14, 8, 11, 10, 9, 6],
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [4, 6])
+def test_the_numbers_of_a_batch_are_known_without_reading_it(batch_size):
+    served = first(12, batch_size, seed=3)
+    known = [batch_indices(N, batch_size, 3, step) for step in range(12)]
+    np.testing.assert_array_equal(known, served)
+
+
+@pytest.mark.parametrize("start_step", [0, 7])
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_the_rows_of_all_processes_joined_are_the_batch_of_one(count, start_step):
+    rows = [first(8, 12, start_step=start_step, process=(i, count)) for i in range(count)]
+    np.testing.assert_array_equal(np.concatenate(rows, axis=1), first(8, 12, start_step=start_step))
+
+
+def test_a_process_reads_its_own_rows_only():
+    read = []
+
+    class Noted(list):
+        def __getitem__(self, index):
+            read.append(int(index))
+            return NUMBERED.images[0]
+
+    source = ImageSource(Noted(range(400)), np.zeros(400, np.int32))
+    stream = batches(source, 4, 0, process=(1, 2))
+    for _ in range(3):
+        next(stream)
+    first_epoch = np.stack([batch_indices(400, 4, 0, step) for step in range(100)])
+    assert set(first_epoch[:3, 2:].ravel()) <= set(read) <= set(first_epoch[:, 2:].ravel())
+
+
+def test_a_batch_that_does_not_divide_over_the_processes_is_refused():
+    with pytest.raises(UserError, match=r"--train.batch-size 4 does not divide over 3 processes"):
+        batches(NUMBERED, 4, 0, process=(0, 3))
+
+
+def test_the_position_is_the_step_and_another_iterator_takes_it_over():
+    stream = batches(NUMBERED, 6, 0, process=(1, 2))
+    rest = [next(stream) for _ in range(9)][5:]
+    again = batches(NUMBERED, 6, 0, process=(1, 2), start_step=5)
+    assert again.get_state() == {"next_index": 5}
+    for one, other in zip(rest, islice(again, 4), strict=True):
+        np.testing.assert_array_equal(one.pixels, other.pixels)
+        np.testing.assert_array_equal(one.labels, other.labels)
+
+
+def test_an_image_that_cannot_be_read_ends_in_its_own_sentence():
+    """The error of a reading thread is that of the loop."""
+
+    class Gone(list):
+        def __getitem__(self, index):
+            raise UserError(f"picture {index} is gone")
+
+    with pytest.raises(UserError, match="picture .* is gone"):
+        next(batches(ImageSource(Gone(range(N)), NUMBERED.labels), 4, 0))
 
 
 def test_a_batch_larger_than_the_data_set_is_refused():

@@ -18,13 +18,21 @@ EmaFn = Callable[[Params, Params, Int[Array, ""]], Params]
 EmaForm = Literal["constant", "ramp", "delayed_ramp", "power", "half_life"]
 
 
+class Skipped(struct.PyTreeNode):
+    """How many steps changed nothing because their numbers were not finite."""
+
+    total: Int[Array, ""]
+    in_a_row: Int[Array, ""]  # the newest ones
+
+
 class TrainState(struct.PyTreeNode):
     """What training carries on and what a checkpoint holds: no functions, no keys."""
 
-    step: Int[Array, ""]
+    step: Int[Array, ""]  # also counts the skipped ones
     params: Params
     ema_params: Params
     opt_state: optax.OptState
+    skipped: Skipped
     more_ema: tuple[Params, ...] = ()
     posthoc_ema: tuple[Params, ...] = ()
     loss_history: LossHistory | None = None  # for importance sampling of timesteps
@@ -43,6 +51,7 @@ def create_state(
         params=params,
         ema_params=params,
         opt_state=optimizer.init(params),
+        skipped=Skipped(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)),
         more_ema=(params,) * num_more_ema,
         posthoc_ema=(params,) * num_posthoc_ema,
     )

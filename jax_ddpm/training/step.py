@@ -1,26 +1,36 @@
 """The train step as pure functions: what is drawn, and what is done with it."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt8
 
 from jax_ddpm.diffusion import ApplyFn, Images
 from jax_ddpm.images import from_uint8
 from jax_ddpm.losses import LossFn, draw_training_noise, make_loss_fn, timestep_keys
 from jax_ddpm.schedules import Schedule
 from jax_ddpm.timesteps import Place, TimestepFn, record, uniform_timesteps
-from jax_ddpm.training.state import EmaFn, Params, TrainState, make_ema
+from jax_ddpm.training.state import EmaFn, Params, Skipped, TrainState, make_ema
 
-Metrics = dict[str, Float[Array, ""]]
+Metrics = dict[str, Num[Array, "*k"]]
 UpdateFn = Callable[..., tuple[TrainState, Metrics]]
 Pixels = UInt8[Array | np.ndarray, "b h w c"]
 Labels = Int[Array | np.ndarray, " b"]
-Batch = Pixels | tuple[Pixels, Labels | None]
+
+
+class Indexed(NamedTuple):
+    """A batch as numbers of images of a data set that lies on the devices as a whole."""
+
+    indices: Int[Array | np.ndarray, " b"]
+    pixels: UInt8[Array | np.ndarray, "n h w c"]
+    labels: Int[Array | np.ndarray, " n"]
+
+
+Batch = Pixels | tuple[Pixels, Labels | None] | Indexed
 TrainStep = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]
 
 DEFAULT_EMA = make_ema()
@@ -66,6 +76,9 @@ def make_update_from(
     and applied by `optimizer`. The moving averages follow: `ema`, and those of the state's tuples
     of the same names; the state's `loss_history`, if it has one, takes in the losses themselves.
 
+    Where the loss, the gradient or the change of the parameters is not finite, nothing changes but
+    the state's `step` and `skipped`.
+
     Raises ValueError if the batch does not divide into the parts.
     """
 
@@ -91,8 +104,7 @@ def make_update_from(
         loss, grads = mean_over_devices(means, axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        state = state.replace(
-            step=state.step + 1,
+        new = state.replace(
             params=params,
             ema_params=ema(state.ema_params, params, state.step),
             opt_state=opt_state,
@@ -101,10 +113,22 @@ def make_update_from(
         )
         if state.loss_history is not None:
             seen = all_in_order((t, losses), axis_name)
-            state = state.replace(loss_history=record(state.loss_history, *seen))
-        return state, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+            new = new.replace(loss_history=record(state.loss_history, *seen))
+        norm = optax.tree.norm(grads)
+        good = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
+        state = taken(state, new, good)
+        about = {"skipped": 1 - good.astype(jnp.int32), "skipped_in_a_row": state.skipped.in_a_row}
+        return state, {"loss": loss, "grad_norm": norm, **about}
 
     return update
+
+
+def taken(old: TrainState, new: TrainState, good: Bool[Array, ""]) -> TrainState:
+    """The state after a step: `new` if it is `good`, else `old` with the step counted."""
+    count, bad = old.skipped, 1 - good.astype(jnp.int32)
+    skipped = Skipped(count.total + bad, (count.in_a_row + bad) * bad)
+    state = jax.tree.map(lambda one, other: jnp.where(good, one, other), new, old)
+    return state.replace(step=old.step + 1, skipped=skipped)
 
 
 def update_each(
@@ -130,7 +154,7 @@ def make_train_step(
 ) -> TrainStep:
     """The whole step, (state, batch, key) -> (state, metrics): flip, draw, update.
 
-    A batch is uint8 images, or a pair of them and labels; these go to the network if
+    A batch is uint8 images, a pair of them and labels, or `Indexed`; labels go to the network if
     `class_conditional`, each replaced by `null_label` with probability `label_dropout` (Ho &
     Salimans 2022, algorithm 1). `timestep_fn` (see `make_timestep_fn`) draws t, by default uniform.
     All randomness of an example comes from fold_in(fold_in(key, step), its index in the global
@@ -149,7 +173,7 @@ def make_train_step(
     def train_step(
         state: TrainState, batch: Batch, key: Key[Array, ""]
     ) -> tuple[TrainState, Metrics]:
-        pixels, labels = batch if isinstance(batch, tuple) else (batch, None)
+        pixels, labels = images_of(batch)
         if class_conditional and labels is None:
             raise ValueError("a class-conditional network needs batches with labels")
         step_key = jax.random.fold_in(key, state.step)
@@ -171,6 +195,31 @@ def make_train_step(
         return update(state, x_0, t, noise, dropout_keys, **args)
 
     return train_step
+
+
+def scan_steps(train_step: TrainStep) -> TrainStep:
+    """Several steps as one program: (state, batch, key) -> (state, metrics[k]).
+
+    Every array of the batch has the steps as its first axis, [k, b, ...], but for the data that an
+    `Indexed` batch takes its images from.
+    """
+
+    def steps(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
+        def step(state: TrainState, part: Any) -> tuple[TrainState, Metrics]:
+            part = batch._replace(indices=part) if isinstance(batch, Indexed) else part
+            return train_step(state, part, key)
+
+        return jax.lax.scan(step, state, batch.indices if isinstance(batch, Indexed) else batch)
+
+    return steps
+
+
+def images_of(batch: Batch) -> tuple[Pixels, Labels | None]:
+    """The images and labels of a batch, labels None if it has none."""
+    if isinstance(batch, Indexed):
+        pixels, labels = (jnp.take(a, batch.indices, axis=0, mode="clip") for a in batch[1:])
+        return pixels, labels
+    return batch if isinstance(batch, tuple) else (batch, None)
 
 
 def example_keys(key: Key[Array, ""], num_local: int, axis_name: str | None) -> Key[Array, " b"]:

@@ -7,7 +7,7 @@ from jax_ddpm.build import build
 from jax_ddpm.runs import load
 from jax_ddpm.training import checkpoint, loop
 
-STATE = {"step", "params", "ema_params", "opt_state"}
+STATE = {"step", "params", "ema_params", "opt_state", "skipped"}
 
 
 def newest_state(folder):

@@ -28,11 +28,13 @@ MATHS = [
     "posthoc_ema",
 ]
 JOBS = ["config", "sample_config", "presets", "models", "training", "data", "build", "generate", "drawing",
-        "edit_job", "runs", "cli", "evaluation", "interop", "plots", "images", "files", "convert", "figures"]  # fmt: skip
+        "edit_job", "runs", "cli", "evaluation", "interop", "plots", "images", "files", "convert", "figures",
+        "untrusted"]  # fmt: skip
 
 # module or package -> what of jax_ddpm it may import; a module may always import its own package.
 LAYERS = {
     "errors": [],
+    "untrusted": ["errors"],
     "files": [],
     "schedules": [],
     "diffusion": ["schedules"],
@@ -46,16 +48,16 @@ LAYERS = {
     "guidance": ["diffusion", "schedules"],
     "editing": ["diffusion", "samplers", "schedules"],
     "models": [],
-    "interop": ["errors", "files", "models"],
+    "interop": ["errors", "files", "models", "untrusted"],
     "images": ["files"],
     "plots": ["files"],
-    "data": ["errors", "files", "images"],
+    "data": ["errors", "files", "images", "untrusted"],
     "posthoc_ema": [],
     "training.state": ["posthoc_ema", "timesteps"],
-    "training.snapshots": ["errors", "files", "posthoc_ema", "training.state"],
+    "training.snapshots": ["errors", "files", "posthoc_ema", "training.state", "untrusted"],
     "training.optim": [],
     "training.interrupt": [],
-    "training.metrics": ["files"],
+    "training.metrics": ["errors", "files", "untrusted"],
     "training.step": ["diffusion", "images", "losses", "schedules", "timesteps", "training.state"],
     "training.parallel": ["errors", "training.state", "training.step"],
     "training.checkpoint": ["errors", "training.state"],

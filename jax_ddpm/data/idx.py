@@ -1,55 +1,79 @@
 """The IDX format of MNIST and Fashion-MNIST (yann.lecun.com/exdb/mnist): unsigned bytes only."""
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from jaxtyping import UInt8
 
 from jax_ddpm.errors import UserError
+from jax_ddpm.untrusted import require_bounded
 
 UNSIGNED_BYTE = 0x08
+MAX_DIMS = 8
+PIECE = 2**20
 
 
 def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     """The array in an IDX file, plain or gzipped.
 
-    Raises UserError if the file is not IDX of unsigned bytes, or not as long as it says.
+    Raises UserError if the file is not IDX of unsigned bytes, or not as long as it says. No more is
+    read than its header announces.
     """
-    raw = _read_bytes(path)
-    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] != UNSIGNED_BYTE:
+    with path.open("rb") as file:
+        gzipped = file.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(path) if gzipped else path.open("rb") as stream:
+            return _read_array(stream, path, gzipped)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(
-            f"{path} is not an IDX file of unsigned bytes: its first bytes are {raw[:4]!r}"
+            f"{path} is damaged, its gzip data ends early or is corrupt ({error})"
+        ) from error
+
+
+def _read_array(stream: IO[bytes], path: Path, gzipped: bool) -> UInt8[np.ndarray, "..."]:
+    start = stream.read(4)
+    if len(start) < 4 or start[:2] != b"\0\0" or start[2] != UNSIGNED_BYTE:
+        raise UserError(
+            f"{path} is not an IDX file of unsigned bytes: its first bytes are {start!r}"
         )
-    num_dims = raw[3]
-    header = 4 + 4 * num_dims
-    if len(raw) < header:
-        raise UserError(f"{path} is truncated: it ends inside its {header}-byte header")
-    shape = struct.unpack(f">{num_dims}I", raw[4:header])
-    expected = int(np.prod(shape, dtype=object))
-    if len(raw) - header != expected:
+    num_dims = start[3]
+    if not 1 <= num_dims <= MAX_DIMS:
+        raise UserError(
+            f"{path} is not an IDX file of images or labels: it has {num_dims} dimensions"
+        )
+    sizes = stream.read(4 * num_dims)
+    if len(sizes) < 4 * num_dims:
+        raise UserError(f"{path} is truncated: it ends inside its {4 + 4 * num_dims}-byte header")
+    shape = struct.unpack(f">{num_dims}I", sizes)
+    expected = math.prod(shape)
+    if gzipped:
+        require_bounded(expected, path)
+    found = _read_at_most(stream, expected + 1)
+    if len(found) != expected:
+        holds = "more" if len(found) > expected else str(len(found))
         raise UserError(
             f"{path} is damaged: its header announces {expected} bytes of shape {shape}, "
-            f"it holds {len(raw) - header}; fetch it again"
+            f"it holds {holds}; fetch it again"
         )
-    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+    array = np.frombuffer(found, np.uint8).reshape(shape)
+    array.flags.writeable = False
+    return array
+
+
+def _read_at_most(stream: IO[bytes], count: int) -> bytearray:
+    """The next `count` bytes or all there are, in pieces, for `count` may be anything."""
+    found = bytearray()
+    while len(found) < count and (piece := stream.read(min(PIECE, count - len(found)))):
+        found += piece
+    return found
 
 
 def write_idx(path: Path, array: UInt8[np.ndarray, "..."]) -> None:
     """Write `array` as a gzipped IDX file whose bytes depend on the array alone."""
     header = struct.pack(f">BBBB{array.ndim}I", 0, 0, UNSIGNED_BYTE, array.ndim, *array.shape)
     path.write_bytes(gzip.compress(header + array.tobytes(), compresslevel=9, mtime=0))
-
-
-def _read_bytes(path: Path) -> bytes:
-    raw = path.read_bytes()
-    if raw[:2] != b"\x1f\x8b":
-        return raw
-    try:
-        return gzip.decompress(raw)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(
-            f"{path} is damaged, its gzip data ends early or is corrupt ({error})"
-        ) from error

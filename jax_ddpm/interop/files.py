@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,24 +14,29 @@ import safetensors.numpy
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.files import write_atomically
+from jax_ddpm.untrusted import MAX_ENTRIES, read_npz, reason, require_bounded
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES, ".npz")
+MAX_DEPTH = 16  # of mappings in mappings
 
 
 def read_weights(path: Path) -> dict[str, Any]:
     """What a weight file holds: names -> arrays, nested where a trainer nests.
 
     PyTorch's files are read with its weights-only loader, which executes nothing. Raises UserError
-    for another kind of file, for a damaged one, and for a pickle that would run code.
+    for another kind of file, for a damaged one, for a pickle that would run code, and for one that
+    would take far more memory than disk.
     """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give the weight file in it, {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     match path.suffix.lower():
         case ".safetensors":
             return _read_safetensors(path)
         case ".npz":
-            return _read_npz(path)
+            return read_npz(path)
         case suffix if suffix in TORCH_SUFFIXES:
             return _read_torch(path)
     raise UserError(f"{path} must end in one of {', '.join(SUFFIXES)}")
@@ -60,22 +66,17 @@ def write_weights(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
 def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         return safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is not a whole safetensors file: {error}") from error
-
-
-def _read_npz(path: Path) -> dict[str, Any]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path} is not a whole NumPy file of arrays: {error}") from error
+    except Exception as error:  # a KeyError for a dtype that NumPy lacks, and others
+        raise UserError(f"{path} is not a whole safetensors file: {reason(error)}") from error
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
     torch = _import_torch(path)
     try:
+        _require_bounded_zip(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except Exception as error:  # PyTorch raises many kinds for damaged and for hostile files
         if isinstance(error, pickle.UnpicklingError):
             raise UserError(
@@ -86,7 +87,14 @@ def _read_torch(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a whole PyTorch file ({type(error).__name__})") from error
     if not isinstance(found, Mapping):
         raise UserError(f"{path} holds a {type(found).__name__}, expected a state dict")
-    return _to_arrays(torch, found)
+    return _to_arrays(torch, found, path)
+
+
+def _require_bounded_zip(path: Path) -> None:
+    """Raise UserError for a decompression bomb; PyTorch's older files are not compressed."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            require_bounded(sum(member.file_size for member in file.infolist()), path)
 
 
 def _import_torch(path: Path) -> Any:
@@ -99,21 +107,40 @@ def _import_torch(path: Path) -> Any:
     return torch
 
 
-def _to_arrays(torch: Any, values: Mapping[Any, Any]) -> dict[str, Any]:
-    """Tensors as arrays and mappings as such; numbers, strings and lists stay out."""
+def _to_arrays(torch: Any, values: Mapping[Any, Any], path: Path) -> dict[str, Any]:
+    """Tensors as arrays and mappings as such; numbers, strings and lists stay out.
+
+    A mapping may hold itself, or another many times over: there is an end to that.
+    """
     arrays: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, torch.Tensor):
-            arrays[str(name)] = _to_array(torch, value)
-        elif isinstance(value, Mapping):
-            arrays[str(name)] = _to_arrays(torch, value)
+    waiting = [(values, arrays, 0)]
+    entries = num_bytes = 0
+    while waiting:
+        mapping, target, depth = waiting.pop()
+        for name, value in mapping.items():
+            entries += 1
+            if entries > MAX_ENTRIES or depth > MAX_DEPTH or str(name) in target:
+                raise UserError(f"{path} nests or repeats names without end: it is no state dict")
+            if isinstance(value, torch.Tensor):
+                num_bytes += value.numel() * value.element_size()
+                require_bounded(num_bytes, path)
+                target[str(name)] = _to_array(torch, value, str(name), path)
+            elif isinstance(value, Mapping):
+                waiting.append((value, target.setdefault(str(name), {}), depth + 1))
     return arrays
 
 
-def _to_array(torch: Any, tensor: Any) -> np.ndarray:
-    if tensor.dtype == torch.bfloat16:
-        return tensor.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
+def _to_array(torch: Any, tensor: Any, name: str, path: Path) -> np.ndarray:
+    """The tensor as an array. Raises UserError for one that is not dense or whose dtype is not."""
+    try:
+        tensor = tensor.detach()
+        if tensor.nbytes > tensor.untyped_storage().nbytes():  # its elements lie over each other
+            raise ValueError("it announces more elements than are stored")
+        if tensor.dtype == torch.bfloat16:
+            return tensor.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.numpy()
+    except Exception as error:  # sparse, quantised and other tensors that NumPy does not have
+        raise UserError(f"{path}: {name} is no array of numbers: {reason(error)}") from error
 
 
 def _to_tensor(torch: Any, array: np.ndarray) -> Any:

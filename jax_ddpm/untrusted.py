@@ -1,0 +1,115 @@
+"""Files that strangers wrote: read without running code, in bounded memory, or refused by name."""
+
+import json
+import math
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from jax_ddpm.errors import UserError
+
+# What a file may become in memory. Weights barely compress; pictures and masks do, by less than 20.
+EXPANSION = 100
+ALWAYS_ALLOWED = 2**26
+MAX_JSON = 2**24
+MAX_ENTRIES = 100_000
+
+
+def require_bounded(num_bytes: int, path: Path) -> None:
+    """Raise UserError if `num_bytes`, which `path` announces, is far more than it can hold.
+
+    A file may unpack to 64 MiB, or to a hundred times its size.
+    """
+    size = path.stat().st_size
+    if num_bytes > max(ALWAYS_ALLOWED, EXPANSION * size):
+        raise UserError(
+            f"{path} has {size:,} bytes and would take {num_bytes:,} in memory: it is refused as a "
+            "decompression bomb; if you trust it, store it uncompressed"
+        )
+
+
+def read_json(path: Path, what: str) -> Any:
+    """The JSON value in `path`, which is to be `what`.
+
+    Raises UserError for more than 16 MiB, and for anything but strict JSON (no NaN, no Infinity).
+    """
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise UserError(f"{path} has more than {MAX_JSON:,} bytes: that is not {what}")
+        return json.loads(path.read_text("utf-8"), parse_constant=_refuse_constant)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}, which would be {what}") from error
+    except (ValueError, RecursionError, OSError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not {what}: {reason(error)}") from error
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def reason(error: BaseException) -> str:
+    """What an error of a library says, as a part of a sentence; its kind if it says nothing."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays in an .npz file by name.
+
+    Raises UserError for a damaged file, for arrays of objects, and for one that would unpack to
+    more than `require_bounded` allows.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            _require_honest(file, path)
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except UserError:
+        raise
+    except Exception as error:  # zipfile, zlib and NumPy raise many kinds for damaged files
+        raise UserError(f"{path} is not a whole NumPy file of arrays: {reason(error)}") from error
+
+
+def _require_honest(file: zipfile.ZipFile, path: Path) -> None:
+    """Raise unless every member is a plain array of the size that the directory says."""
+    members = file.infolist()
+    if len(members) > MAX_ENTRIES or len({m.filename for m in members}) < len(members):
+        raise ValueError(f"{len(members)} entries, of which some have the same name or too many")
+    require_bounded(sum(member.file_size for member in members), path)
+    for member in members:
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{member.filename} is compressed in a way that NumPy never uses")
+        if not member.filename.endswith(".npy"):
+            raise ValueError(f"{member.filename} is no array")
+        with file.open(member) as stream:
+            shape, _, dtype = read_npy_header(stream)
+            announced = math.prod(shape) * dtype.itemsize
+            if announced != member.file_size - stream.tell():
+                raise ValueError(f"{member.filename} announces {announced:,} bytes of shape "
+                                 f"{shape}, but holds {member.file_size - stream.tell():,}")  # fmt: skip
+
+
+def read_npy_header(stream: IO[bytes]) -> tuple[Sequence[int], bool, np.dtype]:
+    """(shape, whether it is in Fortran order, dtype); `stream` is then where the data begin.
+
+    Raises ValueError for anything but an array of numbers, truth values or fixed strings.
+    """
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"version {version} of the format is not known")
+    read = np.lib.format.read_array_header_1_0
+    shape, fortran, dtype = (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(
+        stream
+    )
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, which could run code when they are read")
+    if dtype.itemsize == 0 or any(n < 0 for n in shape):
+        raise ValueError(f"no array has shape {shape} and dtype {dtype}")
+    return shape, fortran, dtype

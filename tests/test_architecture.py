@@ -27,7 +27,7 @@ MATHS = [
     "samplers",
     "posthoc_ema",
 ]
-JOBS = ["config", "sample_config", "presets", "models", "training", "data", "build", "generate", "drawing",
+JOBS = ["config", "sample_config", "train_config", "presets", "models", "training", "data", "build", "generate", "drawing",
         "edit_job", "runs", "cli", "evaluation", "interop", "plots", "images", "files", "convert", "figures",
         "untrusted"]  # fmt: skip
 
@@ -57,9 +57,14 @@ LAYERS = {
     "training.snapshots": ["errors", "files", "posthoc_ema", "training.state", "untrusted"],
     "training.optim": [],
     "training.interrupt": [],
+    "training.feed": ["data", "errors", "training.step"],
     "training.metrics": ["errors", "files", "untrusted"],
     "training.step": ["diffusion", "images", "losses", "schedules", "timesteps", "training.state"],
-    "training.parallel": ["errors", "training.state", "training.step"],
+    "training.sharding": [],
+    "training.distributed": ["errors"],
+    "training.parallel": ["errors", "training.distributed", "training.sharding", "training.state",
+                          "training.step"],
+    "training.by_example": ["training.distributed", "training.parallel"],
     "training.checkpoint": ["errors", "training.state"],
 }
 
@@ -162,9 +167,12 @@ DEVICES = {"pmap", "sharding", "devices", "local_devices", "local_device_count",
            "experimental"}  # fmt: skip
 
 
+KNOW_DEVICES = ["sharding", "distributed", "parallel", "by_example"]
+
+
 @each_file
-def test_devices_appear_only_in_the_module_that_knows_about_them(path):
-    if name_of(path) == "training.parallel":
+def test_devices_appear_only_in_the_modules_that_know_about_them(path):
+    if name_of(path) in [f"training.{name}" for name in KNOW_DEVICES]:
         return
     used = {
         node.attr

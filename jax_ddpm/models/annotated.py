@@ -16,6 +16,7 @@ from jax_ddpm.models.layers import (
     Dtype,
     Features,
     GroupNorm,
+    Segment,
     attention,
     statistics_dtype,
     timestep_embedding,
@@ -159,7 +160,7 @@ class TimeMLP(nn.Module):
         return dense(gelu(h), 4 * self.dim, "dense_1", self.dtype)
 
 
-class ResnetBlock(nn.Module):
+class ResnetBlock(Segment):
     """Two blocks of convolution, group norm and SiLU, plus a shortcut; time comes between them."""
 
     features: int
@@ -180,7 +181,7 @@ class ResnetBlock(nn.Module):
         return nn.silu(GroupNorm(self.num_groups, self.dtype, EPS, name=f"norm{i}")(h))
 
 
-class ConvNextBlock(nn.Module):
+class ConvNextBlock(Segment):
     """A 7x7 convolution per channel, time, then two 3x3 convolutions, plus a shortcut.
 
     After Liu et al. 2022, whose block has 1x1 convolutions and one norm.
@@ -204,7 +205,7 @@ class ConvNextBlock(nn.Module):
         return add_shortcut(conv(h, self.features, 3, "project", self.dtype), x, self.dtype)
 
 
-class Attention(nn.Module):
+class Attention(Segment):
     """Multi-head attention over all pixels after a norm, with a residual connection.
 
     `linear`: its cost grows with the number of pixels, not with its square (Shen et al. 2018);

@@ -24,6 +24,7 @@ from jax_ddpm.models.layers import (
     Dtype,
     Features,
     GroupNorm,
+    Segment,
     statistics_dtype,
     torch_uniform,
     upsample_nearest,
@@ -107,7 +108,7 @@ def standardize(
     return centred * factor if method == "multiply" else centred / factor
 
 
-class ResnetBlock(nn.Module):
+class ResnetBlock(Segment):
     """Two blocks of convolution, group norm and SiLU, plus a shortcut; time modulates the first."""
 
     features: int

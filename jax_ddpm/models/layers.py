@@ -65,6 +65,10 @@ def timestep_embedding(
     return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
 
 
+class Segment(nn.Module):
+    """A part of a network that gradient checkpointing takes as a whole; see remat.py."""
+
+
 class GroupNorm(nn.Module):
     """Group normalisation (Wu & He 2018), eps 1e-6; statistics in float32 or better.
 
@@ -147,7 +151,7 @@ class TimeEmbedding(nn.Module):
         return dense(4 * self.channels, "dense_1", self.dtype)(nn.silu(h))
 
 
-class ResnetBlock(nn.Module):
+class ResnetBlock(Segment):
     """Two normalised 3x3 convolutions around a shift by the time embedding, plus a shortcut."""
 
     features: int
@@ -171,7 +175,7 @@ class ResnetBlock(nn.Module):
         return x + h
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(Segment):
     """Single-head self-attention over all pixels, scaled by c^-1/2, with a residual connection."""
 
     num_groups: int

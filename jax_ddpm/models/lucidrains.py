@@ -13,6 +13,7 @@ from jax_ddpm.models.base import Architecture, ImageShape, require
 from jax_ddpm.models.layers import (
     Dropout,
     Features,
+    Segment,
     attention,
     statistics_dtype,
     torch_uniform,
@@ -163,12 +164,8 @@ class RMSNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         wide = x.astype(statistics_dtype(self.dtype))
         square = jnp.maximum((wide**2).sum(-1, keepdims=True), 1e-24)
-        y = (
-            wide
-            * jax.lax.rsqrt(square)
-            * (scale.astype(wide.dtype) * x.shape[-1] ** 0.5)[None, None, None]
-        )
-        return y.astype(self.dtype)
+        factor = (scale.astype(wide.dtype) * x.shape[-1] ** 0.5)[None, None, None]
+        return (wide * jax.lax.rsqrt(square) * factor).astype(self.dtype)
 
 
 class TimeEmbedding(nn.Module):
@@ -202,7 +199,7 @@ class TimeEmbedding(nn.Module):
         return jnp.concatenate([t, jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-class ResnetBlock(nn.Module):
+class ResnetBlock(Segment):
     """Two convolutions, the first scaled and shifted by the time embedding, plus a shortcut."""
 
     features: int
@@ -223,7 +220,7 @@ class ResnetBlock(nn.Module):
         return nn.silu(h) + x
 
 
-class Attention(nn.Module):
+class Attention(Segment):
     """What both kinds of attention share: norm, projection, memories."""
 
     heads: int

@@ -12,6 +12,7 @@ from jax_ddpm.models.layers import (
     Dropout,
     Features,
     GroupNorm,
+    Segment,
     attention,
     statistics_dtype,
     torch_uniform,
@@ -112,7 +113,7 @@ def resample(h: Features, how: Resample | None) -> Features:
             return h
 
 
-class ResBlock(nn.Module):
+class ResBlock(Segment):
     """Two normalised 3x3 convolutions that learn of the time in between, plus a shortcut.
 
     The time shifts the features, or with `scale_shift` scales and shifts the second norm's output.
@@ -145,7 +146,7 @@ class ResBlock(nn.Module):
         return x + h
 
 
-class AttentionBlock(nn.Module):
+class AttentionBlock(Segment):
     """Multi-head self-attention over all pixels with a residual connection.
 
     `qkv_first`: the channels of the projection are queries, keys, values, each with all heads

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jax_ddpm.models.base import Architecture, ImageShape, require
-from jax_ddpm.models.layers import Features, statistics_dtype, torch_uniform
+from jax_ddpm.models.layers import Features, Segment, statistics_dtype, torch_uniform
 
 Temb = Float[Array, "b e"]
 IMAGE_SHAPE = (28, 28, 1)  # the norms' parameters have one entry per pixel
@@ -133,7 +133,7 @@ class TimeShift(nn.Module):
         return layer(h)
 
 
-class Block(nn.Module):
+class Block(Segment):
     """Layer norm over the whole image, then two 3x3 convolutions with SiLU; nothing is added."""
 
     features: int

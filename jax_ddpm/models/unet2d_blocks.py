@@ -16,6 +16,7 @@ from jax_ddpm.models.layers import (
     Dtype,
     Features,
     GroupNorm,
+    Segment,
     attention,
     statistics_dtype,
     torch_uniform,
@@ -155,7 +156,7 @@ class TwoLayers(nn.Module):
         return dense(h, self.features, "dense_1", self.dtype)
 
 
-class ResnetBlock(nn.Module):
+class ResnetBlock(Segment):
     """Two normalised convolutions, the time embedding between them, and a shortcut.
 
     The time embedding shifts (before the second norm) or scales and shifts (after it). `resample`
@@ -193,7 +194,7 @@ class ResnetBlock(nn.Module):
         return (x + h) / self.scale
 
 
-class Attention(nn.Module):
+class Attention(Segment):
     """Self-attention over all pixels, with heads of `style.head_dim` channels (None: one head).
 
     Where this does not divide the channels, the heads together are narrower than they are.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jax_ddpm.models.layers import Dropout, Features, GroupNorm, statistics_dtype
+from jax_ddpm.models.layers import Dropout, Features, GroupNorm, Segment, statistics_dtype
 from jax_ddpm.models.unet2d_blocks import (
     Attention,
     Carried,
@@ -169,7 +169,7 @@ class AdaGroupNorm(nn.Module):
         return normed.astype(x.dtype) * (1 + scale) + shift
 
 
-class KResnetBlock(nn.Module):
+class KResnetBlock(Segment):
     """A ResNet block whose two norms take the time embedding, with a shortcut without bias."""
 
     features: int

@@ -2,21 +2,24 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 from tensorboardX import SummaryWriter
 
 from jax_ddpm import runs
 from jax_ddpm.build import Parts
-from jax_ddpm.config import Config
+from jax_ddpm.config import Config, TrainConfig
 from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.drawing import GenerateFn, make_generate_fn
+from jax_ddpm.models.remat import recomputed
 from jax_ddpm.runs import Run
 from jax_ddpm.timesteps import make_timestep_fn
 from jax_ddpm.training import checkpoint, metrics
+from jax_ddpm.training.feed import stays_on_device
 from jax_ddpm.training.interrupt import StopRequest
-from jax_ddpm.training.parallel import choose_mode, parallelize
-from jax_ddpm.training.step import TrainStep, make_train_step, make_update
+from jax_ddpm.training.parallel import choose_mode, on_all_devices, parallelize
+from jax_ddpm.training.step import TrainStep, make_train_step, make_update, scan_steps
 
 
 class Job(NamedTuple):
@@ -30,6 +33,8 @@ class Job(NamedTuple):
     checkpoints: checkpoint.Checkpointer
     board: SummaryWriter
     stop: StopRequest
+    on_device: Any | None = None
+    """All images and labels, if they lie on the devices."""
 
 
 @contextmanager
@@ -50,9 +55,16 @@ def prepared(run: Run, parts: Parts, source: ImageSource) -> Iterator[Job]:
         board = stack.enter_context(SummaryWriter(str(run.tensorboard), purge_step=step + 1))
         stop = stack.enter_context(StopRequest())
         generate = make_generate_fn(parts, config.sample, run.image_shape)
-        yield Job(
-            run, parts, source, compiled_step(config, parts), generate, checkpoints, board, stop
-        )
+        step, on_device = compiled_step(config, parts), data_on_devices(config.train, source)
+        yield Job(run, parts, source, step, generate, checkpoints, board, stop, on_device)
+
+
+def data_on_devices(train: TrainConfig, source: ImageSource) -> Any | None:
+    """All images and labels on the devices of a step, if they are to lie there."""
+    if not stays_on_device(source, train.data_on_device):
+        return None
+    mode = choose_mode(train.parallel, train.batch_size, train.fsdp)
+    return on_all_devices((source.images, np.asarray(source.labels, np.int32)), mode)
 
 
 def compiled_step(config: Config, parts: Parts) -> TrainStep:
@@ -62,7 +74,7 @@ def compiled_step(config: Config, parts: Parts) -> TrainStep:
 
     def make_step(axis_name: str | None) -> TrainStep:
         update = make_update(
-            parts.network.apply_fn,
+            recomputed(parts.network.apply_fn, train.remat),
             parts.optimizer,
             parts.schedule,
             ema=parts.ema,
@@ -80,7 +92,7 @@ def compiled_step(config: Config, parts: Parts) -> TrainStep:
             vb_weight=diffusion.vb_weight,
             variance=diffusion.variance if learned else config.sample.variance,
         )
-        return make_train_step(
+        train_step = make_train_step(
             update,
             diffusion.num_timesteps,
             random_flip=config.data.random_flip,
@@ -97,5 +109,8 @@ def compiled_step(config: Config, parts: Parts) -> TrainStep:
             null_label=parts.null_label,
             axis_name=axis_name,
         )
+        return train_step if train.steps_per_call == 1 else scan_steps(train_step)
 
-    return parallelize(make_step, choose_mode(config.train.parallel, config.train.batch_size))
+    mode = choose_mode(train.parallel, train.batch_size, train.fsdp)
+    batch_axis = 0 if train.steps_per_call == 1 else 1
+    return parallelize(make_step, mode, fsdp=train.fsdp, batch_axis=batch_axis)

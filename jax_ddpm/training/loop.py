@@ -10,7 +10,7 @@ from tqdm import tqdm
 from jax_ddpm import runs
 from jax_ddpm.build import build, open_data
 from jax_ddpm.config import Config, validate
-from jax_ddpm.data.loader import batches, require_full_batch, require_labels
+from jax_ddpm.data.loader import batch_indices, require_full_batch, require_labels
 from jax_ddpm.drawing import Samples, generate_images
 from jax_ddpm.errors import Stopped, UserError
 from jax_ddpm.generate import write_samples
@@ -18,6 +18,7 @@ from jax_ddpm.images import grid
 from jax_ddpm.plots import save_loss_curve
 from jax_ddpm.runs import Run
 from jax_ddpm.training import checkpoint, metrics
+from jax_ddpm.training.feed import make_feed, read_ahead
 from jax_ddpm.training.job import Job, prepared
 from jax_ddpm.training.parallel import choose_mode, num_devices, on_one_device
 from jax_ddpm.training.snapshots import write_snapshots
@@ -38,6 +39,7 @@ def train(config: Config) -> Run:
     require_full_batch(source, config.train.batch_size)
     parts = build(config, source.image_shape)
     require_labels(source, parts.num_labels, parts.null_label)
+    source = read_ahead(source, config.train.data_on_device)
     run = runs.open_for_training(config, source.image_shape)  # from here on the disk is written to
     with prepared(run, parts, source) as job:
         state = first_state(job)
@@ -84,24 +86,31 @@ def fit(job: Job, state: TrainState) -> TrainState:
     """Take the steps that are left; log, draw and save when it is time, or on request."""
     config, train = job.run.config, job.run.config.train
     key = jax.random.fold_in(jax.random.key(config.seed), 1)  # key(seed) itself made the parameters
-    data = batches(job.source, train.batch_size, config.seed, start_step=int(state.step))
+    step = int(state.step)
+    feed = make_feed(
+        job.source, train.batch_size, config.seed, start_step=step, end_step=train.num_steps,
+        steps_per_call=train.steps_per_call, on_device=job.on_device,
+    )  # fmt: skip
     window: list[Metrics] = []
     losses: list[float] = []  # of the windows since the last checkpoint
-    with tqdm(
-        total=train.num_steps, initial=int(state.step), unit="step", dynamic_ncols=True
-    ) as bar:
-        for step in range(int(state.step) + 1, train.num_steps + 1):
-            state, values = job.train_step(state, next(data), key)
+    with tqdm(total=train.num_steps, initial=step, unit="step", dynamic_ncols=True) as bar:
+        for batch, count in feed:
+            state, values = job.train_step(state, batch, key)
             window.append(values)
+            step += count
             last = step == train.num_steps
             if step % train.log_every == 0 or last:
-                losses.append(log(job, step, window, bar))
+                rows = joined(window)
+                losses.append(log(job, step, rows, bar))
                 window = []
                 if last or step % train.snapshot_every == 0:
                     snapshot(job, state, step)  # before the checkpoint, lest a resumed run lack it
-                if job.stop.signum or last or step % train.checkpoint_every == 0:
-                    save(job, state, float(np.mean(losses)))
+                bad = too_many_bad(job, step, rows)
+                if bad or job.stop.signum or last or step % train.checkpoint_every == 0:
+                    save(job, state, mean_of_finite(losses))
                     losses = []
+                if bad:
+                    raise bad
                 if job.stop.signum and not last:
                     raise stopped(job, step)
                 if step % train.sample_every == 0 and not last:
@@ -109,30 +118,60 @@ def fit(job: Job, state: TrainState) -> TrainState:
     return state
 
 
-def log(job: Job, step: int, window: list[Metrics], bar: Any) -> float:
-    """Write the means of `window` and return that of the loss.
-
-    Raises UserError before a loss that is not finite is saved.
-    """
+def joined(window: list[Metrics]) -> dict[str, Any]:
+    """The metrics of several calls, each of one or more steps, as one array per name."""
     rows = jax.device_get(window)
-    means = {
-        name: float(np.mean([row[name] for row in rows], dtype=np.float64)) for name in rows[0]
-    }
-    if not all(math.isfinite(value) for value in means.values()):
-        saved = checkpoint.latest_step(job.checkpoints)
-        raise UserError(
-            f"the loss is {means['loss']} after step {step}: the last checkpoint, of step {saved}, "
-            "is as it was; try a lower --train.learning-rate in another --run"
-        )
-    row = metrics.Row(step, **means, learning_rate=float(job.parts.learning_rate(step - 1)))
+    return {name: np.concatenate([np.atleast_1d(row[name]) for row in rows]) for name in rows[0]}
+
+
+def log(job: Job, step: int, rows: dict[str, Any], bar: Any) -> float:
+    """Write the means over the steps of `rows` that were not skipped; return that of the loss."""
+    good = rows["skipped"] == 0
+    means = {name: mean_of_finite(rows[name][good]) for name in ("loss", "grad_norm")}
+    skipped = len(good) - int(good.sum())
+    rate = float(job.parts.learning_rate(step - 1))
+    row = metrics.Row(step, **means, learning_rate=rate, skipped=skipped)
     metrics.append(job.run.metrics, row)
-    for name in ("loss", "grad_norm", "learning_rate"):
+    for name in ("loss", "grad_norm", "learning_rate", "skipped"):
         job.board.add_scalar(name, getattr(row, name), step)
-    bar.update(len(window))
+    bar.update(len(good))
     bar.set_postfix(loss=f"{row.loss:.4f}")
+    if skipped:
+        bar.write(
+            f"{skipped} of the {len(good)} steps up to step {step} were skipped: their loss or "
+            "gradient was not a finite number"
+        )
     if bar.format_dict["rate"]:
         job.board.add_scalar("steps_per_second", bar.format_dict["rate"], step)
     return row.loss
+
+
+def mean_of_finite(values: Any) -> float:
+    """The mean of the values that are finite numbers; NaN if none is."""
+    values = np.asarray(values)
+    finite = values[np.isfinite(values)]
+    return float(np.mean(finite, dtype=np.float64)) if len(finite) else math.nan
+
+
+def too_many_bad(job: Job, step: int, rows: dict[str, Any]) -> UserError | None:
+    """The error that ends the run if too many steps in a row were skipped, as `rows` say."""
+    config, limit = job.run.config, job.run.config.train.max_bad_steps
+    in_a_row = rows["skipped_in_a_row"]
+    if in_a_row.max() < limit:
+        return None
+    reached = step - len(in_a_row) + int(np.argmax(in_a_row >= limit)) + 1
+    first = reached - int(in_a_row[in_a_row >= limit][0]) + 1
+    count, size = len(job.source.images), config.train.batch_size
+    images = batch_indices(count, size, config.seed, first - 1)[:8].tolist()
+    half = config.model.compute_dtype != "float32"
+    dtype = " or --model.compute-dtype float32" if half else ""
+    return UserError(
+        f"{reached - first + 1} steps in a row, {first} to {reached}, had a loss or gradient that "
+        "is not a finite number and were skipped; the state that the good steps left is saved as "
+        f"checkpoint {step}: try a lower --train.learning-rate{dtype} in another --run, and look "
+        f"at the images of step {first}, which are numbers {', '.join(map(str, images))}... of the "
+        "data"
+    )
 
 
 def snapshot(job: Job, state: TrainState, step: int) -> None:
@@ -143,7 +182,8 @@ def snapshot(job: Job, state: TrainState, step: int) -> None:
 
 def save(job: Job, state: TrainState, loss: float) -> None:
     """Write a checkpoint with the configuration in it, and the mean loss since the one before."""
-    checkpoint.save(job.checkpoints, state, runs.describe(job.run), loss=loss)
+    known = loss if math.isfinite(loss) else None
+    checkpoint.save(job.checkpoints, state, runs.describe(job.run), loss=known)
 
 
 def stopped(job: Job, step: int) -> Stopped:
@@ -179,5 +219,5 @@ def finish(job: Job, state: TrainState) -> None:
     samples = draw_grid(job, state, job.run.config.train.num_steps)
     write_samples(job.run.final_grid, samples)
     write_samples(job.run.final_gif, samples)
-    rows = metrics.read(job.run.metrics)
+    rows = [row for row in metrics.read(job.run.metrics) if math.isfinite(row.loss)]
     save_loss_curve(job.run.loss_curve, [row.step for row in rows], [row.loss for row in rows])

@@ -38,12 +38,12 @@ def assert_same_run(folder, expected):
 
 def raise_at_batch(monkeypatch, number, action):
     """Call `action` when the loop asks for batch `number` (0 is the first of this call of train)."""
-    batches = loop.batches
+    make_feed = loop.make_feed
 
     def watched(*args, **kwargs):
-        for i, batch in enumerate(batches(*args, **kwargs)):
+        for i, batch in enumerate(make_feed(*args, **kwargs)):
             if i == number:
                 action()
             yield batch
 
-    monkeypatch.setattr(loop, "batches", watched)
+    monkeypatch.setattr(loop, "make_feed", watched)

@@ -66,7 +66,7 @@ def test_a_finished_run_run_again_trains_nothing_and_says_so(
         raise AssertionError("the loop asked for data")
 
     before = {path: path.stat().st_mtime_ns for path in trained_run.glob("*.[pgj]*")}
-    monkeypatch.setattr(loop, "batches", refuse)
+    monkeypatch.setattr(loop, "make_feed", refuse)
     run = loop.train(make_config(trained_run))
     out = capsys.readouterr().out
     assert run.folder == trained_run

@@ -108,7 +108,14 @@ def build(config: Config, image_shape: tuple[int, int, int], dtype: Any = None) 
 def open_data(data: DataConfig, split: Split = "train") -> ImageSource:
     """The images that `data` describes. Raises UserError if they cannot be had."""
     return open_source(
-        data.name, data.path, split, image_size=data.image_size, channels=data.channels
+        data.name,
+        data.path,
+        split,
+        image_size=data.image_size,
+        channels=data.channels,
+        crop=data.crop,
+        resize=data.resize,
+        skip_bad=data.skip_bad,
     )
 
 

@@ -55,8 +55,7 @@ def batches(
     index, count = process
     if batch_size % count:
         raise UserError(f"--train.batch-size {batch_size} does not divide over {count} processes")
-    examples = grain.MapDataset.source(Examples(source))
-    parts = examples.seed(seed).shuffle().repeat().batch(batch_size // count)
+    parts = _examples(source, seed).batch(batch_size // count)
     mine = parts if count == 1 else parts[index::count]
     iterator = iter(mine.to_iter_dataset(_read_options(source)))
     iterator.set_state({"next_index": start_step})
@@ -67,6 +66,19 @@ def batch_indices(num_images: int, batch_size: int, seed: int, step: int) -> Int
     """The numbers of the images in the whole batch of step 0, 1, ...: those of `batches`."""
     first, order = step * batch_size, _order(num_images, seed)
     return np.array([order[i] for i in range(first, first + batch_size)], np.int32)
+
+
+def _examples(source: ImageSource, seed: int) -> grain.MapDataset:
+    """The stream of examples; where pictures are cut at random, by the place in the stream."""
+    if getattr(getattr(source.images, "form", None), "crop", None) != "random":
+        return grain.MapDataset.source(Examples(source)).seed(seed).shuffle().repeat()
+
+    def example(index: int, rng: np.random.Generator) -> Batch:
+        horizontal, vertical = rng.random(2)
+        pixels = source.images.at(index, (horizontal, vertical))
+        return Batch(pixels, np.asarray(source.labels[index], np.int32))
+
+    return _order(len(source.images), seed).random_map(example)
 
 
 @lru_cache(maxsize=4)

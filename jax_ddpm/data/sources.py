@@ -1,16 +1,22 @@
 """Image sources: random access to uint8 images [h, w, c], which is all that the loader needs."""
 
+import difflib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
+from jax_ddpm.data.arrays import open_arrays
+from jax_ddpm.data.folder import IN_MEMORY, open_folder
 from jax_ddpm.data.idx import read_idx
-from jax_ddpm.data.pictures import FolderPictures, common_size, find_pictures, fit_all, labels_of
+from jax_ddpm.data.pictures import Crop, FittedArrays, Form, Resize, fit_all, fits
+from jax_ddpm.data.prepared import open_prepared
 from jax_ddpm.errors import UserError
 
-SourceName = Literal["embedded", "fashion_mnist", "folder"]
+SourceName = str  # one of SOURCES, or the name of a data set of TensorFlow Datasets
+SOURCES = ("embedded", "fashion_mnist", "idx", "arrays", "folder")
 Split = Literal["train", "test"]
 
 EMBEDDED = Path(__file__).parent / "fashion_mnist_extract"
@@ -38,36 +44,74 @@ def open_source(
     *,
     image_size: int | None = None,
     channels: int | None = None,
+    crop: Crop = "center",
+    resize: Resize = "bicubic",
+    skip_bad: bool = False,
+    tell: Callable[[str], object] = print,
 ) -> ImageSource:
     """The data set called `name`.
 
-    `embedded`: 10,000 + 2,000 Fashion-MNIST images that ship with the package. `fashion_mnist`: the
-    IDX files in the folder `path` (MNIST's, which have the same names, work as well). `folder`: all
-    pictures below `path`, their first subfolder the class. `image_size` cuts each to a centred
-    square and resizes it; `channels` makes it grey (1) or colour (3, the default of a folder).
+    `embedded`: 10,000 + 2,000 Fashion-MNIST images that ship with the package. `idx`: the IDX files
+    with MNIST's names in the folder `path`; `fashion_mnist`: the same, by default where Debian
+    keeps them. `arrays`: the .npz or .npy file `path`. `folder`: all pictures below `path`, their
+    first subfolder the class; with `skip_bad`, those that can be read, and `tell` says how many are
+    left out. Any other name is that of a data set that TensorFlow Datasets has prepared in `path`.
+    `image_size` cuts each image to a square, by `crop`, and resizes it, by `resize`; `channels`
+    makes it grey (1) or colour (3, the default of a folder).
 
-    Raises UserError if the folder or a file is missing or damaged.
+    Raises UserError if the data are missing, damaged, or have no such split.
     """
-    if name == "folder":
-        if path is None:
-            raise UserError("--data.name folder needs the folder of pictures, --data.path DIR")
-        return open_folder(path, image_size, channels or 3)
+    require_known(name, path, split)
+    form = Form(image_size, channels or 3, crop, resize)
+    if name == "folder" and path is not None:
+        return ImageSource(*open_folder(path, form, skip_bad=skip_bad, tell=tell))
+    if name not in SOURCES or _holds_prepared(name, path):
+        return ImageSource(*open_prepared(name, path, split, form, channels))
+    images, labels = _read_arrays(name, path, split)
+    form = form._replace(channels=channels or images.shape[-1])
+    return ImageSource(fitted(images, form), labels)
+
+
+def require_known(name: SourceName, path: Path | None, split: Split = "train") -> None:
+    """Raise UserError for a misspelt name, a path that is missing or not needed, or no split."""
+    if name not in SOURCES and not (path is not None and (path / name).is_dir()):
+        close = difflib.get_close_matches(name, SOURCES, n=1, cutoff=0.85)
+        if close:
+            raise UserError(f"there is no data set {name}, did you mean --data.name {close[0]}?")
+    needed = {"folder": "the folder of pictures, --data.path DIR",
+              "idx": "the folder of IDX files, --data.path DIR",
+              "arrays": "the .npz or .npy file, --data.path FILE"}  # fmt: skip
+    if path is None and name in needed:
+        raise UserError(f"--data.name {name} needs {needed[name]}")
     if name == "embedded" and path is not None:
         raise UserError(
             f"--data.path {path} was given without the kind of data in it: "
-            "add --data.name fashion_mnist or --data.name folder"
+            "add --data.name fashion_mnist, idx, arrays or --data.name folder"
         )
-    folder = EMBEDDED if name == "embedded" else path or DEBIAN_FASHION_MNIST
-    images, labels = read_idx_folder(folder, split)
-    return ImageSource(fit_all(images, image_size, channels or images.shape[-1]), labels)
+    if split == "test" and name in ("folder", "arrays"):
+        kind = {"folder": "a folder of pictures", "arrays": "a file of arrays"}[name]
+        raise UserError(f"--split test: {kind} has no images set aside for tests")
 
 
-def open_folder(folder: Path, image_size: int | None, channels: int) -> ImageSource:
-    """The pictures in `folder` and below it."""
-    paths = find_pictures(folder)
-    if image_size is None:
-        common_size(paths)
-    return ImageSource(FolderPictures(paths, image_size, channels), labels_of(paths, folder))
+def fitted(images: np.ndarray, form: Form) -> Any:
+    """`images` in `form`: at once if they are few and cut in one way, else one by one."""
+    if fits(images, form.size, form.channels):
+        return images
+    side = form.size or max(images.shape[1:3])
+    if form.crop != "random" and len(images) * side**2 * form.channels <= IN_MEMORY:
+        return fit_all(images, *form)
+    return FittedArrays(images, form)
+
+
+def _read_arrays(name: SourceName, path: Path | None, split: Split) -> ImageSource:
+    if name == "arrays" and path is not None:
+        return ImageSource(*open_arrays(path))
+    return read_idx_folder(EMBEDDED if name == "embedded" else path or DEBIAN_FASHION_MNIST, split)
+
+
+def _holds_prepared(name: SourceName, path: Path | None) -> bool:
+    """Whether `path` is where TFDS keeps a data set that has the name of one of SOURCES."""
+    return path is not None and name in SOURCES and any(path.glob(f"{name}/*/dataset_info.json"))
 
 
 def read_idx_folder(folder: Path, split: Split = "train") -> ImageSource:

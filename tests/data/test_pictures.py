@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jax_ddpm.data.pictures import fit, fit_all
+from jax_ddpm.data.pictures import fit, fit_all, read_picture
 from jax_ddpm.data.sources import open_source
 from jax_ddpm.errors import UserError
 
@@ -63,10 +63,8 @@ def test_the_embedded_images_come_in_any_size_and_in_colour():
 
 def test_what_is_no_picture_is_named(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"broken.png cannot be read"):
-        open_source("folder", tmp_path)
-    with pytest.raises(UserError, match=r"broken.png cannot be read"):
-        open_source("folder", tmp_path, image_size=4).images[0]
+    with pytest.raises(UserError, match=r"broken.png cannot be read as a picture: it is none of"):
+        read_picture(tmp_path / "broken.png", None, 3)
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path):

@@ -27,7 +27,7 @@ MAX_SIDE, MAX_TIMESTEPS = 65_536, 1_000_000
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class SourceConfig:
     """Where the images come from."""
 
     name: SourceName = "embedded"
@@ -41,8 +41,6 @@ class DataConfig:
     """Side to which pictures are cut and resized; None: as they are."""
     channels: Literal[1, 3] | None = None
     """1: grey, 3: colour; None: as they are (a folder: colour)."""
-    random_flip: bool = True
-    """Mirror each image left to right with probability 1/2."""
     crop: Crop = "center"
     """The square of a picture that image_size leaves: its centre; random: another one at every
     step; none: the whole picture, squeezed."""
@@ -51,6 +49,14 @@ class DataConfig:
     does."""
     skip_bad: bool = False
     """Leave out files of a folder that cannot be read, instead of refusing the folder."""
+
+
+@dataclass(frozen=True)
+class DataConfig(SourceConfig):
+    """The images, and what training does to them."""
+
+    random_flip: bool = True
+    """Mirror each image left to right with probability 1/2."""
 
 
 @dataclass(frozen=True)

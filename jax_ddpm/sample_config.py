@@ -13,6 +13,8 @@ from jax_ddpm.grids import CONTINUOUS, GridName, listed_timesteps
 from jax_ddpm.samplers import SAMPLERS, SamplerName
 from jax_ddpm.schedules import space_timesteps, timestep_grid
 
+MAX_STEPS, MAX_FRAMES = 1_000_000, 10_000
+
 
 @dataclass(frozen=True)
 class SampleConfig:
@@ -70,61 +72,78 @@ def validate_sample(
     *,
     zero_terminal_snr: bool = False,
     whole_timesteps: bool = False,
+    prefix: str = "--",
 ) -> None:
     """Raise UserError if a chain of `num_timesteps` cannot be sampled so.
 
     `zero_terminal_snr`: its last timestep is pure noise. `whole_timesteps`: the network has a table
-    of times, and knows none in between.
+    of times, and knows none in between. `prefix`: what the flags of these settings begin with.
     """
-    _require(sample.respacing is None or sample.timesteps is None, "timesteps", sample.timesteps,
-             f"left out with respacing {sample.respacing}")  # fmt: skip
+    steps = f"{prefix}{'steps' if prefix == '--' else 'num-steps'}"
+    _require(sample.respacing is None or sample.timesteps is None, f"{prefix}timesteps",
+             sample.timesteps, f"left out with {prefix}respacing {sample.respacing}")  # fmt: skip
+    _require(sample.num_steps <= MAX_STEPS, steps, sample.num_steps, f"at most {MAX_STEPS:,}")
     if visits_timesteps(sample):
-        try:
-            first = sampling_timesteps(sample, num_timesteps)[0]
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        first = _first_timestep(sample, num_timesteps, prefix, steps)
         at_noise = zero_terminal_snr and first == num_timesteps - 1
         able = SAMPLERS[sample.sampler].starts_at_noise
-        _require(able or not at_noise, "sampler", sample.sampler,
+        _require(able or not at_noise, f"{prefix}sampler", sample.sampler,
                  "another, or begin below the last timestep (leading spacing): the run's "
                  "schedule ends in pure noise, where this one cannot start")  # fmt: skip
     else:
-        _require(sample.num_steps >= 1, "the number of steps", sample.num_steps, "at least 1")
-        _require(not zero_terminal_snr, "spacing", sample.spacing, "one in t, such as trailing: "
+        spacing = f"{prefix}spacing"
+        _require(sample.num_steps >= 1, steps, sample.num_steps, "at least 1")
+        _require(not zero_terminal_snr, spacing, sample.spacing, "one in t, such as trailing: "
                  "the run's schedule ends in pure noise, infinite in log(sigma)")  # fmt: skip
-        _require(not whole_timesteps, "spacing", sample.spacing, "one in t, such as leading: the "
+        _require(not whole_timesteps, spacing, sample.spacing, "one in t, such as leading: the "
                  "run's network has a table of times, and knows none in between")  # fmt: skip
-    _require(sample.frames >= 2, "the number of frames", sample.frames, "at least 2")
-    _require(0 <= sample.eta <= 1, "eta", sample.eta, "between 0 and 1")
-    quantile = sample.dynamic_threshold
-    _require(quantile is None or 0 < quantile <= 1, "dynamic-threshold", quantile,
+    frames, quantile = sample.frames, sample.dynamic_threshold
+    _require(frames >= 2, f"{prefix}frames", frames, "at least 2")
+    _require(frames <= MAX_FRAMES, f"{prefix}frames", frames, f"at most {MAX_FRAMES:,}")
+    _require(0 <= sample.eta <= 1, f"{prefix}eta", sample.eta, "between 0 and 1")
+    _require(quantile is None or 0 < quantile <= 1, f"{prefix}dynamic-threshold", quantile,
              "a quantile, above 0 and at most 1")  # fmt: skip
-    _validate_churn(sample, whole_timesteps)
-    _validate_guidance(sample, num_timesteps)
+    _validate_churn(sample, whole_timesteps, prefix)
+    _validate_guidance(sample, num_timesteps, prefix)
 
 
-def _validate_churn(sample: SampleConfig, whole_timesteps: bool) -> None:
+def _first_timestep(sample: SampleConfig, num_timesteps: int, prefix: str, steps: str) -> int:
+    """The first timestep visited. Raises UserError that names the flag which says so."""
+    try:
+        return int(sampling_timesteps(sample, num_timesteps)[0])
+    except (ValueError, TypeError, OverflowError) as error:
+        flag = f"{steps} {sample.num_steps}"
+        if sample.respacing is not None:
+            flag = f"{prefix}respacing {sample.respacing}"
+        if sample.timesteps is not None:
+            flag = f"{prefix}timesteps {sample.timesteps}"
+        raise UserError(f"{flag}: {error}") from error
+
+
+def _validate_churn(sample: SampleConfig, whole_timesteps: bool, prefix: str) -> None:
     churn, low, high = sample.churn, sample.churn_min, sample.churn_max
-    _require(0 <= churn < inf, "churn", churn, "0 or more")
-    _require(churn == 0 or sample.sampler == "heun", "churn", churn,
-             f"0 with the sampler {sample.sampler}: only heun has it")  # fmt: skip
-    _require(churn == 0 or not whole_timesteps, "churn", churn,
+    flag = f"{prefix}churn"
+    _require(0 <= churn < inf, flag, churn, "0 or more")
+    _require(churn == 0 or sample.sampler == "heun", flag, churn,
+             f"0 with {prefix}sampler {sample.sampler}: only heun has it")  # fmt: skip
+    _require(churn == 0 or not whole_timesteps, flag, churn,
              "0: the run's network has a table of times, and knows none in between")  # fmt: skip
-    _require(low >= 0, "churn-min", low, "0 or more")
-    _require(high is None or high >= low, "churn-max", high, f"at least churn-min {low:g}")
-    _require(sample.churn_noise >= 0, "churn-noise", sample.churn_noise, "0 or more")
+    _require(low >= 0, f"{flag}-min", low, "0 or more")
+    _require(high is None or high >= low, f"{flag}-max", high, f"at least {flag}-min {low:g}")
+    _require(sample.churn_noise >= 0, f"{flag}-noise", sample.churn_noise, "0 or more")
 
 
-def _validate_guidance(sample: SampleConfig, num_timesteps: int) -> None:
+def _validate_guidance(sample: SampleConfig, num_timesteps: int, prefix: str) -> None:
     scale, interval, rescale = sample.guidance, sample.guidance_interval, sample.guidance_rescale
-    _require(scale is None or 0 <= scale < inf, "guidance", scale, "0 or more")
-    _require(0 <= rescale <= 1, "guidance-rescale", rescale, "between 0 and 1")
+    flag = f"{prefix}guidance"
+    _require(scale is None or 0 <= scale < inf, flag, scale, "0 or more")
+    _require(0 <= rescale <= 1, f"{flag}-rescale", rescale, "between 0 and 1")
     if scale is None:
-        _require(interval is None, "guidance-interval", interval, "left out without guidance")
-        _require(rescale == 0, "guidance-rescale", rescale, "0 without guidance")
+        _require(interval is None, f"{flag}-interval", interval, f"left out without {flag}")
+        _require(rescale == 0, f"{flag}-rescale", rescale, f"0 without {flag}")
     if interval is not None:
         possible = 0 <= interval[0] <= interval[1] <= num_timesteps - 1
-        _require(possible, "guidance-interval", interval,
+        _require(possible, f"{flag}-interval", interval,
                  f"two timesteps between 0 and {num_timesteps - 1}, the lower first")  # fmt: skip
 
 

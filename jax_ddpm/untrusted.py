@@ -91,9 +91,10 @@ def _require_honest(file: zipfile.ZipFile, path: Path) -> None:
         with file.open(member) as stream:
             shape, _, dtype = read_npy_header(stream)
             announced = math.prod(shape) * dtype.itemsize
-            if announced != member.file_size - stream.tell():
-                raise ValueError(f"{member.filename} announces {announced:,} bytes of shape "
-                                 f"{shape}, but holds {member.file_size - stream.tell():,}")  # fmt: skip
+            held = member.file_size - stream.tell()
+            if announced != held:
+                name = f"{member.filename} of shape {shape}"
+                raise ValueError(f"{name} announces {announced:,} bytes, but holds {held:,}")
 
 
 def read_npy_header(stream: IO[bytes]) -> tuple[Sequence[int], bool, np.dtype]:

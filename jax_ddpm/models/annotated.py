@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from jax_ddpm.models.base import Architecture, ImageShape, require
+from jax_ddpm.models.base import Architecture, ImageShape, require, require_positive
 from jax_ddpm.models.layers import (
     Dtype,
     Features,
@@ -63,6 +63,7 @@ class AnnotatedConfig(Architecture):
     def check(self) -> None:
         """Raise ValueError for the first setting that cannot work."""
         check_widths(self.dim, self.dim_mults, embeds_time=self.with_time_emb)
+        require_positive(self, "out_dim", "channels")
         stem = self.dim // 3 * 2 if self.init_dim is None else self.init_dim
         require(stem >= 1, "init-dim", self.init_dim, "at least 1")
         mult = self.dim_mults

@@ -19,7 +19,7 @@ from jax_ddpm.models.annotated import (
     conv,
     dense,
 )
-from jax_ddpm.models.base import Architecture, ImageShape, require
+from jax_ddpm.models.base import Architecture, ImageShape, require, require_positive
 from jax_ddpm.models.layers import (
     Dtype,
     Features,
@@ -62,6 +62,7 @@ class AnnotatedWSConfig(Architecture):
     def check(self) -> None:
         """Raise ValueError for the first setting that cannot work."""
         check_widths(self.dim, self.dim_mults)
+        require_positive(self, "out_dim", "channels")
         # the last block sees the first convolution's output beside dim channels, and counts on dim
         require(self.init_dim in (None, self.dim), "init-dim", self.init_dim, f"dim, {self.dim}")
         check_groups(self.resnet_block_groups, self.dim)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 ImageShape = tuple[int, int, int]
+MAX_BLOCKS = 1000  # of a level: each is built before anything is computed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,3 +88,10 @@ def require(ok: bool, name: str, value: object, expected: str) -> None:
     """Raise ValueError, naming the setting as the command line does, unless it is `ok`."""
     if not ok:
         raise ValueError(f"--model.{name} is {value}, but it must be {expected}")
+
+
+def require_positive(config: Architecture, *names: str) -> None:
+    """Raise ValueError unless each of these settings is None or at least 1."""
+    for name in names:
+        value = getattr(config, name)
+        require(value is None or value >= 1, name.replace("_", "-"), value, "at least 1, or None")

@@ -8,7 +8,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Real
 
-from jax_ddpm.models.base import Architecture, ImageShape, require
+from jax_ddpm.models.base import (
+    MAX_BLOCKS,
+    Architecture,
+    ImageShape,
+    require,
+    require_positive,
+)
 from jax_ddpm.models.layers import Features, LabelEmbedding, statistics_dtype
 from jax_ddpm.models.openai_layers import (
     NUM_GROUPS,
@@ -84,10 +90,11 @@ class OpenAIConfig(Architecture):
         fits = bool(mult) and all(f >= 1 and f % NUM_GROUPS == 0 for f in features)
         expected = f"such that each level's channels, here {features}, are multiples of 32"
         require(fits, "channel-mult", mult, expected)
-        require(self.num_res_blocks >= 0, "num-res-blocks", self.num_res_blocks, "at least 0")
+        blocks = self.num_res_blocks
+        require(blocks >= 0, "num-res-blocks", blocks, "at least 0")
+        require(blocks <= MAX_BLOCKS, "num-res-blocks", blocks, f"at most {MAX_BLOCKS}")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
-        classes = self.num_classes
-        require(classes is None or classes >= 1, "num-classes", classes, "at least 1, or None")
+        require_positive(self, "num_classes", "in_channels", "out_channels")
         self._check_heads()
 
     def _check_heads(self) -> None:

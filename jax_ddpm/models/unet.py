@@ -8,7 +8,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from jax_ddpm.models.base import Architecture, ImageShape, require
+from jax_ddpm.models.base import (
+    MAX_BLOCKS,
+    Architecture,
+    ImageShape,
+    require,
+    require_positive,
+)
 from jax_ddpm.models.layers import (
     ZERO_SCALE,
     Features,
@@ -68,15 +74,16 @@ class UNetConfig(Architecture):
         require(self.channels >= 4, "channels", self.channels, "at least 4")
         mult = self.channel_mult
         require(bool(mult) and min(mult) >= 1, "channel-mult", mult, "positive whole numbers")
-        require(self.num_res_blocks >= 1, "num-res-blocks", self.num_res_blocks, "at least 1")
+        blocks = self.num_res_blocks
+        require(blocks >= 1, "num-res-blocks", blocks, "at least 1")
+        require(blocks <= MAX_BLOCKS, "num-res-blocks", blocks, f"at most {MAX_BLOCKS}")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
         for level in self.attn_levels:
             expected = f"between 0 and {len(mult) - 1}"
             require(level in range(len(mult)), "attn-levels", level, expected)
         divides = self.num_groups >= 1 and self.channels % self.num_groups == 0
         require(divides, "num-groups", self.num_groups, f"a divisor of {self.channels} channels")
-        classes = self.num_classes
-        require(classes is None or classes >= 1, "num-classes", classes, "at least 1, or None")
+        require_positive(self, "num_classes", "in_channels", "out_channels")
 
     @property
     def num_labels(self) -> int | None:

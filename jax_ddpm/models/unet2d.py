@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Num
 
-from jax_ddpm.models.base import Architecture, ImageShape, require
+from jax_ddpm.models.base import (
+    MAX_BLOCKS,
+    Architecture,
+    ImageShape,
+    require,
+    require_positive,
+)
 from jax_ddpm.models.layers import Dtype, Features, GroupNorm, statistics_dtype
 from jax_ddpm.models.unet2d_blocks import (
     ACTIVATIONS,
@@ -126,10 +132,10 @@ class UNet2DConfig(Architecture):
         self._check_blocks()
         self._check_time()
         self._check_widths()
-        for name in ("in_channels", "out_channels"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, name.replace("_", "-"), value, "at least 1")
-        require(self.layers_per_block >= 1, "layers-per-block", self.layers_per_block, "at least 1")
+        require_positive(self, "in_channels", "out_channels", "time_embedding_dim")
+        blocks = self.layers_per_block
+        require(blocks >= 1, "layers-per-block", blocks, "at least 1")
+        require(blocks <= MAX_BLOCKS, "layers-per-block", blocks, f"at most {MAX_BLOCKS}")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
         known = f"one of {', '.join(ACTIVATIONS)}"
         require(self.act_fn.lower() in ACTIVATIONS, "act-fn", self.act_fn, known)

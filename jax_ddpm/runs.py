@@ -13,10 +13,10 @@ import dacite
 from jax_ddpm.config import Config
 from jax_ddpm.errors import UserError
 from jax_ddpm.files import write_atomically
+from jax_ddpm.formats import FORMAT, migrated
 from jax_ddpm.models import ARCHITECTURES
 
-FORMAT = 2
-MAY_DIFFER = {"run", "train.parallel"}  # settings that do not change what a run computes
+MAY_DIFFER = {"run", "train.parallel", "train.fsdp"}  # settings that do not change what a run computes
 
 
 @dataclass(frozen=True)
@@ -129,22 +129,6 @@ def load(folder: Path) -> Run:
         raise
     except (ValueError, KeyError, TypeError, dacite.DaciteError) as error:
         raise UserError(f"{path} is not the configuration of a run: {error}") from error
-
-
-def migrated(document: dict[str, Any], path: Path) -> dict[str, Any]:
-    """`document` in the format of this version. Raises UserError if it has none that is known.
-
-    Format 1 had one architecture and one warm-up of the moving average.
-    """
-    if document["format"] not in (1, FORMAT):
-        raise UserError(f"{path} has format {document['format']}, this version reads {FORMAT}")
-    if document["format"] == FORMAT:
-        return document
-    config = dict(document["config"])
-    config["model"] = {"architecture": "unet", **config["model"]}
-    train = dict(config["train"])
-    train["ema_form"] = "ramp" if train.pop("ema_warmup") else "constant"
-    return {**document, "format": FORMAT, "config": {**config, "train": train}}
 
 
 def to_dict(config: Config) -> dict[str, Any]:

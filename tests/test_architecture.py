@@ -66,7 +66,11 @@ LAYERS = {
     "training.parallel": ["errors", "training.distributed", "training.sharding", "training.state",
                           "training.step"],
     "training.by_example": ["training.distributed", "training.parallel"],
-    "training.checkpoint": ["errors", "training.state"],
+    "formats": ["errors"],
+    "training.checksums": [],
+    "training.retention": [],
+    "training.stored": ["errors", "formats", "training.checksums", "training.state"],
+    "training.checkpoint": ["errors", "training.retention", "training.state", "training.stored"],
 }
 
 

@@ -141,7 +141,7 @@ def test_a_configuration_with_a_value_that_is_none_is_refused(tmp_path, path, va
 
 def test_a_configuration_of_another_format_is_refused(tmp_path):
     whole = document(tmp_path) | {"format": 99}
-    with pytest.raises(UserError, match="has format 99, this version reads 2"):
+    with pytest.raises(UserError, match="has format 99, this version reads 1 to 3"):
         load_text(tmp_path, json.dumps(whole).encode())
 
 

@@ -1,36 +1,76 @@
-"""Checkpoints of the whole train state and the configuration, by Orbax."""
+"""Checkpoints of the whole train state and the configuration, by Orbax: written, kept, removed.
 
-from collections.abc import Iterator
+A checkpoint is a folder named by its step. It appears under that name when it is whole, and loses
+the name in one move before it is removed, so a killed process leaves none that is half there.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeVar
 
 import jax
-from orbax.checkpoint import v1 as ocp
 
 from jax_ddpm.errors import UserError
+from jax_ddpm.training import stored
+from jax_ddpm.training.retention import Keep, best_of, kept
 from jax_ddpm.training.state import Params, TrainState
+from jax_ddpm.training.stored import Damaged
 
-Checkpointer: TypeAlias = ocp.training.Checkpointer
+T = TypeVar("T")
+
+UNFINISHED = (".orbax-checkpoint-tmp", ".removed")  # what a killed process may leave
+DAMAGED = ".damaged"  # a checkpoint that could not be read, until its step is saved again
+
+
+class Pending(NamedTuple):
+    """A checkpoint that is being written in the background."""
+
+    step: int
+    response: Any
+
+
+@dataclass
+class Checkpoints:
+    """A folder of checkpoints, which ones stay, and what this process knows of them."""
+
+    directory: Path
+    keep: Keep
+    pending: Pending | None = None
+    damaged: dict[int, str] = field(default_factory=dict)
+    """Steps whose checkpoint cannot be read, and why."""
+    losses: dict[int, float | None] = field(default_factory=dict)
 
 
 @contextmanager
 def open_checkpoints(
-    folder: Path, *, keep: int | None = None, keep_best: bool = False
-) -> Iterator[Checkpointer]:
-    """The checkpoints in `folder`; saving leaves the newest `keep`, and the one of lowest loss."""
-    policies = ocp.training.preservation_policies
-    policy = policies.PreserveAll() if keep is None else policies.LatestN(keep)
-    if keep_best:
-        best = policies.BestN(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=1)
-        policy = policies.AnyPreservationPolicy([policy, best])
-    with Checkpointer(folder.absolute(), preservation_policy=policy) as checkpointer:
-        yield checkpointer
+    folder: Path,
+    *,
+    keep: int | None = None,
+    keep_best: bool = False,
+    keep_every: int | None = None,
+) -> Iterator[Checkpoints]:
+    """The checkpoints in `folder`; reading changes nothing there, a later save makes the folder.
+
+    Saving leaves the newest `keep`, the one of lowest loss, and those of multiples of `keep_every`.
+    On leaving, what is being written is waited for: raises UserError if that fails.
+    """
+    checkpoints = Checkpoints(folder.absolute(), Keep(keep, keep_best, keep_every))
+    try:
+        yield checkpoints
+    except BaseException as error:
+        try:
+            wait(checkpoints)
+        except UserError as failed:
+            error.add_note(str(failed))
+        raise
+    wait(checkpoints)
 
 
 def save(
-    checkpointer: Checkpointer,
+    checkpoints: Checkpoints,
     state: TrainState,
     about: dict[str, Any],
     *,
@@ -40,75 +80,165 @@ def save(
 
     `loss` is the mean training loss since the checkpoint before, by which the best is chosen.
 
-    Returns when it is on disk. (In the background, the write would race the next step, to which the
-    buffers of `state` are donated.) A step that is already there is left as it is.
+    Returns when the state is copied, so that its buffers can be donated; the rest is done in the
+    background. Raises UserError if this cannot begin, or if the save before failed: see `wait`. A
+    step that is already there whole is left as it is.
     """
+    wait(checkpoints)
     step = int(state.step)
-    if checkpointer.latest is None or checkpointer.latest.step != step:
-        metrics = None if loss is None else {"loss": loss}
-        held = _fields_with_arrays(state)
-        checkpointer.save(step, held, force=True, metrics=metrics, custom_metadata=about)
+    if step in whole_steps(checkpoints):
+        return
+    try:
+        if jax.process_index() == 0:
+            _make_room(checkpoints, step)
+        response = stored.write(_path(checkpoints, step), state, about, loss)
+    except Exception as error:
+        raise _failed(checkpoints, step, error) from error
+    checkpoints.pending = Pending(step, response)
 
 
-def latest_step(checkpointer: Checkpointer) -> int | None:
-    """The step of the newest whole checkpoint."""
-    return None if checkpointer.latest is None else checkpointer.latest.step
+def wait(checkpoints: Checkpoints) -> None:
+    """Wait until the last save is on disk, then remove what is not kept.
+
+    Raises UserError if it could not be written; then the checkpoints before it are as they were.
+    """
+    pending, checkpoints.pending = checkpoints.pending, None
+    if pending is None:
+        return
+    try:
+        pending.response.result()
+        checkpoints.damaged.pop(pending.step, None)
+        if jax.process_index() == 0:
+            _remove_old(checkpoints)
+    except Exception as error:
+        raise _failed(checkpoints, pending.step, error) from error
 
 
-def best_step(checkpointer: Checkpointer) -> int | None:
+def whole_steps(checkpoints: Checkpoints) -> list[int]:
+    """The steps on disk, in ascending order, but for those found damaged."""
+    if not checkpoints.directory.is_dir():
+        return []
+    names = [path.name for path in checkpoints.directory.iterdir() if path.is_dir()]
+    steps = {int(name) for name in names if name.isascii() and name.isdigit()}
+    return sorted(step for step in steps - checkpoints.damaged.keys() if str(step) in names)
+
+
+def latest_step(checkpoints: Checkpoints) -> int | None:
+    """The step of the newest checkpoint that has not been found damaged."""
+    return max(whole_steps(checkpoints), default=None)
+
+
+def best_step(checkpoints: Checkpoints) -> int | None:
     """The step of the checkpoint of lowest loss."""
-    found = [info for info in checkpointer.checkpoints if info.metrics]
-    return min(found, key=lambda info: info.metrics["loss"]).step if found else None
+    wait(checkpoints)
+    return best_of(whole_steps(checkpoints), _losses(checkpoints))
 
 
-def restore(checkpointer: Checkpointer, like: TrainState, *, step: int | None = None) -> TrainState:
-    """The checkpoint of `step` (the newest), with the shapes, dtypes and devices of `like`.
+def restore(checkpoints: Checkpoints, like: TrainState, *, step: int | None = None) -> TrainState:
+    """The checkpoint of `step`, with the shapes, dtypes and devices of `like`, verified.
 
-    Raises UserError if there is none, or if it belongs to another network.
+    By default the newest that is whole: see `newest`. Raises UserError if there is none, if it
+    belongs to another network or a newer version, and Damaged if that of `step` cannot be read.
     """
-    step = latest_step(checkpointer) if step is None else step
+    wait(checkpoints)
     if step is None:
-        raise UserError(f"there is no checkpoint in {checkpointer.directory}")
-    expected = _fields_with_arrays(like)
-    _require_same_shapes(checkpointer, step, expected, checkpointer.metadata(step).metadata)
-    return like.replace(**checkpointer.load(step, expected))
+        return newest(checkpoints, lambda step: restore(checkpoints, like, step=step))
+    return stored.read(_path(checkpoints, step), like)
 
 
-def restore_params(checkpointer: Checkpointer, like: Params, *, step: int) -> Params:
-    """The parameters alone of the checkpoint of `step`, whatever else it holds.
+def restore_params(checkpoints: Checkpoints, like: Params, *, step: int) -> Params:
+    """The parameters alone of the checkpoint of `step`, whatever else it holds, verified.
 
-    Raises UserError if it belongs to another network.
+    Raises UserError if it belongs to another network, and Damaged if it cannot be read.
     """
-    stored = checkpointer.metadata(step).metadata["params"]
-    _require_same_shapes(checkpointer, step, {"params": like}, {"params": stored})
-    context = ocp.Context()
-    context.pytree.loading.partial_load = True
-    with context:
-        return checkpointer.load(step, {"params": like})["params"]
+    return stored.read_params(_path(checkpoints, step), like)
 
 
-def _fields_with_arrays(state: TrainState) -> dict[str, Any]:
-    """The fields of `state` that are in use; so a checkpoint does not know of fields made later."""
-    values = {field.name: getattr(state, field.name) for field in fields(state)}
-    return {name: value for name, value in values.items() if jax.tree.leaves(value)}
+def about(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
+    """What the checkpoint of `step` says of itself: what `save` was given, and more."""
+    return stored.describe(_path(checkpoints, step))
 
 
-def _require_same_shapes(checkpointer: Checkpointer, step: int, like: Any, there: Any) -> None:
-    expected, stored = _shapes(like), _shapes(there)
-    for name in expected | stored:
-        if stored.get(name) != expected.get(name):
-            raise UserError(
-                f"checkpoint {step} in {checkpointer.directory} is of another network: {name} is "
-                f"{_describe(stored.get(name))} there, {_describe(expected.get(name))} here"
-            )
+def newest(checkpoints: Checkpoints, read: Callable[[int], T]) -> T:
+    """What `read(step)` gives for the newest step for which it does not raise Damaged.
+
+    Says on stderr which ones were damaged. Raises UserError if there is none that is whole. While
+    another process trains, checkpoints come and go: those that are gone are passed over.
+    """
+    gone: set[int] = set()
+    while steps := [step for step in whole_steps(checkpoints) if step not in gone]:
+        step = steps[-1]
+        try:
+            found = read(step)
+        except Damaged as error:
+            if not _path(checkpoints, step).exists():
+                gone.add(step)
+                continue
+            checkpoints.damaged[step] = error.reason
+            stored.say(f"{error}: it is passed over")
+            continue
+        if checkpoints.damaged:
+            stored.say(f"The checkpoint of step {step} is whole and used instead.")
+        return found
+    if checkpoints.damaged:
+        bad = "; ".join(f"step {step}: {why}" for step, why in checkpoints.damaged.items())
+        raise UserError(
+            f"no checkpoint in {checkpoints.directory} is whole ({bad}): "
+            "bring a copy of the folder back, or start again in another --run"
+        )
+    raise UserError(f"there is no checkpoint in {checkpoints.directory}")
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves
-    }
+def _path(checkpoints: Checkpoints, step: int) -> Path:
+    return checkpoints.directory / str(step)
 
 
-def _describe(shape: tuple[int, ...] | None) -> str:
-    return "missing" if shape is None else f"of shape {shape}"
+def _losses(checkpoints: Checkpoints) -> dict[int, float]:
+    """The losses of the checkpoints on disk, of those that have one."""
+    known = checkpoints.losses
+    for step in whole_steps(checkpoints):
+        if step not in known:
+            try:
+                known[step] = stored.loss_of(_path(checkpoints, step))
+            except Damaged:
+                known[step] = None
+    return {step: loss for step, loss in known.items() if loss is not None}
+
+
+def _make_room(checkpoints: Checkpoints, step: int) -> None:
+    """Remove what killed processes left, and move a damaged checkpoint of `step` aside."""
+    checkpoints.directory.mkdir(parents=True, exist_ok=True)
+    for path in checkpoints.directory.iterdir():
+        if path.name.endswith(UNFINISHED):
+            shutil.rmtree(path)
+    damaged = _path(checkpoints, step)
+    if damaged.exists():
+        aside = damaged.with_name(damaged.name + DAMAGED)
+        shutil.rmtree(aside, ignore_errors=True)
+        damaged.rename(aside)
+    checkpoints.losses.pop(step, None)
+
+
+def _remove_old(checkpoints: Checkpoints) -> None:
+    """Remove the checkpoints that are not kept, and damaged ones that are there again."""
+    steps = whole_steps(checkpoints)
+    losses = _losses(checkpoints) if checkpoints.keep.best else {}
+    old = [str(step) for step in set(steps) - kept(checkpoints.keep, steps, losses)]
+    for name in [*old, *(f"{step}{DAMAGED}" for step in steps)]:
+        path = checkpoints.directory / name
+        if path.exists():
+            removed = path.with_name(f"{name}.removed")
+            path.rename(removed)
+            shutil.rmtree(removed)
+
+
+def _failed(checkpoints: Checkpoints, step: int, error: Exception) -> UserError:
+    unfinished = _path(checkpoints, step).with_name(f"{step}{UNFINISHED[0]}")
+    shutil.rmtree(unfinished, ignore_errors=True)  # the space may be what is missing
+    before = latest_step(checkpoints)
+    whole = "there is none before it" if before is None else f"that of step {before} is whole"
+    return UserError(
+        f"the checkpoint of step {step} could not be written to {checkpoints.directory} "
+        f"({stored.reason_of(error)}), {whole}: make sure that the folder can be written to and "
+        "that there is space, then run the same command again"
+    )

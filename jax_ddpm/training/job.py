@@ -30,7 +30,7 @@ class Job(NamedTuple):
     source: ImageSource
     train_step: TrainStep
     generate: GenerateFn
-    checkpoints: checkpoint.Checkpointer
+    checkpoints: checkpoint.Checkpoints
     board: SummaryWriter
     stop: StopRequest
     on_device: Any | None = None

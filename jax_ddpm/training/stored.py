@@ -1,0 +1,206 @@
+"""One checkpoint on disk: what Orbax writes and reads, with checksums of every leaf."""
+
+import errno
+import logging
+import os
+import re
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from jax_ddpm.errors import UserError
+from jax_ddpm.formats import require_known
+from jax_ddpm.training.checksums import checksum, copied, is_whole, sealed
+from jax_ddpm.training.state import Params, TrainState
+
+LATER_FIELDS = {"loss_history", "skipped"}  # of the state; a checkpoint may lack them: all zeros
+DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+UNCHECKED_FORMATS = (1, 2)  # had no checksums
+
+
+class Damaged(UserError):
+    """A checkpoint that is not what was written."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        """`path`: the folder of the checkpoint; `reason`: how that shows."""
+        super().__init__(f"the checkpoint {path} is damaged ({reason})")
+        self.reason = reason
+
+
+def write(path: Path, state: TrainState, about: dict[str, Any], loss: float | None) -> Any:
+    """Begin to write `state` to `path`, where nothing is; the answer's result() waits for the end.
+
+    When this returns, the buffers of `state` are not needed any more. Raises whatever Orbax does.
+    """
+    held = jax.tree.map(_without_empty, _fields_with_arrays(state))
+    document = sealed({**about, "loss": loss, "leaves": _described(held)})
+    if jax.default_backend() == "cpu":  # where what Orbax takes for its own copy may be no copy
+        held = jax.tree.map(copied, held)
+    with _orbax():
+        return ocp.save_async(path, held, custom_metadata=document)
+
+
+def read(path: Path, like: TrainState) -> TrainState:
+    """The state in `path`, with the shapes, dtypes and devices of `like`.
+
+    Raises Damaged, or UserError if it is of another network or a newer version.
+    """
+    document = describe(path)
+    expected = _fields_with_arrays(like)
+    leaves = _leaves_of(path, document)
+    there = {name.split("/")[0] for name in leaves}
+    later = {name: expected.pop(name) for name in LATER_FIELDS & expected.keys() - there}
+    _require_same_shapes(path, leaves, expected)
+    found = _load(path, expected, leaves)
+    return like.replace(**found, **jax.tree.map(_zeros, later))
+
+
+def read_params(path: Path, like: Params) -> Params:
+    """The parameters alone of the state in `path`. Raises as `read` does."""
+    leaves = _leaves_of(path, describe(path))
+    leaves = {name: leaf for name, leaf in leaves.items() if name.split("/")[0] == "params"}
+    _require_same_shapes(path, leaves, {"params": like})
+    return _load(path, {"params": like}, leaves)["params"]
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What the checkpoint says of itself: what `write` was given, and the loss.
+
+    Raises Damaged, or UserError if it was written by a newer version.
+    """
+    try:
+        with _orbax():
+            document = dict(ocp.metadata(path).custom_metadata)
+    except Exception as error:
+        raise Damaged(path, reason_of(error)) from error
+    if "leaves" not in document and document.get("format") in UNCHECKED_FORMATS:
+        return document
+    if not is_whole(document):
+        raise Damaged(path, "its description has another checksum than when it was written")
+    require_known(document.get("format", 1), path)
+    return document
+
+
+def loss_of(path: Path) -> float | None:
+    """The loss that was given when the checkpoint was written. Raises Damaged."""
+    document = describe(path)
+    if "leaves" in document:
+        return document["loss"]
+    try:
+        with _orbax():
+            return float(ocp.load(path, checkpointable_name="metrics")["loss"])
+    except Exception:  # the older formats had it in a file of its own, if at all
+        return None
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what `error` says, without paths, and no longer than a line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error).strip().splitlines() or [type(error).__name__]
+    known = re.search("|".join(map(os.strerror, DISK_ERRORS)), str(error))
+    return known[0] if known else text[0][:160]
+
+
+def say(message: str) -> None:
+    """Print `message` on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def _orbax() -> ocp.Context:
+    """How Orbax is used here: it fails at once where it cannot make a folder."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # it logs what it raises
+    directly = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+    return ocp.Context(async_options=directly)
+
+
+def _fields_with_arrays(state: TrainState) -> dict[str, Any]:
+    """The fields of `state` that are in use; so a checkpoint does not know of fields made later."""
+    values = {field.name: getattr(state, field.name) for field in fields(state)}
+    return {name: value for name, value in values.items() if jax.tree.leaves(value)}
+
+
+def _described(held: dict[str, Any]) -> dict[str, Any]:
+    """Shape, dtype and checksum of each leaf, by name."""
+    leaves = _by_name(held)
+    sums = jax.device_get({name: checksum(leaf) for name, leaf in leaves.items()})
+    return {
+        name: [list(leaf.shape), str(leaf.dtype), [int(lane) for lane in sums[name]]]
+        for name, leaf in leaves.items()
+    }
+
+
+def _leaves_of(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+    """What is known of each leaf: shape, and dtype and checksum unless it is of an older format."""
+    if "leaves" in document:
+        return document["leaves"]
+    try:
+        with _orbax():
+            tree = ocp.metadata(path).metadata
+        return {name: [list(leaf.shape), None, None] for name, leaf in _by_name(tree).items()}
+    except Exception as error:
+        raise Damaged(path, reason_of(error)) from error
+
+
+def _load(path: Path, like: Any, leaves: dict[str, Any]) -> Any:
+    """The arrays of `like` out of `path`, each with the checksum that it had. Raises Damaged."""
+    context = _orbax()
+    context.pytree.loading.partial_load = True
+
+    def stored_as(name: str, leaf: Any) -> Any:
+        dtype = leaf.dtype if leaves[name][1] in (None, str(leaf.dtype)) else leaves[name][1]
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=getattr(leaf, "sharding", None))
+
+    names = jax.tree.unflatten(jax.tree.structure(like), list(_by_name(like)))
+    try:
+        with context:
+            asked = jax.tree.map(lambda n, leaf: _without_empty(stored_as(n, leaf)), names, like)
+            found = ocp.load(path, asked)
+            arrays = _by_name(found)
+            sums = jax.device_get({name: checksum(array) for name, array in arrays.items()})
+    except Exception as error:
+        raise Damaged(path, reason_of(error)) from error
+    for name, array in arrays.items():
+        _, dtype, lanes = leaves[name]
+        if lanes is not None and (str(array.dtype) != dtype or sums[name].tolist() != lanes):
+            raise Damaged(path, f"{name} has another checksum than when it was written")
+    return jax.tree.map(lambda n, leaf: _given(arrays.get(n), leaf), names, like)
+
+
+def _given(array: Any, like: Any) -> Any:
+    return _zeros(like) if array is None else array.astype(like.dtype)
+
+
+def _zeros(like: Any) -> Any:
+    return jnp.zeros(like.shape, like.dtype, device=getattr(like, "sharding", None))
+
+
+def _without_empty(leaf: Any) -> Any:
+    """`leaf`, or None where it has no elements, which Orbax refuses."""
+    return leaf if np.prod(leaf.shape) else None
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _require_same_shapes(path: Path, leaves: dict[str, Any], like: Any) -> None:
+    stored = {name: tuple(leaf[0]) for name, leaf in leaves.items()}
+    expected = {name: leaf.shape for name, leaf in _by_name(like).items() if np.prod(leaf.shape)}
+    for name in expected | stored:
+        if stored.get(name) != expected.get(name):
+            raise UserError(
+                f"checkpoint {path.name} in {path.parent} is of another network: {name} is "
+                f"{_shape_of(stored.get(name))} there, {_shape_of(expected.get(name))} here"
+            )
+
+
+def _shape_of(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else f"of shape {shape}"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key
 
-from jax_ddpm.config import Config, DataConfig, DiffusionConfig, SampleConfig, TrainConfig
+from jax_ddpm.config import Config, DiffusionConfig, SampleConfig, SourceConfig, TrainConfig
 from jax_ddpm.data.sources import ImageSource, Split, open_source
 from jax_ddpm.denoiser import rescale_timesteps
 from jax_ddpm.diffusion import GradientFn
@@ -105,7 +105,7 @@ def build(config: Config, image_shape: tuple[int, int, int], dtype: Any = None) 
     )
 
 
-def open_data(data: DataConfig, split: Split = "train") -> ImageSource:
+def open_data(data: SourceConfig, split: Split = "train") -> ImageSource:
     """The images that `data` describes. Raises UserError if they cannot be had."""
     return open_source(
         data.name,

@@ -29,7 +29,7 @@ MATHS = [
 ]
 JOBS = ["config", "sample_config", "train_config", "presets", "models", "training", "data", "build",
         "generate", "drawing", "edit_job", "runs", "cli", "evaluation", "interop", "plots", "images",
-        "files", "convert", "figures", "plain_values", "untrusted"]  # fmt: skip
+        "files", "convert", "prepare", "figures", "plain_values", "untrusted"]  # fmt: skip
 
 # module or package -> what of jax_ddpm it may import; a module may always import its own package.
 LAYERS = {
@@ -129,7 +129,7 @@ def test_imports_point_in_one_direction(path):
 @each_file
 def test_nothing_below_the_jobs_imports_a_job(path):
     if not inside(name_of(path), "training.loop", "training.job", "generate", "drawing", "edit_job", "build", "cli",
-                  "convert", "evaluation", "figures"):  # fmt: skip
+                  "convert", "prepare", "evaluation", "figures"):  # fmt: skip
         jobs = ["training.loop", "training.job", "generate", "drawing", "edit_job", "cli", "build"]
         assert [name for name in own_imports(path) if inside(name, *jobs)] == []
 

@@ -25,11 +25,11 @@ def open_prepared(
     a class label, the class is 0. Raises UserError if TFDS is not installed, does not know the data
     set, has not prepared it as array_record, or knows no image in it.
     """
-    tfds = _tfds(name)
+    tfds = import_tfds(f"--data.name {name}")
     builder = _builder(tfds, name, path)
     features = builder.info.features
     image, label = image_feature(tfds, features, name), label_feature(tfds, features)
-    records = Records(_data_source(tfds, builder, name, path, split, [image, label]))
+    records = Records(_data_source(tfds, builder, name, path, split))
     form = form._replace(channels=channels or (1 if features[image].shape[-1] == 1 else 3))
     images = FittedArrays(Field(records, image), form)
     labels: Any = np.zeros(len(records), np.int32)
@@ -60,7 +60,8 @@ def image_feature(tfds: Any, features: Any, name: str) -> str:
 
 def label_feature(tfds: Any, features: Any) -> str | None:
     """The name of the class in an example, if it has one."""
-    return "label" if isinstance(features.get("label"), tfds.features.ClassLabel) else None
+    has_one = "label" in features and isinstance(features["label"], tfds.features.ClassLabel)
+    return "label" if has_one else None
 
 
 def read_all(images: Sequence[Any], labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -126,13 +127,14 @@ class Labels(Field):
         return np.array([int(self[i]) for i in range(len(self))], dtype or np.int32)
 
 
-def _tfds(name: str) -> Any:
+def import_tfds(what: str) -> Any:
+    """TensorFlow Datasets. Raises UserError, that `what` needs it, if it is not installed."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise UserError(
-            f"--data.name {name} is read with TensorFlow Datasets, which cannot be imported "
-            f"({reason(error)}): pip install 'jax_ddpm[tfds]'"
+            f"{what} needs TensorFlow Datasets, which cannot be imported ({reason(error)}): "
+            "pip install 'jax_ddpm[tfds]'"
         ) from error
     return tfds
 
@@ -149,17 +151,14 @@ def _builder(tfds: Any, name: str, path: Path | None) -> Any:
         raise UserError(f"--data.name {name} cannot be opened: {reason(error)}") from error
 
 
-def _data_source(
-    tfds: Any, builder: Any, name: str, path: Path | None, split: str, features: list[str | None]
-) -> Any:
+def _data_source(tfds: Any, builder: Any, name: str, path: Path | None, split: str) -> Any:
     known = list(builder.info.splits)
     if split == "test" and "test" not in known and "validation" in known:
         split = "validation"
     if known and split not in known:
         raise UserError(f"{name} has no images of the split {split}, only {', '.join(known)}")
-    wanted = tfds.decode.PartialDecoding({key: True for key in features if key is not None})
     try:
-        return tfds.data_source(name, split=split, data_dir=path, download=False, decoders=wanted)
+        return tfds.data_source(name, split=split, data_dir=path, download=False)
     except Exception as error:
         prepared = (Path(builder.data_dir) / "dataset_info.json").is_file()
         raise UserError(_why_not(name, path, builder, prepared, error)) from error

@@ -171,8 +171,6 @@ def variance_of(args: EvaluateArgs, run: runs.Run) -> Variance:
 def images_of(args: EvaluateArgs, run: runs.Run) -> ImageSource:
     """The images of the run's data. Raises UserError if they are too few, or not the run's size."""
     data = run.config.data
-    if args.split == "test" and data.name == "folder":
-        raise UserError("--split test: a folder of pictures has no images set aside for tests")
     source = open_data(data, args.split)
     if args.num > len(source.images):
         raise UserError(f"--num {args.num} is more than the {len(source.images)} images there are")
@@ -193,7 +191,9 @@ def collect(
         for indices in batches_of(len(source.images), args.num, args.batch_size):
             padded = np.resize(indices, min(args.batch_size, args.num))  # one shape, one program
             pixels = np.stack([source.images[i] for i in padded])
-            labels = None if parts.num_labels is None else np.asarray(source.labels)[padded]
+            labels = None
+            if parts.num_labels is not None:
+                labels = np.array([source.labels[int(i)] for i in padded])
             found = likelihood_fn(params, jax.numpy.asarray(pixels), labels,
                                   image_keys(args.seed, padded))  # fmt: skip
             done.append({k: np.asarray(v, np.float64)[: len(indices)] for k, v in found.items()})

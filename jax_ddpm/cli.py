@@ -75,7 +75,7 @@ def run(main: Callable[[], None]) -> NoReturn:
         sys.exit(f"error: {error.filename or 'a file'}: {error.strerror or error}")
     except Stopped as stop:
         print(stop)
-        sys.exit(0 if stop.signum == signal.SIGTERM else 130)
+        sys.exit(130 if stop.signum == signal.SIGINT else 0)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)

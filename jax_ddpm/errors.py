@@ -26,9 +26,12 @@ def require(ok: bool, name: str, value: object, expected: str) -> None:
 
 
 class Stopped(Exception):
-    """Training stopped on a signal, after saving."""
+    """Training stopped before its end, after saving."""
 
-    def __init__(self, signum: int, message: str) -> None:
-        """`signum`: the signal; `message`: where training stopped and how it goes on."""
+    def __init__(self, signum: int | None, message: str) -> None:
+        """`signum`: the signal, or None where the user had said how far to go this time.
+
+        `message`: where training stopped and how it goes on.
+        """
         super().__init__(message)
         self.signum = signum

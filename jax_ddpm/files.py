@@ -1,19 +1,41 @@
 """Files that are either whole or not there."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from jax_ddpm.errors import UserError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step.
 
-    Makes the folder if need be. If `write` fails, `path` is as it was.
+    Makes the folder if need be. If `write` fails, `path` is as it was. Raises UserError where the
+    disk is full, read-only or not ours.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around what writes to `path`: an error of the disk becomes a UserError that names it."""
     try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} could not be written ({error.strerror or error}): make sure that its folder "
+            "can be written to and that there is space"
+        ) from error
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether `path` is a temporary file that a killed process left of `write_atomically`."""
+    return path.name.startswith(".") and path.suffix == ".tmp"

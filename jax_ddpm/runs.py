@@ -2,21 +2,31 @@
 
 import fcntl
 import json
+import math
+import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import dacite
 
-from jax_ddpm.config import Config
+from jax_ddpm.config import Config, validate
 from jax_ddpm.errors import UserError
-from jax_ddpm.files import write_atomically
+from jax_ddpm.files import is_leftover, write_atomically, writing
 from jax_ddpm.formats import FORMAT, migrated
 from jax_ddpm.models import ARCHITECTURES
+from jax_ddpm.untrusted import read_json, reason
+from jax_ddpm.training.distributed import is_main_process, wait_for_all
 
-MAY_DIFFER = {"run", "train.parallel", "train.fsdp"}  # settings that do not change what a run computes
+# Settings that do not change what a run computes.
+MAY_DIFFER = {"run", "train.parallel", "train.fsdp", "train.max_steps", "train.keep_checkpoints",
+              "train.keep_every"}  # fmt: skip
+LOCK = "lock"
+
+MAX_PIXELS = 2**28  # of an image, times its channels
 
 
 @dataclass(frozen=True)
@@ -70,30 +80,69 @@ class Run:
         return self.folder / "loss.png"
 
 
+@contextmanager
+def locked_for_training(config: Config, image_shape: tuple[int, int, int]) -> Iterator[Run]:
+    """`open_for_training`, and nobody else trains in the folder until this is left.
+
+    Of several processes the first writes and locks. Raises UserError as `open_for_training` and
+    `locked` do; in a folder that is refused nothing is written.
+    """
+    run, _ = _opened(config, image_shape)
+    with ExitStack() as stack:
+        if is_main_process():
+            stack.enter_context(locked(run.folder))
+            run = open_for_training(config, image_shape)
+            remove_leftovers(run)
+        wait_for_all("the run folder is there")
+        yield run
+
+
 def open_for_training(config: Config, image_shape: tuple[int, int, int]) -> Run:
     """The run folder of `config`, made if it is not there.
 
     A run of imported weights that has not been trained yet takes the settings of `config`, but for
     the network. Raises UserError if the folder holds something else, or a run with other settings.
     """
-    folder = config.folder
-    run = Run(folder, config, image_shape)
-    if (folder / "config.json").exists():
-        stored = load(folder)
-        run = replace(run, imported_from=stored.imported_from)
-        if stored.imported_from is None or stored.metrics.exists():
-            _require_same(stored, run)
-            return run
-        _require_same(replace(stored, config=replace(config, model=stored.config.model)), run)
-    else:
-        require_free(folder, "--run")
-    write_config(run)
+    run, is_new = _opened(config, image_shape)
+    if is_new:
+        write_config(run)
     return run
 
 
+def _opened(config: Config, image_shape: tuple[int, int, int]) -> tuple[Run, bool]:
+    """The run, and whether its config.json is still to be written."""
+    folder = config.folder
+    run = Run(folder, config, image_shape)
+    if not (folder / "config.json").exists():
+        require_free(folder, "--run")
+        return run, True
+    stored = load(folder)
+    run = replace(run, imported_from=stored.imported_from)
+    if stored.imported_from is None or stored.metrics.exists():
+        _require_same(stored, run)
+        return run, False
+    _require_same(replace(stored, config=replace(config, model=stored.config.model)), run)
+    return run, True
+
+
+def remove_leftovers(run: Run) -> None:
+    """Remove the temporary files of processes that were killed in the middle of writing."""
+    for folder in (run.folder, run.samples, run.snapshots):
+        for path in folder.glob(".*"):
+            if is_leftover(path):
+                path.unlink(missing_ok=True)
+
+
 def require_free(folder: Path, flag: str) -> None:
-    """Raise UserError if there is something in `folder`, which is not a run; `flag` names it."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    """Raise UserError if there is something in `folder`, which is not a run; `flag` names it.
+
+    What a process that was killed at the very start leaves is nothing.
+    """
+
+    def is_nothing(path: Path) -> bool:
+        return path.name == LOCK or is_leftover(path)
+
+    if folder.exists() and not (folder.is_dir() and all(map(is_nothing, folder.iterdir()))):
         raise UserError(
             f"{folder} exists and is not a run folder (it has no config.json): "
             f"choose another with {flag}"
@@ -119,16 +168,42 @@ def load(folder: Path) -> Run:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder: it has no config.json")
+    require_no_way_out(folder)
+    document = read_json(path, "the configuration of a run")
     try:
-        document = json.loads(path.read_text())
         document = migrated(document, path)
-        height, width, channels = (int(n) for n in document["image_shape"])
-        imported_from = document.get("imported_from")
-        return Run(folder, from_dict(document["config"]), (height, width, channels), imported_from)
+        config, imported_from = from_dict(document["config"]), document.get("imported_from")
+        run = Run(folder, config, _image_shape(document["image_shape"]), imported_from)
     except UserError:
         raise
-    except (ValueError, KeyError, TypeError, dacite.DaciteError) as error:
-        raise UserError(f"{path} is not the configuration of a run: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, dacite.DaciteError) as error:
+        told = f"it has no {error}" if isinstance(error, KeyError) else reason(error)
+        raise UserError(f"{path} is not the configuration of a run: {told}") from error
+    try:
+        validate(run.config)
+    except UserError as error:
+        raise UserError(f"{path} cannot be used: {error}") from error
+    return run
+
+
+def require_no_way_out(folder: Path) -> None:
+    """Raise UserError if something in a run folder is a link to a place outside of it."""
+    home = folder.resolve()
+    for path in folder.iterdir():
+        if path.is_symlink() and not path.resolve().is_relative_to(home):
+            raise UserError(
+                f"{path} leads out of the run folder, to {path.resolve()}: put the files themselves "
+                "there (the run folder as a whole may be a link)"
+            )
+
+
+def _image_shape(values: Any) -> tuple[int, int, int]:
+    """(height, width, channels). Raises ValueError for anything else, and for more than fits."""
+    whole = isinstance(values, list) and all(type(n) is int and n >= 1 for n in values)
+    if not whole or len(values) != 3 or math.prod(values) > MAX_PIXELS:
+        raise ValueError(f"image_shape is {values}, not height, width and channels of an image")
+    height, width, channels = values
+    return height, width, channels
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -187,14 +262,31 @@ def _flag(name: str) -> str:
 
 
 @contextmanager
-def locked(run: Run) -> Iterator[None]:
-    """Hold the run folder's lock. Raises UserError if another process trains in it."""
-    with (run.folder / "lock").open("w") as file:
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run folder, made if need be; a killed process holds nothing.
+
+    It holds between the processes of one machine, and over NFS where that has locks. Raises
+    UserError if another process trains there, and says which.
+    """
+    with ExitStack() as stack:
+        with writing(folder / LOCK):
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(folder / LOCK, "a+", opener=_open_no_link))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            file.seek(0)
             raise UserError(
-                f"another process is training in {run.folder}: "
+                f"another process is training in {folder} ({file.read(200).strip()}): "
                 "wait for it, or choose another folder with --run"
             ) from error
+        with writing(folder / LOCK):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
         yield
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    """A lock that is a link would empty another file."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)

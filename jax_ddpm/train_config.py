@@ -16,6 +16,9 @@ class TrainConfig:
     """Optimisation, and how often the run reports and saves."""
 
     num_steps: int = 800_000
+    max_steps: int | None = None
+    """Stop and save after so many steps of this call, for a run in slices; None: go on to the end.
+    """
     batch_size: int = 128
     """Images per step, over all devices."""
     accumulate: int = 1
@@ -78,13 +81,15 @@ class TrainConfig:
     """Steps between two snapshots of the averages of posthoc_ema; there is always one at the end.
     """
     log_every: int = 100
-    """Steps between two lines of metrics.jsonl; an interrupted run stops at such a step."""
+    """Steps between two lines of metrics.jsonl."""
     sample_every: int = 10_000
     """Steps between two sample grids."""
     checkpoint_every: int = 10_000
     """Steps between two checkpoints."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay on disk."""
+    keep_every: int | None = None
+    """Keep also the checkpoints of the multiples of this many steps, for ever; None: no others."""
     keep_best: bool = False
     """Keep also the checkpoint of lowest mean loss since the one before, and draw the final images
     from it."""
@@ -122,6 +127,13 @@ def validate_train(train: TrainConfig) -> None:
         value = getattr(train, name)
         multiple = value % train.log_every == 0
         _require(multiple, _flag(name), value, f"a multiple of --train.log-every {train.log_every}")
+    for name in ("max_steps", "keep_every"):
+        value = getattr(train, name)
+        _require(value is None or value >= 1, _flag(name), value, "at least 1, or None")
+    steps = train.keep_every
+    saved = steps is None or steps % train.checkpoint_every == 0
+    _require(saved, "--train.keep-every", steps,
+             f"a multiple of --train.checkpoint-every {train.checkpoint_every}")  # fmt: skip
     every, calls = train.log_every, train.steps_per_call
     _require(every % calls == 0, "--train.log-every", every,
              f"a multiple of --train.steps-per-call {calls}")  # fmt: skip

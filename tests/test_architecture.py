@@ -36,7 +36,7 @@ LAYERS = {
     "errors": [],
     "untrusted": ["errors"],
     "plain_values": ["errors"],
-    "files": [],
+    "files": ["errors"],
     "schedules": [],
     "diffusion": ["schedules"],
     "losses": ["denoiser", "diffusion", "likelihood", "schedules", "timesteps"],

@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,15 +147,34 @@ def test_a_configuration_of_another_format_is_refused(tmp_path):
 
 
 def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path):
-    run = runs.open_for_training(Config(run=tmp_path), SHAPE)
     with (
-        runs.locked(run),
-        pytest.raises(UserError, match="another process is training in"),
-        runs.locked(run),
+        runs.locked(tmp_path / "run"),
+        pytest.raises(UserError, match=rf"training in .*run \(process {os.getpid()} on .*\w\)"),
+        runs.locked(tmp_path / "run"),
     ):
         pass
-    with runs.locked(run):
+    with runs.locked(tmp_path / "run"):
         pass
+
+
+def test_what_a_process_killed_at_its_very_start_leaves_does_not_refuse_the_next(tmp_path):
+    config = Config(run=tmp_path / "run")
+    config.run.mkdir()
+    for name in ("lock", ".config.json.123.tmp"):
+        (config.run / name).write_text("{")
+    with runs.locked_for_training(config, SHAPE) as run:
+        assert runs.load(config.run) == run
+    assert {path.name for path in config.run.iterdir()} == {"lock", "config.json"}
+
+
+def test_a_folder_that_is_refused_gets_no_lock(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with (
+        pytest.raises(UserError, match="is not a run folder"),
+        runs.locked_for_training(Config(run=tmp_path), SHAPE),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 @pytest.mark.parametrize("warmup", [False, True])

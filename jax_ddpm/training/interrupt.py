@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM as a request to stop at the next good moment."""
 
+import os
 import signal
-import sys
 from types import FrameType, TracebackType
 
 
@@ -32,4 +32,5 @@ class StopRequest:
         if self.signum is not None:
             raise KeyboardInterrupt
         self.signum = number
-        print("\nStopping at the next logged step; once more stops at once.", file=sys.stderr)
+        # Not print: the signal may come in the middle of another one.
+        os.write(2, b"\nStopping and saving after this step; once more stops without.\n")

@@ -5,9 +5,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
-from jax_ddpm import runs
 from jax_ddpm.build import Parts
 from jax_ddpm.config import Config, TrainConfig
 from jax_ddpm.data.sources import ImageSource
@@ -15,7 +13,8 @@ from jax_ddpm.drawing import GenerateFn, make_generate_fn
 from jax_ddpm.models.remat import recomputed
 from jax_ddpm.runs import Run
 from jax_ddpm.timesteps import make_timestep_fn
-from jax_ddpm.training import checkpoint, metrics
+from jax_ddpm.training import checkpoint
+from jax_ddpm.training.board import Board
 from jax_ddpm.training.feed import stays_on_device
 from jax_ddpm.training.interrupt import StopRequest
 from jax_ddpm.training.parallel import choose_mode, on_all_devices, parallelize
@@ -31,7 +30,7 @@ class Job(NamedTuple):
     train_step: TrainStep
     generate: GenerateFn
     checkpoints: checkpoint.Checkpoints
-    board: SummaryWriter
+    board: Board
     stop: StopRequest
     on_device: Any | None = None
     """All images and labels, if they lie on the devices."""
@@ -39,21 +38,19 @@ class Job(NamedTuple):
 
 @contextmanager
 def prepared(run: Run, parts: Parts, source: ImageSource) -> Iterator[Job]:
-    """The job of `run`; holds its lock, its checkpoints and the signals until it is left."""
+    """The job of `run`; holds its checkpoints and the signals until it is left."""
     config = run.config
     with ExitStack() as stack:
-        stack.enter_context(runs.locked(run))
+        stop = stack.enter_context(StopRequest())
         checkpoints = stack.enter_context(
             checkpoint.open_checkpoints(
                 run.checkpoints,
                 keep=config.train.keep_checkpoints,
                 keep_best=config.train.keep_best,
+                keep_every=config.train.keep_every,
             )
         )
-        step = checkpoint.latest_step(checkpoints) or 0
-        metrics.keep_until(run.metrics, step)
-        board = stack.enter_context(SummaryWriter(str(run.tensorboard), purge_step=step + 1))
-        stop = stack.enter_context(StopRequest())
+        board = stack.enter_context(Board(run.tensorboard))
         generate = make_generate_fn(parts, config.sample, run.image_shape)
         step, on_device = compiled_step(config, parts), data_on_devices(config.train, source)
         yield Job(run, parts, source, step, generate, checkpoints, board, stop, on_device)

@@ -1,6 +1,7 @@
 """The training job: from a configuration to a run folder with checkpoints, metrics and pictures."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,9 +22,9 @@ from jax_ddpm.training import checkpoint, metrics
 from jax_ddpm.training.feed import make_feed, read_ahead
 from jax_ddpm.training.job import Job, prepared
 from jax_ddpm.training.parallel import choose_mode, num_devices, on_one_device
+from jax_ddpm.training.progress import Progress, from_json, joined, to_json
 from jax_ddpm.training.snapshots import write_snapshots
 from jax_ddpm.training.state import TrainState, starting_from
-from jax_ddpm.training.step import Metrics
 
 GRID_IMAGES = 64
 
@@ -40,27 +41,41 @@ def train(config: Config) -> Run:
     parts = build(config, source.image_shape)
     require_labels(source, parts.num_labels, parts.null_label)
     source = read_ahead(source, config.train.data_on_device)
-    run = runs.open_for_training(config, source.image_shape)  # from here on the disk is written to
-    with prepared(run, parts, source) as job:
-        state = first_state(job)
+    with (
+        runs.locked_for_training(config, source.image_shape) as run,  # from here on it is written
+        prepared(run, parts, source) as job,
+    ):
+        state, progress = first_state(job)
+        cut_back(job, int(state.step))
         announce(job, state)
         if not finished(job, state):
-            state = fit(job, state)
+            state = fit(job, state, progress)
             finish(job, state)
     print(f"Finished: {run.final_grid}, {run.final_gif}, {run.loss_curve}", flush=True)
     return run
 
 
-def first_state(job: Job) -> TrainState:
-    """The newest checkpoint, or a fresh state from the seed, or from the weights of an import."""
+def first_state(job: Job) -> tuple[TrainState, Progress]:
+    """The newest whole checkpoint, or a fresh state from the seed, or from imported weights."""
     state = jax.jit(job.parts.init_state)(jax.random.key(job.run.config.seed))
-    step = checkpoint.latest_step(job.checkpoints)
-    if step is None:
-        return state
-    if step == 0:  # imported, maybe with another optimiser and other averages
-        params = checkpoint.restore_params(job.checkpoints, state.params, step=step)
-        return starting_from(params, state)
-    return checkpoint.restore(job.checkpoints, state)
+    if checkpoint.latest_step(job.checkpoints) is None:
+        return state, Progress()
+
+    def read(step: int) -> tuple[TrainState, Progress]:
+        if step == 0:  # imported, maybe with another optimiser and other averages
+            params = checkpoint.restore_params(job.checkpoints, state.params, step=step)
+            return starting_from(params, state), Progress()
+        about = checkpoint.about(job.checkpoints, step)
+        restored = checkpoint.restore(job.checkpoints, state, step=step)
+        return restored, from_json(about.get("progress"))
+
+    return checkpoint.newest(job.checkpoints, read)
+
+
+def cut_back(job: Job, step: int) -> None:
+    """Drop what was written of the steps after `step`, where training goes on."""
+    metrics.keep_until(job.run.metrics, step)
+    job.board.start_after(step)
 
 
 def announce(job: Job, state: TrainState) -> None:
@@ -82,46 +97,54 @@ def finished(job: Job, state: TrainState) -> bool:
     return int(state.step) == job.run.config.train.num_steps and job.run.loss_curve.exists()
 
 
-def fit(job: Job, state: TrainState) -> TrainState:
+def fit(job: Job, state: TrainState, progress: Progress) -> TrainState:
     """Take the steps that are left; log, draw and save when it is time, or on request."""
     config, train = job.run.config, job.run.config.train
     key = jax.random.fold_in(jax.random.key(config.seed), 1)  # key(seed) itself made the parameters
     step = int(state.step)
+    end = min(train.num_steps, step + (train.max_steps or train.num_steps))
+    if job.stop.signum and step < end:
+        raise stopped(job, step)
+    draw_missing_grid(job, state, step)
     feed = make_feed(
-        job.source, train.batch_size, config.seed, start_step=step, end_step=train.num_steps,
+        job.source, train.batch_size, config.seed, start_step=step, end_step=end,
         steps_per_call=train.steps_per_call, on_device=job.on_device,
     )  # fmt: skip
-    window: list[Metrics] = []
-    losses: list[float] = []  # of the windows since the last checkpoint
-    with tqdm(total=train.num_steps, initial=step, unit="step", dynamic_ncols=True) as bar:
+    window, losses, bad = list(progress.window), list(progress.losses), None
+    begin = step - progress.num_steps
+    with tqdm(total=train.num_steps, initial=begin, unit="step", dynamic_ncols=True) as bar:
         for batch, count in feed:
             state, values = job.train_step(state, batch, key)
             window.append(values)
             step += count
             last = step == train.num_steps
             if step % train.log_every == 0 or last:
-                rows = joined(window)
+                rows, window = joined(window), []
                 losses.append(log(job, step, rows, bar))
-                window = []
                 if last or step % train.snapshot_every == 0:
                     snapshot(job, state, step)  # before the checkpoint, lest a resumed run lack it
                 bad = too_many_bad(job, step, rows)
-                if bad or job.stop.signum or last or step % train.checkpoint_every == 0:
-                    save(job, state, mean_of_finite(losses))
-                    losses = []
-                if bad:
-                    raise bad
-                if job.stop.signum and not last:
-                    raise stopped(job, step)
-                if step % train.sample_every == 0 and not last:
-                    draw_grid(job, state, step)
+            stopping = bool(bad or job.stop.signum) or step == end
+            due = last or step % train.checkpoint_every == 0
+            if stopping or due:
+                loss, losses = (mean_of_finite(losses), []) if due else (math.nan, losses)
+                save(job, state, loss, Progress(tuple(window), tuple(losses)))
+            if bad:
+                checkpoint.wait(job.checkpoints)
+                raise bad
+            if stopping and not last:
+                raise stopped(job, step)
+            if step % train.sample_every == 0 and not last:
+                draw_grid(job, state, step)
     return state
 
 
-def joined(window: list[Metrics]) -> dict[str, Any]:
-    """The metrics of several calls, each of one or more steps, as one array per name."""
-    rows = jax.device_get(window)
-    return {name: np.concatenate([np.atleast_1d(row[name]) for row in rows]) for name in rows[0]}
+def draw_missing_grid(job: Job, state: TrainState, step: int) -> None:
+    """Draw the grid of `step`, where training goes on, if it ended between checkpoint and grid."""
+    train = job.run.config.train
+    due = 0 < step < train.num_steps and step % train.sample_every == 0
+    if due and not grid_path(job, step).exists():
+        draw_grid(job, state, step)
 
 
 def log(job: Job, step: int, rows: dict[str, Any], bar: Any) -> float:
@@ -180,15 +203,16 @@ def snapshot(job: Job, state: TrainState, step: int) -> None:
     write_snapshots(job.run.snapshots, job.run.config.train.posthoc_ema, averages, step)
 
 
-def save(job: Job, state: TrainState, loss: float) -> None:
-    """Write a checkpoint with the configuration in it, and the mean loss since the one before."""
+def save(job: Job, state: TrainState, loss: float, progress: Progress) -> None:
+    """Begin a checkpoint with the configuration in it, and the mean loss since the one before."""
+    about = runs.describe(job.run) | {"progress": to_json(progress)}
     known = loss if math.isfinite(loss) else None
-    checkpoint.save(job.checkpoints, state, runs.describe(job.run), loss=known)
+    checkpoint.save(job.checkpoints, state, about, loss=known)
 
 
 def stopped(job: Job, step: int) -> Stopped:
-    """The exception that ends an interrupted run."""
-    assert job.stop.signum is not None
+    """The exception that ends a run before its last step, once its checkpoint is on disk."""
+    checkpoint.wait(job.checkpoints)
     message = f"Stopped and saved after step {step} in {job.run.folder}"
     return Stopped(job.stop.signum, f"{message}: run the same command again to continue")
 
@@ -205,9 +229,14 @@ def draw_grid(job: Job, state: TrainState, step: int) -> Samples:
             num_labels=job.parts.num_labels,
         )
     )
-    write_samples(job.run.samples / f"step_{step:07d}.png", samples)
-    job.board.add_image("samples", grid(samples.images), step, dataformats="HWC")
+    write_samples(grid_path(job, step), samples)
+    job.board.add_image("samples", grid(samples.images), step)
     return samples
+
+
+def grid_path(job: Job, step: int) -> Path:
+    """The file of the sample grid of `step`."""
+    return job.run.samples / f"step_{step:07d}.png"
 
 
 def finish(job: Job, state: TrainState) -> None:

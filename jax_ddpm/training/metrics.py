@@ -1,11 +1,17 @@
 """metrics.jsonl, which says the same for a run that was interrupted as for one that was not."""
 
+import itertools
 import json
 import math
+import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jax_ddpm.files import write_atomically
+from jax_ddpm.errors import UserError
+from jax_ddpm.files import write_atomically, writing
+from jax_ddpm.untrusted import reason
+
+MAX_LINE, MAX_VALUE = 10_000, sys.float_info.max
 
 
 class Row(NamedTuple):
@@ -22,18 +28,32 @@ class Row(NamedTuple):
 
 
 def append(path: Path, row: Row) -> None:
-    """Add one line to the file."""
-    with path.open("a") as file:
+    """Add one line to the file. Raises UserError if the disk does not take it."""
+    with writing(path), path.open("a") as file:
         file.write(_line(row))
 
 
 def read(path: Path) -> list[Row]:
-    """Every whole row of the file, if it is there; a half-written last line is left out."""
+    """Every whole row of the file, if it is there; a half-written last line is left out.
+
+    Raises UserError, naming the line, for anything else.
+    """
     if not path.exists():
         return []
-    return [
-        _row(json.loads(line)) for line in path.read_text().splitlines(True) if line.endswith("\n")
-    ]
+    rows = []
+    with path.open("rb") as file:
+        for number in itertools.count(1):
+            line = file.readline(MAX_LINE)
+            if not line.endswith(b"\n") and len(line) < MAX_LINE:
+                return rows
+            try:
+                rows.append(_row(json.loads(line)))
+            except (ValueError, TypeError, AttributeError, RecursionError) as error:
+                raise UserError(
+                    f"line {number} of {path} is no row of the log: {reason(error)}; mend or remove "
+                    "that line, and run the same command again"
+                ) from error
+    raise AssertionError("unreachable")
 
 
 def keep_until(path: Path, step: int) -> None:
@@ -47,6 +67,11 @@ def _line(row: Row) -> str:
     return json.dumps({name: None if math.isnan(value) else value for name, value in values}) + "\n"
 
 
-def _row(values: dict[str, float | None]) -> Row:
+def _row(values: Any) -> Row:
     known = {name: math.nan if value is None else value for name, value in values.items()}
-    return Row(**known)  # type: ignore[arg-type]
+    row = Row(**known)
+    numbers = all(type(value) in (int, float) and abs(value) <= MAX_VALUE or value != value
+                  for value in row)  # fmt: skip
+    if not numbers or type(row.step) is not int or type(row.skipped) is not int:
+        raise ValueError("one of its values is no number")
+    return row

@@ -49,6 +49,20 @@ DIFFUSERS_TRAINING = TrainConfig(
 )
 
 
+CIFAR_10 = DataConfig("cifar10", image_size=32, channels=3)
+
+
+def ddpm_256(preset: str, name: str, *, num_steps: int, random_flip: bool = True) -> Config:
+    """Ho et al.'s training on 256x256 images of the data set `name`."""
+    return Config(
+        preset=preset,
+        data=DataConfig(name, image_size=256, channels=3, random_flip=random_flip),
+        model=UNetConfig(channel_mult=(1, 1, 2, 2, 4, 4), attn_levels=(4,), dropout=0.0),
+        train=TrainConfig(num_steps=num_steps, batch_size=64, learning_rate=2e-5),
+        sample=SampleConfig(variance="fixed_small"),
+    )
+
+
 def diffusers_ddpm(channels: tuple[int, ...], attention: int) -> UNet2DConfig:
     """The published networks have attention, with one head, at one level each."""
     down: list[DownBlock] = ["DownBlock2D"] * len(channels)
@@ -98,13 +112,19 @@ PRESETS: dict[str, Config] = {
         sample=SampleConfig(sampler="ddim", num_steps=50, spacing="trailing"),
     ),
     # Ho et al. 2020, CIFAR-10: 35.7M parameters, 800,000 steps.
-    "ddpm-cifar10": Config(preset="ddpm-cifar10"),
-    # Ho et al. 2020, 256x256 images (CelebA-HQ, LSUN): 114M parameters.
-    "ddpm-256": Config(
-        preset="ddpm-256",
-        model=UNetConfig(channel_mult=(1, 1, 2, 2, 4, 4), attn_levels=(4,), dropout=0.0),
-        train=TrainConfig(num_steps=500_000, batch_size=64, learning_rate=2e-5),
-        sample=SampleConfig(variance="fixed_small"),
+    "ddpm-cifar10": Config(preset="ddpm-cifar10", data=CIFAR_10),
+    # Ho et al. 2020, 256x256 images: 114M parameters. Bedrooms are not mirrored.
+    "ddpm-256": ddpm_256("ddpm-256", "celeb_a_hq/256", num_steps=500_000),
+    "ddpm-lsun-bedroom": ddpm_256(
+        "ddpm-lsun-bedroom", "lsun/bedroom", num_steps=2_400_000, random_flip=False
+    ),
+    "ddpm-lsun-church": ddpm_256("ddpm-lsun-church", "lsun/church_outdoor", num_steps=1_200_000),
+    # Song et al. 2021 (DDIM), CelebA; they cut 140 pixels out of the centre of 178x218.
+    "ddim-celeba64": Config(
+        preset="ddim-celeba64",
+        data=DataConfig("celeb_a", image_size=64, channels=3),
+        model=UNetConfig(channel_mult=(1, 2, 2, 2, 4), attn_levels=(2,)),
+        train=TrainConfig(num_steps=500_000),
     ),
     # The systems that people learn from and use, each with its own conventions.
     # EPITA's practical: `resnet_block_groups=1` for ResNet blocks, 8 for ConvNeXt ones. PyTorch's
@@ -196,14 +216,14 @@ PRESETS: dict[str, Config] = {
     # example of unconditional training does.
     "diffusers-ddpm": Config(
         preset="diffusers-ddpm",
-        data=DataConfig(image_size=32, channels=3, random_flip=False),
+        data=replace(CIFAR_10, random_flip=False),
         model=diffusers_ddpm((128, 256, 256, 256), attention=1),
         diffusion=DiffusionConfig(clipped_log_variance="floor"),
         train=DIFFUSERS_TRAINING,
     ),
     "diffusers-ddpm-256": Config(
         preset="diffusers-ddpm-256",
-        data=DataConfig(image_size=256, channels=3, random_flip=False),
+        data=DataConfig("celeb_a_hq/256", image_size=256, channels=3, random_flip=False),
         model=diffusers_ddpm((128, 128, 256, 256, 512, 512), attention=4),
         diffusion=DiffusionConfig(clipped_log_variance="floor"),
         train=DIFFUSERS_TRAINING,
@@ -213,7 +233,7 @@ PRESETS: dict[str, Config] = {
     # on a scale of 1000, gradients are not clipped, images not mirrored.
     "improved-diffusion": Config(
         preset="improved-diffusion",
-        data=DataConfig(image_size=32, channels=3, random_flip=False),
+        data=replace(CIFAR_10, random_flip=False),
         model=ImprovedDiffusionConfig(
             channel_mult=(1, 2, 2, 2),
             num_res_blocks=3,
@@ -242,7 +262,7 @@ PRESETS: dict[str, Config] = {
     # Dhariwal & Nichol 2021, ImageNet 64x64 with classes.
     "guided-diffusion": Config(
         preset="guided-diffusion",
-        data=DataConfig(image_size=64, channels=3),
+        data=DataConfig("imagenet_resized/64x64", image_size=64, channels=3),
         model=GuidedDiffusionConfig(
             model_channels=192,
             channel_mult=(1, 2, 3, 4),

@@ -27,7 +27,7 @@ SMALL = {
 SHORT = (
     "--train.num-steps 2 --train.batch-size 4 --train.accumulate 2 --train.warmup-steps 0 "
     "--train.log-every 1 --train.sample-every 2 --train.checkpoint-every 1 --sample.num-steps 3 "
-    "--train.parallel jit"
+    "--train.parallel jit --data.name embedded"
 )
 
 

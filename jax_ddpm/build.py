@@ -168,10 +168,10 @@ def output_shape(
     network: NetworkFns, image_shape: tuple[int, int, int], num_labels: int | None
 ) -> tuple[int, ...]:
     """(height, width, channels) of what the network makes of an image, without computing it."""
-    x_t, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
-    label = None if num_labels is None else t
 
     def output(key: Key[Array, ""]) -> Any:
+        x_t, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)  # shapes alone, in here
+        label = None if num_labels is None else t
         return network.apply_fn(network.init(key), x_t, t, label=label)
 
     return jax.eval_shape(output, jax.random.key(0)).shape[1:]

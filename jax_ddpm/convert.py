@@ -15,19 +15,20 @@ import tyro
 from jax_ddpm import cli, runs
 from jax_ddpm.averages import chosen_params, require_choice
 from jax_ddpm.build import build
-from jax_ddpm.config import Config, DataConfig, validate
+from jax_ddpm.config import MAX_TIMESTEPS, Config, DataConfig, validate
 from jax_ddpm.data.sources import open_source
 from jax_ddpm.errors import UserError
 from jax_ddpm.files import write_atomically
 from jax_ddpm.generate import load_state
 from jax_ddpm.interop import PEERS, Network, Source, from_torch, to_state_dict
-from jax_ddpm.interop.files import read_weights, write_weights
+from jax_ddpm.interop.files import read_weights, require_suffix, write_weights
 from jax_ddpm.interop.unwrap import find_tensor
 from jax_ddpm.models import Architecture, ModelConfig
 from jax_ddpm.presets import PRESET_OF, PRESETS
 from jax_ddpm.schedules import BETAS, ScheduleName, rescale_zero_terminal_snr
 from jax_ddpm.training.checkpoint import open_checkpoints, save
 from jax_ddpm.training.state import starting_from
+from jax_ddpm.untrusted import read_json, reason
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,7 @@ def read_arguments(args: ImportArgs) -> dict[str, Any] | None:
     path = args.config or (beside if beside.is_file() else args.file.with_name("config.json"))
     if args.config is None and not path.is_file():
         return None
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
+    values = read_json(path, "the JSON file of a network's arguments")
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold an object: argument -> value")
     of_a_run = "format" in values and args.config is None
@@ -92,7 +90,11 @@ def run_config(settings: Config, network: Network, given: Mapping[str, Any]) -> 
     betas = find_tensor(given, "betas")
     if betas is None:
         return config
-    name, zero = schedule_of(np.asarray(betas, np.float64))
+    try:
+        betas = np.asarray(betas, np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the file's betas are no numbers: {reason(error)}") from error
+    name, zero = schedule_of(betas)
     diffusion = replace(
         config.diffusion, schedule=name, zero_terminal_snr=zero, num_timesteps=len(betas)
     )
@@ -105,6 +107,10 @@ def schedule_of(betas: np.ndarray) -> tuple[ScheduleName, bool]:
 
     Raises UserError if none has.
     """
+    if betas.ndim != 1 or not 1 <= len(betas) <= MAX_TIMESTEPS:
+        raise UserError(
+            f"the file's betas have shape {betas.shape}: expected one for each timestep"
+        )
     zero = bool(betas[-1] == 1)
     for name, make_betas in BETAS.items():
         try:
@@ -172,10 +178,13 @@ def export_weights(args: ExportArgs) -> Path:
     run's network.
     """
     run = runs.load(args.run)
+    if args.out is not None:
+        require_suffix(args.out, "--out")
     require_choice(run.config, args.weights, args.posthoc_ema, args.posthoc_step)
     state = load_state(run, build(run.config, run.image_shape))
     params, what = chosen_params(run, state, args.weights, args.posthoc_ema, args.posthoc_step)
-    asked = args.source or cast(Source | None, run.imported_from)
+    imported_from = run.imported_from if run.imported_from in PEERS else None
+    asked = args.source or cast(Source | None, imported_from)
     sources = [asked] if asked else list(PEERS)
     for source in sources:
         state_dict, arguments = translated(params, run.config.model, source)

@@ -54,4 +54,4 @@ def require_plain_value(name: str, value: Any, limits: Limits = ANY) -> None:
 
 
 def _short(value: int) -> str:
-    return f"{value:,}" if abs(value) < 10**30 else "an integer of more than 30 digits"
+    return str(value) if abs(value) < 10**30 else "an integer of more than 30 digits"

@@ -18,19 +18,19 @@ SCHEDULE = named_schedule("linear", 100, dtype=jnp.float64)
 TABLE = {"whole_timesteps": True}
 NOISE = {"zero_terminal_snr": True}
 BAD = [
-    ({"spacing": "karras", "num_steps": 0}, {}, "number of steps is 0, .* at least 1"),
+    ({"spacing": "karras", "num_steps": 0}, {}, "--steps is 0, .* at least 1"),
     ({"spacing": "karras"}, NOISE, "spacing is karras, .* in t, such as trailing"),
     ({"spacing": "log_snr"}, TABLE, "spacing is log_snr, .* table of times"),
     ({"timesteps": "5,9"}, {}, "must descend between T - 1 = 999 and 0"),
-    ({"timesteps": "9,5", "respacing": "25"}, {}, "timesteps is 9,5, .* left out with respacing 25"),
+    ({"timesteps": "9,5", "respacing": "25"}, {}, "timesteps is 9,5, .* left out with --respacing 25"),
     ({"sampler": "heun", "spacing": "trailing"}, NOISE, "sampler is heun, .* pure noise"),
     ({"sampler": "pndm", "timesteps": "999,0"}, NOISE, "sampler is pndm, .* pure noise"),
     ({"sampler": "plms", "spacing": "linspace"}, NOISE, "sampler is plms, .* pure noise"),
-    ({"churn": 1.0}, {}, "churn is 1.0, .* 0 with the sampler ddpm: only heun"),
+    ({"churn": 1.0}, {}, "churn is 1.0, .* 0 with --sampler ddpm: only heun"),
     ({"churn": -1.0, "sampler": "heun"}, {}, "churn is -1.0, .* 0 or more"),
     ({"churn": 1.0, "sampler": "heun"}, TABLE, "churn is 1.0, .* table of times"),
     ({"churn_min": -1.0}, {}, "churn-min is -1.0"),
-    ({"churn_min": 2.0, "churn_max": 1.0}, {}, "churn-max is 1.0, .* at least churn-min 2"),
+    ({"churn_min": 2.0, "churn_max": 1.0}, {}, "churn-max is 1.0, .* at least --churn-min 2"),
     ({"churn_noise": -1.0}, {}, "churn-noise is -1.0"),
     ({"dynamic_threshold": 0.0}, {}, "dynamic-threshold is 0.0, .* a quantile"),
     ({"dynamic_threshold": 1.1}, {}, "dynamic-threshold is 1.1, .* a quantile"),

@@ -42,6 +42,12 @@ def read_weights(path: Path) -> dict[str, Any]:
     raise UserError(f"{path} must end in one of {', '.join(SUFFIXES)}")
 
 
+def require_suffix(path: Path, name: str = "") -> None:
+    """Raise UserError unless `path`, which the flag `name` gives, ends as a weight file does."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{name} {path} must end in one of {', '.join(SUFFIXES)}".lstrip())
+
+
 def write_weights(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
     """Write a state dict as .safetensors, .npz, or a PyTorch file, by suffix.
 
@@ -60,7 +66,7 @@ def write_weights(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
             tensors = {name: _to_tensor(torch, array) for name, array in state_dict.items()}
             write_atomically(path, lambda temporary: torch.save(tensors, temporary))
         case _:
-            raise UserError(f"{path} must end in one of {', '.join(SUFFIXES)}")
+            require_suffix(path)
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from jax_ddpm.interop.state_dict import from_state_dict, to_state_dict
 from jax_ddpm.interop.unet import HO, TORCH_REF
 from jax_ddpm.interop.unwrap import unwrap
 from jax_ddpm.models import Architecture, make_network, parameter_shapes
+from jax_ddpm.untrusted import reason
 
 Source = Literal[
     "torch_ref",
@@ -49,6 +50,8 @@ PEERS: dict[Source, Peer] = {
     "annotated_ws": ANNOTATED_WS,
     "epita": EPITA,
 }
+# What shapes and arguments that make no network run into, wherever that is first seen.
+UNFIT = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError)
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,10 @@ def from_torch(
         made.check()
         like = parameter_shapes(made)
         params = from_state_dict(tensors, peer, like)
-    except (UserError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"these are not the {source} weights of this network: {error}") from error
+    except UNFIT as error:
+        raise UserError(
+            f"these are not the {source} weights of this network: {reason(error)}"
+        ) from error
     return Network(source, made, jax.tree.map(as_array, params), make_apply(made))
 
 
@@ -106,7 +111,7 @@ def complete_config(
         inferred = peer.infer({name: tensor.shape for name, tensor in tensors.items()})
     except UserError:  # it says more
         raise
-    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+    except UNFIT as error:
         names = ", ".join(list(tensors)[:3])
         raise UserError(f"it has no network with weights called {names}, ...") from error
     if given is None and (unknown := [n for n in peer.unknowable if n not in inferred]):

@@ -1,5 +1,6 @@
 """Stored power-function averages of a run: one safetensors file for each width and step."""
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -13,10 +14,19 @@ import safetensors.numpy
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.files import write_atomically
-from jax_ddpm.posthoc_ema import gamma_from_sigma_rel, profile_error, reconstruct, solve_weights
+from jax_ddpm.posthoc_ema import (
+    MAX_SIGMA_REL,
+    gamma_from_sigma_rel,
+    profile_error,
+    reconstruct,
+    solve_weights,
+)
 from jax_ddpm.training.state import Params
+from jax_ddpm.untrusted import reason
 
-NAME = re.compile(r"sigma_rel_(?P<sigma_rel>[0-9.e-]+)_step_(?P<step>\d+)\.safetensors")
+NAME = re.compile(r"sigma_rel_(?P<sigma_rel>[0-9.e-]+)_step_(?P<step>[0-9]+)\.safetensors")
+MIN_SIGMA_REL, MAX_STEP = 1e-4, 2**31
+FLOATS = (np.float32, np.float64)
 
 
 class Snapshot(NamedTuple):
@@ -52,13 +62,29 @@ def _write(path: Path, average: Params, about: dict[str, Any]) -> None:
 
 
 def list_snapshots(folder: Path) -> list[Snapshot]:
-    """All snapshots in `folder`, in the order of their steps; none if it is not there."""
-    found = ((NAME.fullmatch(path.name), path) for path in folder.glob("*.safetensors"))
-    return sorted(
-        Snapshot(int(match["step"]), float(match["sigma_rel"]), path)
-        for match, path in found
-        if match
-    )
+    """All snapshots in `folder`, in the order of their steps; none if it is not there.
+
+    Raises UserError for a name that says an impossible step or width, or what another says too.
+    """
+    found = ((NAME.fullmatch(path.name), path) for path in sorted(folder.glob("*.safetensors")))
+    snapshots = sorted(_snapshot(match, path) for match, path in found if match)
+    for one, other in itertools.pairwise(snapshots):
+        if one[:2] == other[:2]:
+            raise UserError(f"{one.path} and {other.path} are the same snapshot: remove one")
+    return snapshots
+
+
+def _snapshot(match: re.Match[str], path: Path) -> Snapshot:
+    try:
+        step, sigma_rel = int(match["step"]), float(match["sigma_rel"])
+    except ValueError:
+        step, sigma_rel = 0, 0.0
+    if not (1 <= step <= MAX_STEP and MIN_SIGMA_REL <= sigma_rel < MAX_SIGMA_REL):
+        raise UserError(
+            f"{path} is no snapshot: its name must say a step and a relative width between "
+            f"{MIN_SIGMA_REL} and {MAX_SIGMA_REL:.4f}"
+        )
+    return Snapshot(step, sigma_rel, path)
 
 
 def read_snapshot(path: Path, like: Params) -> Params:
@@ -68,12 +94,14 @@ def read_snapshot(path: Path, like: Params) -> Params:
     """
     try:
         arrays = safetensors.numpy.load_file(path)
-    except (OSError, safetensors.SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is not a whole snapshot: {error}") from error
+    except Exception as error:  # a KeyError for a dtype that NumPy lacks, and others
+        raise UserError(f"{path} is not a whole snapshot: {reason(error)}") from error
     expected = _by_name(like)
     for name in expected | arrays:
         if name not in expected or name not in arrays or arrays[name].shape != expected[name].shape:
             raise UserError(f"{path} is a snapshot of another network: {name} differs")
+        if arrays[name].dtype not in FLOATS or not np.isfinite(arrays[name]).all():
+            raise UserError(f"{path} is damaged: {name} holds more than finite numbers")
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in expected])
 
 

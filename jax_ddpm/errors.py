@@ -1,6 +1,6 @@
 """The two ways in which a command ends early and says why."""
 
-MAX_LENGTH = 1000
+MAX_LENGTH = 2000
 
 
 class UserError(ValueError):
@@ -12,7 +12,7 @@ class UserError(ValueError):
 
 
 def one_line(text: str) -> str:
-    """`text` on one line of at most 1000 characters, none of which could command a terminal."""
+    """`text` on one line of at most 2000 characters, none of which could command a terminal."""
     words = " ".join(text[: 10 * MAX_LENGTH].split())
     if len(words) > MAX_LENGTH:
         words = f"{words[: MAX_LENGTH // 2]} ... {words[-MAX_LENGTH // 4 :]}"

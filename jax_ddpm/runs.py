@@ -18,8 +18,8 @@ from jax_ddpm.errors import UserError
 from jax_ddpm.files import is_leftover, write_atomically, writing
 from jax_ddpm.formats import FORMAT, migrated
 from jax_ddpm.models import ARCHITECTURES
-from jax_ddpm.untrusted import read_json, reason
 from jax_ddpm.training.distributed import is_main_process, wait_for_all
+from jax_ddpm.untrusted import read_json, reason
 
 # Settings that do not change what a run computes.
 MAY_DIFFER = {"run", "train.parallel", "train.fsdp", "train.max_steps", "train.keep_checkpoints",
@@ -192,8 +192,8 @@ def require_no_way_out(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_symlink() and not path.resolve().is_relative_to(home):
             raise UserError(
-                f"{path} leads out of the run folder, to {path.resolve()}: put the files themselves "
-                "there (the run folder as a whole may be a link)"
+                f"{path} leads out of the run folder, to {path.resolve()}: put the files "
+                "themselves there (the run folder as a whole may be a link)"
             )
 
 

@@ -50,8 +50,8 @@ def read(path: Path) -> list[Row]:
                 rows.append(_row(json.loads(line)))
             except (ValueError, TypeError, AttributeError, RecursionError) as error:
                 raise UserError(
-                    f"line {number} of {path} is no row of the log: {reason(error)}; mend or remove "
-                    "that line, and run the same command again"
+                    f"line {number} of {path} is no row of the log: {reason(error)}; mend or "
+                    "remove that line, and run the same command again"
                 ) from error
     raise AssertionError("unreachable")
 
@@ -70,8 +70,8 @@ def _line(row: Row) -> str:
 def _row(values: Any) -> Row:
     known = {name: math.nan if value is None else value for name, value in values.items()}
     row = Row(**known)
-    numbers = all(type(value) in (int, float) and abs(value) <= MAX_VALUE or value != value
-                  for value in row)  # fmt: skip
+    numbers = all(type(value) in (int, float) for value in row)
+    numbers = numbers and not any(abs(value) > MAX_VALUE for value in row)
     if not numbers or type(row.step) is not int or type(row.skipped) is not int:
         raise ValueError("one of its values is no number")
     return row

@@ -68,6 +68,8 @@ LAYERS = {
     "training.by_example": ["training.distributed", "training.parallel"],
     "formats": ["errors"],
     "training.checksums": [],
+    "training.progress": ["training.step"],
+    "training.board": ["files"],
     "training.retention": [],
     "training.stored": ["errors", "formats", "training.checksums", "training.state"],
     "training.checkpoint": ["errors", "training.retention", "training.state", "training.stored"],

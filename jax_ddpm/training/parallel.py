@@ -1,17 +1,29 @@
-"""How a train step runs on the local devices: the one module that knows about them."""
+"""How the train step runs on the devices of one or several processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, Key
 
 from jax_ddpm.errors import UserError
+from jax_ddpm.training.distributed import (
+    AXIS,
+    devices_by_process,
+    process,
+    several_processes,
+)
+from jax_ddpm.training.sharding import DATA, FSDP, RULES, Rule, partition_specs
 from jax_ddpm.training.state import TrainState
 from jax_ddpm.training.step import Batch, Metrics, TrainStep
 
-Mode = Literal["jit", "pmap"]
-AXIS = "devices"
+Mode = Literal["jit", "pmap", "mesh"]
+Parallel = Literal["auto", "jit", "pmap", "mesh"]
+MakeStep = Callable[[str | None], TrainStep]
 
 # XLA on CPUs runs element-wise chains and reductions as fused library calls only if asked to.
 CPU_OPTIONS = {
@@ -19,24 +31,65 @@ CPU_OPTIONS = {
 }
 
 
-def choose_mode(parallel: Literal["auto", "jit", "pmap"], batch_size: int) -> Mode:
-    """pmap if asked for, or if there are several local devices; jit otherwise.
+@dataclass(frozen=True)
+class Layout:
+    """Where a train state lies: on one device, whole on each, or in parts.
 
-    Raises UserError if the batch does not divide over the devices.
+    `fsdp` (mesh only) is the number of devices over which each array is split that `rules` say so
+    of (see `partition_specs`); 1: no array is.
     """
-    several = jax.local_device_count() > 1
-    mode: Mode = "pmap" if parallel == "pmap" or (parallel == "auto" and several) else "jit"
-    if batch_size % num_devices(mode):
+
+    mode: Mode
+    fsdp: int = 1
+    rules: Sequence[Rule] = RULES
+
+    @property
+    def mesh(self) -> Mesh:
+        """All devices, in the order of their processes."""
+        devices = devices_by_process()
+        if self.mode == "mesh":
+            return Mesh(devices.reshape(-1, self.fsdp), (DATA, FSDP))
+        return Mesh(devices, (AXIS,))
+
+    def of(self, tree: Any) -> Any:
+        """The sharding of each array, or shape, of a train state."""
+        if self.mode == "jit":
+            sharding = SingleDeviceSharding(jax.local_devices()[0])
+            return jax.tree.map(lambda _: sharding, tree)
+        mesh, rules = self.mesh, self.rules if self.fsdp > 1 else ()
+        specs = partition_specs(tree, rules, mesh.shape)
+        is_spec = lambda leaf: isinstance(leaf, PartitionSpec)  # noqa: E731 - in some versions a tuple
+        return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec)
+
+
+def choose_mode(parallel: Parallel, batch_size: int, fsdp: int = 1) -> Mode:
+    """What is asked for; auto: pmap if there are several devices, jit otherwise.
+
+    Raises UserError if the batch does not divide over the devices, or they not by `fsdp`, and for
+    jit in one of several processes.
+    """
+    several = jax.local_device_count() > 1 or several_processes()
+    mode: Mode = ("pmap" if several else "jit") if parallel == "auto" else parallel
+    if mode == "jit" and several_processes():
         raise UserError(
-            f"--train.batch-size {batch_size} does not divide over {num_devices(mode)} devices: "
-            f"use a multiple of {num_devices(mode)}, or --train.parallel jit"
+            "--train.parallel jit runs on one device of one process: with --distributed take pmap "
+            "or mesh"
         )
+    count = num_devices(mode)
+    if batch_size % count:
+        way_out = "" if several_processes() else ", or --train.parallel jit"
+        raise UserError(
+            f"--train.batch-size {batch_size} does not divide over {count} devices: "
+            f"use a multiple of {count}{way_out}"
+        )
+    if count % fsdp:
+        raise UserError(f"--train.fsdp {fsdp} does not divide the {count} devices: use a divisor")
     return mode
 
 
 def num_devices(mode: Mode) -> int:
-    """How many devices a step runs on."""
-    return jax.local_device_count() if mode == "pmap" else 1
+    """How many devices a step runs on, over all processes."""
+    return 1 if mode == "jit" else jax.local_device_count() * process()[1]
 
 
 def compiler_options() -> dict[str, Any] | None:
@@ -44,30 +97,153 @@ def compiler_options() -> dict[str, Any] | None:
     return CPU_OPTIONS if jax.default_backend() == "cpu" else None
 
 
-def parallelize(make_step: Callable[[str | None], TrainStep], mode: Mode) -> TrainStep:
+def parallelize(
+    make_step: MakeStep,
+    mode: Mode,
+    *,
+    fsdp: int = 1,
+    rules: Sequence[Rule] = RULES,
+    batch_axis: int = 0,
+) -> TrainStep:
     """Compile the step that `make_step(axis_name)` builds; the state it is given is donated.
 
-    jit: one device. pmap: the batch is split over all local devices; the state has no device axis.
+    jit: one device. pmap: data parallel; `make_step` is given the name of the devices' axis. mesh:
+    one program on arrays that are split over all devices, the state as `Layout(mode, fsdp, rules)`
+    says. The state has no axis of devices.
+
+    NumPy arrays in a batch are the rows of this process, along `batch_axis` (1 after
+    `scan_steps`); JAX arrays are data that every device holds as a whole (see `on_all_devices`).
     """
     if mode == "jit":
         return jax.jit(make_step(None), donate_argnums=0, compiler_options=compiler_options())
-    mapped = jax.pmap(
-        make_step(AXIS), AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0
-    )
+    layout = Layout(mode, fsdp, rules)
+    if mode == "pmap":
+        return pmapped(make_step(AXIS), layout, batch_axis)
+    program = mesh_program(make_step(None), layout)
+    rows = NamedSharding(layout.mesh, PartitionSpec(*[None] * batch_axis, (DATA, FSDP)))
 
     def step(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
-        spread = jax.tree.map(lambda a: a.reshape(num_devices(mode), -1, *a.shape[1:]), batch)
-        return mapped(state, spread, key)
+        def spread(leaf: Any) -> Any:
+            if isinstance(leaf, jax.Array):
+                return leaf
+            return jax.make_array_from_process_local_data(rows, leaf)
+
+        return program(put(state, layout), jax.tree.map(spread, batch), key)
 
     return step
 
 
-def shapes_on_one_device(shapes: Any) -> Any:
-    """Shapes that say where their arrays go: to the first local device, whoever saved them."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
+def mesh_program(step: TrainStep, layout: Layout) -> Any:
+    """`step`, compiled for arrays on the mesh of `layout`; it leaves the state where it was."""
+
+    def on_mesh(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
+        new, metrics = step(state, batch, key)
+        everywhere = NamedSharding(layout.mesh, PartitionSpec())
+        return jax.lax.with_sharding_constraint((new, metrics), (layout.of(new), everywhere))
+
+    return jax.jit(on_mesh, donate_argnums=0)
+
+
+def pmapped(step: TrainStep, layout: Layout, batch_axis: int) -> TrainStep:
+    """`step` on every device, each with its part of the batch and the whole of the state."""
+
+    @cache
+    def mapped(treedef: Any, is_data: tuple[bool, ...]) -> Any:
+        axes = treedef.unflatten(None if data else batch_axis for data in is_data)
+        return jax.pmap(step, AXIS, in_axes=(None, axes, None), out_axes=None, donate_argnums=0)
+
+    def split(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array):
+            return leaf
+        before, after = leaf.shape[:batch_axis], leaf.shape[batch_axis + 1 :]
+        return leaf.reshape(*before, jax.local_device_count(), -1, *after)
+
+    def on_all(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
+        leaves, treedef = jax.tree.flatten(batch)
+        fn = mapped(treedef, tuple(isinstance(leaf, jax.Array) for leaf in leaves))
+        if several_processes():
+            state = put(state, layout)
+        new, metrics = fn(state, treedef.unflatten(map(split, leaves)), key)
+        return (as_global(new, layout) if several_processes() else new), metrics
+
+    return on_all
+
+
+def as_global(tree: Any, layout: Layout) -> Any:
+    """What pmap returns in one of several processes, as arrays of all devices; nothing is copied."""
+    everywhere = NamedSharding(layout.mesh, PartitionSpec())
+
+    def join(leaf: Any) -> Any:
+        parts = [shard.data for shard in leaf.addressable_shards]
+        return jax.make_array_from_single_device_arrays(leaf.shape, everywhere, parts)
+
+    return jax.tree.map(join, tree)
+
+
+def put(tree: Any, layout: Layout) -> Any:
+    """A train state where `layout` wants it; one that lies on these devices is left as it is."""
+    first = jax.tree.leaves(tree)[0]
+    devices = getattr(first, "sharding", None) and first.sharding.device_set
+    if devices == set(layout.mesh.devices.flat):
+        return tree
+    return jax.tree.map(place, tree, layout.of(tree))
+
+
+def place(leaf: Any, sharding: Any) -> Any:
+    """An array that every process has, on the devices of `sharding`."""
+    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = jax.random.key_data(leaf)
+        return jax.random.wrap_key_data(place(data, sharding), impl=jax.random.key_impl(leaf))
+    if sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return leaf if leaf.sharding == sharding else resharded(sharding)(leaf)
+    values = np.asarray(leaf)
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+
+@cache
+def resharded(sharding: Any) -> Callable[[Any], Any]:
+    """A program that leaves an array of several processes as it is, but lying elsewhere."""
+    return jax.jit(lambda a: a, out_shardings=sharding)
+
+
+def make_state(init: Callable[[Any], TrainState], key: Key[Array, ""], layout: Layout) -> Any:
+    """`init(key)` where `layout` wants it; if in parts, it is never whole on one device."""
+    if layout.fsdp == 1:
+        state = jax.jit(init)(key)
+        return state if layout.mode == "jit" else put(state, layout)
+    return jax.jit(init, out_shardings=layout.of(jax.eval_shape(init, key)))(key)
+
+
+def shapes_for(mode: Mode, shapes: Any, fsdp: int = 1) -> Any:
+    """Shapes that say where their arrays go, whoever saved them; jit: to the first local device."""
+    shardings = Layout(mode, fsdp).of(shapes)
+    return jax.tree.map(
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+        shapes, shardings,
+    )  # fmt: skip
+
+
+def on_all_devices(tree: Any, mode: Mode) -> Any:
+    """Arrays that every process has, as data that each device of a step holds whole."""
+    if mode == "jit":
+        return jax.device_put(tree, jax.local_devices()[0])
+    everywhere = NamedSharding(Layout(mode).mesh, PartitionSpec())
+    return jax.tree.map(lambda leaf: place(leaf, everywhere), tree)
 
 
 def on_one_device(tree: Any) -> Any:
-    """Replicated arrays as arrays of the first local device."""
-    return jax.tree.map(lambda a: a.addressable_data(0), tree)
+    """The arrays, wherever they lie, whole and on the first local device."""
+
+    def whole(leaf: Any) -> Any:
+        if not leaf.is_fully_replicated:
+            leaf = resharded(NamedSharding(leaf.sharding.mesh, PartitionSpec()))(leaf)
+        return leaf.addressable_data(0)
+
+    return jax.tree.map(whole, tree)
+
+
+def shapes_on_one_device(shapes: Any) -> Any:
+    """`shapes_for` one device, or for all devices of several processes."""
+    return shapes_for("pmap" if several_processes() else "jit", shapes)

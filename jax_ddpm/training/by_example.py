@@ -1,0 +1,73 @@
+"""Programs that do the same for each image, on the devices where the parameters are."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jax_ddpm.training.distributed import AXIS, devices_by_process, several_processes
+from jax_ddpm.training.parallel import compiler_options, place
+
+
+def by_example(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile `fn(params, examples, *more)`, of which no result depends on more than one example.
+
+    It runs where the parameters are: on one device; or on all devices of their mesh, each with its
+    part of the examples. Arguments are split that are as long as `examples`, which the number of
+    devices must divide (see `fill_up`). The results are whole on every device.
+    """
+    alone = jax.jit(fn, compiler_options=compiler_options())
+
+    @cache
+    def together(mesh: Mesh) -> Any:
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        return jax.jit(fn, out_shardings=everywhere, compiler_options=compiler_options())
+
+    def call(params: Any, *args: Any) -> Any:
+        mesh = mesh_of(params)
+        return alone(params, *args) if mesh is None else together(mesh)(params, *split(args, mesh))
+
+    return call
+
+
+def spread(params: Any, num_examples: int) -> Any:
+    """`params` whole on as many devices as there is work for; of several processes, on all.
+
+    What lies on several devices already is left there.
+    """
+    count = jax.device_count() if several_processes() else min(jax.device_count(), num_examples)
+    if count == 1 or mesh_of(params) is not None:
+        return params
+    everywhere = NamedSharding(Mesh(devices_by_process()[:count], (AXIS,)), PartitionSpec())
+    return jax.tree.map(lambda leaf: place(leaf, everywhere), params)
+
+
+def fill_up(num_examples: int, params: Any) -> int:
+    """The next larger number of examples that divides over the devices of `params`."""
+    mesh = mesh_of(params)
+    count = 1 if mesh is None else mesh.size
+    return -(-num_examples // count) * count
+
+
+def mesh_of(params: Any) -> Mesh | None:
+    """The devices on which `params` are, if they are on several."""
+    for leaf in jax.tree.leaves(params):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
+            return sharding.mesh
+    return None
+
+
+def split(args: tuple[Any, ...], mesh: Mesh) -> tuple[Any, ...]:
+    """The arguments on the devices of `mesh`: in parts what has a row per example, else whole."""
+    length = len(jax.tree.leaves(args)[0])
+    rows, everywhere = PartitionSpec(mesh.axis_names), PartitionSpec()
+
+    def put(leaf: Any) -> Any:
+        by_row = np.ndim(leaf) > 0 and len(leaf) == length
+        return place(leaf, NamedSharding(mesh, rows if by_row else everywhere))
+
+    return jax.tree.map(put, args)

@@ -1,0 +1,179 @@
+"""Several processes that work as one: how they meet, agree, and part."""
+
+import os
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jax_ddpm.errors import UserError
+
+HEARTBEAT = 20  # seconds without a sign of life after which a process counts as dead
+AXIS = "devices"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Where this process stands among those of one job; not part of what the job computes."""
+
+    distributed: bool = False
+    """This is one of several processes of one job. On SLURM, under Open MPI, on Cloud TPUs and in
+    Kubernetes the rest is found out; elsewhere it is said by the three flags below."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, the same for all processes; the port must be free there."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """The number of this one, from 0."""
+    connect_timeout: int = 300
+    """Seconds to wait for the other processes."""
+
+
+def require_complete(launch: Launch) -> None:
+    """Raise UserError, in one sentence, for flags that do not say where this process stands."""
+    names = ("coordinator", "num_processes", "process_id")
+    given = {name: getattr(launch, name) for name in names}
+    present = [_flag(name) for name, value in given.items() if value is not None]
+    if not launch.distributed and present:
+        raise UserError(f"{present[0]} is given without --distributed: add it, or leave all out")
+    if present and len(present) < len(names):
+        missing = [_flag(name) for name, value in given.items() if value is None]
+        raise UserError(
+            f"{' and '.join(present)} without {' and '.join(missing)}: by hand, --distributed "
+            "takes --coordinator HOST:PORT --num-processes N --process-id I"
+        )
+    if not present:
+        return
+    host, _, port = str(launch.coordinator).rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UserError(f"--coordinator {launch.coordinator} must be HOST:PORT, such as node0:9876")
+    count, number = launch.num_processes or 0, launch.process_id or 0
+    if count < 1 or not 0 <= number < count:
+        raise UserError(
+            f"--process-id {launch.process_id} must be between 0 and N - 1 for --num-processes "
+            f"{launch.num_processes}"
+        )
+
+
+def join(launch: Launch) -> None:
+    """Meet the other processes, if there are any; from then on only process 0 prints.
+
+    To be called before anything touches a device. Raises UserError for incomplete flags, where no
+    cluster is found, and if the others do not come in time.
+    """
+    require_complete(launch)
+    if launch.connect_timeout < 1:
+        raise UserError(f"--connect-timeout is {launch.connect_timeout}, but must be at least 1")
+    if not launch.distributed:
+        return
+    # JAX's own handler of SIGTERM would take the signal from the loop's.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            launch.coordinator, launch.num_processes, launch.process_id,
+            initialization_timeout=launch.connect_timeout,
+            heartbeat_timeout_seconds=HEARTBEAT,
+        )  # fmt: skip
+    except ValueError as error:  # nothing found out, and nothing said
+        raise UserError(
+            "--distributed found no SLURM, Open MPI, Kubernetes or TPU job around it: say "
+            "--coordinator HOST:PORT --num-processes N --process-id I"
+        ) from error
+    except (RuntimeError, OSError, KeyError) as error:
+        where = launch.coordinator or "the coordinator that was found"
+        raise UserError(
+            f"{where} did not bring all processes together within {launch.connect_timeout} s: "
+            f"start all of them, and check address and port ({' '.join(str(error).split())[:200]})"
+        ) from error
+    if not is_main_process():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the end of the process
+
+
+def leave(code: int) -> None:
+    """End this process's part in the job: with the others if all went well, else at once.
+
+    A process that fails cannot wait for the others, who wait for it: they are told by the broken
+    connection, process 0 being the one that all are connected to.
+    """
+    if not jax.distributed.is_initialized():
+        return
+    if code in (0, 130):
+        with suppress(RuntimeError):  # another has failed, which it has said itself
+            jax.distributed.shutdown()
+            return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if jax.process_index() == 0:
+        time.sleep(1)  # those that fail for the same reason may say so, before the line is cut
+    os._exit(code or 1)
+
+
+def process() -> tuple[int, int]:
+    """(number of this process, how many there are)."""
+    return jax.process_index(), jax.process_count()
+
+
+def is_main_process() -> bool:
+    """Whether this is the one that prints and writes: process 0."""
+    return jax.process_index() == 0
+
+
+def several_processes() -> bool:
+    """Whether there are others."""
+    return jax.process_count() > 1
+
+
+def wait_for_all(name: str) -> None:
+    """Return when every process has come to this place, which `name` tells from others."""
+    if several_processes():
+        multihost_utils.sync_global_devices(name)
+
+
+class Agreement:
+    """What is asked for on any process is known on all of them at the same call, one call later.
+
+    Later, for so nobody waits: the answer to the question of the call before is long there.
+    """
+
+    def __init__(self) -> None:
+        """Nothing has been asked."""
+        self._asked: Any = None
+
+    def __call__(self, value: int) -> int:
+        """The largest `value` (0 or more) of the call before; of one process, of this call."""
+        if not several_processes():
+            return value
+        before, self._asked = self._asked, _largest(value)
+        return 0 if before is None else int(before)
+
+
+def _largest(value: int) -> Any:
+    """The largest value of all processes, as an array that need not be there yet."""
+    mesh = Mesh(devices_by_process(), (AXIS,))
+    rows = np.full(jax.local_device_count(), value, np.int32)
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    return _maximum(mesh)(jax.make_array_from_process_local_data(sharding, rows))
+
+
+@cache
+def _maximum(mesh: Mesh) -> Any:
+    return jax.jit(lambda a: a.max(), out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def devices_by_process() -> Any:
+    """All devices as an array, those of process 0 first, then those of process 1, and so on.
+
+    So the rows of a batch that process i holds are the i-th part of it.
+    """
+    return np.array(sorted(jax.devices(), key=lambda device: (device.process_index, device.id)))
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,187 @@
+"""Data from strangers: IDX, NumPy and picture files."""
+
+import gzip
+import io
+import math
+import shutil
+import struct
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mutations import INTERESTING, answer, junk_or, spoilt
+from PIL import Image
+
+from jax_ddpm.data.idx import read_idx
+from jax_ddpm.data.sources import open_source
+from jax_ddpm.untrusted import read_npz
+
+SIZES = st.one_of(st.integers(0, 4), st.sampled_from([n for n in INTERESTING if n < 2**32]))
+
+
+@st.composite
+def idx_files(draw):
+    """Headers of any shape, with the bytes that they announce or others, gzipped or not."""
+    shape = draw(st.lists(SIZES, max_size=4))
+    announced = math.prod(shape)
+    count = draw(st.sampled_from([announced, announced - 1, announced + 1, 24]))
+    start = draw(st.sampled_from([b"\0\0\x08", b"\0\0\x08", b"\0\0\x0d", b"\0\1\x08"]))
+    dims = draw(st.sampled_from([len(shape), len(shape), 0, 255]))
+    header = start + bytes([dims]) + struct.pack(f">{len(shape)}I", *shape)
+    raw = header + bytes(range(250)) * (min(max(count, 0), 1000) // 250 + 1)
+    raw = raw[: len(header) + min(max(count, 0), 1000)]
+    return gzip.compress(raw) if draw(st.booleans()) else raw
+
+
+@given(raw=junk_or(idx_files()))
+def test_idx(scratch, raw):
+    path = scratch / "any-idx3-ubyte"
+    path.write_bytes(raw)
+    array = answer(lambda: read_idx(path))
+    if array is not None:
+        inside = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        assert array.dtype == np.uint8
+        assert inside.endswith(array.tobytes())
+        assert len(inside) == 4 + 4 * array.ndim + array.size
+
+
+DTYPES = ["|u1", "<f4", ">f4", "<i8", "|O", "|b1", "<U3", "<U999999999", "V7", "<c16", "<M8[s]",
+          "<f2", "nonsense", "<f4,<O8", "|S0"]  # fmt: skip
+
+
+@st.composite
+def npy_files(draw):
+    """Headers of any dtype, order and shape, with as many bytes as one of them would want."""
+    shape = tuple(draw(st.lists(SIZES, max_size=4)))
+    text = draw(st.sampled_from([repr(shape), repr(shape), "(-1, 4)", "(2.5,)", "4", "()" * 400]))
+    order = draw(st.sampled_from(["False", "True", "None", "__import__('os')"]))
+    header = f"{{'descr': {draw(st.sampled_from(DTYPES))!r}, 'fortran_order': {order}, 'shape': {text}, }}"
+    header = header.ljust(118) + "\n"
+    version = draw(st.sampled_from([b"\x01\x00", b"\x02\x00", b"\x03\x00", b"\x09\x00"]))
+    form = "<H" if version == b"\x01\x00" else "<I"
+    start = b"\x93NUMPY" + version + struct.pack(form, len(header)) + header.encode()
+    return start + bytes(min(math.prod(shape) * draw(st.sampled_from([1, 4, 8])), 4096))
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+IMAGES = npy(np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3))
+LABELS = npy(np.array([1, 0]))
+MEMBERS = ["images.npy", "labels.npy", "x.npy", "../../outside.npy", "images", "a" * 3000 + ".npy"]
+METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+
+
+@st.composite
+def npz_files(draw):
+    """Archives of valid, invented and spoilt arrays under names of all kinds, packed in any way."""
+    buffer = io.BytesIO()
+    bodies = st.one_of(st.sampled_from([IMAGES, LABELS]), npy_files(), npy_files().flatmap(spoilt))
+    members = draw(st.lists(st.tuples(st.sampled_from(MEMBERS), bodies), max_size=3))
+    if draw(st.booleans()):
+        members = [("images.npy", IMAGES), ("labels.npy", LABELS), *members]
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name, body in members:
+            file.writestr(name, body, draw(st.sampled_from(METHODS)))
+    return buffer.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name", "ignore:Stored array")
+@given(raw=junk_or(npz_files()))
+def test_npz(scratch, raw):
+    path = scratch / "any.npz"
+    path.write_bytes(raw)
+    arrays = answer(lambda: read_npz(path))
+    for array in (arrays or {}).values():
+        assert not array.dtype.hasobject
+        assert array.nbytes <= 2**26
+    open_images(path)
+
+
+@pytest.mark.filterwarnings("ignore:Stored array")
+@given(raw=junk_or(st.one_of(npy_files(), st.just(IMAGES))))
+def test_npy(scratch, raw):
+    path = scratch / "any.npy"
+    path.write_bytes(raw)
+    open_images(path)
+
+
+def open_images(path):
+    source = answer(lambda: open_source("arrays", path))
+    if source is not None:
+        assert len(source.images) == len(source.labels) > 0
+        assert source.images[0].dtype == np.uint8
+        assert source.images[0].shape == source.image_shape
+        assert source.image_shape[-1] in (1, 3)
+        assert np.asarray(source.labels).dtype.kind in "iu"
+
+
+def picture(kind, mode="RGB", **options):
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 4), dtype=np.uint8)
+    buffer = io.BytesIO()
+    frame = Image.fromarray(pixels, "RGBA").convert(mode)
+    frame.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def exif():
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    return tags
+
+
+PICTURES = {
+    "a.png": [picture("PNG"), picture("PNG", "P"), picture("PNG", "RGBA"), picture("PNG", "I;16")],
+    "a.jpg": [picture("JPEG", exif=exif()), picture("JPEG", "CMYK"), picture("JPEG", "L", progressive=True)],
+    "a.gif": [picture("GIF", "P"), picture("GIF", "P", save_all=True, append_images=[Image.new("P", (7, 9))])],
+    "a.webp": [picture("WEBP"), picture("WEBP", "RGBA", lossless=True)],
+    "a.bmp": [picture("BMP"), picture("BMP", "P"), picture("BMP", "1")],
+}  # fmt: skip
+
+
+def chunks(png):
+    """The (kind, body) of each chunk of a PNG."""
+    at = 8
+    while at < len(png):
+        (length,) = struct.unpack_from(">I", png, at)
+        yield png[at + 4 : at + 8], png[at + 8 : at + 8 + length]
+        at += 12 + length
+
+
+@st.composite
+def spoilt_chunks(draw, png):
+    """One chunk of a PNG spoilt, moved or repeated, with checksums that are right."""
+    found = list(chunks(png))
+    i, j = draw(st.integers(0, len(found) - 1)), draw(st.integers(0, len(found) - 1))
+    found.insert(j, (found[i][0], draw(spoilt(found[i][1]))))
+    if draw(st.booleans()):
+        del found[i]
+    packed = (
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in found
+    )
+    return png[:8] + b"".join(packed)
+
+
+@pytest.mark.filterwarnings("ignore")  # of Pillow, about what it leaves out
+@pytest.mark.parametrize("name", PICTURES)
+@given(data=st.data())
+def test_pictures(scratch, name, data):
+    valid = data.draw(st.sampled_from([one for ones in PICTURES.values() for one in ones[:2]] + 6 * PICTURES[name]))
+    png = valid.startswith(b"\x89PNG") and data.draw(st.booleans())
+    raw = data.draw(spoilt_chunks(valid) if png else junk_or(st.just(valid)))
+    folder = scratch / f"pictures {name}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    (folder / name).write_bytes(raw)
+    size, channels = data.draw(st.sampled_from([(None, 3), (4, 1), (4, 3)]))
+    source = answer(lambda: open_source("folder", folder, image_size=size, channels=channels))
+    if source is not None:
+        found = answer(lambda: source.images[0])
+        assert found is None or (found.dtype, found.shape[-1]) == (np.uint8, channels)

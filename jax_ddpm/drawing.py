@@ -17,7 +17,8 @@ from jax_ddpm.images import stretch_to_uint8, to_uint8
 from jax_ddpm.sample_config import SampleConfig
 from jax_ddpm.samplers import SAMPLERS, Sampler, SamplerState, draw_noise, sample
 from jax_ddpm.schedules import Level
-from jax_ddpm.training.parallel import compiler_options
+from jax_ddpm.training.by_example import by_example, fill_up
+from jax_ddpm.training.distributed import is_main_process
 
 Labels = Int[Array | np.ndarray, " b"]
 
@@ -67,7 +68,8 @@ def make_generate_fn(
 ) -> GenerateFn:
     """One compiled program (params, keys[b], labels[b] or None, given) -> images [b, ...], frames.
 
-    It computes in the dtype of the schedule in `parts`. The frames [f, b, h, w, c] begin with x_T.
+    It computes in the dtype of the schedule in `parts`, and runs on the devices where the
+    parameters are (see `by_example`). The frames [f, b, h, w, c] begin with x_T.
     `gradient_of(labels)` is the gradient of a classifier that guides (see `classifier_gradient`).
     """
     levels = edit.levels(sampling_levels(settings, parts.schedule))
@@ -103,7 +105,7 @@ def make_generate_fn(
         )
         return pixels(x_0), jnp.concatenate([pixels(start)[None], frames])
 
-    return jax.jit(generate, compiler_options=compiler_options())
+    return by_example(generate)
 
 
 def make_denoiser(
@@ -165,10 +167,13 @@ def generate_images(
     label: int | None = None,
     edit: Edit = NO_EDIT,
 ) -> Iterator[Samples]:
-    """Images 0..num_images-1 of `seed`, batch by batch; the last batch is filled up and cut."""
+    """Images 0..num_images-1 of `seed`, batch by batch, on the devices where `params` are.
+
+    The last batch is filled up and cut, and so is each that does not divide over the devices.
+    """
     batch_size = min(batch_size, num_images)
     for first in range(0, num_images, batch_size):
-        indices = first + np.arange(batch_size)
+        indices = first + np.arange(fill_up(batch_size, params))
         labels = image_labels(num_labels, label, indices)
         keys = image_keys(seed, 0 * indices if edit.one_noise else indices)
         images, frames = generate(params, keys, labels, edit.given(indices))
@@ -179,7 +184,7 @@ def generate_images(
 def collect(batches: Iterable[Samples], num_images: int) -> Samples:
     """All batches as one, with a progress bar."""
     done = []
-    with tqdm(total=num_images, unit="img") as bar:
+    with tqdm(total=num_images, unit="img", disable=not is_main_process()) as bar:
         for batch in batches:
             done.append(batch)
             bar.update(len(batch.images))

@@ -37,7 +37,9 @@ from jax_ddpm.guidance import classifier_gradient
 from jax_ddpm.images import Pixels, grid, save_gif, save_png
 from jax_ddpm.sample_config import SampleConfig
 from jax_ddpm.samplers import SAMPLERS, SamplerName
+from jax_ddpm.training.by_example import spread
 from jax_ddpm.training.checkpoint import best_step, latest_step, open_checkpoints, restore
+from jax_ddpm.training.distributed import is_main_process
 from jax_ddpm.training.parallel import shapes_on_one_device
 from jax_ddpm.training.state import TrainState
 
@@ -225,9 +227,10 @@ def draw_samples(args: SampleArgs, run: runs.Run, settings: SampleConfig) -> Sam
     how = f"{settings.sampler} in {steps} steps"
     params, what = chosen_params(run, state, args.weights, args.posthoc_ema, args.posthoc_step)
     print(f"{args.num} images by {how}, {what}")
+    params = jax.tree.map(lambda leaf: leaf.astype(args.dtype), params)
     batches = generate_images(
         generate,
-        jax.tree.map(lambda leaf: leaf.astype(args.dtype), params),
+        spread(params, min(args.batch_size, args.num)),
         args.num,
         seed=args.seed,
         batch_size=args.batch_size,
@@ -302,8 +305,10 @@ def check_output(out: Path) -> None:
 def write_samples(out: Path, samples: Samples, columns: int | None = None) -> None:
     """Write `samples` as a grid (PNG), an animated grid (GIF) or an array (NPZ), by suffix.
 
-    A grid has `columns` columns, by default as many as rows.
+    A grid has `columns` columns, by default as many as rows. Of several processes one writes.
     """
+    if not is_main_process():
+        return
     match out.suffix.lower():
         case ".png":
             save_png(out, grid(samples.images, columns=columns))

@@ -94,7 +94,23 @@ def locked_for_training(config: Config, image_shape: tuple[int, int, int]) -> It
             run = open_for_training(config, image_shape)
             remove_leftovers(run)
         wait_for_all("the run folder is there")
+        if not is_main_process():
+            run = load_of_first(config, image_shape)
         yield run
+
+
+def load_of_first(config: Config, image_shape: tuple[int, int, int]) -> Run:
+    """The run that the first of several processes has opened.
+
+    Raises UserError if this one does not see it, or was started with other settings.
+    """
+    if not (config.folder / "config.json").exists():
+        raise UserError(
+            f"{config.folder} of the first process is not there for this one: all processes need "
+            "the same folder, on a file system that they share"
+        )
+    run, _ = _opened(config, image_shape)
+    return run
 
 
 def open_for_training(config: Config, image_shape: tuple[int, int, int]) -> Run:

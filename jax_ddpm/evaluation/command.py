@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax
 import numpy as np
 import tyro
 from jaxtyping import Float, Int
@@ -31,6 +30,8 @@ from jax_ddpm.files import write_atomically
 from jax_ddpm.generate import load_state
 from jax_ddpm.plots import save_likelihood
 from jax_ddpm.schedules import space_timesteps
+from jax_ddpm.training.by_example import fill_up, spread
+from jax_ddpm.training.distributed import is_main_process
 
 Values = dict[str, Float[np.ndarray, "n *S"]]
 
@@ -187,14 +188,16 @@ def collect(
 ) -> Values:
     """What `likelihood_fn` says of each image, batch by batch, with a progress bar."""
     done: list[Values] = []
-    with tqdm(total=args.num, unit="img") as bar:
+    size = min(args.batch_size, args.num)
+    params = spread(params, size)
+    with tqdm(total=args.num, unit="img", disable=not is_main_process()) as bar:
         for indices in batches_of(len(source.images), args.num, args.batch_size):
-            padded = np.resize(indices, min(args.batch_size, args.num))  # one shape, one program
+            padded = np.resize(indices, fill_up(size, params))  # one shape, one program
             pixels = np.stack([source.images[i] for i in padded])
             labels = None
             if parts.num_labels is not None:
                 labels = np.array([source.labels[int(i)] for i in padded])
-            found = likelihood_fn(params, jax.numpy.asarray(pixels), labels,
+            found = likelihood_fn(params, pixels, labels,
                                   image_keys(args.seed, padded))  # fmt: skip
             done.append({k: np.asarray(v, np.float64)[: len(indices)] for k, v in found.items()})
             bits = np.concatenate([batch["bits"] for batch in done])
@@ -226,7 +229,12 @@ def summary(values: Values, timesteps: Int[np.ndarray, " S"]) -> dict[str, Any]:
 
 
 def write_report(out: Path, report: dict[str, Any]) -> None:
-    """Write `report` as JSON and its figure beside it, and print the main numbers."""
+    """Write `report` as JSON and its figure beside it, and print the main numbers.
+
+    Of several processes one does.
+    """
+    if not is_main_process():
+        return
     text = json.dumps(report, indent=1) + "\n"
     write_atomically(out, lambda temporary: temporary.write_text(text))
     save_likelihood(out.with_suffix(".png"), report)

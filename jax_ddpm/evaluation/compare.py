@@ -24,6 +24,7 @@ from jax_ddpm.grids import GridName
 from jax_ddpm.images import Pixels
 from jax_ddpm.plots import save_quality
 from jax_ddpm.samplers import SAMPLERS, SamplerName
+from jax_ddpm.training.by_example import spread
 from jax_ddpm.training.state import Params
 
 REFERENCE = 4000  # images of the data that drawn ones are compared with, at most
@@ -126,7 +127,7 @@ def draw(
     """The images of one setting, uint8 [n, h, w, c]."""
     batches = generate_images(
         make_generate_fn(parts, settings, image_shape),
-        params,
+        spread(params, min(args.batch_size, args.num)),
         args.num,
         seed=args.seed,
         batch_size=args.batch_size,

@@ -28,7 +28,7 @@ from jax_ddpm.schedules import (
     rescale_zero_terminal_snr,
     respaced_betas,
 )
-from jax_ddpm.training.parallel import compiler_options
+from jax_ddpm.training.by_example import by_example
 
 Labels = Int[Array | np.ndarray, " b"]
 LikelihoodFn = Callable[
@@ -57,7 +57,7 @@ def make_bound_fn(
         by_image = {name: value.T for name, value in found._asdict().items()}
         return by_image | {"bits": found.total}
 
-    return jax.jit(bound, compiler_options=compiler_options())
+    return by_example(bound)
 
 
 def make_flow_fn(
@@ -81,7 +81,7 @@ def make_flow_fn(
         log_density = flow_log_density(denoise_fn, levels, dequantize(x_0, uniform), probes)
         return {"bits": bits_per_dimension(log_density, x_0[0].size)}
 
-    return jax.jit(flow, compiler_options=compiler_options())
+    return by_example(flow)
 
 
 def denoiser_of(

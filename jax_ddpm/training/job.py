@@ -1,6 +1,6 @@
 """What a training job works with: the run folder, the compiled programs, the data, the signals."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -15,9 +15,10 @@ from jax_ddpm.runs import Run
 from jax_ddpm.timesteps import make_timestep_fn
 from jax_ddpm.training import checkpoint
 from jax_ddpm.training.board import Board
+from jax_ddpm.training.distributed import Agreement
 from jax_ddpm.training.feed import stays_on_device
 from jax_ddpm.training.interrupt import StopRequest
-from jax_ddpm.training.parallel import choose_mode, on_all_devices, parallelize
+from jax_ddpm.training.parallel import Layout, choose_mode, on_all_devices, parallelize
 from jax_ddpm.training.step import TrainStep, make_train_step, make_update, scan_steps
 
 
@@ -34,6 +35,13 @@ class Job(NamedTuple):
     stop: StopRequest
     on_device: Any | None = None
     """All images and labels, if they lie on the devices."""
+    agree: Callable[[int], int] = int
+    """The signal that any of several processes has got."""
+
+    @property
+    def layout(self) -> Layout:
+        """Where the train state lies."""
+        return layout_of(self.run.config.train)
 
 
 @contextmanager
@@ -53,14 +61,21 @@ def prepared(run: Run, parts: Parts, source: ImageSource) -> Iterator[Job]:
         board = stack.enter_context(Board(run.tensorboard))
         generate = make_generate_fn(parts, config.sample, run.image_shape)
         step, on_device = compiled_step(config, parts), data_on_devices(config.train, source)
-        yield Job(run, parts, source, step, generate, checkpoints, board, stop, on_device)
+        yield Job(
+            run, parts, source, step, generate, checkpoints, board, stop, on_device, Agreement()
+        )
+
+
+def layout_of(train: TrainConfig) -> Layout:
+    """Where the train state of a run lies."""
+    return Layout(choose_mode(train.parallel, train.batch_size, train.fsdp), train.fsdp)
 
 
 def data_on_devices(train: TrainConfig, source: ImageSource) -> Any | None:
     """All images and labels on the devices of a step, if they are to lie there."""
     if not stays_on_device(source, train.data_on_device):
         return None
-    mode = choose_mode(train.parallel, train.batch_size, train.fsdp)
+    mode = layout_of(train).mode
     return on_all_devices((source.images, np.asarray(source.labels, np.int32)), mode)
 
 
@@ -108,6 +123,6 @@ def compiled_step(config: Config, parts: Parts) -> TrainStep:
         )
         return train_step if train.steps_per_call == 1 else scan_steps(train_step)
 
-    mode = choose_mode(train.parallel, train.batch_size, train.fsdp)
+    mode = layout_of(train).mode
     batch_axis = 0 if train.steps_per_call == 1 else 1
     return parallelize(make_step, mode, fsdp=train.fsdp, batch_axis=batch_axis)

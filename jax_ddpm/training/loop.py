@@ -19,9 +19,10 @@ from jax_ddpm.images import grid
 from jax_ddpm.plots import save_loss_curve
 from jax_ddpm.runs import Run
 from jax_ddpm.training import checkpoint, metrics
+from jax_ddpm.training.distributed import is_main_process, process, several_processes
 from jax_ddpm.training.feed import make_feed, read_ahead
-from jax_ddpm.training.job import Job, prepared
-from jax_ddpm.training.parallel import choose_mode, num_devices, on_one_device
+from jax_ddpm.training.job import Job, layout_of, prepared
+from jax_ddpm.training.parallel import make_state, num_devices, on_one_device
 from jax_ddpm.training.progress import Progress, from_json, joined, to_json
 from jax_ddpm.training.snapshots import write_snapshots
 from jax_ddpm.training.state import TrainState, starting_from
@@ -35,7 +36,7 @@ def train(config: Config) -> Run:
     Raises UserError for anything in the way, and Stopped after Ctrl-C or SIGTERM.
     """
     validate(config)
-    choose_mode(config.train.parallel, config.train.batch_size)
+    layout_of(config.train)  # refuses a batch or devices that do not divide
     source = open_data(config.data)
     require_full_batch(source, config.train.batch_size)
     parts = build(config, source.image_shape)
@@ -57,7 +58,7 @@ def train(config: Config) -> Run:
 
 def first_state(job: Job) -> tuple[TrainState, Progress]:
     """The newest whole checkpoint, or a fresh state from the seed, or from imported weights."""
-    state = jax.jit(job.parts.init_state)(jax.random.key(job.run.config.seed))
+    state = make_state(job.parts.init_state, jax.random.key(job.run.config.seed), job.layout)
     if checkpoint.latest_step(job.checkpoints) is None:
         return state, Progress()
 
@@ -74,15 +75,16 @@ def first_state(job: Job) -> tuple[TrainState, Progress]:
 
 def cut_back(job: Job, step: int) -> None:
     """Drop what was written of the steps after `step`, where training goes on."""
-    metrics.keep_until(job.run.metrics, step)
-    job.board.start_after(step)
+    if is_main_process():
+        metrics.keep_until(job.run.metrics, step)
+        job.board.start_after(step)
 
 
 def announce(job: Job, state: TrainState) -> None:
     """Say what is about to happen, in three lines."""
     run, train = job.run, job.run.config.train
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    mode = choose_mode(train.parallel, train.batch_size)
+    mode = job.layout.mode
     size = "x".join(map(str, run.image_shape))
     devices = f"{num_devices(mode)} {jax.default_backend()} device(s)"
     data = f"{len(job.source.images):,} images of {size}"
@@ -103,16 +105,18 @@ def fit(job: Job, state: TrainState, progress: Progress) -> TrainState:
     key = jax.random.fold_in(jax.random.key(config.seed), 1)  # key(seed) itself made the parameters
     step = int(state.step)
     end = min(train.num_steps, step + (train.max_steps or train.num_steps))
-    if job.stop.signum and step < end:
-        raise stopped(job, step)
+    if job.stop.signum and step < end and not several_processes():
+        raise stopped(job, step, job.stop.signum)
     draw_missing_grid(job, state, step)
     feed = make_feed(
         job.source, train.batch_size, config.seed, start_step=step, end_step=end,
-        steps_per_call=train.steps_per_call, on_device=job.on_device,
+        steps_per_call=train.steps_per_call, on_device=job.on_device, process=process(),
     )  # fmt: skip
     window, losses, bad = list(progress.window), list(progress.losses), None
     begin = step - progress.num_steps
-    with tqdm(total=train.num_steps, initial=begin, unit="step", dynamic_ncols=True) as bar:
+    shown: dict[str, Any] = {"unit": "step", "dynamic_ncols": True}
+    shown["disable"] = not is_main_process()
+    with tqdm(total=train.num_steps, initial=begin, **shown) as bar:
         for batch, count in feed:
             state, values = job.train_step(state, batch, key)
             window.append(values)
@@ -124,7 +128,8 @@ def fit(job: Job, state: TrainState, progress: Progress) -> TrainState:
                 if last or step % train.snapshot_every == 0:
                     snapshot(job, state, step)  # before the checkpoint, lest a resumed run lack it
                 bad = too_many_bad(job, step, rows)
-            stopping = bool(bad or job.stop.signum) or step == end
+            signum = job.agree(job.stop.signum or 0)
+            stopping = bool(bad or signum) or step == end
             due = last or step % train.checkpoint_every == 0
             if stopping or due:
                 loss, losses = (mean_of_finite(losses), []) if due else (math.nan, losses)
@@ -133,7 +138,7 @@ def fit(job: Job, state: TrainState, progress: Progress) -> TrainState:
                 checkpoint.wait(job.checkpoints)
                 raise bad
             if stopping and not last:
-                raise stopped(job, step)
+                raise stopped(job, step, signum)
             if step % train.sample_every == 0 and not last:
                 draw_grid(job, state, step)
     return state
@@ -154,6 +159,8 @@ def log(job: Job, step: int, rows: dict[str, Any], bar: Any) -> float:
     skipped = len(good) - int(good.sum())
     rate = float(job.parts.learning_rate(step - 1))
     row = metrics.Row(step, **means, learning_rate=rate, skipped=skipped)
+    if not is_main_process():
+        return row.loss
     metrics.append(job.run.metrics, row)
     for name in ("loss", "grad_norm", "learning_rate", "skipped"):
         job.board.add_scalar(name, getattr(row, name), step)
@@ -200,7 +207,8 @@ def too_many_bad(job: Job, step: int, rows: dict[str, Any]) -> UserError | None:
 def snapshot(job: Job, state: TrainState, step: int) -> None:
     """Store the averages from which others are reconstructed, if the run has such."""
     averages = on_one_device(state.posthoc_ema)
-    write_snapshots(job.run.snapshots, job.run.config.train.posthoc_ema, averages, step)
+    if is_main_process():
+        write_snapshots(job.run.snapshots, job.run.config.train.posthoc_ema, averages, step)
 
 
 def save(job: Job, state: TrainState, loss: float, progress: Progress) -> None:
@@ -210,27 +218,27 @@ def save(job: Job, state: TrainState, loss: float, progress: Progress) -> None:
     checkpoint.save(job.checkpoints, state, about, loss=known)
 
 
-def stopped(job: Job, step: int) -> Stopped:
+def stopped(job: Job, step: int, signum: int) -> Stopped:
     """The exception that ends a run before its last step, once its checkpoint is on disk."""
     checkpoint.wait(job.checkpoints)
     message = f"Stopped and saved after step {step} in {job.run.folder}"
-    return Stopped(job.stop.signum, f"{message}: run the same command again to continue")
+    return Stopped(signum or None, f"{message}: run the same command again to continue")
 
 
 def draw_grid(job: Job, state: TrainState, step: int) -> Samples:
-    """Draw a grid with the averaged parameters and file it under `step`."""
-    params = on_one_device(state.ema_params)
+    """Draw a grid with the averaged parameters, where they are, and file it under `step`."""
     samples = next(
         generate_images(
             job.generate,
-            params,
+            state.ema_params,
             GRID_IMAGES,
             seed=job.run.config.seed,
             num_labels=job.parts.num_labels,
         )
     )
     write_samples(grid_path(job, step), samples)
-    job.board.add_image("samples", grid(samples.images), step)
+    if is_main_process():
+        job.board.add_image("samples", grid(samples.images), step)
     return samples
 
 
@@ -248,5 +256,7 @@ def finish(job: Job, state: TrainState) -> None:
     samples = draw_grid(job, state, job.run.config.train.num_steps)
     write_samples(job.run.final_grid, samples)
     write_samples(job.run.final_gif, samples)
+    if not is_main_process():
+        return
     rows = [row for row in metrics.read(job.run.metrics) if math.isfinite(row.loss)]
     save_loss_curve(job.run.loss_curve, [row.step for row in rows], [row.loss for row in rows])

@@ -170,7 +170,7 @@ def pmapped(step: TrainStep, layout: Layout, batch_axis: int) -> TrainStep:
 
 
 def as_global(tree: Any, layout: Layout) -> Any:
-    """What pmap returns in one of several processes, as arrays of all devices; nothing is copied."""
+    """What pmap returns in one of several processes as arrays of all devices, without a copy."""
     everywhere = NamedSharding(layout.mesh, PartitionSpec())
 
     def join(leaf: Any) -> Any:

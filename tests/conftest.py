@@ -39,8 +39,8 @@ def no_silent_rank_promotion() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Equal programs are compiled once per session, also in the processes that tests start."""
-    folder = tmp_path_factory.mktemp("compiled")
+    """Equal programs are compiled once, by whichever process of tests, or started by one, is first."""
+    folder = made_once(tmp_path_factory, "compiled", Path.mkdir)
     settings = {
         "jax_compilation_cache_dir": str(folder),
         "jax_persistent_cache_min_compile_time_secs": 0.0,

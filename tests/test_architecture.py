@@ -169,6 +169,15 @@ def test_torch_is_imported_at_most_lazily_in_interop(path):
     assert found == [] or (inside(name_of(path), "interop") and lazy and "torch_ref" not in found)
 
 
+@each_file
+def test_heavy_readers_are_imported_only_where_they_are_used(path):
+    top = [node for node in TREES[path].body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = [a.name for node in top for a in node.names] + [
+        node.module or "" for node in top if isinstance(node, ast.ImportFrom)
+    ]
+    assert [name for name in names if inside(name, "tensorflow_datasets", "fontTools")] == []
+
+
 DEVICES = {"pmap", "sharding", "devices", "local_devices", "local_device_count", "device_count",
            "NamedSharding", "PartitionSpec", "Mesh", "make_mesh", "shard_map", "device_put",
            "experimental"}  # fmt: skip

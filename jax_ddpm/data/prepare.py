@@ -30,9 +30,11 @@ def prepare(splits: Mapping[str, ImageSource], name: str, out: Path) -> Path:
     """
     require_new(name, out)
     tfds = import_tfds("preparing data")
+    version = version_of(tfds, name)
     temporary = out / f".{name}.{os.getpid()}.tmp"
     try:
-        builder = _builder_class(tfds, splits, name)(data_dir=temporary, file_format="array_record")
+        builder = _builder_class(tfds, splits, name, version)
+        builder = builder(data_dir=temporary, file_format="array_record")
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(try_download_gcs=False)
         )
@@ -56,7 +58,24 @@ def require_new(name: str, out: Path) -> None:
         raise UserError(f"{out / name} exists: choose another --name or --out, or remove it")
 
 
-def _builder_class(tfds: Any, splits: Mapping[str, ImageSource], name: str) -> Any:
+def version_of(tfds: Any, name: str) -> str:
+    """1.0.0, or where TFDS itself has a data set of this name, the version that it looks for.
+
+    Raises UserError if it looks for one of several configurations.
+    """
+    try:
+        known = tfds.builder_cls(name)
+    except tfds.core.DatasetNotFoundError:
+        return VERSION
+    if known.BUILDER_CONFIGS or known.VERSION is None:
+        raise UserError(
+            f"--name {name} is a data set of TensorFlow Datasets in several configurations: take "
+            "another name"
+        )
+    return str(known.VERSION)
+
+
+def _builder_class(tfds: Any, splits: Mapping[str, ImageSource], name: str, version: str) -> Any:
     """A builder of TFDS that writes `splits`."""
     shape = next(iter(splits.values())).image_shape
     num_classes = 1 + max(int(np.asarray(source.labels).max()) for source in splits.values())
@@ -64,7 +83,7 @@ def _builder_class(tfds: Any, splits: Mapping[str, ImageSource], name: str) -> A
     class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[misc, call-arg]
         """The images of this program."""
 
-        VERSION = tfds.core.Version(VERSION)
+        VERSION = tfds.core.Version(version)
 
         def _info(self) -> Any:
             features = tfds.features.FeaturesDict(

@@ -113,7 +113,7 @@ def test_an_image_that_cannot_be_read_ends_in_its_own_sentence():
         def __getitem__(self, index):
             raise UserError(f"picture {index} is gone")
 
-    with pytest.raises(UserError, match="picture .* is gone"):
+    with pytest.raises(UserError, match=r"picture .* is gone"):
         next(batches(ImageSource(Gone(range(N)), NUMBERED.labels), 4, 0))
 
 

@@ -1,0 +1,253 @@
+"""Data sets of TensorFlow Datasets: prepared here, mocked, missing; never with TensorFlow."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+import jax_ddpm
+from jax_ddpm import cli, prepare
+from jax_ddpm.build import open_data
+from jax_ddpm.config import SourceConfig
+from jax_ddpm.data import prepared
+from jax_ddpm.data.loader import batches
+from jax_ddpm.data.prepare import prepare as write
+from jax_ddpm.data.sources import ImageSource, open_source
+from jax_ddpm.errors import UserError
+from jax_ddpm.presets import PRESETS
+
+EMBEDDED = open_source("embedded", split="test")
+FEW = ImageSource(EMBEDDED.images[:40], EMBEDDED.labels[:40])
+ROOT = Path(jax_ddpm.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """`extract`, prepared from forty embedded images, and 20 of them as its test split."""
+    out = tmp_path_factory.mktemp("tfds")
+    write({"train": FEW, "test": ImageSource(FEW.images[:20], FEW.labels[:20])}, "extract", out)
+    return out
+
+
+def test_the_stock_reader_reads_what_was_prepared(data_dir):
+    for split, count in (("train", 40), ("test", 20)):
+        stock = tfds.data_source("extract", split=split, data_dir=data_dir, download=False)
+        assert len(stock) == count
+        np.testing.assert_array_equal([example["image"] for example in stock], FEW.images[:count])
+        assert [int(example["label"]) for example in stock] == FEW.labels[:count].tolist()
+    assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.parametrize("in_memory", [2**28, 0], ids=["in memory", "one by one"])
+def test_a_prepared_data_set_is_a_source(data_dir, monkeypatch, in_memory):
+    monkeypatch.setattr(prepared, "IN_MEMORY", in_memory)
+    source = open_source("extract", data_dir)
+    assert isinstance(source.images, np.ndarray) == (in_memory > 0)
+    assert source.image_shape == (28, 28, 1)
+    np.testing.assert_array_equal([source.images[i] for i in range(40)], FEW.images)
+    np.testing.assert_array_equal(np.asarray(source.labels), FEW.labels)
+    assert int(source.labels.max()) == (9 if in_memory == 0 else FEW.labels.max())
+    assert len(open_source("extract", data_dir, "test").images) == 20
+    larger = open_source("extract", data_dir, image_size=32, channels=3)
+    expected = open_source("embedded", split="test", image_size=32, channels=3).images[:2]
+    np.testing.assert_array_equal([larger.images[i] for i in range(2)], expected)
+
+
+def test_its_batches_are_those_of_the_same_images_in_memory(data_dir, monkeypatch):
+    monkeypatch.setattr(prepared, "IN_MEMORY", 0)
+    source = open_source("extract", data_dir)
+    for found, expected in islice(zip(batches(source, 8, 3), batches(FEW, 8, 3), strict=True), 6):
+        np.testing.assert_array_equal(found.pixels, expected.pixels)
+        np.testing.assert_array_equal(found.labels, expected.labels)
+
+
+def test_a_record_is_decoded_once_for_image_and_label():
+    class Counted(list):
+        reads = 0
+
+        def __getitem__(self, index):
+            self.reads += 1
+            return super().__getitem__(index)
+
+    examples = Counted({"image": np.zeros((2, 2, 1), np.uint8), "label": i} for i in range(3))
+    records = prepared.Records(examples)
+    images, labels = prepared.Field(records, "image"), prepared.Labels(records, "label", 3)
+    assert [(images[i].shape, int(labels[i])) for i in range(3)] == [
+        ((2, 2, 1), i) for i in range(3)
+    ]
+    assert examples.reads == 3
+
+
+def test_the_name_of_a_built_in_source_is_found_where_tfds_keeps_it(tmp_path):
+    """There with the version that TFDS's own data set of that name has."""
+    assert write({"train": FEW}, "fashion_mnist", tmp_path) == tmp_path / "fashion_mnist"
+    stock = tfds.data_source("fashion_mnist", split="train", data_dir=tmp_path, download=False)
+    assert len(stock) == 40
+    np.testing.assert_array_equal(open_source("fashion_mnist", tmp_path).images, FEW.images)
+
+
+@pytest.mark.parametrize("name", ["ddpm-cifar10", "diffusers-ddpm", "improved-diffusion", "ddpm-256",
+                                  "ddpm-lsun-bedroom", "ddpm-lsun-church", "ddim-celeba64",
+                                  "guided-diffusion"])  # fmt: skip
+def test_the_data_of_a_preset_have_the_form_of_its_network(name, monkeypatch):
+    """With TFDS's own description of each data set, and images of noise."""
+    monkeypatch.setattr(prepared, "IN_MEMORY", 0)
+    data = PRESETS[name].data
+    side = {"cifar10": 32, "imagenet_resized/64x64": 64, "celeb_a": 64}.get(data.name, 256)
+    with tfds.testing.mock_data(num_examples=3):
+        source = open_data(data)
+        assert source.image_shape == (side, side, 3)
+        assert len(source.images) == 3
+        labels = [int(source.labels[i]) for i in range(3)]
+    classes = {"cifar10": 10, "imagenet_resized/64x64": 1000}
+    if data.name in classes:
+        assert int(source.labels.max()) == classes[data.name] - 1
+    else:
+        assert labels == [0, 0, 0]
+
+
+def test_pictures_of_several_sizes_need_a_size():
+    with (
+        tfds.testing.mock_data(num_examples=3),
+        pytest.raises(UserError, match=r"images of lsun/bedroom differ in size.*--data.image-size"),
+    ):
+        open_data(replace(PRESETS["ddpm-lsun-bedroom"].data, image_size=None))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cifar10", "cifar10 has not been prepared in {tmp}: .* tfds build cifar10 --file_format=array_record --data_dir={tmp}"),
+        ("no_such_data", "there is no data set no_such_data: neither .* nor one prepared in {tmp}"),
+        ("celeb_a_hq/255", "--data.name celeb_a_hq/255 cannot be opened"),
+        ("not a name", "--data.name not a name cannot be opened"),
+        ("piqa", "the examples of piqa have the features .* not one image of 8 bits"),
+        ("embeded", "there is no data set embeded, did you mean --data.name embedded?"),
+        ("fashion_mnsit", "did you mean --data.name fashion_mnist?"),
+        ("foldr", "did you mean --data.name folder?"),
+        ("idx", "--data.name idx needs the folder of IDX files"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_one_sentence(tmp_path, name, message):
+    path = None if name == "idx" else tmp_path
+    with pytest.raises(UserError, match=message.format(tmp=tmp_path)) as caught:
+        open_source(name, path)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_split_that_is_missing_is_refused(tmp_path):
+    write({"train": FEW}, "extract", tmp_path)
+    with pytest.raises(UserError, match="extract has no images of the split test, only train"):
+        open_source("extract", tmp_path, "test")
+
+
+def test_without_a_test_split_the_validation_split_is_taken(tmp_path):
+    write({"train": FEW, "validation": ImageSource(FEW.images[:7], FEW.labels[:7])}, "x", tmp_path)
+    assert len(open_source("x", tmp_path, "test").images) == 7
+
+
+def test_another_format_is_refused_with_the_way_out(data_dir, tmp_path):
+    """As if it had been prepared with the default format of TensorFlow Datasets."""
+    folder = tmp_path / "extract/1.0.0"
+    folder.mkdir(parents=True)
+    for file in (data_dir / "extract/1.0.0").iterdir():
+        if file.suffix == ".json":
+            text = file.read_text().replace("array_record", "tfrecord")
+            (folder / file.name).write_text(text)
+    with pytest.raises(UserError, match=r"no random access: prepare it as array_record") as caught:
+        open_source("extract", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_damage_is_one_sentence(data_dir, tmp_path):
+    folder = tmp_path / "extract/1.0.0"
+    folder.mkdir(parents=True)
+    for file in (data_dir / "extract/1.0.0").iterdir():
+        data = file.read_bytes()
+        (folder / file.name).write_bytes(data if file.suffix == ".json" else b"\xff" * len(data))
+    with pytest.raises(UserError, match=r"extract|prepared data") as caught:
+        open_source("extract", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_tfds_the_way_out_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(
+        UserError, match=r"--data.name cifar10 needs .* pip install 'jax_ddpm\[tfds\]'"
+    ):
+        open_source("cifar10")
+
+
+# Preparing.
+
+
+def test_the_command_prepares_any_source(tmp_path, tiny_folder, capsys):
+    flags = f"--name tiny --out {tmp_path} --data.name idx --data.path {tiny_folder}"
+    args = cli.parse(prepare.PrepareArgs, flags.split(), prog="prepare_data.py")
+    prepare.run(args)
+    said = capsys.readouterr().out
+    assert "40 train, 40 test images" in said
+    assert f"--data.name tiny --data.path {tmp_path}" in said
+    expected = open_source("idx", tiny_folder)
+    found = open_source("tiny", tmp_path)
+    np.testing.assert_array_equal(found.images, expected.images)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    with pytest.raises(UserError, match=r"tiny exists: choose another --name or --out"):
+        prepare.run(args)
+
+
+@pytest.mark.parametrize("name", ["Mine", "my-data", "1st", "a/b", "..", ""])
+def test_a_name_that_tfds_does_not_take_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match=r"--name .* lower-case letters"):
+        write({"train": FEW}, name, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_tfds_has_in_configurations_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"--name lsun is .* in several configurations"):
+        write({"train": FEW}, "lsun", tmp_path)
+
+
+def test_a_random_crop_cannot_be_prepared(tmp_path):
+    data = SourceConfig(crop="random")
+    with pytest.raises(UserError, match=r"--data.crop is random, .* written once"):
+        prepare.run(prepare.PrepareArgs("x", tmp_path, data))
+
+
+def test_an_image_that_cannot_be_read_leaves_nothing_behind(tmp_path):
+    class Gone(list):
+        def __getitem__(self, index):
+            if index == 5:
+                raise UserError("picture 5 is gone")
+            return FEW.images[index]
+
+    with pytest.raises(UserError, match=r"x could not be prepared: .*picture 5 is gone"):
+        write({"train": ImageSource(Gone(range(40)), FEW.labels)}, "x", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_killed_preparation_leaves_nothing_that_looks_complete(tmp_path):
+    command = [sys.executable, str(ROOT / "scripts/prepare_data.py"), "--name", "killed",
+               "--out", str(tmp_path)]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    while not list(tmp_path.glob(".killed.*.tmp/killed/*/*")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed").exists()
+    with pytest.raises(UserError, match="there is no data set killed"):
+        open_source("killed", tmp_path)
+    write({"train": FEW}, "killed", tmp_path)
+    assert len(open_source("killed", tmp_path).images) == 40

@@ -60,11 +60,11 @@ def open_checkpoints(
     checkpoints = Checkpoints(folder.absolute(), Keep(keep, keep_best, keep_every))
     try:
         yield checkpoints
-    except BaseException as error:
+    except BaseException:
         try:
             wait(checkpoints)
         except UserError as failed:
-            error.add_note(str(failed))
+            stored.say(f"error: {failed}")
         raise
     wait(checkpoints)
 

@@ -1,6 +1,7 @@
 """One checkpoint on disk: what Orbax writes and reads, with checksums of every leaf."""
 
 import errno
+import json
 import logging
 import os
 import re
@@ -92,20 +93,22 @@ def loss_of(path: Path) -> float | None:
     document = describe(path)
     if "leaves" in document:
         return document["loss"]
-    try:
-        with _orbax():
-            return float(ocp.load(path, checkpointable_name="metrics")["loss"])
-    except Exception:  # the older formats had it in a file of its own, if at all
+    try:  # the older formats had it in a file of its own, if at all
+        return float(json.loads((path / "metrics" / "metrics").read_text())["loss"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of what `error` says, without paths, and no longer than a line."""
+    """What `error` says, without the libraries' own words around it, in at most 160 characters."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = str(error).strip().splitlines() or [type(error).__name__]
+    text = str(error).split("[tensorstore_spec")[0].rsplit(": Error ", 1)[-1].split()
     known = re.search("|".join(map(os.strerror, DISK_ERRORS)), str(error))
-    return known[0] if known else text[0][:160]
+    if known:
+        return known[0]
+    kind = "" if isinstance(error, RuntimeError | ValueError) else f"{type(error).__name__} "
+    return (kind + " ".join(text))[:160].strip() or type(error).__name__
 
 
 def say(message: str) -> None:
@@ -115,7 +118,8 @@ def say(message: str) -> None:
 
 def _orbax() -> ocp.Context:
     """How Orbax is used here: it fails at once where it cannot make a folder."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # it logs what it raises
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # they log what is raised here anyway
     directly = ocp.options.AsyncOptions(create_directories_asynchronously=False)
     return ocp.Context(async_options=directly)
 
@@ -154,13 +158,15 @@ def _load(path: Path, like: Any, leaves: dict[str, Any]) -> Any:
     context.pytree.loading.partial_load = True
 
     def stored_as(name: str, leaf: Any) -> Any:
+        if not np.prod(leaf.shape):
+            return None
         dtype = leaf.dtype if leaves[name][1] in (None, str(leaf.dtype)) else leaves[name][1]
         return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=getattr(leaf, "sharding", None))
 
     names = jax.tree.unflatten(jax.tree.structure(like), list(_by_name(like)))
     try:
         with context:
-            asked = jax.tree.map(lambda n, leaf: _without_empty(stored_as(n, leaf)), names, like)
+            asked = jax.tree.map(stored_as, names, like)
             found = ocp.load(path, asked)
             arrays = _by_name(found)
             sums = jax.device_get({name: checksum(array) for name, array in arrays.items()})
@@ -174,7 +180,9 @@ def _load(path: Path, like: Any, leaves: dict[str, Any]) -> Any:
 
 
 def _given(array: Any, like: Any) -> Any:
-    return _zeros(like) if array is None else array.astype(like.dtype)
+    if array is None:
+        return _zeros(like)
+    return array if array.dtype == like.dtype else array.astype(like.dtype)
 
 
 def _zeros(like: Any) -> Any:

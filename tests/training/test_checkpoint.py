@@ -1,31 +1,17 @@
+import resource
+from contextlib import contextmanager, suppress
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from saved_states import ABOUT, assert_same_bits, state_at
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.training import checkpoint
 from jax_ddpm.training.optim import make_optimizer
 from jax_ddpm.training.parallel import parallelize
 from jax_ddpm.training.state import create_state
-
-ABOUT = {"format": 1, "config": {"seed": 0}}
-
-
-def state_at(step, width=3, names=("a", "b")):
-    numbers = np.random.default_rng(step)
-    params = {
-        name: {"kernel": jnp.asarray(numbers.normal(size=(2, width)), jnp.float32)}
-        for name in names
-    }
-    return create_state(params, make_optimizer(0.1)).replace(step=jnp.array(step, jnp.int32))
-
-
-def assert_same_bits(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert one.dtype == other.dtype
-        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +133,100 @@ def test_the_parameters_alone_are_restored_whatever_the_optimiser_was(saved):
         assert_same_bits(found, state_at(2).params)
         with pytest.raises(UserError, match=r"another network: params/a/kernel is of shape"):
             checkpoint.restore_params(checkpoints, state_at(0, width=5).params, step=2)
+
+
+@contextmanager
+def no_file_larger_than(num_bytes):
+    """As on a full disk, or with a quota: larger files cannot be written."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def wait_quietly(checkpoints):
+    """Until the writing has ended, one way or the other; the error stays to be reported."""
+    with suppress(Exception):
+        checkpoints.pending.response.result()
+
+
+@pytest.mark.parametrize("reported_by", ["wait", "save", "leaving"])
+def test_a_save_that_fails_says_so_and_leaves_the_one_before(tmp_path, reported_by):
+    message = r"of step 2 could not be written .*\(File too large\), that of step 1 is whole"
+    with pytest.raises(UserError, match=message), checkpoint.open_checkpoints(tmp_path) as saved:
+        checkpoint.save(saved, state_at(1), ABOUT)
+        checkpoint.wait(saved)
+        with no_file_larger_than(200):
+            checkpoint.save(saved, state_at(2), ABOUT)
+            wait_quietly(saved)
+        if reported_by == "save":
+            checkpoint.save(saved, state_at(3), ABOUT)
+        if reported_by == "wait":
+            checkpoint.wait(saved)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    with checkpoint.open_checkpoints(tmp_path) as saved:
+        assert_same_bits(checkpoint.restore(saved, state_at(0)), state_at(1))
+        checkpoint.save(saved, state_at(2), ABOUT)  # there is space again
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    message = r"the checkpoint of step 1 could not be written to .*file/here \(Not a directory\)"
+    with (
+        checkpoint.open_checkpoints(tmp_path / "file" / "here") as checkpoints,
+        pytest.raises(UserError, match=message),
+    ):
+        checkpoint.save(checkpoints, state_at(1), ABOUT)
+
+
+def test_an_error_that_is_on_its_way_is_not_hidden_by_a_save_that_fails(tmp_path, capsys):
+    with pytest.raises(KeyError, match="first"), checkpoint.open_checkpoints(tmp_path) as saved:
+        with no_file_larger_than(200):
+            checkpoint.save(saved, state_at(2), ABOUT)
+            wait_quietly(saved)
+        raise KeyError("first")
+    assert "checkpoint of step 2 could not be written" in capsys.readouterr().err
+
+
+def test_the_state_may_be_donated_as_soon_as_saving_returns(tmp_path):
+    """Many large leaves, each overwritten in place while they are written."""
+    step = jax.jit(lambda state: jax.tree.map(lambda a: a + 1, state), donate_argnums=0)
+    size = (64, 1024)
+    state = state_at(0).replace(params={f"{i}": jnp.full(size, float(i)) for i in range(20)})
+    with checkpoint.open_checkpoints(tmp_path, keep=1) as checkpoints:
+        for _ in range(4):
+            checkpoint.save(checkpoints, state, ABOUT)
+            for _ in range(3):
+                state = step(state)
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        found = checkpoint.restore(checkpoints, state)
+    assert int(found.step) == 9
+    for i in range(20):
+        np.testing.assert_array_equal(found.params[f"{i}"], np.full(size, i + 9.0))
+
+
+def test_reading_a_folder_changes_nothing_in_it(tmp_path):
+    with checkpoint.open_checkpoints(tmp_path / "none") as checkpoints:
+        assert checkpoint.latest_step(checkpoints) is None
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_killed_processes_left_is_no_checkpoint_and_goes_with_the_next_save(tmp_path):
+    for name in ("5.orbax-checkpoint-tmp", "4.removed"):
+        (tmp_path / name / "state").mkdir(parents=True)
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        assert checkpoint.latest_step(checkpoints) is None
+        checkpoint.save(checkpoints, state_at(5), ABOUT)
+        checkpoint.wait(checkpoints)
+        assert [path.name for path in tmp_path.iterdir()] == ["5"]
+        assert_same_bits(checkpoint.restore(checkpoints, state_at(0)), state_at(5))
+
+
+def test_checkpoints_of_every_so_many_steps_stay_for_ever(tmp_path):
+    with checkpoint.open_checkpoints(tmp_path, keep=1, keep_every=4) as checkpoints:
+        for step in range(2, 11, 2):
+            checkpoint.save(checkpoints, state_at(step), ABOUT)
+    assert checkpoint.whole_steps(checkpoints) == [4, 8, 10]

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from jax_ddpm.config import DiffusionConfig, TrainConfig
+from jax_ddpm.config import DataConfig, DiffusionConfig, TrainConfig
+from jax_ddpm.data.emoji import EmojiArgs
 from jax_ddpm.evaluation.command import EvaluateArgs
 from jax_ddpm.evaluation.compare import CompareArgs
 from jax_ddpm.generate import SampleArgs
+from jax_ddpm.prepare import PrepareArgs
 
 DOCS = Path(__file__).parents[1] / "docs"
-TEXT = "".join((DOCS / name).read_text() for name in ("toolbox.md", "ema.md"))
+TEXT = "".join(path.read_text() for path in sorted(DOCS.glob("*.md")))
 POSITIONAL = {"run"}
 
 
@@ -24,6 +26,9 @@ def flags(kind, prefix="--", keep=lambda name: True):
 @pytest.mark.parametrize(
     "flag",
     [
+        *flags(DataConfig, "--data."),
+        *flags(PrepareArgs),
+        *flags(EmojiArgs),
         *flags(DiffusionConfig, "--diffusion."),
         *flags(TrainConfig, "--train.", lambda name: "ema" in name or "snapshot" in name),
         *flags(SampleArgs),
@@ -33,3 +38,8 @@ def flags(kind, prefix="--", keep=lambda name: True):
 )
 def test_every_flag_is_documented(flag):
     assert re.search(re.escape(flag) + r"(?![\w.-])", TEXT), f"{flag} is in none of the documents"
+
+
+def test_the_example_of_the_data_page_runs():
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "data.md").read_text(), re.DOTALL)
+    exec(block, {})

@@ -173,7 +173,11 @@ def spoilt_chunks(draw, png):
 @pytest.mark.parametrize("name", PICTURES)
 @given(data=st.data())
 def test_pictures(scratch, name, data):
-    valid = data.draw(st.sampled_from([one for ones in PICTURES.values() for one in ones[:2]] + 6 * PICTURES[name]))
+    valid = data.draw(
+        st.sampled_from(
+            [one for ones in PICTURES.values() for one in ones[:2]] + 6 * PICTURES[name]
+        )
+    )
     png = valid.startswith(b"\x89PNG") and data.draw(st.booleans())
     raw = data.draw(spoilt_chunks(valid) if png else junk_or(st.just(valid)))
     folder = scratch / f"pictures {name}"

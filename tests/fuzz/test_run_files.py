@@ -1,0 +1,224 @@
+"""Run folders from strangers: config.json, metrics.jsonl, snapshots and checkpoints."""
+
+import json
+import shutil
+import struct
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mutations import EXAMPLES, INTERESTING, answer, junk_or, spoilt
+
+from jax_ddpm import runs
+from jax_ddpm.build import build
+from jax_ddpm.config import Config
+from jax_ddpm.models.unet import UNetConfig
+from jax_ddpm.training import checkpoint, metrics
+from jax_ddpm.training.checksums import sealed
+from jax_ddpm.training.snapshots import list_snapshots, read_snapshot, reconstruct_from
+from jax_ddpm.training.state import create_state
+
+CONFIG = Config(
+    model=UNetConfig(channels=4, channel_mult=(1,), num_res_blocks=1, attn_levels=(), num_groups=2)
+)
+NUMBERS = st.sampled_from(
+    [*INTERESTING, -1, -(2**70), 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf")]
+)
+SCALARS = st.one_of(
+    NUMBERS, st.none(), st.booleans(), st.text(max_size=8),
+    st.sampled_from(["../../outside", "/etc", "a\0b", "\x1b[2J", "karras", "adamw", "x" * 5000, "999,1", "ddim9"]),
+)  # fmt: skip
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+
+
+def places_in(value, path=()):
+    """The path of every value in a JSON document."""
+    yield path
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    for key, inner in items:
+        yield from places_in(inner, (*path, key))
+
+
+@st.composite
+def documents(draw, valid, changes=3):
+    """`valid`, with values replaced, taken out, or put where none belongs."""
+    document = json.loads(json.dumps(valid))
+    for _ in range(draw(st.integers(0, changes))):
+        path = draw(st.sampled_from(list(places_in(document))))
+        if not path:
+            return draw(VALUES)
+        holder = document
+        for key in path[:-1]:
+            holder = holder[key]
+        match draw(st.sampled_from(["replace", "replace", "delete", "add"])):
+            case "replace":
+                holder[path[-1]] = draw(VALUES)
+            case "delete":
+                del holder[path[-1]]
+            case "add" if isinstance(holder, dict):
+                holder[draw(st.sampled_from(["new", "ema_warmup", "architecture", ""]))] = draw(
+                    VALUES
+                )
+    return document
+
+
+def text_of(document):
+    return json.dumps(document).encode()
+
+
+def config_files():
+    valid = runs.describe(runs.Run(CONFIG.folder, CONFIG, (8, 8, 1)))
+    deep = st.sampled_from([b"[" * 100_000, b'{"a":' * 50_000, b'"' + b"x" * 10**6, b"1" * 100_000])
+    return st.one_of(
+        documents(valid).map(text_of),
+        documents(valid).map(text_of),
+        deep,
+        junk_or(st.just(text_of(valid))),
+    )
+
+
+@given(raw=config_files())
+def test_config_json(scratch, raw):
+    (scratch / "run").mkdir(exist_ok=True)
+    (scratch / "run" / "config.json").write_bytes(raw)
+    run = answer(lambda: runs.load(scratch / "run"))
+    if run is not None:
+        assert run.folder == scratch / "run"
+        assert runs.from_dict(json.loads(json.dumps(runs.to_dict(run.config)))) == run.config
+        outside = [path for path in scratch.iterdir() if path.name != "run"]
+        assert outside == []
+
+
+@settings(max_examples=EXAMPLES // 20 or 3)
+@given(data=st.data())
+def test_whatever_is_read_can_be_built_or_is_refused(scratch, data):
+    (scratch / "run").mkdir(exist_ok=True)
+    document = data.draw(documents(runs.describe(runs.Run(CONFIG.folder, CONFIG, (8, 8, 1)))))
+    (scratch / "run" / "config.json").write_bytes(text_of(document))
+    run = answer(lambda: runs.load(scratch / "run"))
+    if run is not None:
+        answer(lambda: build(run.config, run.image_shape))
+
+
+ROW = {"step": 3, "loss": 0.5, "grad_norm": 1.5, "learning_rate": 1e-3, "skipped": 0}
+
+
+@st.composite
+def logs(draw):
+    lines = draw(st.lists(documents(ROW, 1).map(text_of), max_size=4))
+    return b"\n".join(lines) + draw(st.sampled_from([b"", b"\n"]))
+
+
+@given(raw=junk_or(logs()))
+def test_metrics(scratch, raw):
+    path = scratch / "metrics.jsonl"
+    path.write_bytes(raw)
+    rows = answer(lambda: metrics.read(path))
+    if rows is not None:
+        metrics.keep_until(path, 2**70)
+        np.testing.assert_equal(
+            [tuple(row) for row in metrics.read(path)], [tuple(row) for row in rows]
+        )
+
+
+PARAMS = {
+    "a": {"kernel": jnp.arange(6.0, dtype=jnp.float32).reshape(2, 3)},
+    "b": jnp.ones(4, jnp.float32),
+}
+TENSORS = {"a/kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, np.float32)}
+SNAPSHOT = safetensors.numpy.save(TENSORS)
+
+
+@st.composite
+def snapshots(draw):
+    """A whole snapshot, or one whose header says something else of its 40 bytes."""
+    header = {"a/kernel": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+              "b": {"dtype": "F32", "shape": [4], "data_offsets": [24, 40]}}  # fmt: skip
+    text = text_of(draw(documents(header)))
+    return draw(st.sampled_from([SNAPSHOT, struct.pack("<Q", len(text)) + text + SNAPSHOT[-40:]]))
+
+
+@given(raw=junk_or(snapshots()))
+def test_snapshots(scratch, raw):
+    path = scratch / "snapshot.safetensors"
+    path.write_bytes(raw)
+    params = answer(lambda: read_snapshot(path, PARAMS))
+    if params is not None:
+        assert jax.tree.structure(params) == jax.tree.structure(PARAMS)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+WIDTHS = st.sampled_from(["0.05", "0.1", "0.2", ".", "1e999", "1e-200", "0.1.1", "0.10", "-1", "5"])
+STEPS = st.sampled_from(["0", "1", "0000005", "9" * 100, "2147483648", "-5", "100"])
+
+
+@settings(max_examples=EXAMPLES // 10 or 10)
+@given(
+    names=st.lists(st.tuples(WIDTHS, STEPS), max_size=4),
+    width=st.sampled_from([0.1, 0.15, 0.3, 1e-9, -1.0]),
+)
+def test_names_of_snapshots(scratch, names, width):
+    folder = scratch / "ema"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for sigma_rel, step in names:
+        (folder / f"sigma_rel_{sigma_rel}_step_{step}.safetensors").write_bytes(SNAPSHOT)
+    found = answer(lambda: list_snapshots(folder))
+    if found:
+        answer(lambda: reconstruct_from(folder, PARAMS, width))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Two checkpoints of a tiny state."""
+    folder = tmp_path_factory.mktemp("saved")
+    state = create_state(PARAMS, optax.sgd(0.1))
+    with checkpoint.open_checkpoints(folder) as checkpoints:
+        for step in (1, 2):
+            stepped = state.replace(step=jnp.asarray(step, jnp.int32))
+            checkpoint.save(checkpoints, stepped, {"format": 3}, loss=0.5)
+    return folder, state
+
+
+@settings(max_examples=EXAMPLES // 10 or 10)
+@given(data=st.data())
+def test_checkpoints(scratch, saved, data):
+    folder, like = saved
+    there = scratch / "checkpoints"
+    shutil.rmtree(there, ignore_errors=True)
+    shutil.copytree(folder, there)
+    files = sorted(path.relative_to(there) for path in (there / "2").rglob("*") if path.is_file())
+    path = there / data.draw(st.sampled_from(files))
+    if data.draw(st.booleans()) and b'"custom_metadata"' in path.read_bytes():
+        document = data.draw(documents(json.loads(path.read_bytes())))
+        if isinstance(document, dict) and isinstance(document.get("custom_metadata"), dict):
+            about = {n: v for n, v in document["custom_metadata"].items() if n != "seal"}
+            document["custom_metadata"] = sealed(about)
+        path.write_bytes(text_of(document))
+    else:
+        path.write_bytes(data.draw(spoilt(path.read_bytes())))
+
+    def read():
+        with checkpoint.open_checkpoints(there) as checkpoints:
+            checkpoint.best_step(checkpoints)
+            return checkpoint.restore(checkpoints, like)
+
+    found = answer(read)
+    assert found is not None, "the checkpoint before it is whole"
+    assert int(found.step) in (1, 2)
+    jax.tree.map(np.testing.assert_array_equal, found.params, PARAMS)

@@ -85,14 +85,25 @@ def describe(path: Path) -> dict[str, Any]:
     if not is_whole(document):
         raise Damaged(path, "its description has another checksum than when it was written")
     require_known(document.get("format", 1), path)
+    if not _is_well_formed(document):
+        raise Damaged(path, "its description is not what a checkpoint says")
     return document
+
+
+def _is_well_formed(document: dict[str, Any]) -> bool:
+    """Whether loss and leaves are of the types that `write` gives them; anyone can seal a text."""
+    leaves, loss = document.get("leaves", {}), document.get("loss")
+    return (loss is None or type(loss) in (int, float)) and isinstance(leaves, dict) and all(
+        isinstance(leaf, list) and len(leaf) == 3 and isinstance(leaf[0], list)
+        for leaf in leaves.values()
+    )  # fmt: skip
 
 
 def loss_of(path: Path) -> float | None:
     """The loss that was given when the checkpoint was written. Raises Damaged."""
     document = describe(path)
     if "leaves" in document:
-        return document["loss"]
+        return document.get("loss")
     try:  # the older formats had it in a file of its own, if at all
         return float(json.loads((path / "metrics" / "metrics").read_text())["loss"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -14,6 +14,7 @@ from jax_ddpm import runs
 from jax_ddpm.config import Config
 from jax_ddpm.errors import Stopped, UserError
 from jax_ddpm.presets import PRESETS, find_preset
+from jax_ddpm.training.distributed import Launch, parting, require_complete
 
 T = TypeVar("T")
 
@@ -57,6 +58,24 @@ def parse(
     return values
 
 
+def with_launch(
+    args: Sequence[str], parse_rest: Callable[[Sequence[str]], T], *, prog: str
+) -> tuple[Launch, T]:
+    """The flags of `Launch`, and what `parse_rest` makes of the others.
+
+    Raises UserError where those of `Launch` are incomplete.
+    """
+    launch, rest = tyro.cli(Launch, args=args, return_unknown_args=True, add_help=False, prog=prog)
+    require_complete(launch)
+    try:
+        return launch, parse_rest(rest)
+    except SystemExit:
+        if {"--help", "-h"} & set(rest):
+            print("Several processes as one (docs/scaling.md):")
+            print(tyro.extras.get_parser(Launch, prog=prog, add_help=False).format_help())
+        raise
+
+
 def command(args: Sequence[str], commands: Sequence[str], *, prog: str) -> str:
     """The first argument. Raises UserError unless it is one of `commands`."""
     if args and args[0] in commands:
@@ -67,6 +86,12 @@ def command(args: Sequence[str], commands: Sequence[str], *, prog: str) -> str:
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Call `main` and exit; a user's mistake ends in one sentence and exit code 1."""
+    with parting():
+        _run(main)
+    raise AssertionError("a command ends by exiting")
+
+
+def _run(main: Callable[[], None]) -> NoReturn:
     try:
         main()
     except UserError as error:

@@ -1,15 +1,24 @@
 """What a run is worth: `python scripts/evaluate.py RUN --likelihood`."""
 
 import sys
+from collections.abc import Sequence
 
 from jax_ddpm import cli
 from jax_ddpm.evaluation.command import EvaluateArgs, evaluate_run
+from jax_ddpm.training import distributed
+
+
+def parse(args: Sequence[str]) -> EvaluateArgs:
+    """The job that `args` describe."""
+    description = "Evaluate the newest checkpoint of a run."
+    return cli.parse(EvaluateArgs, args, prog="evaluate.py", description=description)
 
 
 def main() -> None:
-    """Parse the command line and evaluate."""
-    description = "Evaluate the newest checkpoint of a run."
-    evaluate_run(cli.parse(EvaluateArgs, sys.argv[1:], prog="evaluate.py", description=description))
+    """Parse the command line, meet the other processes, and evaluate."""
+    launch, job = cli.with_launch(sys.argv[1:], parse, prog="evaluate.py")
+    distributed.join(launch)
+    evaluate_run(job)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,24 @@
 """Train a DDPM: `python scripts/train.py`, or with --preset, --run and any setting as a flag."""
 
 import sys
+from collections.abc import Sequence
 
 from jax_ddpm import cli
+from jax_ddpm.config import Config
+from jax_ddpm.training import distributed
 from jax_ddpm.training.loop import train
 
 
+def parse(args: Sequence[str]) -> Config:
+    """The configuration that `args` give."""
+    return cli.parse_config(args, prog="train.py", description="Train a DDPM.")
+
+
 def main() -> None:
-    """Parse the command line and train."""
-    train(cli.parse_config(sys.argv[1:], prog="train.py", description="Train a DDPM."))
+    """Parse the command line, meet the other processes, and train."""
+    launch, config = cli.with_launch(sys.argv[1:], parse, prog="train.py")
+    distributed.join(launch)
+    train(config)
 
 
 if __name__ == "__main__":

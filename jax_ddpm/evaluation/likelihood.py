@@ -32,7 +32,7 @@ from jax_ddpm.training.by_example import by_example
 
 Labels = Int[Array | np.ndarray, " b"]
 LikelihoodFn = Callable[
-    [Any, UInt8[Array, "b h w c"], Labels | None, Key[Array, " b"]], dict[str, Array]
+    [Any, UInt8[Array | np.ndarray, "b h w c"], Labels | None, Key[Array, " b"]], dict[str, Array]
 ]
 
 

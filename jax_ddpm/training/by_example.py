@@ -56,8 +56,8 @@ def mesh_of(params: Any) -> Mesh | None:
     """The devices on which `params` are, if they are on several."""
     for leaf in jax.tree.leaves(params):
         sharding = getattr(leaf, "sharding", None)
-        if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
-            return sharding.mesh
+        if isinstance(sharding, NamedSharding) and isinstance(mesh := sharding.mesh, Mesh):
+            return mesh if mesh.size > 1 else None
     return None
 
 

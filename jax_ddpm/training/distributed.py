@@ -3,7 +3,9 @@
 import os
 import sys
 import time
-from contextlib import suppress
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -13,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_ddpm.errors import UserError
+from jax_ddpm.errors import Stopped, UserError
 
 HEARTBEAT = 20  # seconds without a sign of life after which a process counts as dead
 AXIS = "devices"
@@ -96,23 +98,40 @@ def join(launch: Launch) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the end of the process
 
 
-def leave(code: int) -> None:
-    """End this process's part in the job: with the others if all went well, else at once.
+@contextmanager
+def parting() -> Iterator[None]:
+    """End this process's part in the job, if it has one, as the program ends.
 
-    A process that fails cannot wait for the others, who wait for it: they are told by the broken
-    connection, process 0 being the one that all are connected to.
+    With the others if all went well or all stopped; else at once and with exit code 1, for one that
+    fails cannot wait for others that wait for it. They learn of it by the broken connection, or
+    after HEARTBEAT seconds at the latest, and then end too.
     """
-    if not jax.distributed.is_initialized():
-        return
-    if code in (0, 130):
-        with suppress(RuntimeError):  # another has failed, which it has said itself
-            jax.distributed.shutdown()
-            return
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if jax.process_index() == 0:
-        time.sleep(1)  # those that fail for the same reason may say so, before the line is cut
-    os._exit(code or 1)
+    try:
+        yield
+    except BaseException as end:
+        if not jax.distributed.is_initialized():
+            raise
+        together = isinstance(end, SystemExit) and not end.code
+        if together or isinstance(end.__context__, Stopped):
+            with suppress(RuntimeError):  # another has failed, which it has said itself
+                jax.distributed.shutdown()
+            raise
+        fail(end)
+
+
+def fail(end: BaseException) -> None:
+    """Say why and exit, whatever the other processes do."""
+    if isinstance(end, SystemExit):
+        said = end.code if isinstance(end.code, str) else "interrupted"
+    elif isinstance(end, jax.errors.JaxRuntimeError):
+        said = f"error: lost touch with the other processes ({str(end).splitlines()[0][:200]})"
+    else:
+        said = "".join(traceback.format_exception(end)).rstrip()
+    number = jax.process_index()
+    print(said if number == 0 else f"process {number}: {said}", file=sys.stderr, flush=True)
+    if number == 0:
+        time.sleep(1)  # those that fail for the same reason can say so before the line is cut
+    os._exit(1)
 
 
 def process() -> tuple[int, int]:

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, Key
@@ -149,7 +150,7 @@ def pmapped(step: TrainStep, layout: Layout, batch_axis: int) -> TrainStep:
 
     @cache
     def mapped(treedef: Any, is_data: tuple[bool, ...]) -> Any:
-        axes = treedef.unflatten(None if data else batch_axis for data in is_data)
+        axes = jax.tree.unflatten(treedef, [None if data else batch_axis for data in is_data])
         return jax.pmap(step, AXIS, in_axes=(None, axes, None), out_axes=None, donate_argnums=0)
 
     def split(leaf: Any) -> Any:
@@ -163,7 +164,7 @@ def pmapped(step: TrainStep, layout: Layout, batch_axis: int) -> TrainStep:
         fn = mapped(treedef, tuple(isinstance(leaf, jax.Array) for leaf in leaves))
         if several_processes():
             state = put(state, layout)
-        new, metrics = fn(state, treedef.unflatten(map(split, leaves)), key)
+        new, metrics = fn(state, jax.tree.unflatten(treedef, map(split, leaves)), key)
         return (as_global(new, layout) if several_processes() else new), metrics
 
     return on_all
@@ -191,7 +192,7 @@ def put(tree: Any, layout: Layout) -> Any:
 
 def place(leaf: Any, sharding: Any) -> Any:
     """An array that every process has, on the devices of `sharding`."""
-    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = jax.random.key_data(leaf)
         return jax.random.wrap_key_data(place(data, sharding), impl=jax.random.key_impl(leaf))
     if sharding.is_fully_addressable:

@@ -1,7 +1,9 @@
 """Data sets that TensorFlow Datasets has prepared as array_record, read without TensorFlow."""
 
+import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,10 +28,12 @@ def open_prepared(
     set, has not prepared it as array_record, or knows no image in it.
     """
     tfds = import_tfds(f"--data.name {name}")
-    builder = _builder(tfds, name, path)
-    features = builder.info.features
-    image, label = image_feature(tfds, features, name), label_feature(tfds, features)
-    records = Records(_data_source(tfds, builder, name, path, split))
+    with quiet():
+        builder = _builder(tfds, name, path)
+        features = builder.info.features
+        image, label = image_feature(tfds, features, name), label_feature(tfds, features)
+        records = Records(_data_source(tfds, builder, name, path, split))
+        Field(records, image)[0]  # TFDS says once that it uses Pillow
     form = form._replace(channels=channels or (1 if features[image].shape[-1] == 1 else 3))
     images = FittedArrays(Field(records, image), form)
     labels: Any = np.zeros(len(records), np.int32)
@@ -44,6 +48,18 @@ def open_prepared(
     if form.crop != "random" and len(records) * int(np.prod(shape)) * form.channels <= IN_MEMORY:
         return read_all(images, labels)
     return images, labels
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without TFDS's warnings, for what is wrong is said in a sentence."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def image_feature(tfds: Any, features: Any, name: str) -> str:

@@ -136,12 +136,13 @@ def test_pictures_of_several_sizes_need_a_size():
         ("idx", "--data.name idx needs the folder of IDX files"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_one_sentence(tmp_path, name, message):
+def test_what_cannot_be_read_is_one_sentence(tmp_path, name, message, caplog):
     path = None if name == "idx" else tmp_path
     with pytest.raises(UserError, match=message.format(tmp=tmp_path)) as caught:
         open_source(name, path)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+    assert caplog.records == [], "TFDS says more than our sentence"
 
 
 def test_a_split_that_is_missing_is_refused(tmp_path):

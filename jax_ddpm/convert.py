@@ -14,9 +14,8 @@ import tyro
 
 from jax_ddpm import cli, runs
 from jax_ddpm.averages import chosen_params, require_choice
-from jax_ddpm.build import build
+from jax_ddpm.build import build, open_data
 from jax_ddpm.config import MAX_TIMESTEPS, Config, DataConfig, validate
-from jax_ddpm.data.sources import open_source
 from jax_ddpm.errors import UserError
 from jax_ddpm.files import write_atomically
 from jax_ddpm.generate import load_state
@@ -128,7 +127,7 @@ def image_shape(data: DataConfig, network: Network) -> tuple[int, int, int]:
     height, width, channels = network.config.example_shape
     if data.image_size is not None:
         return data.image_size, data.image_size, channels
-    of_data = open_source(data.name, data.path, channels=data.channels).image_shape
+    of_data = open_data(data).image_shape
     return of_data if of_data[-1] == channels else (height, width, channels)
 
 

@@ -23,7 +23,8 @@ from jax_ddpm.untrusted import read_json, reason
 
 # Settings that do not change what a run computes.
 MAY_DIFFER = {"run", "train.parallel", "train.fsdp", "train.max_steps", "train.keep_checkpoints",
-              "train.keep_every"}  # fmt: skip
+              "train.keep_every", "train.steps_per_call", "train.data_on_device", "train.remat",
+              "train.max_bad_steps"}  # fmt: skip
 LOCK = "lock"
 
 MAX_PIXELS = 2**28  # of an image, times its channels

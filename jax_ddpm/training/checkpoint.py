@@ -95,6 +95,7 @@ def save(
     except Exception as error:
         raise _failed(checkpoints, step, error) from error
     checkpoints.pending = Pending(step, response)
+    checkpoints.losses[step] = loss
 
 
 def wait(checkpoints: Checkpoints) -> None:

@@ -1,10 +1,10 @@
-import resource
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from disk import file_size_limited
 from saved_states import ABOUT, assert_same_bits, state_at
 
 from jax_ddpm.errors import UserError
@@ -135,17 +135,6 @@ def test_the_parameters_alone_are_restored_whatever_the_optimiser_was(saved):
             checkpoint.restore_params(checkpoints, state_at(0, width=5).params, step=2)
 
 
-@contextmanager
-def no_file_larger_than(num_bytes):
-    """As on a full disk, or with a quota: larger files cannot be written."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def wait_quietly(checkpoints):
     """Until the writing has ended, one way or the other; the error stays to be reported."""
     with suppress(Exception):
@@ -158,7 +147,7 @@ def test_a_save_that_fails_says_so_and_leaves_the_one_before(tmp_path, reported_
     with pytest.raises(UserError, match=message), checkpoint.open_checkpoints(tmp_path) as saved:
         checkpoint.save(saved, state_at(1), ABOUT)
         checkpoint.wait(saved)
-        with no_file_larger_than(200):
+        with file_size_limited(200):
             checkpoint.save(saved, state_at(2), ABOUT)
             wait_quietly(saved)
         if reported_by == "save":
@@ -184,7 +173,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 def test_an_error_that_is_on_its_way_is_not_hidden_by_a_save_that_fails(tmp_path, capsys):
     with pytest.raises(KeyError, match="first"), checkpoint.open_checkpoints(tmp_path) as saved:
-        with no_file_larger_than(200):
+        with file_size_limited(200):
             checkpoint.save(saved, state_at(2), ABOUT)
             wait_quietly(saved)
         raise KeyError("first")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from compared_runs import assert_same_run, newest_state, raise_at_batch, saved_steps
+from disk import file_size_limited
 from safetensors.numpy import load_file
 
 import jax_ddpm
 from jax_ddpm.averages import chosen_params
 from jax_ddpm.build import build
-from jax_ddpm.errors import Stopped
+from jax_ddpm.errors import Stopped, UserError
 from jax_ddpm.generate import SampleArgs, load_state, sample_run
 from jax_ddpm.runs import load
 from jax_ddpm.training import loop, metrics
@@ -28,16 +30,27 @@ def test_a_run_stopped_half_way_and_continued_is_the_run_that_was_not_stopped(
     config = make_config(tmp_path / "stopped")
     with monkeypatch.context() as patch:
         raise_at_batch(patch, 7, lambda: signal.raise_signal(signal.SIGINT))
-        with pytest.raises(Stopped, match=r"after step 9.*run the same command again") as caught:
+        with pytest.raises(Stopped, match=r"after step 8.*run the same command again") as caught:
             loop.train(config)
     assert caught.value.signum == signal.SIGINT
     assert str(config.run) in str(caught.value)
-    assert saved_steps(config.run) == [6, 9]
+    assert saved_steps(config.run) == [6, 8]
     assert not (config.run / "loss.png").exists()
     capsys.readouterr()
 
     loop.train(config)
-    assert "Continuing after step 9 of 12" in capsys.readouterr().out
+    assert "Continuing after step 8 of 12" in capsys.readouterr().out
+    assert_same_run(config.run, trained_run)
+
+
+def test_a_run_in_slices_is_the_run_in_one_go(trained_run, make_config, tmp_path, capsys):
+    config = make_config(tmp_path / "sliced", train={"max_steps": 5})
+    for step in (5, 10):
+        with pytest.raises(Stopped, match=f"saved after step {step} in .*to continue") as caught:
+            loop.train(config)
+        assert caught.value.signum is None
+        assert saved_steps(config.run)[-1] == step
+    loop.train(config)
     assert_same_run(config.run, trained_run)
 
 
@@ -60,6 +73,40 @@ def test_a_run_that_died_between_checkpoints_continues_as_if_it_had_not(
     assert [row.step for row in metrics.read(config.run / "metrics.jsonl")] == [3, 6, 9]
     with (config.run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1')  # what a write that is cut off leaves
+    loop.train(config)
+    assert_same_run(config.run, trained_run)
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    trained_run, make_config, tmp_path, capsys
+):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained_run, folder)
+    (folder / "checkpoints" / "12" / "state" / "manifest.ocdbt").write_bytes(b"")
+    loop.train(make_config(folder))
+    out, error = capsys.readouterr()
+    assert "12 is damaged (" in error
+    assert "The checkpoint of step 6 is whole and used instead." in error
+    assert "Continuing after step 6 of 12" in out
+    assert saved_steps(folder) == [6, 12]
+    assert_same_run(folder, trained_run)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_ends_a_run_in_one_sentence_and_loses_nothing(
+    trained_run, make_config, tmp_path
+):
+    """Wherever the disk fills up: every file of the run is too large in one of these cases."""
+    config = make_config(tmp_path / "full")
+    sizes = (0, 100, 1000, 3000, 10_000)
+    said = set()
+    for size in sizes:
+        with file_size_limited(size), pytest.raises(UserError) as caught:
+            loop.train(config)
+        said.add(str(caught.value).split(" could not be written")[0])
+        assert "(File too large)" in str(caught.value)
+    assert len(said) > 2, said
     loop.train(config)
     assert_same_run(config.run, trained_run)
 

@@ -1,0 +1,229 @@
+"""Kills a small training run at random moments until it is done, and compares it with one that was
+left alone.
+
+    python tests/kill_harness.py --kills 100 --seed 0 -- --train.parallel pmap
+
+What follows the last `--` goes to the run's command line. The processes that are killed are forks
+of one that has imported the libraries, so that a start takes a fraction of a second.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "shared")]
+
+EVERY = 6  # steps between two checkpoints
+FLAGS = f"""
+--data.name fashion_mnist --model.channels 4 --model.channel-mult 1 --model.num-res-blocks 1
+--model.attn-levels --model.num-groups 2 --diffusion.num-timesteps 8 --train.num-steps 48
+--train.batch-size 8 --train.learning-rate 1e-2 --train.warmup-steps 4 --train.log-every 2
+--train.sample-every 24 --train.checkpoint-every {EVERY} --train.keep-checkpoints 2
+--train.keep-best --train.posthoc-ema 0.05 0.1 --train.snapshot-every 12
+--sample.sampler ddim --sample.num-steps 4
+""".split()
+GIVE_UP = 300  # seconds after which an attempt that nobody killed hangs
+
+
+class Figures(NamedTuple):
+    """What came out: kills by what they struck, whole runs, the most steps lost, and seconds."""
+
+    kills: Counter[str]
+    runs: int
+    most_steps_lost: int
+    seconds: float
+
+
+def make_data(folder: Path) -> None:
+    """Forty smooth 8x8 images in MNIST's files."""
+    import numpy as np
+
+    from jax_ddpm.data.idx import write_idx
+
+    rows, columns = np.mgrid[:8, :8]
+    phase = np.arange(40)[:, None, None]
+    images = 127.5 * (1 + np.sin(phase + rows / 3) * np.cos(phase / 7 + columns / 2))
+    folder.mkdir()
+    for prefix in ("train", "t10k"):
+        write_idx(folder / f"{prefix}-images-idx3-ubyte.gz", images.astype(np.uint8))
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", (np.arange(40) % 10).astype(np.uint8))
+
+
+def forked(work: Callable[[], None], log: Path) -> int:
+    """Do `work` in a process of its own, which writes to `log`; return its number."""
+    sys.stdout.flush()
+    number = os.fork()
+    if number:
+        return number
+    code = 1
+    try:
+        with log.open("ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        work()
+        code = 0
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def train(flags: Sequence[str]) -> None:
+    """The training command."""
+    from jax_ddpm import cli
+    from jax_ddpm.training import loop
+
+    cli.run(lambda: loop.train(cli.parse_config(flags, prog="train.py", description="")))
+
+
+def ended(number: int, seconds: float) -> int | None:
+    """The exit status of process `number` if it ends within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found, status = os.waitpid(number, os.WNOHANG)
+        if found:
+            return status
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(0.002)
+
+
+def finish(number: int, log: Path) -> None:
+    """Wait for process `number`. Raises AssertionError unless all went well with it."""
+    status = ended(number, GIVE_UP)
+    if status is None:
+        os.kill(number, signal.SIGKILL)
+        os.waitpid(number, 0)
+    assert status == 0, f"status {status}: {log.read_text()[-3000:]}"
+
+
+def struck(run: Path, since: float) -> str:
+    """What the kill interrupted, as what is left in the folder shows."""
+
+    def fresh(pattern: str) -> bool:
+        return any(path.stat().st_ctime >= since for path in run.glob(pattern))
+
+    if not (run / "config.json").exists():
+        return "before the run folder was there"
+    if fresh("checkpoints/*.orbax-checkpoint-tmp"):
+        return "while a checkpoint was written"
+    if fresh("checkpoints/*.removed"):
+        return "while a checkpoint was removed"
+    if fresh("**/.*.tmp"):
+        return "while another file was written"
+    steps = fresh("metrics.jsonl") and steps_logged(run)
+    return "between these, while training" if steps else "between these, before the first row"
+
+
+def steps_logged(run: Path) -> int:
+    """The last step in metrics.jsonl."""
+    from jax_ddpm.training import metrics
+
+    return max((row.step for row in metrics.read(run / "metrics.jsonl")), default=0)
+
+
+def steps_saved(run: Path) -> int:
+    """The newest checkpoint."""
+    names = [path.name for path in run.glob("checkpoints/*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def compare(run: Path, expected: Path) -> None:
+    """Raises AssertionError unless both runs left the same checkpoint, log and pictures."""
+    from compared_runs import assert_same_run
+
+    assert_same_run(run, expected)
+    for name in ("samples", "ema"):
+        found, wanted = (
+            {path.name: path.read_bytes() for path in (folder / name).iterdir()}
+            for folder in (run, expected)
+        )
+        assert found == wanted, (name, found.keys() ^ wanted.keys())
+
+
+def harass(folder: Path, kills: int, seed: int, flags: Sequence[str]) -> Figures:
+    """Run and kill in `folder` until `kills` kills are done and the run they struck has ended.
+
+    Raises AssertionError if any run ends otherwise than the one that is left alone.
+    """
+    numbers, done, runs, lost = random.Random(seed), Counter[str](), 0, 0
+    make_data(folder / "data")
+    flags = [*FLAGS, "--data.path", str(folder / "data"), *flags]
+    begin = time.monotonic()
+    log = folder / "log"
+    finish(forked(lambda: train(["--run", str(folder / "expected"), *flags]), log), log)
+    start = time.monotonic()  # once more, now that the programs are compiled
+    finish(forked(lambda: train(["--run", str(folder / "again"), *flags]), log), log)
+    longest = time.monotonic() - start
+    while done.total() < kills or runs == 0:
+        run = folder / f"run{runs}"
+        while True:
+            since = time.time()
+            number = forked(lambda run=run: train(["--run", str(run), *flags]), log)
+            wait = numbers.uniform(0, 0.7 * longest) if done.total() < kills else GIVE_UP
+            status = ended(number, wait)
+            if status is not None:
+                assert status == 0, log.read_text()[-3000:]
+                break
+            os.kill(number, signal.SIGKILL)
+            os.waitpid(number, 0)
+            assert done.total() < kills, f"it hangs: {log.read_text()[-3000:]}"
+            done[struck(run, since)] += 1
+            lost = max(lost, steps_logged(run) - steps_saved(run))
+        finish(forked(lambda run=run: compare(run, folder / "expected"), log), log)
+        shutil.rmtree(run)
+        runs += 1
+    return Figures(done, runs, lost, time.monotonic() - begin)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--devices", type=int, default=1, help="simulated devices")
+    parser.add_argument("flags", nargs="*", help="flags of train.py")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        prepare(args.devices, Path(name) / "compiled")
+        figures = harass(Path(name), args.kills, args.seed, args.flags)
+    for what, count in sorted(figures.kills.items()):
+        print(f"{count:5} kills {what}")
+    print(f"{figures.kills.total():5} kills in all, in {figures.runs} runs and "
+          f"{figures.seconds:.0f} s; every run ended with the same bits as the one left alone")  # fmt: skip
+    print(f"{figures.most_steps_lost:5} steps lost by a kill at most, with a checkpoint every "
+          f"{EVERY}")  # fmt: skip
+
+
+def prepare(devices: int, cache: Path) -> None:
+    """Import the libraries, but do not touch a device, which a fork would not survive."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
+        "JAX_COMPILATION_CACHE_DIR", str(cache)
+    )
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    import compared_runs  # noqa: F401, I001
+    import jax_ddpm.training.loop  # noqa: F401
+
+
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@ from pathlib import Path
 from jax_ddpm.build import open_data
 from jax_ddpm.config import SourceConfig
 from jax_ddpm.data.prepare import prepare, require_new
+from jax_ddpm.data.sources import ImageSource, Split
 from jax_ddpm.errors import require
 
 HAVE_TESTS = ("embedded", "fashion_mnist", "idx")
@@ -28,8 +29,8 @@ def run(args: PrepareArgs) -> Path:
     require(args.data.crop != "random", "--data.crop", "random", "center or none here: each image "
             "is written once")  # fmt: skip
     require_new(args.name, args.out)
-    names = ("train", "test") if args.data.name in HAVE_TESTS else ("train",)
-    splits = {name: open_data(args.data, name) for name in names}
+    names: tuple[Split, ...] = ("train", "test") if args.data.name in HAVE_TESTS else ("train",)
+    splits: dict[str, ImageSource] = {name: open_data(args.data, name) for name in names}
     folder = prepare(splits, args.name, args.out)
     counts = ", ".join(f"{len(source.images):,} {name}" for name, source in splits.items())
     print(f"Wrote {folder}: {counts} images")

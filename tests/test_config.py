@@ -50,6 +50,7 @@ BAD = [
     ("diffusion", {"label_dropout": 1.0}, "--diffusion.label-dropout is 1.0, .* in .0, 1."),
     ("diffusion", {"label_dropout": 0.1}, "--diffusion.label-dropout is 0.1, .* of 0 labels"),
     ("model", {"num_classes": 0}, "--model.num-classes is 0, .* at least 1"),
+    ("data", {"image_size": 0}, "--data.image-size is 0, .* between 1 and"),
     ("sample", {"num_steps": 0}, "between 1 and T = 1000, got 0"),
     ("sample", {"num_steps": -5}, "between 1 and T = 1000, got -5"),
     ("sample", {"num_steps": 1001}, "between 1 and T = 1000, got 1001"),
@@ -132,6 +133,14 @@ def test_label_dropout_needs_a_class_to_leave_out_and_one_to_keep():
     validate(labels(2))
     with pytest.raises(UserError, match=r"of 1 labels: it needs those of the data and one more"):
         validate(labels(1))
+
+
+def test_what_lies_on_the_devices_cannot_be_cut_at_random():
+    moving = replace(Config(), data=replace(Config().data, crop="random"))
+    validate(moving)
+    always = replace(moving, train=replace(moving.train, data_on_device="always"))
+    with pytest.raises(UserError, match=r"--data.crop is random, .* --train.data-on-device always"):
+        validate(always)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**64])

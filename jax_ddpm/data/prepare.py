@@ -80,7 +80,7 @@ def _builder_class(tfds: Any, splits: Mapping[str, ImageSource], name: str, vers
     shape = next(iter(splits.values())).image_shape
     num_classes = 1 + max(int(np.asarray(source.labels).max()) for source in splits.values())
 
-    class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[misc, call-arg]
+    class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         """The images of this program."""
 
         VERSION = tfds.core.Version(version)

@@ -12,7 +12,8 @@ import tyro
 
 from jax_ddpm import runs
 from jax_ddpm.config import Config
-from jax_ddpm.errors import Stopped, UserError
+from jax_ddpm.errors import Stopped, UserError, one_line
+from jax_ddpm.plain_values import require_plain_value
 from jax_ddpm.presets import PRESETS, find_preset
 from jax_ddpm.training.distributed import Launch, parting, require_complete
 
@@ -25,6 +26,7 @@ def parse_config(args: Sequence[str], *, prog: str, description: str) -> Config:
     Without --preset, a run folder given by --run is continued with its own settings. Raises
     UserError for an unknown preset or flag; exits after --help and for a wrong type.
     """
+    require_no_empty(args)
     name, run = value_of("--preset", args), value_of("--run", args)
     if name is None and run is not None and (Path(run) / "config.json").is_file():
         default, of = runs.load(Path(run)).config, run
@@ -47,14 +49,18 @@ def parse(
 
     Raises UserError for an unknown flag.
     """
+    require_no_empty(args)
     known: dict[str, Any] = {} if default is None else {"default": default}
     values, unknown = tyro.cli(
         kind, prog=prog, description=description, args=args, return_unknown_args=True,
         config=(tyro.conf.AvoidSubcommands,), **known
     )  # fmt: skip
     if unknown:
-        hint = _hint(unknown[0].split("=")[0], list(_flags(default or kind)))
-        raise UserError(f"unknown argument {unknown[0]}{hint} (--help lists all)")
+        raise UserError(_unknown(unknown[0], args, list(_flags(default or kind))))
+    for field in fields(values):  # type: ignore[arg-type]
+        value = getattr(values, field.name)
+        if not is_dataclass(value):  # what is nested is looked at by its own validation
+            require_plain_value(f"--{field.name.replace('_', '-')}", value)
     return values
 
 
@@ -97,7 +103,9 @@ def _run(main: Callable[[], None]) -> NoReturn:
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {error.filename or 'a file'}: {error.strerror or error}")
+        sys.exit(one_line(f"error: {error.filename or 'a file'}: {error.strerror or error}"))
+    except MemoryError as error:
+        sys.exit(one_line(f"error: there is not enough memory ({error}): see docs/scaling.md"))
     except Stopped as stop:
         print(stop)
         sys.exit(130 if stop.signum == signal.SIGINT else 0)
@@ -126,6 +134,29 @@ def _flags(kind: Any, prefix: str = "--") -> Iterator[str]:
             yield name
 
 
+def require_no_empty(args: Sequence[str]) -> None:
+    """Raise UserError for an argument without a character, as of a shell variable that is unset."""
+    for before, arg in zip(["the command", *args], args, strict=False):
+        if arg == "" or (arg.startswith("--") and arg.endswith("=")):
+            raise UserError(f"there is nothing after {arg.rstrip('=') or before}: give a value")
+
+
+def _unknown(given: str, args: Sequence[str], known: Sequence[str]) -> str:
+    """A sentence about an argument that means nothing."""
+    flag = given.split("=")[0]
+    if flag.startswith("-"):
+        return f"unknown argument {given}{_hint(flag, known)} (--help lists all)"
+    at = list(args).index(given) if given in args else 0
+    after = f" after {args[at - 1]}" if at else ""
+    return f"{given!r}{after} is not expected there (--help lists all flags and what they take)"
+
+
 def _hint(given: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(given, list(known), n=1)
-    return f", did you mean {close[0]}?" if close else ""
+    """The flag that was meant, if one is close: the whole of it, or what follows its section."""
+    last = given.lstrip("-").split(".")[-1]
+    names = list(known)
+    ends = {name: name.lstrip("-").split(".")[-1] for name in names}
+    close = [name for name in names if ends[name] == last]
+    close += difflib.get_close_matches(given, names, n=1, cutoff=0.75)
+    alike = [n for n in close if difflib.SequenceMatcher(None, last, ends[n]).ratio() >= 0.6]
+    return f", did you mean {alike[0]}?" if alike else ""

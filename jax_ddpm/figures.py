@@ -11,10 +11,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from jax_ddpm.build import open_data
-from jax_ddpm.config import Config, validate_seed
+from jax_ddpm.config import MAX_TIMESTEPS, Config, validate_seed
 from jax_ddpm.data.pictures import Picture, fit, read_picture
 from jax_ddpm.diffusion import q_sample
-from jax_ddpm.errors import UserError
+from jax_ddpm.errors import UserError, require
 from jax_ddpm.images import from_uint8, to_uint8
 from jax_ddpm.plots import save_curves, save_rows
 from jax_ddpm.presets import find_preset
@@ -39,7 +39,11 @@ def plot_schedules(args: SchedulesArgs) -> Path:
     """Write the figure. Raises UserError for a schedule that is not valid at this T."""
     diffusion = find_preset(args.preset).diffusion
     names = args.schedules or (diffusion.schedule,)
-    num_timesteps = args.num_timesteps or diffusion.num_timesteps
+    num_timesteps = args.num_timesteps
+    if num_timesteps is None:
+        num_timesteps = diffusion.num_timesteps
+    possible = 1 <= num_timesteps <= MAX_TIMESTEPS
+    require(possible, "--num-timesteps", num_timesteps, f"between 1 and {MAX_TIMESTEPS:,}")
     curves: dict[str, dict[str, Float[np.ndarray, " T"]]] = {}
     for name in names:
         try:

@@ -12,8 +12,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step.
 
     Makes the folder if need be. If `write` fails, `path` is as it was. Raises UserError where the
-    disk is full, read-only or not ours.
+    disk is full, read-only or not ours, and for a folder or a device.
     """
+    require_file_or_nothing(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -22,6 +23,17 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def require_file_or_nothing(path: Path) -> None:
+    """Raise UserError for a folder, and for a device or pipe, which a file would replace."""
+    try:
+        other = path.exists() and not path.is_file()
+    except OSError:  # what stands in the way shows when it is written
+        return
+    if other:
+        kind = "a folder" if path.is_dir() else "not a file but a device or pipe"
+        raise UserError(f"{path} is {kind}: give the name of a file to write")
 
 
 @contextmanager

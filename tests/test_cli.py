@@ -127,3 +127,32 @@ def test_how_a_command_ends_is_its_exit_code(main, code):
 def test_a_mistake_of_the_program_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         cli.run(raising(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--trian.x", "3"], r"unknown argument --trian.x \(--help lists all\)"),
+        (["--train.lr", "3"], r"unknown argument --train.lr \(--help lists all\)"),
+        (["--num-steps", "3"], "did you mean --train.num-steps?"),
+        (["--data.batch-size", "3"], "did you mean --train.batch-size?"),
+        (["--data.random-flip", "maybe"], "'maybe' after --data.random-flip is not expected"),
+        (["--preset", ""], "nothing after --preset: give a value"),
+        (["--preset="], "nothing after --preset: give a value"),
+        (["--run", ""], "nothing after --run: give a value"),
+    ],
+)
+def test_a_mistyped_command_line_says_what_is_wrong_and_guesses_only_well(args, message):
+    with pytest.raises(UserError, match=message):
+        parse(*args)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+def test_what_is_no_number_is_refused_in_every_command(value):
+    with pytest.raises(UserError, match=r"--eta is -?(nan|inf), but it must be a finite number"):
+        cli.parse(SampleArgs, ["runs/a", "--eta", value], prog="sample.py")
+
+
+def test_too_little_memory_is_no_traceback():
+    with pytest.raises(SystemExit, match="error: there is not enough memory"):
+        cli.run(raising(MemoryError("7 TiB")))

@@ -1,5 +1,8 @@
+import os
+
 import pytest
 
+from jax_ddpm.errors import UserError
 from jax_ddpm.files import write_atomically
 
 
@@ -35,3 +38,22 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, erro
         write_atomically(path, write)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_neither_a_folder_nor_a_device_is_replaced_by_a_file(tmp_path):
+    pipe, folder = tmp_path / "pipe", tmp_path / "folder"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    for path, kind in ((pipe, "not a file but a device or pipe"), (folder, "a folder")):
+        with pytest.raises(UserError, match=f"{path.name} is {kind}: give the name of a file"):
+            write_atomically(path, lambda temporary: temporary.write_text("new"))
+    assert pipe.is_fifo()
+    assert sorted(tmp_path.iterdir()) == [folder, pipe]
+
+
+def test_a_link_to_a_file_is_replaced_and_what_it_points_to_stays(tmp_path):
+    (tmp_path / "other").write_text("other")
+    (tmp_path / "file").symlink_to(tmp_path / "other")
+    write_atomically(tmp_path / "file", lambda temporary: temporary.write_text("new"))
+    assert (tmp_path / "other").read_text() == "other"
+    assert (tmp_path / "file").read_text() == "new"

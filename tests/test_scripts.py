@@ -23,6 +23,12 @@ MISTAKES = {
     "no evaluation": ("evaluate.py {run}", "say what to evaluate: --likelihood"),
     "no such respacing": ("evaluate.py {run} --likelihood --respacing 9", "--respacing 9"),
     "no run": ("sample.py {tmp}", "is not a run folder"),
+    "not a number": ("train.py --run {tmp}/a --train.learning-rate nan", "a finite number"),
+    "a device": ("plot.py schedules --out {tmp}/pipe", "not a file but a device or pipe"),
+    "a folder": ("plot.py schedules --out {tmp}", "is a folder: give the name of a file"),
+    "T < 0": ("plot.py schedules --num-timesteps -5", "--num-timesteps is -5"),
+    "no weights": ("convert.py {tmp} --source ho --out {tmp}/a", "give the weight file in it"),
+    "a bad place": ("train.py --run /proc/a", "/proc/a"),
 }
 
 
@@ -30,6 +36,7 @@ MISTAKES = {
 def results(tmp_path_factory, trained_run):
     """Every mistake made once, two at a time, for a process spends seconds on its imports."""
     tmp = tmp_path_factory.mktemp("mistakes")
+    os.mkfifo(tmp / "pipe")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
 
     def run(item):
@@ -55,4 +62,4 @@ def test_a_mistake_ends_in_one_sentence_and_no_traceback(results, name):
 
 
 def test_a_mistake_leaves_nothing_behind(results):
-    assert results["left behind"] == []
+    assert [path.name for path in results["left behind"]] == ["pipe"]

@@ -1,0 +1,104 @@
+"""Real processes on this machine that work as one, over gloo."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax_ddpm
+
+# Compiled without optimisation, as the numbers do not depend on it beyond rounding.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+WORKER = """
+import json, sys
+from jax_ddpm import cli
+from jax_ddpm.errors import Stopped
+from jax_ddpm.evaluation.command import EvaluateArgs, evaluate_run
+from jax_ddpm.generate import SampleArgs, sample_run
+from jax_ddpm.training import distributed
+from jax_ddpm.training.loop import train
+
+def do(kind, *args):
+    if kind == "train":
+        return train(cli.parse_config(args, prog="train.py", description=""))
+    job = {"sample": SampleArgs, "evaluate": EvaluateArgs}[kind]
+    {"sample": sample_run, "evaluate": evaluate_run}[kind](cli.parse(job, args, prog=kind))
+
+def main():
+    launch, jobs = cli.with_launch(sys.argv[1:], lambda rest: json.loads(rest[0]), prog="worker")
+    distributed.join(launch)
+    for job in jobs:
+        try:
+            do(*job)
+        except Stopped as stop:
+            if stop.signum:
+                raise
+            print(stop, flush=True)
+
+cli.run(main)
+"""
+
+
+def flags_of(config):
+    """The command line that gives `config`."""
+    flags = ["--run", str(config.run), "--data.name", config.data.name]
+    flags += ["--data.path", str(config.data.path)]
+    flags += ["--data.random-flip"] if config.data.random_flip else []
+    for section in ("model", "diffusion", "train", "sample"):
+        for name, value in vars(getattr(config, section)).items():
+            flag = f"--{section}.{name.replace('_', '-')}"
+            if isinstance(value, bool):
+                flags.append(flag if value else flag.replace(".", ".no-", 1))
+            elif isinstance(value, tuple):
+                flags += [flag, *map(str, value)]
+            else:
+                flags += [flag, str(value)]
+    return flags
+
+
+def start(jobs, count, cache, *, devices=1):
+    """`count` processes, each with so many simulated devices, that do `jobs` together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": str(Path(jax_ddpm.__file__).parents[1]),
+    }
+
+    def launch(i):
+        where = ["--distributed", "--coordinator", f"127.0.0.1:{port}"]
+        where += ["--num-processes", str(count), "--process-id", str(i)]
+        command = [sys.executable, "-c", WORKER, *(where if count > 1 else []), json.dumps(jobs)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, env=environment, **pipes)
+
+    return [launch(i) for i in range(count)]
+
+
+def ends(processes, timeout):
+    """(exit code, stdout, stderr) of each; all are killed if they take longer."""
+    found = []
+    try:
+        for process in processes:
+            out, error = process.communicate(timeout=timeout)
+            found.append((process.returncode, out, error))
+    finally:
+        for process in processes:
+            process.kill()
+    return found
+
+
+def together(jobs, count, cache, *, devices=1, timeout=300):
+    """What process 0 prints while `count` processes do `jobs`; none may fail."""
+    found = ends(start(jobs, count, cache, devices=devices), timeout)
+    assert [code for code, _, _ in found] == [0] * count, found
+    said = [line for _, out, _ in found[1:] for line in out.splitlines()]
+    assert [line for line in said if not line.startswith("[Gloo]")] == []
+    return found[0][1]

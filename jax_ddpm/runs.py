@@ -288,19 +288,19 @@ def locked(folder: Path) -> Iterator[None]:
     with ExitStack() as stack:
         with writing(folder / LOCK):
             folder.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(open(folder / LOCK, "a+", opener=_open_no_link))
+            file = stack.enter_context(open(folder / LOCK, "ab+", 0, opener=_open_no_link))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
+            holder = file.read(200).decode(errors="replace").strip()
             raise UserError(
-                f"another process is training in {folder} ({file.read(200).strip()}): "
+                f"another process is training in {folder} ({holder}): "
                 "wait for it, or choose another folder with --run"
             ) from error
         with writing(folder / LOCK):
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
 
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -48,11 +49,8 @@ class Board:
     ) -> None:
         """Close the file; every event is in it already."""
         if self._writer is not None:
-            try:
+            with writing(self._folder) if error is None else suppress(OSError):
                 self._writer.close()
-            except OSError:
-                if error is None:
-                    raise
 
     def _write(self, event: Any) -> None:
         with writing(self._folder):

@@ -43,6 +43,7 @@ def test_a_run_stopped_half_way_and_continued_is_the_run_that_was_not_stopped(
     assert_same_run(config.run, trained_run)
 
 
+@pytest.mark.slow
 def test_a_run_in_slices_is_the_run_in_one_go(trained_run, make_config, tmp_path, capsys):
     config = make_config(tmp_path / "sliced", train={"max_steps": 5})
     for step in (5, 10):

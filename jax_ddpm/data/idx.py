@@ -5,7 +5,7 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -28,7 +28,7 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
         gzipped = file.read(2) == b"\x1f\x8b"
     try:
         with gzip.open(path) if gzipped else path.open("rb") as stream:
-            return _read_array(stream, path, gzipped)
+            return _read_array(cast(IO[bytes], stream), path, gzipped)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(
             f"{path} is damaged, its gzip data ends early or is corrupt ({error})"

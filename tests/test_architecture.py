@@ -68,7 +68,7 @@ LAYERS = {
     "training.by_example": ["training.distributed", "training.parallel"],
     "formats": ["errors"],
     "training.checksums": [],
-    "training.progress": ["training.step"],
+    "training.progress": [],
     "training.board": ["files"],
     "training.retention": [],
     "training.stored": ["errors", "formats", "training.checksums", "training.state"],

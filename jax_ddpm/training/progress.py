@@ -6,8 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jax_ddpm.training.step import Metrics
-
 
 class Progress(NamedTuple):
     """Metrics of the steps since the last row, and the rows' losses since the last checkpoint.
@@ -15,7 +13,7 @@ class Progress(NamedTuple):
     Checkpoints that were asked for, by a signal or --train.max-steps, do not count as the last.
     """
 
-    window: tuple[Metrics, ...] = ()
+    window: tuple[dict[str, Any], ...] = ()
     losses: tuple[float, ...] = ()
 
     @property
@@ -24,7 +22,7 @@ class Progress(NamedTuple):
         return len(joined(self.window)["loss"]) if self.window else 0
 
 
-def joined(window: Sequence[Metrics]) -> dict[str, Any]:
+def joined(window: Sequence[Any]) -> dict[str, Any]:
     """The metrics of several calls, each of one or more steps, as one array per name."""
     rows = jax.device_get(tuple(window))
     return {name: np.concatenate([np.atleast_1d(row[name]) for row in rows]) for name in rows[0]}

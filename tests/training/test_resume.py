@@ -202,6 +202,35 @@ def test_importance_sampling_on_eight_devices_is_continued_exactly(
     assert_same_run(broken.run, whole.run)
 
 
+COMBINED = {
+    "jit": {"train": {"parallel": "jit", "steps_per_call": 3, "ema_decays": (0.5,)}},
+    "pmap": {
+        "train": {"parallel": "pmap", "batch_size": 16, "steps_per_call": 3, "ema_form": "power"},
+        "diffusion": {"timestep_sampling": "importance"},
+    },
+    "mesh": {
+        "train": {"parallel": "mesh", "fsdp": 2, "batch_size": 16, "accumulate": 2,
+                  "steps_per_call": 3, "data_on_device": "never"},
+        "diffusion": {"timestep_sampling": "importance"},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMBINED)
+def test_a_run_in_slices_is_exact_with_each_way_of_computing(make_config, tmp_path, name):
+    """A slice of five steps ends in the middle of a call, of a row and between checkpoints."""
+    whole = make_config(tmp_path / "whole", **COMBINED[name])
+    loop.train(whole)
+    train = COMBINED[name]["train"] | {"max_steps": 5}
+    sliced = make_config(tmp_path / "sliced", **COMBINED[name] | {"train": train})
+    for step in (5, 10):
+        with pytest.raises(Stopped, match=f"after step {step} "):
+            loop.train(sliced)
+    loop.train(sliced)
+    assert_same_run(sliced.run, whole.run)
+
+
 COMMAND = """
 import sys
 from jax_ddpm import cli

@@ -12,6 +12,7 @@ from jax_ddpm.evaluation.command import EvaluateArgs
 from jax_ddpm.evaluation.compare import CompareArgs
 from jax_ddpm.generate import SampleArgs
 from jax_ddpm.prepare import PrepareArgs
+from jax_ddpm.training.distributed import Launch
 
 DOCS = Path(__file__).parents[1] / "docs"
 TEXT = "".join(path.read_text() for path in sorted(DOCS.glob("*.md")))
@@ -31,6 +32,9 @@ def flags(kind, prefix="--", keep=lambda name: True):
         *flags(EmojiArgs),
         *flags(DiffusionConfig, "--diffusion."),
         *flags(TrainConfig, "--train.", lambda name: "ema" in name or "snapshot" in name),
+        "--train.parallel",
+        "--train.fsdp",
+        *flags(Launch),
         *flags(SampleArgs),
         *flags(EvaluateArgs),
         *flags(CompareArgs),

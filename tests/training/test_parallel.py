@@ -11,7 +11,7 @@ from jax_ddpm.training.parallel import choose_mode, compiler_options, on_one_dev
     ("parallel", "devices", "mode"),
     [
         ("auto", 1, "jit"), ("auto", 8, "pmap"), ("jit", 8, "jit"), ("pmap", 8, "pmap"),
-        ("pmap", 1, "pmap"),
+        ("pmap", 1, "pmap"), ("mesh", 8, "mesh"),
     ],
 )  # fmt: skip
 def test_several_devices_are_used_if_there_are_any(monkeypatch, parallel, devices, mode):
@@ -26,6 +26,19 @@ def test_a_batch_that_does_not_divide_is_refused_and_the_way_out_named(parallel)
     ):
         choose_mode(parallel, 12)
     assert choose_mode("jit", 12) == "jit"
+
+
+def test_devices_that_do_not_divide_are_refused():
+    with pytest.raises(UserError, match=r"fsdp 3 does not divide the 8 devices"):
+        choose_mode("mesh", 16, fsdp=3)
+
+
+def test_one_device_of_one_of_several_processes_is_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match=r"parallel jit runs on one device.*pmap or mesh"):
+        choose_mode("jit", 16)
+    with pytest.raises(UserError, match=r"batch-size 24 does not divide over 16 devices"):
+        choose_mode("auto", 24)
 
 
 def test_cpu_programs_get_options_and_others_none(monkeypatch):
@@ -45,7 +58,7 @@ def make_step(axis_name):
     return step
 
 
-@pytest.mark.parametrize("mode", ["jit", "pmap"])
+@pytest.mark.parametrize("mode", ["jit", "pmap", "mesh"])
 def test_the_state_has_no_device_axis_and_the_batch_is_spread(mode):
     pixels = np.arange(16).reshape(16, 1, 1, 1)
     step = parallelize(make_step, mode)

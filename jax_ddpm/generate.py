@@ -38,7 +38,7 @@ from jax_ddpm.images import Pixels, grid, save_gif, save_png
 from jax_ddpm.sample_config import SampleConfig
 from jax_ddpm.samplers import SAMPLERS, SamplerName
 from jax_ddpm.training.by_example import spread
-from jax_ddpm.training.checkpoint import best_step, latest_step, open_checkpoints, restore
+from jax_ddpm.training.checkpoint import best_step, open_checkpoints, restore
 from jax_ddpm.training.distributed import is_main_process
 from jax_ddpm.training.parallel import shapes_on_one_device
 from jax_ddpm.training.state import TrainState
@@ -285,12 +285,12 @@ def require_label(label: int | None, num_labels: int | None) -> None:
 
 
 def load_state(run: runs.Run, parts: Parts, *, best: bool = False) -> TrainState:
-    """The newest checkpoint of `run`, or that of lowest loss, on one device."""
+    """The newest whole checkpoint of `run`, or that of lowest loss, on one device."""
     if not run.checkpoints.is_dir():
         raise UserError(f"{run.folder} has no checkpoint yet: train it first")
     like = shapes_on_one_device(jax.eval_shape(parts.init_state, jax.random.key(0)))
     with open_checkpoints(run.checkpoints) as checkpoints:
-        step = best_step(checkpoints) if best else latest_step(checkpoints)
+        step = best_step(checkpoints) if best else None
         if best and step is None:
             raise UserError(f"{run.folder} was trained without --train.keep-best: there is no best")
         return restore(checkpoints, like, step=step)

@@ -85,6 +85,9 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     folder = tmp_path / "copy"
     shutil.copytree(trained_run, folder)
     (folder / "checkpoints" / "12" / "state" / "manifest.ocdbt").write_bytes(b"")
+    run = load(folder)
+    assert int(load_state(run, build(run.config, run.image_shape)).step) == 6
+    assert "12 is damaged (" in capsys.readouterr().err
     loop.train(make_config(folder))
     out, error = capsys.readouterr()
     assert "12 is damaged (" in error

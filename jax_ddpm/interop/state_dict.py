@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jax_ddpm.errors import UserError
@@ -24,6 +25,7 @@ def from_state_dict(state_dict: Mapping[str, np.ndarray], peer: Peer, like: Any)
     num_levels = count_levels(like)
     found: dict[str, np.ndarray] = {}
     for theirs, given in state_dict.items():
+        require_numbers(theirs, given)
         ours = our_name(theirs, given, peer, places, num_levels)
         layout = layout_of(theirs, peer)
         array = to_our_layout(np.asarray(given), layout, ours) if peer.torch_layout else given
@@ -37,6 +39,13 @@ def from_state_dict(state_dict: Mapping[str, np.ndarray], peer: Peer, like: Any)
         first = next(name for name in places if name in missing)
         raise UserError(f"the weights have nothing for {first} of shape {places[first]}")
     return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in places])
+
+
+def require_numbers(name: str, array: np.ndarray) -> None:
+    """Raise UserError for texts, records, dates and complex numbers."""
+    kinds = (jnp.floating, jnp.integer, jnp.bool_)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
+        raise UserError(f"weight {name} is of type {array.dtype}, which is no real number")
 
 
 def to_state_dict(params: Any, peer: Peer) -> dict[str, np.ndarray]:

@@ -251,3 +251,11 @@ def test_the_weights_that_are_spoilt_are_whole():
         assert from_torch(weights, source).config == NETWORKS[source]
     with pytest.raises(UserError):
         from_torch(WEIGHTS["pulfer"], "torch_ref")
+
+
+@pytest.mark.parametrize("kind", ["U3", "V2", "M8[s]", "c16"])
+def test_weights_that_are_no_numbers_are_refused_by_name(kind):
+    weights = dict(WEIGHTS["torch_ref"])
+    weights["conv_in.bias"] = np.zeros(32, kind)
+    with pytest.raises(UserError, match=r"weight conv_in.bias is of type .* no real number"):
+        from_torch(weights, "torch_ref")

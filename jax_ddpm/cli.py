@@ -57,7 +57,7 @@ def parse(
     )  # fmt: skip
     if unknown:
         raise UserError(_unknown(unknown[0], args, list(_flags(default or kind))))
-    for field in fields(values):  # type: ignore[arg-type]
+    for field in fields(values):
         value = getattr(values, field.name)
         if not is_dataclass(value):  # what is nested is looked at by its own validation
             require_plain_value(f"--{field.name.replace('_', '-')}", value)

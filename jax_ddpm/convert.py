@@ -183,7 +183,7 @@ def export_weights(args: ExportArgs) -> Path:
     state = load_state(run, build(run.config, run.image_shape))
     params, what = chosen_params(run, state, args.weights, args.posthoc_ema, args.posthoc_step)
     imported_from = run.imported_from if run.imported_from in PEERS else None
-    asked = args.source or cast(Source | None, imported_from)
+    asked = args.source or imported_from
     sources = [asked] if asked else list(PEERS)
     for source in sources:
         state_dict, arguments = translated(params, run.config.model, source)

@@ -21,9 +21,10 @@ MAX_ENTRIES = 100_000
 def require_bounded(num_bytes: int, path: Path) -> None:
     """Raise UserError if `num_bytes`, which `path` announces, is far more than it can hold.
 
-    A file may unpack to 64 MiB, or to a hundred times its size.
+    A file, or all files in a folder, may unpack to 64 MiB, or to a hundred times their size.
     """
-    size = path.stat().st_size
+    files = path.rglob("*") if path.is_dir() else [path]
+    size = sum(file.stat().st_size for file in files if file.is_file())
     if num_bytes > max(ALWAYS_ALLOWED, EXPANSION * size):
         raise UserError(
             f"{path} has {size:,} bytes and would take {num_bytes:,} in memory: it is refused as a "

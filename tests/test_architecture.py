@@ -71,7 +71,7 @@ LAYERS = {
     "training.progress": [],
     "training.board": ["files"],
     "training.retention": [],
-    "training.stored": ["errors", "formats", "training.checksums", "training.state"],
+    "training.stored": ["errors", "formats", "training.checksums", "training.state", "untrusted"],
     "training.checkpoint": ["errors", "training.retention", "training.state", "training.stored"],
 }
 

@@ -169,8 +169,11 @@ def test_a_file_may_unpack_to_a_hundred_times_its_size_or_64_mib(tmp_path):
     require_bounded(100 * 2**20, path)
     with pytest.raises(UserError, match="1,048,576 bytes and would take 104,857,601 in memory"):
         require_bounded(100 * 2**20 + 1, path)
+    require_bounded(100 * 2**20, tmp_path)  # a folder: the files in it
     path.write_bytes(b"")
     require_bounded(2**26, path)
+    with pytest.raises(UserError, match="0 bytes and would take 67,108,865 in memory"):
+        require_bounded(2**26 + 1, tmp_path)
 
 
 def test_a_message_is_one_printable_line_whatever_it_quotes(tmp_path):

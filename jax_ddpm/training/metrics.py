@@ -40,7 +40,7 @@ def read(path: Path) -> list[Row]:
     """
     if not path.exists():
         return []
-    rows = []
+    rows: list[Row] = []
     with path.open("rb") as file:
         for number in itertools.count(1):
             line = file.readline(MAX_LINE)
@@ -68,7 +68,9 @@ def _line(row: Row) -> str:
 
 
 def _row(values: Any) -> Row:
-    known = {name: math.nan if value is None else value for name, value in values.items()}
+    known: dict[str, Any] = {
+        name: math.nan if value is None else value for name, value in values.items()
+    }
     row = Row(**known)
     numbers = all(type(value) in (int, float) for value in row)
     numbers = numbers and not any(abs(value) > MAX_VALUE for value in row)

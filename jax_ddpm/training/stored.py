@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ from jax_ddpm.errors import UserError
 from jax_ddpm.formats import require_known
 from jax_ddpm.training.checksums import checksum, copied, is_whole, sealed
 from jax_ddpm.training.state import Params, TrainState
+from jax_ddpm.untrusted import require_bounded
 
 LATER_FIELDS = {"loss_history", "skipped"}  # of the state; a checkpoint may lack them: all zeros
 DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
@@ -59,6 +61,7 @@ def read(path: Path, like: TrainState) -> TrainState:
     there = {name.split("/")[0] for name in leaves}
     later = {name: expected.pop(name) for name in LATER_FIELDS & expected.keys() - there}
     _require_same_shapes(path, leaves, expected)
+    require_bounded(_num_bytes(expected), path)
     found = _load(path, expected, leaves)
     return like.replace(**found, **jax.tree.map(_zeros, later))
 
@@ -68,6 +71,7 @@ def read_params(path: Path, like: Params) -> Params:
     leaves = _leaves_of(path, describe(path))
     leaves = {name: leaf for name, leaf in leaves.items() if name.split("/")[0] == "params"}
     _require_same_shapes(path, leaves, {"params": like})
+    require_bounded(_num_bytes(like), path)
     return _load(path, {"params": like}, leaves)["params"]
 
 
@@ -88,6 +92,10 @@ def describe(path: Path) -> dict[str, Any]:
     if not _is_well_formed(document):
         raise Damaged(path, "its description is not what a checkpoint says")
     return document
+
+
+def _num_bytes(like: Any) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(like))
 
 
 def _is_well_formed(document: dict[str, Any]) -> bool:

@@ -219,10 +219,10 @@ def test_scripts_only_parse_and_call_the_library(path):
     assert [name for name in imports(path) if inside(name, "jax", "flax", "optax")] == []
 
 
-def test_one_script_compares_two_frameworks():
-    both = ["report", "parity_tests", "torch", "torch_ref"]
+def test_two_scripts_compare_two_frameworks():
+    both = ["report", "speed", "parity_tests", "torch", "torch_ref"]
     found = [path.name for path in SCRIPTS if any(inside(name, *both) for name in imports(path))]
-    assert found == ["parity.py"]
+    assert found == ["bench.py", "parity.py"]
 
 
 @pytest.mark.parametrize("path", REPORT, ids=ids(REPORT))

@@ -1,0 +1,1 @@
+"""Benchmarks: training steps and sampling beside PyTorch, data sources, and peak memory."""

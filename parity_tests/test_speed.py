@@ -1,0 +1,59 @@
+"""The benchmarks measure what they say they do; not how fast anything is."""
+
+import json
+
+import pytest
+from speed import timing
+from speed.data import DataArgs, bench_data
+from speed.memory import MemoryArgs, bench_memory
+from speed.step import SamplingArgs, StepArgs, bench_sampling, bench_step
+
+
+def test_a_table_has_medians_and_the_ratio_of_each_round():
+    times = {"ours": [1.0, 2.0, 4.0], "theirs": [2.0, 8.0, 8.0]}
+    ours, theirs = timing.table(times, work=8, unit="images", rival="theirs")
+    assert ours == {
+        "contestant": "ours", "images/s": 4.0, "lowest": 2.0, "highest": 8.0, "times theirs": 2.0,
+    }  # fmt: skip
+    assert theirs["times theirs"] == 1
+
+
+def test_contestants_take_turns_after_their_warm_up(capsys):
+    calls = []
+    contestants = {name: lambda name=name: calls.append(name) for name in "ab"}
+    times = timing.in_turn(contestants, rounds=2, warmup=1)
+    assert calls == ["a", "b", "a", "b", "a", "b"]
+    assert {name: len(taken) for name, taken in times.items()} == {"a": 2, "b": 2}
+    assert "a: warm after" in capsys.readouterr().out
+
+
+SMALL = {"batch_size": 2, "image_size": 4, "channels": (32, 32), "peers": ("eager",), "rounds": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("bench", "args"),
+    [
+        (bench_step, StepArgs(**SMALL, steps=2, steps_per_call=2, dtype="bfloat16")),
+        (bench_sampling, SamplingArgs(**SMALL, steps=2)),
+    ],
+)
+def test_both_frameworks_are_measured(bench, args):
+    rows = bench(args)
+    assert [row["contestant"] for row in rows] == ["jax_ddpm", "eager"]
+    assert all(row["images/s"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_every_path_of_the_data_is_measured(tmp_path):
+    out = tmp_path / "data.json"
+    bench_data(DataArgs(batch_size=8, batches=2, rounds=1, images=40, out=out))
+    rows = json.loads(out.read_text())["rows"]
+    assert len({row["contestant"] for row in rows}) == len(rows) >= 6
+    assert all(row["images/s"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_the_state_and_more():
+    (row,) = bench_memory(MemoryArgs(settings=False, batch_size=2))
+    assert 0 < row["state GiB"] < row["peak GiB"] < row["peak without donation GiB"]

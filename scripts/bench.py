@@ -1,0 +1,39 @@
+"""Benchmarks: `python scripts/bench.py step`, `sampling`, `data` or `memory`."""
+
+import os
+import sys
+from pathlib import Path
+
+from jax_ddpm import cli
+from jax_ddpm.errors import UserError
+
+
+def main() -> None:
+    """Parse the command line and measure."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave PyTorch some memory
+    # What compares two frameworks belongs to the tests: it is in the checkout, not installed.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "parity_tests"))
+    from speed.data import DataArgs, bench_data
+    from speed.memory import MemoryArgs, bench_memory
+    from speed.step import SamplingArgs, StepArgs, bench_sampling, bench_step
+
+    name = cli.command(sys.argv[1:], ["step", "sampling", "data", "memory"], prog="bench.py")
+    args, prog = sys.argv[2:], f"bench.py {name}"
+    try:
+        match name:
+            case "step":
+                bench_step(cli.parse(StepArgs, args, prog=prog))
+            case "sampling":
+                bench_sampling(cli.parse(SamplingArgs, args, prog=prog))
+            case "data":
+                bench_data(cli.parse(DataArgs, args, prog=prog))
+            case "memory":
+                bench_memory(cli.parse(MemoryArgs, args, prog=prog))
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{error.name} is missing, install it with pip install -e '.[test]'"
+        ) from error
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -175,7 +175,7 @@ def state_dicts(draw, source):
                 )
                 weights[changed] = weights.pop(name)
             case "shape":
-                array = weights[name]
+                array = np.asarray(weights[name])
                 shape = draw(st.lists(st.integers(0, 5), max_size=5))
                 weights[name] = draw(
                     st.sampled_from([array.T, array[None], array.reshape(-1), np.zeros(shape)])
@@ -185,9 +185,9 @@ def state_dicts(draw, source):
                     st.sampled_from([np.float16, np.int8, ml_dtypes.bfloat16, np.bool_, "U3", "V2"])
                 )
                 with np.errstate(all="ignore"):
-                    weights[name] = np.zeros(weights[name].shape, kind)
+                    weights[name] = np.zeros(np.shape(weights[name]), kind)
             case "nan":
-                weights[name] = np.full_like(weights[name], np.nan)
+                weights[name] = np.full(np.shape(weights[name]), np.nan, np.float32)
             case "value":
                 weights[name] = draw(
                     st.sampled_from([None, 3, "text", [1, 2], {}, {"a": {}}, np.float32(1)])

@@ -86,7 +86,7 @@ def config_of(args: StepArgs) -> Config:
     train = replace(
         config.train, batch_size=args.batch_size, steps_per_call=args.steps_per_call, parallel="jit"
     )
-    channels = {"block_out_channels": args.channels, "compute_dtype": args.dtype}
+    channels: Any = {"block_out_channels": args.channels, "compute_dtype": args.dtype}
     return replace(config, train=train, model=replace(config.model, **channels))
 
 
@@ -136,7 +136,8 @@ def their_network(peer: Peer, args: StepArgs) -> Any:
     torch.backends.cudnn.benchmark = True
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     levels = len(args.channels)
-    model = UNet2DModel(
+    kind: Any = UNet2DModel
+    model = kind(
         sample_size=args.image_size,
         block_out_channels=args.channels,
         down_block_types=["DownBlock2D", "AttnDownBlock2D", *["DownBlock2D"] * (levels - 2)],
@@ -206,7 +207,7 @@ def their_images(peer: Peer, args: SamplingArgs) -> Callable[[], object]:
 
     model = their_network(peer, args).eval()
     device = next(model.parameters()).device
-    scheduler = DDIMScheduler(clip_sample=True)
+    scheduler: Any = DDIMScheduler(clip_sample=True)
     scheduler.set_timesteps(args.steps)
     shape = (args.batch_size, 3, args.image_size, args.image_size)
 

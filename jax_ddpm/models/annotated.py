@@ -239,8 +239,9 @@ def linear_attention(
     wide = statistics_dtype(q.dtype)
     q = nn.softmax(q.astype(wide), axis=-1) * q.shape[-1] ** -0.5
     k = nn.softmax(k.astype(wide), axis=-2)
-    context = jnp.einsum("bmc,bmd->bcd", k, v.astype(wide))
-    return jnp.einsum("bnc,bcd->bnd", q, context).astype(v.dtype)
+    q, k = (a.astype(v.dtype) for a in (q, k))
+    context = jnp.einsum("bmc,bmd->bcd", k, v, preferred_element_type=wide).astype(v.dtype)
+    return jnp.einsum("bnc,bcd->bnd", q, context, preferred_element_type=wide).astype(v.dtype)
 
 
 class Part(nn.Module):

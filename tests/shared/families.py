@@ -1,0 +1,86 @@
+"""A small network of each family, and what it is given."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_ddpm.models import (
+    AnnotatedConfig,
+    AnnotatedWSConfig,
+    GuidedDiffusionConfig,
+    ImprovedDiffusionConfig,
+    LucidrainsConfig,
+    PulferConfig,
+    UNet2DConfig,
+    UNetConfig,
+    make_network,
+)
+
+FAMILIES = {
+    "unet": UNetConfig(
+        channels=8, channel_mult=(1, 2), num_res_blocks=1, attn_levels=(1,), num_groups=2,
+        dropout=0.3, in_channels=1,
+    ),
+    "annotated convnext": AnnotatedConfig(dim=8, dim_mults=(1, 2), channels=1),
+    "annotated resnet": AnnotatedConfig(
+        dim=8, dim_mults=(1, 2), channels=1, use_convnext=False, norm="layer"
+    ),
+    "annotated_ws": AnnotatedWSConfig(dim=8, dim_mults=(1, 2), channels=1),
+    "lucidrains": LucidrainsConfig(
+        dim=8, dim_mults=(1, 2), channels=1, dropout=0.3, attn_heads=2, attn_dim_head=4
+    ),
+    "pulfer": PulferConfig(n_steps=50),
+    "improved_diffusion": ImprovedDiffusionConfig(
+        model_channels=32, channel_mult=(1.0, 2.0), num_res_blocks=1, attention_resolutions=(2,),
+        dropout=0.3, use_scale_shift_norm=True, in_channels=1,
+    ),
+    "guided_diffusion": GuidedDiffusionConfig(
+        model_channels=32, channel_mult=(1.0, 2.0), num_res_blocks=1, attention_resolutions=(2,),
+        resblock_updown=True, num_classes=5, in_channels=1,
+    ),
+    "unet2d": UNet2DConfig(
+        in_channels=1, block_out_channels=(8, 16), norm_num_groups=2, attention_head_dim=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), layers_per_block=1,
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"), dropout=0.3,
+    ),
+    "unet2d skip": UNet2DConfig(
+        in_channels=3, block_out_channels=(32, 32), norm_num_groups=None, attention_head_dim=None,
+        down_block_types=("AttnSkipDownBlock2D", "SkipDownBlock2D"), layers_per_block=1,
+        up_block_types=("SkipUpBlock2D", "AttnSkipUpBlock2D"), time_embedding_type="fourier",
+    ),
+    "unet2d k": UNet2DConfig(
+        in_channels=1, block_out_channels=(32, 32), norm_num_groups=32, attention_head_dim=8,
+        down_block_types=("KDownBlock2D", "KDownBlock2D"), layers_per_block=1,
+        up_block_types=("KUpBlock2D", "KUpBlock2D"),
+    ),
+}  # fmt: skip
+
+
+def network_of(config, dtype=jnp.float32):
+    """The functions of the network of `config`."""
+    return make_network(config.module(config.example_shape[-1], dtype), config.example_shape)
+
+
+def example(config, batch_size=2, dtype=jnp.float32):
+    """Noisy images, timesteps, and a label where the network takes one."""
+    shape = (batch_size, *config.example_shape)
+    x_t = jnp.asarray(np.random.default_rng(1).standard_normal(shape), dtype)
+    t = jnp.asarray([7, 31][:batch_size], jnp.int32)
+    label = None if config.num_labels is None else jnp.asarray([1, 4][:batch_size], jnp.int32)
+    return x_t, t, {} if label is None else {"label": label}
+
+
+def primitives(jaxpr):
+    """Every equation of a jaxpr and of those inside it."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for param in eqn.params.values():
+            for inner in param if isinstance(param, tuple | list) else [param]:
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from primitives(inner)
+
+
+def jaxpr_of(fn, *args):
+    """All equations of `fn`, without computing anything."""
+    return list(primitives(jax.make_jaxpr(fn)(*args).jaxpr))

@@ -206,7 +206,6 @@ def test_importance_sampling_on_eight_devices_is_continued_exactly(
 
 
 COMBINED = {
-    "jit": {"train": {"parallel": "jit", "steps_per_call": 3, "ema_decays": (0.5,)}},
     "pmap": {
         "train": {"parallel": "pmap", "batch_size": 16, "steps_per_call": 3, "ema_form": "power"},
         "diffusion": {"timestep_sampling": "importance"},

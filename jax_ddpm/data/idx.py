@@ -60,6 +60,8 @@ def _read_array(stream: IO[bytes], path: Path, gzipped: bool) -> UInt8[np.ndarra
             f"{path} is damaged: its header announces {expected} bytes of shape {shape}, "
             f"it holds {holds}; fetch it again"
         )
+    if math.prod(max(n, 1) for n in shape) > np.iinfo(np.intp).max:  # without a byte, but no array
+        raise UserError(f"{path} is damaged: no array has the shape {shape} that it announces")
     array = np.frombuffer(found, np.uint8).reshape(shape)
     array.flags.writeable = False
     return array

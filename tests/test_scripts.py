@@ -25,10 +25,6 @@ MISTAKES = {
     "no run": ("sample.py {tmp}", "is not a run folder"),
     "not a number": ("train.py --run {tmp}/a --train.learning-rate nan", "a finite number"),
     "a device": ("plot.py schedules --out {tmp}/pipe", "not a file but a device or pipe"),
-    "a folder": ("plot.py schedules --out {tmp}", "is a folder: give the name of a file"),
-    "T < 0": ("plot.py schedules --num-timesteps -5", "--num-timesteps is -5"),
-    "no weights": ("convert.py {tmp} --source ho --out {tmp}/a", "give the weight file in it"),
-    "a bad place": ("train.py --run /proc/a", "/proc/a"),
 }
 
 

@@ -8,7 +8,7 @@ from mutations import EXAMPLES
 
 settings.register_profile(
     "fuzz",
-    max_examples=EXAMPLES or 25,
+    max_examples=EXAMPLES or 10,
     derandomize=not EXAMPLES,
     database=None,
     deadline=None,  # a hang is seen by mutations.within

@@ -167,7 +167,7 @@ WIDTHS = st.sampled_from(["0.05", "0.1", "0.2", ".", "1e999", "1e-200", "0.1.1",
 STEPS = st.sampled_from(["0", "1", "0000005", "9" * 100, "2147483648", "-5", "100"])
 
 
-@settings(max_examples=EXAMPLES // 10 or 10)
+@settings(max_examples=EXAMPLES // 10 or 5)
 @given(
     names=st.lists(st.tuples(WIDTHS, STEPS), max_size=4),
     width=st.sampled_from([0.1, 0.15, 0.3, 1e-9, -1.0]),
@@ -196,7 +196,7 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore")  # of coroutines that Orbax leaves where a file is damaged
-@settings(max_examples=EXAMPLES // 20 or 8)
+@settings(max_examples=EXAMPLES // 20 or 5)
 @given(data=st.data())
 def test_checkpoints(scratch, saved, data):
     folder, like = saved

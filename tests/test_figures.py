@@ -67,3 +67,10 @@ def test_pictures_lose_their_content_along_the_chain():
     assert means[0] < 3
     assert means[0] < means[1] < means[2]
     assert 110 < means[2] < 145  # clipped noise around the middle of the range
+
+
+@pytest.mark.parametrize("num_timesteps", [-5, 0, 10**9])
+def test_a_chain_of_no_possible_length_is_refused(tmp_path, num_timesteps):
+    args = SchedulesArgs(tmp_path / "s.png", num_timesteps=num_timesteps)
+    with pytest.raises(UserError, match=f"--num-timesteps is {num_timesteps}, .* between 1 and"):
+        plot_schedules(args)

@@ -51,3 +51,52 @@ def test_other_files_are_refused(tmp_path):
         read_weights(tmp_path / "nothing.pt")
     with pytest.raises(UserError, match=r"must end in one of"):
         write_weights(tmp_path / "w.onnx", STATE)
+
+
+def saved(tmp_path, value):
+    torch = pytest.importorskip("torch")
+    torch.save(value(torch), tmp_path / "w.pt")
+    return tmp_path / "w.pt"
+
+
+def test_parameters_that_need_gradients_are_read(tmp_path):
+    path = saved(tmp_path, lambda torch: {"a": torch.nn.Parameter(torch.ones(2))})
+    np.testing.assert_array_equal(read_weights(path)["a"], np.ones(2))
+
+
+def circle(torch):
+    inside = {"a": torch.zeros(2)}
+    inside["model"] = inside
+    return inside
+
+
+def repeated(torch):
+    value = {"a": torch.zeros(1)}
+    for _ in range(40):
+        value = {"a": value, "b": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (circle, "nests or repeats names without end"),
+        (repeated, "nests or repeats names without end"),
+        (lambda torch: {1: torch.ones(1), "1": torch.ones(1)}, "nests or repeats names"),
+        (lambda torch: {"a": torch.ones(1).expand(2**40)}, "decompression bomb"),
+        (
+            lambda torch: {"a": torch.ones(1).expand(2**10)},
+            "a is no array of numbers: it announces",
+        ),
+        (lambda torch: {"a": torch.eye(2).to_sparse()}, "a is no array of numbers"),
+    ],
+    ids=["circle", "repeated", "twice", "huge", "stretched", "sparse"],
+)
+def test_what_is_no_state_dict_is_refused(tmp_path, value, message):
+    with pytest.raises(UserError, match=message):
+        read_weights(saved(tmp_path, value))
+
+
+def test_a_folder_is_no_weight_file(tmp_path):
+    with pytest.raises(UserError, match="is a folder: give the weight file in it"):
+        read_weights(tmp_path)

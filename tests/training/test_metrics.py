@@ -47,3 +47,14 @@ def test_the_first_signal_is_a_request_and_the_second_interrupts(number):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize(
+    "line", ["", "[]", "{}", '{"step": "x"}', "[" * 9000, "1" * 20_000, '{"step": 1, "loss": {}}']
+)
+def test_a_line_that_is_no_row_is_named(path, line):
+    from jax_ddpm.errors import UserError
+
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(UserError, match=r"line 4 of .*metrics.jsonl is no row of the log"):
+        metrics.read(path)

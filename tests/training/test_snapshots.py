@@ -122,3 +122,17 @@ def test_a_damaged_snapshot_is_refused(stored, tmp_path):
     cut.write_bytes(whole.read_bytes()[:-5])
     with pytest.raises(UserError, match="is not a whole snapshot"):
         read_snapshot(cut, LIKE)
+
+
+@pytest.mark.parametrize("width", ["1e999", "1e-200", ".", "0.1.1", "0.5"])
+def test_a_name_that_says_an_impossible_width_is_refused(tmp_path, width):
+    (tmp_path / f"sigma_rel_{width}_step_0000003.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="its name must say a step and a relative width"):
+        list_snapshots(tmp_path)
+
+
+def test_the_same_snapshot_twice_is_refused(tmp_path):
+    for width in ("0.1", "0.10"):
+        (tmp_path / f"sigma_rel_{width}_step_0000003.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="are the same snapshot: remove one"):
+        list_snapshots(tmp_path)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 ImageShape = tuple[int, int, int]
-MAX_BLOCKS = 1000  # of a level: each is built before anything is computed
+MAX_BLOCKS = 100  # of a level: each is built before anything is computed
 
 
 @dataclass(frozen=True, kw_only=True)

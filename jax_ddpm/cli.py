@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import tyro
+from jax.errors import JaxRuntimeError
 
 from jax_ddpm import runs
 from jax_ddpm.config import Config
@@ -106,6 +107,14 @@ def _run(main: Callable[[], None]) -> NoReturn:
         sys.exit(one_line(f"error: {error.filename or 'a file'}: {error.strerror or error}"))
     except MemoryError as error:
         sys.exit(one_line(f"error: there is not enough memory ({error}): see docs/scaling.md"))
+    except JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sys.exit(
+            "error: the device has not enough memory: take fewer images at a time (--batch-size; "
+            "in training --train.batch-size, --train.accumulate or --train.remat "
+            "nothing_saveable), see docs/scaling.md"
+        )
     except Stopped as stop:
         print(stop)
         sys.exit(130 if stop.signum == signal.SIGINT else 0)

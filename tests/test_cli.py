@@ -3,6 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from jax.errors import JaxRuntimeError
 
 from jax_ddpm import cli
 from jax_ddpm.errors import Stopped, UserError
@@ -156,3 +157,10 @@ def test_what_is_no_number_is_refused_in_every_command(value):
 def test_too_little_memory_is_no_traceback():
     with pytest.raises(SystemExit, match="error: there is not enough memory"):
         cli.run(raising(MemoryError("7 TiB")))
+
+
+def test_a_full_device_is_no_traceback_and_another_fault_of_it_is_one():
+    with pytest.raises(SystemExit, match=r"error: the device has not enough memory: .*accumulate"):
+        cli.run(raising(JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")))
+    with pytest.raises(JaxRuntimeError, match="INTERNAL"):
+        cli.run(raising(JaxRuntimeError("INTERNAL: no such luck")))

@@ -71,7 +71,8 @@ LAYERS = {
     "training.progress": [],
     "training.board": ["files"],
     "training.retention": [],
-    "training.stored": ["errors", "formats", "training.checksums", "training.state", "untrusted"],
+    "training.stored": ["errors", "formats", "training.checksums", "training.distributed",
+                        "training.state", "untrusted"],
     "training.checkpoint": ["errors", "training.retention", "training.state", "training.stored"],
 }
 

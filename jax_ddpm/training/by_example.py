@@ -8,7 +8,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_ddpm.training.distributed import AXIS, devices_by_process, several_processes
+from jax_ddpm.training.distributed import (
+    AXIS,
+    devices_by_process,
+    in_turn,
+    several_processes,
+)
 from jax_ddpm.training.parallel import compiler_options, place
 
 
@@ -28,7 +33,11 @@ def by_example(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(params: Any, *args: Any) -> Any:
         mesh = mesh_of(params)
-        return alone(params, *args) if mesh is None else together(mesh)(params, *split(args, mesh))
+        return (
+            alone(params, *args)
+            if mesh is None
+            else in_turn(together(mesh)(params, *split(args, mesh)))
+        )
 
     return call
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from jax_ddpm.errors import Stopped, UserError
 
 HEARTBEAT = 20  # seconds without a sign of life after which a process counts as dead
 AXIS = "devices"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,17 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def in_turn(tree: T) -> T:
+    """`tree`, the result of a program; on CPUs of several processes once the program has ended.
+
+    There programs that send messages and run at the same time can wait for each other for ever;
+    other devices run them one by one.
+    """
+    if several_processes() and jax.default_backend() == "cpu":
+        jax.block_until_ready(tree)
+    return tree
+
+
 class Agreement:
     """What is asked for on any process is known on all of them at the same call, one call later.
 
@@ -178,7 +190,7 @@ def _largest(value: int) -> Any:
     mesh = Mesh(devices_by_process(), (AXIS,))
     rows = np.full(jax.local_device_count(), value, np.int32)
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
-    return _maximum(mesh)(jax.make_array_from_process_local_data(sharding, rows))
+    return in_turn(_maximum(mesh)(jax.make_array_from_process_local_data(sharding, rows)))
 
 
 @cache

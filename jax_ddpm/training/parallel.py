@@ -15,6 +15,7 @@ from jax_ddpm.errors import UserError
 from jax_ddpm.training.distributed import (
     AXIS,
     devices_by_process,
+    in_turn,
     process,
     several_processes,
 )
@@ -129,7 +130,7 @@ def parallelize(
                 return leaf
             return jax.make_array_from_process_local_data(rows, leaf)
 
-        return program(put(state, layout), jax.tree.map(spread, batch), key)
+        return in_turn(program(put(state, layout), jax.tree.map(spread, batch), key))
 
     return step
 
@@ -164,7 +165,7 @@ def pmapped(step: TrainStep, layout: Layout, batch_axis: int) -> TrainStep:
         fn = mapped(treedef, tuple(isinstance(leaf, jax.Array) for leaf in leaves))
         if several_processes():
             state = put(state, layout)
-        new, metrics = fn(state, jax.tree.unflatten(treedef, map(split, leaves)), key)
+        new, metrics = in_turn(fn(state, jax.tree.unflatten(treedef, map(split, leaves)), key))
         return (as_global(new, layout) if several_processes() else new), metrics
 
     return on_all
@@ -206,7 +207,8 @@ def place(leaf: Any, sharding: Any) -> Any:
 @cache
 def resharded(sharding: Any) -> Callable[[Any], Any]:
     """A program that leaves an array of several processes as it is, but lying elsewhere."""
-    return jax.jit(lambda a: a, out_shardings=sharding)
+    program = jax.jit(lambda a: a, out_shardings=sharding)
+    return lambda a: in_turn(program(a))
 
 
 def make_state(init: Callable[[Any], TrainState], key: Key[Array, ""], layout: Layout) -> Any:

@@ -19,6 +19,7 @@ from orbax.checkpoint import v1 as ocp
 from jax_ddpm.errors import UserError
 from jax_ddpm.formats import require_known
 from jax_ddpm.training.checksums import checksum, copied, is_whole, sealed
+from jax_ddpm.training.distributed import in_turn
 from jax_ddpm.training.state import Params, TrainState
 from jax_ddpm.untrusted import require_bounded
 
@@ -152,7 +153,7 @@ def _fields_with_arrays(state: TrainState) -> dict[str, Any]:
 def _described(held: dict[str, Any]) -> dict[str, Any]:
     """Shape, dtype and checksum of each leaf, by name."""
     leaves = _by_name(held)
-    sums = jax.device_get({name: checksum(leaf) for name, leaf in leaves.items()})
+    sums = jax.device_get({name: in_turn(checksum(leaf)) for name, leaf in leaves.items()})
     return {
         name: [list(leaf.shape), str(leaf.dtype), [int(lane) for lane in sums[name]]]
         for name, leaf in leaves.items()
@@ -188,7 +189,9 @@ def _load(path: Path, like: Any, leaves: dict[str, Any]) -> Any:
             asked = jax.tree.map(stored_as, names, like)
             found = ocp.load(path, asked)
             arrays = _by_name(found)
-            sums = jax.device_get({name: checksum(array) for name, array in arrays.items()})
+            sums = jax.device_get(
+                {name: in_turn(checksum(array)) for name, array in arrays.items()}
+            )
     except Exception as error:
         raise Damaged(path, reason_of(error)) from error
     for name, array in arrays.items():

@@ -95,7 +95,7 @@ def ends(processes, timeout):
     return found
 
 
-def together(jobs, count, cache, *, devices=1, timeout=300):
+def together(jobs, count, cache, *, devices=1, timeout=280):
     """What process 0 prints while `count` processes do `jobs`; none may fail."""
     found = ends(start(jobs, count, cache, devices=devices), timeout)
     assert [code for code, _, _ in found] == [0] * count, found

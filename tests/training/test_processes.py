@@ -5,11 +5,15 @@ import shutil
 import signal
 import time
 
+import jax
 import numpy as np
 import pytest
 from processes import ends, flags_of, start, together
 
+from jax_ddpm.build import build
 from jax_ddpm.errors import UserError
+from jax_ddpm.generate import load_state
+from jax_ddpm.runs import load
 from jax_ddpm.training import metrics
 from jax_ddpm.training.distributed import Agreement, Launch, require_complete
 
@@ -43,59 +47,87 @@ def losses(folder):
     return np.array([row.loss for row in metrics.read(folder / "metrics.jsonl")])
 
 
+def state_of(folder):
+    """Every array of the newest checkpoint, by name."""
+    run = load(folder)
+    leaves = jax.tree_util.tree_leaves_with_path(
+        load_state(run, build(run.config, run.image_shape))
+    )
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+MODEL = {"channels": 12, "dropout": 0.1}  # kernels of 3 x 3 x 12 x 12 are split
+
+
 @pytest.fixture(scope="module")
 def runs(make_config, tmp_path_factory, compile_once):
-    """One run by one device; by two processes with two devices each; and continued by four."""
+    """Six steps by two processes with two devices each, and three more by one, and by four.
+
+    To compare: nine steps by one device; and what one process makes of the same checkpoint.
+    """
     folder = tmp_path_factory.mktemp("processes")
-    model = {"channels": 12, "dropout": 0.1}  # kernels of 3 x 3 x 12 x 12 are split
 
-    def job(kind, name, **train):
-        if kind == "train":
-            return ["train", *flags_of(make_config(folder / name, model=model, train=train))]
-        out = str(folder / f"{name}.{'npz' if kind == 'sample' else 'json'}")
-        more = ["--likelihood"] if kind == "evaluate" else []
-        return [kind, str(folder / name), "--num", "6", "--out", out, *more]
+    def train(name, **settings):
+        settings = {"sample_every": 12, "checkpoint_every": 3, "decay": "constant", **settings}
+        return ["train", *flags_of(make_config(folder / name, model=MODEL, train=settings))]
 
-    both = [job("train", "mesh", parallel="mesh", fsdp=2), job("train", "pmap", parallel="pmap"),
-            job("train", "half", parallel="mesh", fsdp=4, max_steps=6)]  # fmt: skip
-    drawn = [job(kind, "mesh") for kind in ("sample", "evaluate")]
-    together([*both, *drawn], 2, compile_once, devices=2)
-    shutil.copytree(folder / "half", folder / "quarters")
-    alone = [job(kind, "one", parallel="jit") for kind in ("train", "sample", "evaluate")]
-    rest = job("train", "half", parallel="jit")
-    together([*alone, rest], 1, compile_once)
-    together([job("train", "quarters", parallel="pmap")], 4, compile_once)
+    def job(kind, out, *more):
+        return [kind, str(folder / "mesh"), "--num", "6", "--out", str(folder / out), *more]
+
+    both = [train("mesh", parallel="mesh", fsdp=2, max_steps=6),
+            train("pmap", parallel="pmap", max_steps=6),
+            job("sample", "two.npz"), job("evaluate", "two.json", "--likelihood")]  # fmt: skip
+    together(both, 2, compile_once, devices=2)
+    shutil.copytree(folder / "mesh", folder / "four")
+    alone = [job("sample", "one.npz"), job("evaluate", "one.json", "--likelihood"),
+             train("one", parallel="jit", max_steps=9),
+             train("mesh", parallel="jit", max_steps=3)]  # fmt: skip
+    together(alone, 1, compile_once)
+    together([train("four", parallel="pmap", max_steps=3)], 4, compile_once)
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["pmap", "mesh", "half", "quarters"])
-def test_processes_give_the_losses_of_one_device(runs, name):
-    found, expected = losses(runs / name), losses(runs / "one")
-    assert len(found) == len(expected) == 4
+@pytest.mark.parametrize(("name", "rows"), [("pmap", 2), ("mesh", 3), ("four", 3)])
+def test_processes_give_the_losses_of_one_device(runs, name, rows):
+    found, expected = losses(runs / name), losses(runs / "one")[:rows]
+    assert len(found) == rows
     np.testing.assert_allclose(found, expected, rtol=1e-5)  # measured: 6e-8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mesh", "four"])
+def test_a_run_that_changes_hands_ends_with_the_parameters_of_one_device(runs, name):
+    found, expected = state_of(runs / name), state_of(runs / "one")
+    assert found.keys() == expected.keys()
+    assert found[".step"] == 9
+    for array in found:
+        # Measured: 2e-6 of numbers around 0.1, after nine steps of Adam.
+        np.testing.assert_allclose(found[array], expected[array], atol=1e-4, err_msg=array)
 
 
 @pytest.mark.slow
 def test_processes_draw_the_images_and_find_the_likelihoods_of_one_device(runs):
     found, expected = (
-        np.load(runs / f"{name}.npz")["arr_0"].astype(int) for name in ("mesh", "one")
+        np.load(runs / f"{name}.npz")["arr_0"].astype(int) for name in ("two", "one")
     )
     assert found.shape == (6, 8, 8, 1)
     assert np.abs(found - expected).max() <= 1  # measured: 0
-    found, expected = (json.loads((runs / f"{name}.json").read_text()) for name in ("mesh", "one"))
-    bits = "bits_of_each_image"
-    np.testing.assert_allclose(found[bits], expected[bits], rtol=1e-4)
-    assert len(found[bits]) == 6
+    found, expected = (json.loads((runs / f"{name}.json").read_text()) for name in ("two", "one"))
+    found, expected = (report["bits_of_each_image"] for report in (found, expected))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)  # measured: 1e-7
+    assert len(found) == 6
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_all_at_the_same_step(make_config, tmp_path, compile_once):
+def test_a_signal_to_one_process_stops_all_at_the_same_step(
+    runs, make_config, tmp_path, compile_once
+):
     train = {"num_steps": 100_000, "log_every": 5, "sample_every": 100_000, "parallel": "pmap",
-             "checkpoint_every": 100_000}  # fmt: skip
+             "checkpoint_every": 100_000, "decay": "constant"}  # fmt: skip
     run = tmp_path / "run"
-    job = ["train", *flags_of(make_config(run, train=train))]
-    processes = start([job], 2, compile_once)
+    job = ["train", *flags_of(make_config(run, model=MODEL, train=train))]
+    processes = start([job], 2, compile_once, devices=2)  # the program of `runs`, so it is compiled
     deadline = time.monotonic() + 240
     while len(losses(run) if run.exists() else ()) < 2 and time.monotonic() < deadline:
         assert [process.poll() for process in processes] == [None, None]
@@ -108,17 +140,14 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(make_config, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_failure_of_one_process_ends_the_other_too(make_config, tmp_path, compile_once):
-    """Where the first sample grid belongs there is a folder, so process 0 cannot write it."""
-    run = tmp_path / "run"
-    train = {"sample_every": 3, "checkpoint_every": 3, "parallel": "pmap"}
-    job = ["train", *flags_of(make_config(run, train=train))]
-    together([[*job, "--train.max-steps", "2"]], 2, compile_once)
-    (run / "samples" / "step_0000003.png" / "full").mkdir(parents=True)
+def test_a_failure_of_one_process_ends_the_other_too(runs, compile_once):
+    """Process 0 alone writes, and cannot, for where the folder belongs there is a file."""
+    out = runs / "two.json" / "image.npz"
+    job = ["sample", str(runs / "mesh"), "--num", "6", "--out", str(out)]
     begin = time.monotonic()
-    found = ends(start([job], 2, compile_once), 120)
+    found = ends(start([job], 2, compile_once, devices=2), 200)
     assert found[0][0] == 1
-    assert found[1][0] != 0
-    assert "error: " in found[0][2]
-    assert "Traceback" not in found[0][2]
-    assert time.monotonic() - begin < 100
+    assert "error: " in found[0][2] and "Traceback" not in found[0][2]
+    # The other was done, and waits in vain for a common end: measured, it goes within 3 s.
+    assert found[1][0] is not None
+    assert time.monotonic() - begin < 190

@@ -63,16 +63,27 @@ LAYERS = {
     "training.step": ["diffusion", "images", "losses", "schedules", "timesteps", "training.state"],
     "training.sharding": [],
     "training.distributed": ["errors"],
-    "training.parallel": ["errors", "training.distributed", "training.sharding", "training.state",
-                          "training.step"],
+    "training.parallel": [
+        "errors",
+        "training.distributed",
+        "training.sharding",
+        "training.state",
+        "training.step",
+    ],
     "training.by_example": ["training.distributed", "training.parallel"],
     "formats": ["errors"],
     "training.checksums": [],
     "training.progress": [],
     "training.board": ["files"],
     "training.retention": [],
-    "training.stored": ["errors", "formats", "training.checksums", "training.distributed",
-                        "training.state", "untrusted"],
+    "training.stored": [
+        "errors",
+        "formats",
+        "training.checksums",
+        "training.distributed",
+        "training.state",
+        "untrusted",
+    ],
     "training.checkpoint": ["errors", "training.retention", "training.state", "training.stored"],
 }
 
@@ -131,7 +142,7 @@ def test_imports_point_in_one_direction(path):
 
 @each_file
 def test_nothing_below_the_jobs_imports_a_job(path):
-    if not inside(name_of(path), "training.loop", "training.job", "generate", "drawing", "edit_job", "build", "cli",
+    if not inside(name_of(path), "training.loop", "training.job", "training.memory", "generate", "drawing", "edit_job", "build", "cli",
                   "convert", "prepare", "evaluation", "figures"):  # fmt: skip
         jobs = ["training.loop", "training.job", "generate", "drawing", "edit_job", "cli", "build"]
         assert [name for name in own_imports(path) if inside(name, *jobs)] == []

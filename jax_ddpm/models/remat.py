@@ -52,7 +52,7 @@ def checkpoint_segments(policy: Callable[..., bool]) -> Callable[..., Any]:
             return method(*args, **kwargs)
 
         def call(module: nn.Module, *args: Any) -> Any:
-            return module(*args, **kwargs)  # type: ignore[operator]
+            return module(*args, **kwargs)
 
         inside.add(module.path)
         try:

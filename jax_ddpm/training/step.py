@@ -90,16 +90,7 @@ def make_update_from(
         args = {} if self_condition is None else {"self_condition": self_condition}
         batch: dict[str, Any] = {"x_0": x_0, "t": t, "noise": noise, "dropout_keys": dropout_keys}
         batch |= {} if label is None else {"label": label}
-
-        def mean_loss(params: Any, part: Any) -> tuple[Float[Array, ""], Float[Array, " b"]]:
-            examples, weight = part
-            losses = loss_fn(params, **examples, train=True, **args)
-            return (losses if weight is None else weight * losses).mean(), losses
-
-        def gradient(params: Any, part: Any) -> tuple[Any, Float[Array, " b"]]:
-            (loss, losses), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, part)
-            return (loss, grads), losses
-
+        gradient = make_gradient(loss_fn, **args)
         means, losses = mean_over_parts(gradient, accumulate)(state.params, (batch, weight))
         loss, grads = mean_over_devices(means, axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -121,6 +112,21 @@ def make_update_from(
         return state, {"loss": loss, "grad_norm": norm, **about}
 
     return update
+
+
+def make_gradient(loss_fn: LossFn, **args: Any) -> Callable[[Params, Any], Any]:
+    """(params, (examples, weight)) -> (mean loss, its gradient), and the loss of each example."""
+
+    def mean_loss(params: Params, part: Any) -> tuple[Float[Array, ""], Float[Array, " b"]]:
+        examples, weight = part
+        losses = loss_fn(params, **examples, train=True, **args)
+        return (losses if weight is None else weight * losses).mean(), losses
+
+    def gradient(params: Params, part: Any) -> tuple[Any, Float[Array, " b"]]:
+        (loss, losses), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, part)
+        return (loss, grads), losses
+
+    return gradient
 
 
 def taken(old: TrainState, new: TrainState, good: Bool[Array, ""]) -> TrainState:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jax_ddpm.models import (
     AnnotatedConfig,
@@ -54,6 +55,10 @@ FAMILIES = {
         up_block_types=("KUpBlock2D", "KUpBlock2D"),
     ),
 }  # fmt: skip
+
+# One of each kind of block in the quick tests, all in the slow ones.
+QUICK = {"unet", "annotated_ws", "lucidrains", "pulfer"}
+EACH = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES]
 
 
 def network_of(config, dtype=jnp.float32):

@@ -11,7 +11,6 @@ from jax_ddpm.data.loader import batch_indices
 from jax_ddpm.errors import Stopped, UserError
 from jax_ddpm.training import job, loop, metrics
 
-TOLERANCE = 1e-5  # measured: TODO
 
 
 def test_a_finished_run_holds_everything_a_person_looks_for(trained_run):
@@ -172,8 +171,9 @@ def test_how_the_program_is_cut_and_where_the_data_lie_change_nothing(
     loop.train(make_config(folder))
     found, expected = newest_state(folder), newest_state(trained_run)
     worst = max(np.abs(found[leaf] - array).max() for leaf, array in expected.items())
-    print(f"largest difference {train}: {worst}")
-    assert worst < TOLERANCE
+    # Measured: 0 where the data lie elsewhere; else 1e-4, rounding of gradients near zero that Adam
+    # makes steps of 0.01 of.
+    assert worst <= (0 if train == {"data_on_device": "never"} else 1e-3)
 
 
 OBJECTIVES = {

@@ -12,7 +12,6 @@ from jax_ddpm.errors import Stopped, UserError
 from jax_ddpm.training import job, loop, metrics
 
 
-
 def test_a_finished_run_holds_everything_a_person_looks_for(trained_run):
     names = {path.name for path in trained_run.iterdir()}
     files = {"config.json", "metrics.jsonl", "samples.png", "sampling.gif", "loss.png", "lock"}

@@ -57,7 +57,7 @@ FAMILIES = {
 }  # fmt: skip
 
 # One of each kind of block in the quick tests, all in the slow ones.
-QUICK = {"unet", "annotated_ws", "lucidrains", "pulfer"}
+QUICK = {"unet", "lucidrains"}
 EACH = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES]
 
 

@@ -1,7 +1,6 @@
 import json
 import shutil
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -205,12 +204,12 @@ def test_networks_with_labels_or_self_conditioning_and_a_learned_variance(
     extra = {"num_probes": 1} if method == "ode" else {"variance": "learned_range"}
     fn = make(parts, clip_x_0=False, timesteps=timesteps, **extra)
     pixels = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)).astype(np.uint8))
-    found = partial(fn, params, pixels, keys=image_keys(0, np.arange(3)))
+    keys = image_keys(0, np.arange(3))
     labels = None if parts.num_labels is None else jnp.array([0, 1, 2])
-    bits = found(labels=labels)["bits"]
+    bits = fn(params, pixels, labels, keys)["bits"]
     assert bits.shape == (3,) and bool(jnp.isfinite(bits).all())
     if labels is not None:
-        changed = found(labels=jnp.array([0, 1, 3]))["bits"]
+        changed = fn(params, pixels, jnp.array([0, 1, 3]), keys)["bits"]
         np.testing.assert_array_equal(changed[:2], bits[:2])
         assert changed[2] != bits[2]
 

@@ -122,6 +122,7 @@ def spoil(monkeypatch, is_bad):
     monkeypatch.setattr(job, "make_update", spoiled)
 
 
+@pytest.mark.slow
 def test_bad_steps_are_skipped_and_too_many_in_a_row_end_the_run_at_the_last_good_state(
     make_config, tmp_path, monkeypatch, capsys
 ):

@@ -326,7 +326,11 @@ CHECKPOINTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CHECKPOINTS)
 def test_the_network_of_a_checkpoint(tmp_path, case):
-    (weights,) = GOLDENS.joinpath(case).glob("weights.*")
+    (recorded,) = GOLDENS.joinpath(case).glob("weights.*")
+    weights = recorded
+    if recorded.suffix == ".npz":  # packed more tightly than files from outside may be
+        weights = tmp_path / recorded.name
+        np.savez(weights, **np.load(recorded))
     config = json.loads((GOLDENS / case / "manifest.json").read_text())["config"]
     config.pop("grad_rows")
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -132,7 +132,8 @@ def test_parts_and_devices_change_neither_losses_nor_their_history(mode, accumul
     assert history.counts.tolist() == [10] * T
     assert np.ptp(importance(history)) > 0.01  # not uniform any more
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(plain), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-6)  # measured: 2e-8
+        # measured: 2e-8; compiled without LLVM's optimisations 1.3e-6
+        np.testing.assert_allclose(one, other, rtol=5e-6)
 
 
 def test_labels_are_left_out_with_the_given_probability_by_the_examples_own_key():

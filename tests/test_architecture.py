@@ -84,7 +84,13 @@ LAYERS = {
         "training.state",
         "untrusted",
     ],
-    "training.checkpoint": ["errors", "training.retention", "training.state", "training.stored"],
+    "training.checkpoint": [
+        "errors",
+        "training.distributed",
+        "training.retention",
+        "training.state",
+        "training.stored",
+    ],
 }
 
 

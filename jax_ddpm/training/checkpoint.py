@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import jax
-
 from jax_ddpm.errors import UserError
 from jax_ddpm.training import stored
+from jax_ddpm.training.distributed import is_main_process
 from jax_ddpm.training.retention import Keep, best_of, kept
 from jax_ddpm.training.state import Params, TrainState
 from jax_ddpm.training.stored import Damaged
@@ -89,7 +88,7 @@ def save(
     if step in whole_steps(checkpoints):
         return
     try:
-        if jax.process_index() == 0:
+        if is_main_process():
             _make_room(checkpoints, step)
         response = stored.write(_path(checkpoints, step), state, about, loss)
     except Exception as error:
@@ -109,7 +108,7 @@ def wait(checkpoints: Checkpoints) -> None:
     try:
         pending.response.result()
         checkpoints.damaged.pop(pending.step, None)
-        if jax.process_index() == 0:
+        if is_main_process():
             _remove_old(checkpoints)
     except Exception as error:
         raise _failed(checkpoints, pending.step, error) from error

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from compared_runs import assert_same_run, newest_state, raise_at_batch, saved_steps
 from disk import file_size_limited
+from processes import flags_of
 from safetensors.numpy import load_file
 
 import jax_ddpm
@@ -239,22 +240,6 @@ from jax_ddpm import cli
 from jax_ddpm.training.loop import train
 cli.run(lambda: train(cli.parse_config(sys.argv[1:], prog="train.py", description="")))
 """
-
-
-def flags_of(config):
-    """The command line that gives `config`."""
-    flags = ["--run", str(config.run), "--data.name", "fashion_mnist"]
-    flags += ["--data.path", str(config.data.path), "--data.random-flip"]
-    for section in ("model", "diffusion", "train", "sample"):
-        for name, value in vars(getattr(config, section)).items():
-            flag = f"--{section}.{name.replace('_', '-')}"
-            if isinstance(value, bool):
-                flags.append(flag if value else flag.replace(".", ".no-", 1))
-            elif isinstance(value, tuple):
-                flags += [flag, *map(str, value)]
-            else:
-                flags += [flag, str(value)]
-    return flags
 
 
 def start(config, cache):

@@ -163,7 +163,8 @@ def test_every_way_to_spread_a_step_gives_the_numbers_of_one_device(way, dtype):
     # Measured: losses 1.5e-8 (float64), 2.4e-7 (float32). State: 2e-16 and 5e-7; with parts 2.4e-7
     # also in float64, for the loss history takes float32 losses.
     assert np.abs(losses - expected).max() < 1e-6
-    assert difference(state, plain) < {"float64": 1e-6, "float32": 1e-5}[dtype]
+    float64 = 1e-6 if "accumulate" in options else 1e-13
+    assert difference(state, plain) < {"float64": float64, "float32": 1e-5}[dtype]
     for leaf in jax.tree.leaves((state.params, state.ema_params, state.opt_state[0].mu)):
         assert leaf.addressable_data(0).size == leaf.size // fsdp
         assert len(leaf.addressable_shards) == 8
@@ -182,7 +183,7 @@ def test_a_state_goes_from_one_way_to_another_unchanged(before, after):
     further, _ = trained(*after, start=moved)
     expected, _ = trained("jit", start=alone)
     assert further.step == 8
-    assert difference(further, expected) < 1e-7  # measured: see above
+    assert difference(further, expected) < 1e-13  # measured: see above
 
 
 def test_a_split_state_is_never_whole_on_a_device_and_is_donated():

@@ -21,7 +21,13 @@ from jax_ddpm.training.memory import step_memory
 from jax_ddpm.training.optim import make_optimizer
 from jax_ddpm.training.parallel import on_all_devices, on_one_device, parallelize
 from jax_ddpm.training.state import create_state, make_ema
-from jax_ddpm.training.step import Indexed, make_train_step, make_update, scan_steps
+from jax_ddpm.training.step import (
+    Indexed,
+    make_train_step,
+    make_update,
+    make_update_from,
+    scan_steps,
+)
 
 T = 8
 KEY = jax.random.key(7)
@@ -104,6 +110,19 @@ def test_a_bad_step_changes_nothing_but_its_number_and_the_count(mode):
     # jit: the same bits. Measured: 1e-7 where eight devices add up in another order.
     assert differences(kept, before) <= (0 if mode == "jit" else 1e-6)
     assert int(before.loss_history.counts.sum()) > 0  # it was there to be spoiled
+
+
+def test_a_gradient_too_large_for_its_norm_is_a_bad_step_though_clipping_makes_it_nothing():
+    def loss_fn(params, x_0, **_):
+        return jnp.float32(1e30) * params["w"] * jnp.ones(len(x_0), jnp.float32)
+
+    before = create_state({"w": jnp.float32(0.3)}, OPTIMIZER)
+    nothing = jnp.zeros((2, 2, 2, 1))
+    update = jax.jit(make_update_from(loss_fn, OPTIMIZER))
+    state, metrics = update(before, nothing, jnp.zeros(2, jnp.int32), nothing)
+    assert np.isfinite(metrics["loss"])
+    assert (metrics["grad_norm"], metrics["skipped"], state.skipped.total) == (np.inf, 1, 1)
+    assert differences(state.opt_state, before.opt_state) == 0
 
 
 def test_the_count_in_a_row_begins_anew_after_a_good_step():

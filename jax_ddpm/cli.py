@@ -4,6 +4,7 @@ import difflib
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -93,7 +94,7 @@ def command(args: Sequence[str], commands: Sequence[str], *, prog: str) -> str:
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Call `main` and exit; a user's mistake ends in one sentence and exit code 1."""
-    with parting():
+    with parting(), _without_late_threads():
         _run(main)
     raise AssertionError("a command ends by exiting")
 
@@ -121,6 +122,22 @@ def _run(main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
+
+
+@contextmanager
+def _without_late_threads() -> Iterator[None]:
+    """Nothing is printed of TensorStore's threads that outlive a read or write that failed."""
+    before = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            before(found)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def value_of(flag: str, args: Sequence[str]) -> str | None:

@@ -1,6 +1,9 @@
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from jax.errors import JaxRuntimeError
@@ -123,6 +126,22 @@ def test_how_a_command_ends_is_its_exit_code(main, code):
     with pytest.raises(SystemExit) as caught:
         cli.run(main)
     assert caught.value.code == code
+
+
+def test_late_threads_of_a_failed_read_are_not_heard_but_others_are(monkeypatch):
+    heard = Mock()
+    monkeypatch.setattr(sys, "unraisablehook", heard)
+    late, other = (SimpleNamespace(exc_value=RuntimeError(text)) for text in
+                   ("Event loop is closed", "another"))  # fmt: skip
+
+    def main():
+        sys.unraisablehook(late)
+        sys.unraisablehook(other)
+
+    with pytest.raises(SystemExit):
+        cli.run(main)
+    heard.assert_called_once_with(other)
+    assert sys.unraisablehook is heard
 
 
 def test_a_mistake_of_the_program_keeps_its_traceback():

@@ -5,6 +5,7 @@ the name in one move before it is removed, so a killed process leaves none that 
 """
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.training import stored
-from jax_ddpm.training.distributed import is_main_process
+from jax_ddpm.training.distributed import is_main_process, largest
 from jax_ddpm.training.retention import Keep, best_of, kept
 from jax_ddpm.training.state import Params, TrainState
 from jax_ddpm.training.stored import Damaged
@@ -21,6 +22,7 @@ from jax_ddpm.training.stored import Damaged
 T = TypeVar("T")
 
 UNFINISHED = (".orbax-checkpoint-tmp", ".removed")  # what a killed process may leave
+NONE = -1  # no step
 DAMAGED = ".damaged"  # a checkpoint that could not be read, until its step is saved again
 
 
@@ -156,18 +158,24 @@ def restore_params(checkpoints: Checkpoints, like: Params, *, step: int) -> Para
 
 def about(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
     """What the checkpoint of `step` says of itself: what `save` was given, and more."""
-    return stored.describe(_path(checkpoints, step))
+    path = _path(checkpoints, step)
+    with stored.agreed(path):
+        return stored.describe(path)
 
 
 def newest(checkpoints: Checkpoints, read: Callable[[int], T]) -> T:
     """What `read(step)` gives for the newest step for which it does not raise Damaged.
 
     Says on stderr which ones were damaged. Raises UserError if there is none that is whole. While
-    another process trains, checkpoints come and go: those that are gone are passed over.
+    another process trains, checkpoints come and go: those that are gone are passed over. Several
+    processes that read together all read the same.
     """
     gone: set[int] = set()
-    while steps := [step for step in whole_steps(checkpoints) if step not in gone]:
-        step = steps[-1]
+    while True:
+        step = max((step for step in whole_steps(checkpoints) if step not in gone), default=NONE)
+        step = -largest(-step)  # the newest that all have
+        if step == NONE:
+            break
         try:
             found = read(step)
         except Damaged as error:
@@ -233,8 +241,7 @@ def _remove_old(checkpoints: Checkpoints) -> None:
 
 
 def _failed(checkpoints: Checkpoints, step: int, error: Exception) -> UserError:
-    unfinished = _path(checkpoints, step).with_name(f"{step}{UNFINISHED[0]}")
-    shutil.rmtree(unfinished, ignore_errors=True)  # the space may be what is missing
+    _remove_unfinished(_path(checkpoints, step).with_name(f"{step}{UNFINISHED[0]}"))
     before = latest_step(checkpoints)
     whole = "there is none before it" if before is None else f"that of step {before} is whole"
     return UserError(
@@ -242,3 +249,16 @@ def _failed(checkpoints: Checkpoints, step: int, error: Exception) -> UserError:
         f"({stored.reason_of(error)}), {whole}: make sure that the folder can be written to and "
         "that there is space, then run the same command again"
     )
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Remove what was written before it failed, as the space may be what is missing.
+
+    TensorStore's threads go on for a moment after the first of them has failed; if they take longer
+    than this waits, the next save removes the rest.
+    """
+    for _ in range(10):
+        shutil.rmtree(path, ignore_errors=True)
+        time.sleep(0.05)
+        if not path.exists():
+            return

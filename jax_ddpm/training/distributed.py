@@ -185,6 +185,11 @@ class Agreement:
         return 0 if before is None else int(before)
 
 
+def largest(value: int) -> int:
+    """The largest `value` of all processes, each of which must ask for it and waits for it."""
+    return int(_largest(value)) if several_processes() else value
+
+
 def _largest(value: int) -> Any:
     """The largest value of all processes, as an array that need not be there yet."""
     mesh = Mesh(devices_by_process(), (AXIS,))

@@ -7,6 +7,8 @@ import math
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,13 @@ from orbax.checkpoint import v1 as ocp
 from jax_ddpm.errors import UserError
 from jax_ddpm.formats import require_known
 from jax_ddpm.training.checksums import checksum, copied, is_whole, sealed
-from jax_ddpm.training.distributed import in_turn
+from jax_ddpm.training.distributed import in_turn, largest
 from jax_ddpm.training.state import Params, TrainState
 from jax_ddpm.untrusted import require_bounded
 
 LATER_FIELDS = {"loss_history", "skipped"}  # of the state; a checkpoint may lack them: all zeros
 DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)  # say nothing of what is there
 DESCRIPTION = "_CHECKPOINT_METADATA"
 UNCHECKED_FORMATS = (1, 2)  # had no checksums
 
@@ -54,26 +57,35 @@ def write(path: Path, state: TrainState, about: dict[str, Any], loss: float | No
 def read(path: Path, like: TrainState) -> TrainState:
     """The state in `path`, with the shapes, dtypes and devices of `like`.
 
-    Raises Damaged, or UserError if it is of another network or a newer version.
+    Raises Damaged, and UserError if it is of another network, of a newer version or forbidden.
     """
-    document = describe(path)
     expected = _fields_with_arrays(like)
-    leaves = _leaves_of(path, document)
-    there = {name.split("/")[0] for name in leaves}
-    later = {name: expected.pop(name) for name in LATER_FIELDS & expected.keys() - there}
-    _require_same_shapes(path, leaves, expected)
-    require_bounded(_num_bytes(expected), path)
+    with agreed(path):
+        leaves = _leaves_of(path, describe(path))
+        there = {name.split("/")[0] for name in leaves}
+        later = {name: expected.pop(name) for name in LATER_FIELDS & expected.keys() - there}
     found = _load(path, expected, leaves)
     return like.replace(**found, **jax.tree.map(_zeros, later))
 
 
 def read_params(path: Path, like: Params) -> Params:
     """The parameters alone of the state in `path`. Raises as `read` does."""
-    leaves = _leaves_of(path, describe(path))
+    with agreed(path):
+        leaves = _leaves_of(path, describe(path))
     leaves = {name: leaf for name, leaf in leaves.items() if name.split("/")[0] == "params"}
-    _require_same_shapes(path, leaves, {"params": like})
-    require_bounded(_num_bytes(like), path)
     return _load(path, {"params": like}, leaves)["params"]
+
+
+@contextmanager
+def agreed(path: Path) -> Iterator[None]:
+    """What one of several processes finds damaged is so for all, which go on with the same."""
+    damaged = None
+    try:
+        yield
+    except Damaged as error:
+        damaged = error
+    if largest(int(damaged is not None)):
+        raise damaged or Damaged(path, "as another process found")
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -84,7 +96,7 @@ def describe(path: Path) -> dict[str, Any]:
     try:  # as ocp.metadata does, which reads the description of all arrays besides
         document = dict(json.loads((path / DESCRIPTION).read_text())["custom_metadata"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Damaged(path, reason_of(error)) from error
+        raise _unreadable(path, error) from error
     if "leaves" not in document and document.get("format") in UNCHECKED_FORMATS:
         return document
     if not is_whole(document):
@@ -124,7 +136,7 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error).split("[tensorstore_spec")[0].rsplit(": Error ", 1)[-1].split()
-    known = re.search("|".join(map(os.strerror, DISK_ERRORS)), str(error))
+    known = re.search("|".join(map(os.strerror, (*DISK_ERRORS, *REFUSED))), str(error))
     if known:
         return known[0]
     kind = "" if isinstance(error, RuntimeError | ValueError) else f"{type(error).__name__} "
@@ -169,13 +181,35 @@ def _leaves_of(path: Path, document: dict[str, Any]) -> dict[str, Any]:
             tree = ocp.metadata(path).metadata
         return {name: [list(leaf.shape), None, None] for name, leaf in _by_name(tree).items()}
     except Exception as error:
-        raise Damaged(path, reason_of(error)) from error
+        raise _unreadable(path, error) from error
 
 
 def _load(path: Path, like: Any, leaves: dict[str, Any]) -> Any:
-    """The arrays of `like` out of `path`, each with the checksum that it had. Raises Damaged."""
+    """The arrays of `like` out of `path`, each with the checksum that it had.
+
+    Raises Damaged, and UserError if `path` holds other shapes or is forbidden.
+    """
+    _require_same_shapes(path, leaves, like)
+    require_bounded(_num_bytes(like), path)
+    with agreed(path):
+        found = _as_stored(path, like, leaves)
+    arrays = _by_name(found)
+    sums = jax.device_get({name: in_turn(checksum(array)) for name, array in arrays.items()})
+    with agreed(path):
+        for name, array in arrays.items():
+            _, dtype, lanes = leaves[name]
+            if lanes is not None and (str(array.dtype) != dtype or sums[name].tolist() != lanes):
+                raise Damaged(path, f"{name} has another checksum than when it was written")
+    return jax.tree.map(lambda name, leaf: _given(arrays.get(name), leaf), _names(like), like)
+
+
+def _as_stored(path: Path, like: Any, leaves: dict[str, Any]) -> Any:
+    """The arrays of `like` with the dtypes that they have in `path`; None for empty ones."""
     context = _orbax()
     context.pytree.loading.partial_load = True
+    # Else Orbax waits at the end for all processes, one of which may have failed.
+    context.multiprocessing.active_processes = {jax.process_index()}
+    context.multiprocessing.primary_host = jax.process_index()
 
     def stored_as(name: str, leaf: Any) -> Any:
         if not np.prod(leaf.shape):
@@ -183,22 +217,24 @@ def _load(path: Path, like: Any, leaves: dict[str, Any]) -> Any:
         dtype = leaf.dtype if leaves[name][1] in (None, str(leaf.dtype)) else leaves[name][1]
         return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=getattr(leaf, "sharding", None))
 
-    names = jax.tree.unflatten(jax.tree.structure(like), list(_by_name(like)))
     try:
         with context:
-            asked = jax.tree.map(stored_as, names, like)
-            found = ocp.load(path, asked)
-            arrays = _by_name(found)
-            sums = jax.device_get(
-                {name: in_turn(checksum(array)) for name, array in arrays.items()}
-            )
+            return ocp.load(path, jax.tree.map(stored_as, _names(like), like))
     except Exception as error:
-        raise Damaged(path, reason_of(error)) from error
-    for name, array in arrays.items():
-        _, dtype, lanes = leaves[name]
-        if lanes is not None and (str(array.dtype) != dtype or sums[name].tolist() != lanes):
-            raise Damaged(path, f"{name} has another checksum than when it was written")
-    return jax.tree.map(lambda n, leaf: _given(arrays.get(n), leaf), names, like)
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> Exception:
+    """Damaged, unless `error` says nothing of what is in `path`."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return error
+    reason = reason_of(error)
+    if getattr(error, "errno", None) in REFUSED or reason in map(os.strerror, REFUSED):
+        return UserError(
+            f"the checkpoint {path} cannot be read ({reason}): put that right, then run the same "
+            "command again"
+        )
+    return Damaged(path, reason)
 
 
 def _given(array: Any, like: Any) -> Any:
@@ -214,6 +250,11 @@ def _zeros(like: Any) -> Any:
 def _without_empty(leaf: Any) -> Any:
     """`leaf`, or None where it has no elements, which Orbax refuses."""
     return leaf if np.prod(leaf.shape) else None
+
+
+def _names(tree: Any) -> Any:
+    """`tree` with the name of each leaf in its place."""
+    return jax.tree.unflatten(jax.tree.structure(tree), list(_by_name(tree)))
 
 
 def _by_name(tree: Any) -> dict[str, Any]:

@@ -18,10 +18,25 @@ from jax_ddpm import cli
 from jax_ddpm.errors import Stopped
 from jax_ddpm.evaluation.command import EvaluateArgs, evaluate_run
 from jax_ddpm.generate import SampleArgs, sample_run
-from jax_ddpm.training import distributed
+from jax_ddpm.training import distributed, stored
 from jax_ddpm.training.loop import train
 
+def spoil(process, step):
+    # for that process the checkpoint of that step has a hole
+    load = stored.ocp.load
+
+    def spoilt(path, *args):
+        found = load(path, *args)
+        if path.name == str(step):
+            raise ValueError("a hole")
+        return found
+
+    if distributed.process()[0] == process:
+        stored.ocp.load = spoilt
+
 def do(kind, *args):
+    if kind == "spoil":
+        return spoil(*args)
     if kind == "train":
         return train(cli.parse_config(args, prog="train.py", description=""))
     job = {"sample": SampleArgs, "evaluate": EvaluateArgs}[kind]

@@ -154,9 +154,9 @@ def test_a_save_that_fails_says_so_and_leaves_the_one_before(tmp_path, reported_
             checkpoint.save(saved, state_at(3), ABOUT)
         if reported_by == "wait":
             checkpoint.wait(saved)
-    assert [path.name for path in tmp_path.iterdir()] == ["1"]
     with checkpoint.open_checkpoints(tmp_path) as saved:
         assert_same_bits(checkpoint.restore(saved, state_at(0)), state_at(1))
+        assert checkpoint.whole_steps(saved) == [1]
         checkpoint.save(saved, state_at(2), ABOUT)  # there is space again
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
@@ -219,3 +219,21 @@ def test_checkpoints_of_every_so_many_steps_stay_for_ever(tmp_path):
         for step in range(2, 11, 2):
             checkpoint.save(checkpoints, state_at(step), ABOUT)
     assert checkpoint.whole_steps(checkpoints) == [4, 8, 10]
+
+
+def test_what_threads_still_write_after_a_failure_is_removed(tmp_path, monkeypatch):
+    """The first of TensorStore's threads to fail is reported at once; the others go on."""
+    unfinished = tmp_path / "2.orbax-checkpoint-tmp"
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        if len(waits) < 4:
+            (unfinished / "state").mkdir(parents=True)
+
+    monkeypatch.setattr(checkpoint.time, "sleep", sleep)
+    checkpoints = checkpoint.Checkpoints(tmp_path, checkpoint.Keep())
+    sleep(0)
+    checkpoint._failed(checkpoints, 2, OSError(28, "No space left on device"))
+    assert len(waits) == 4
+    assert not unfinished.exists()

@@ -141,6 +141,23 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(
 
 
 @pytest.mark.slow
+def test_a_checkpoint_that_one_process_cannot_read_is_passed_over_by_all(
+    runs, make_config, tmp_path, compile_once
+):
+    run = tmp_path / "run"
+    shutil.copytree(runs / "pmap", run)
+    train = {"sample_every": 12, "checkpoint_every": 3, "decay": "constant", "parallel": "pmap"}
+    job = ["train", *flags_of(make_config(run, model=MODEL, train={**train, "max_steps": 6}))]
+    found = ends(start([["spoil", 1, 6], job], 2, compile_once, devices=2), 200)
+    assert [code for code, _, _ in found] == [0, 0], found
+    (_, said, error), (_, _, other) = found
+    assert "6 is damaged (as another process found): it is passed over" in error
+    assert "6 is damaged (a hole): it is passed over" in other
+    assert "Continuing after step 3 of" in said
+    np.testing.assert_allclose(losses(run), losses(runs / "one")[:3], rtol=1e-5)  # measured: 2e-7
+
+
+@pytest.mark.slow
 def test_a_failure_of_one_process_ends_the_other_too(runs, compile_once):
     """Process 0 alone writes, and cannot, for where the folder belongs there is a file."""
     out = runs / "two.json" / "image.npz"

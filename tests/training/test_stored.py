@@ -1,9 +1,12 @@
 """A checkpoint on a disk that goes bad, and those of older and newer versions."""
 
 import json
+import resource
 import shutil
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +66,48 @@ def test_a_damaged_file_never_gives_a_wrong_state(two, tmp_path, capsys):
 def test_no_damage_out_of_many_gives_a_wrong_state(two, tmp_path, capsys):
     found = check(two, tmp_path, 1, capsys, flips=100)
     assert min(found.values()) > 30
+
+
+@contextmanager
+def few_open_files():
+    """No more files can be opened by this process."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_checkpoint_that_may_not_be_read_now_is_not_passed_over(copy, capsys):
+    message = r"checkpoint .*3 cannot be read \(Too many open files\): put that right"
+    with checkpoint.open_checkpoints(copy) as checkpoints:
+
+        def read(step):
+            with few_open_files():
+                return stored.read(copy / str(step), state_at(0))
+
+        with pytest.raises(UserError, match=message):
+            checkpoint.newest(checkpoints, read)
+    assert_same_bits(restored(copy), state_at(3))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (ValueError('PERMISSION_DENIED: Error opening "zarr3" driver: Error reading "d": Failed to '
+                    "open: [OS error 13: EACCES Permission denied]"), UserError,
+         r"cannot be read \(Permission denied\)"),
+        (ValueError("NOT_FOUND: no zarr.json"), stored.Damaged, r"is damaged \(NOT_FOUND"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"), jax.errors.JaxRuntimeError, "EXHAUST"),
+    ],
+)  # fmt: skip
+def test_what_an_error_of_reading_says(two, monkeypatch, error, kind, message):
+    monkeypatch.setattr(stored.ocp, "load", Mock(side_effect=error))
+    with pytest.raises(kind, match=message) as found:
+        stored.read(two / "3", state_at(0))
+    assert found.type is kind
 
 
 def test_flipped_bits_of_the_arrays_are_seen_where_nothing_else_sees_them(tmp_path, capsys):

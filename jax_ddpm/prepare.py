@@ -5,8 +5,8 @@ from pathlib import Path
 
 from jax_ddpm.build import open_data
 from jax_ddpm.config import SourceConfig
-from jax_ddpm.data.prepare import prepare, require_new
 from jax_ddpm.data.sources import ImageSource, Split
+from jax_ddpm.data.tfds_writer import prepare, require_new
 from jax_ddpm.errors import require
 
 HAVE_TESTS = ("embedded", "fashion_mnist", "idx")

@@ -3,6 +3,9 @@
 import os
 from dataclasses import asdict
 
+import quick_compilation
+
+quick_compilation.set_flags()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax

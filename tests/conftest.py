@@ -3,10 +3,11 @@
 import fcntl
 import os
 
+import quick_compilation
+
+quick_compilation.set_flags()
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace

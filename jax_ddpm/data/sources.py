@@ -12,7 +12,7 @@ from jax_ddpm.data.arrays import open_arrays
 from jax_ddpm.data.folder import IN_MEMORY, open_folder
 from jax_ddpm.data.idx import read_idx
 from jax_ddpm.data.pictures import Crop, FittedArrays, Form, Resize, fit_all, fits
-from jax_ddpm.data.prepared import open_prepared
+from jax_ddpm.data.tfds_reader import open_prepared
 from jax_ddpm.errors import UserError
 
 SourceName = str  # one of SOURCES, or the name of a data set of TensorFlow Datasets

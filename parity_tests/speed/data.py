@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ddpm.data.loader import batches
-from jax_ddpm.data.prepare import prepare
 from jax_ddpm.data.sources import ImageSource, open_source
+from jax_ddpm.data.tfds_writer import prepare
 from jax_ddpm.images import save_png
 from speed import timing
 

@@ -17,10 +17,10 @@ import jax_ddpm
 from jax_ddpm import cli, prepare
 from jax_ddpm.build import open_data
 from jax_ddpm.config import SourceConfig
-from jax_ddpm.data import prepared
+from jax_ddpm.data import tfds_reader
 from jax_ddpm.data.loader import batches
-from jax_ddpm.data.prepare import prepare as write
 from jax_ddpm.data.sources import ImageSource, open_source
+from jax_ddpm.data.tfds_writer import prepare as write
 from jax_ddpm.errors import UserError
 from jax_ddpm.presets import PRESETS
 
@@ -48,7 +48,7 @@ def test_the_stock_reader_reads_what_was_prepared(data_dir):
 
 @pytest.mark.parametrize("in_memory", [2**28, 0], ids=["in memory", "one by one"])
 def test_a_prepared_data_set_is_a_source(data_dir, monkeypatch, in_memory):
-    monkeypatch.setattr(prepared, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(tfds_reader, "IN_MEMORY", in_memory)
     source = open_source("extract", data_dir)
     assert isinstance(source.images, np.ndarray) == (in_memory > 0)
     assert source.image_shape == (28, 28, 1)
@@ -62,7 +62,7 @@ def test_a_prepared_data_set_is_a_source(data_dir, monkeypatch, in_memory):
 
 
 def test_its_batches_are_those_of_the_same_images_in_memory(data_dir, monkeypatch):
-    monkeypatch.setattr(prepared, "IN_MEMORY", 0)
+    monkeypatch.setattr(tfds_reader, "IN_MEMORY", 0)
     source = open_source("extract", data_dir)
     for found, expected in islice(zip(batches(source, 8, 3), batches(FEW, 8, 3), strict=True), 6):
         np.testing.assert_array_equal(found.pixels, expected.pixels)
@@ -78,8 +78,8 @@ def test_a_record_is_decoded_once_for_image_and_label():
             return super().__getitem__(index)
 
     examples = Counted({"image": np.zeros((2, 2, 1), np.uint8), "label": i} for i in range(3))
-    records = prepared.Records(examples)
-    images, labels = prepared.Field(records, "image"), prepared.Labels(records, "label", 3)
+    records = tfds_reader.Records(examples)
+    images, labels = tfds_reader.Field(records, "image"), tfds_reader.Labels(records, "label", 3)
     assert [(images[i].shape, int(labels[i])) for i in range(3)] == [
         ((2, 2, 1), i) for i in range(3)
     ]
@@ -99,7 +99,7 @@ def test_the_name_of_a_built_in_source_is_found_where_tfds_keeps_it(tmp_path):
                                   "guided-diffusion"])  # fmt: skip
 def test_the_data_of_a_preset_have_the_form_of_its_network(name, monkeypatch):
     """With TFDS's own description of each data set, and images of noise."""
-    monkeypatch.setattr(prepared, "IN_MEMORY", 0)
+    monkeypatch.setattr(tfds_reader, "IN_MEMORY", 0)
     data = PRESETS[name].data
     side = {"cifar10": 32, "imagenet_resized/64x64": 64, "celeb_a": 64}.get(data.name, 256)
     with tfds.testing.mock_data(num_examples=3):

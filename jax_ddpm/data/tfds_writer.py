@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from jax_ddpm.data.pictures import from_array
-from jax_ddpm.data.prepared import import_tfds
 from jax_ddpm.data.sources import ImageSource
+from jax_ddpm.data.tfds_reader import import_tfds
 from jax_ddpm.errors import UserError
 from jax_ddpm.untrusted import reason
 

@@ -3,9 +3,8 @@
 import os
 from dataclasses import asdict
 
-import quick_compilation
+import quick_compilation  # noqa: F401 - it sets XLA_FLAGS
 
-quick_compilation.set_flags()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax

@@ -3,9 +3,8 @@
 import fcntl
 import os
 
-import quick_compilation
+import quick_compilation  # noqa: F401 - it sets XLA_FLAGS
 
-quick_compilation.set_flags()
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from jax_ddpm.errors import UserError
 
@@ -23,6 +24,18 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: Path) -> None:
+    """Raise UserError unless a file can be made in the place of `path`: before the work, not after.
+
+    Tries it in the folder, or in the one where that would be made, and leaves nothing there.
+    """
+    require_file_or_nothing(path)
+    with writing(path):
+        folder = next(folder for folder in path.parents if folder.exists())
+        with TemporaryFile(dir=folder):
+            pass
 
 
 def require_file_or_nothing(path: Path) -> None:

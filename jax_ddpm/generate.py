@@ -31,7 +31,7 @@ from jax_ddpm.edit_job import (
     require_sense,
 )
 from jax_ddpm.errors import UserError
-from jax_ddpm.files import write_atomically
+from jax_ddpm.files import require_writable, write_atomically
 from jax_ddpm.grids import GridName
 from jax_ddpm.guidance import classifier_gradient
 from jax_ddpm.images import Pixels, grid, save_gif, save_png
@@ -150,6 +150,8 @@ def sample_run(args: SampleArgs) -> Path:
     check_output(out)
     run = runs.load(args.run)
     settings = checked_settings(args, run)
+    if is_main_process():
+        require_writable(out)
     with jax.enable_x64(args.dtype == "float64"):
         samples = draw_samples(args, run, settings)
     columns = args.num if kind == "interpolate" else None

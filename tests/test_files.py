@@ -3,7 +3,7 @@ import os
 import pytest
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.files import write_atomically
+from jax_ddpm.files import require_writable, write_atomically
 
 
 def test_the_folder_is_made_and_the_file_written(tmp_path):
@@ -57,3 +57,26 @@ def test_a_link_to_a_file_is_replaced_and_what_it_points_to_stays(tmp_path):
     write_atomically(tmp_path / "file", lambda temporary: temporary.write_text("new"))
     assert (tmp_path / "other").read_text() == "other"
     assert (tmp_path / "file").read_text() == "new"
+
+
+def test_a_place_to_write_to_is_tried_and_left_empty(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    require_writable(path)
+    require_writable(tmp_path / "a" / "b" / "file.txt")
+    assert path.read_text() == "old"
+    assert list(tmp_path.rglob("*")) == [path]
+
+
+def test_a_place_where_nothing_can_be_written_is_refused(tmp_path, monkeypatch):
+    def read_only(**kwargs):
+        raise OSError(30, "Read-only file system")
+
+    with pytest.raises(UserError, match="is a folder: give the name of a file"):
+        require_writable(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/a could not be written \(Not a directory\)"):
+        require_writable(tmp_path / "file" / "a")
+    monkeypatch.setattr("jax_ddpm.files.TemporaryFile", read_only)
+    with pytest.raises(UserError, match=r"b could not be written \(Read-only file system\)"):
+        require_writable(tmp_path / "b")

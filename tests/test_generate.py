@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -115,6 +116,7 @@ def test_an_unknown_suffix_is_refused_before_any_work(trained_run, tmp_path, mon
         ({"steps": 2, "timesteps": "5,1"}, "--steps 2 and --timesteps 5,1 each say"),
         ({"seed": -1}, "--seed"),
         ({"seed": 2**32}, "--seed"),
+        ({"out": Path("/dev/null/a.png")}, "/dev/null/a.png could not be written"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_any_work(

@@ -26,7 +26,7 @@ from jax_ddpm.evaluation.likelihood import (
     make_bound_fn,
     make_flow_fn,
 )
-from jax_ddpm.files import write_atomically
+from jax_ddpm.files import require_writable, write_atomically
 from jax_ddpm.generate import load_state
 from jax_ddpm.plots import save_likelihood
 from jax_ddpm.schedules import space_timesteps
@@ -89,6 +89,8 @@ def evaluate_run(args: EvaluateArgs) -> Path:
     require_choice(run.config, args.weights, None, None)
     plan = plan_of(args, run)
     source = images_of(args, run)
+    if is_main_process():
+        require_writable(out)
     parts = build(run.config, run.image_shape)
     state = load_state(run, parts, best=args.checkpoint == "best")
     params, what = chosen_params(run, state, args.weights)

@@ -18,7 +18,7 @@ from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.drawing import generate_images, make_generate_fn
 from jax_ddpm.errors import UserError
 from jax_ddpm.evaluation.distances import Points, energy_distance
-from jax_ddpm.files import write_atomically
+from jax_ddpm.files import require_writable, write_atomically
 from jax_ddpm.generate import load_state
 from jax_ddpm.grids import GridName
 from jax_ddpm.images import Pixels
@@ -79,6 +79,7 @@ def compare_samplers(args: CompareArgs) -> Path:
     names = args.samplers or tuple(SAMPLERS)
     jobs = [(name, n, settings_of(run.config, args, name, n))
             for name in names for n in sorted(set(args.evaluations))]  # fmt: skip
+    require_writable(out)
     parts = build(run.config, run.image_shape)
     params = load_state(run, parts).ema_params
     data = split(open_data(run.config.data), args.num)

@@ -64,6 +64,10 @@ def every_source(args: DataArgs, folder: Path) -> Iterator[tuple[str, ImageSourc
     yield "npz", open_source("arrays", folder / "images.npz", **form)
     yield "folder of PNG", open_source("folder", pictures, **form)
     yield "TFDS array_record", open_source("prepared_images", folder / "tfds", **form)
+    # What is cut at random is decoded each time that it comes, as data too large for the memory are.
+    form |= {"crop": "random", "image_size": args.image_size or images.shape[1]}
+    yield "folder of PNG, as needed", open_source("folder", pictures, **form)
+    yield "TFDS array_record, as needed", open_source("prepared_images", folder / "tfds", **form)
 
 
 def reading(source: ImageSource, args: DataArgs) -> Callable[[], object]:

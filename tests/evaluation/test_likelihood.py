@@ -140,6 +140,7 @@ def no_work(*args, **kwargs):
         ({"weights": "old"}, "--weights is old"),
         ({"seed": -1}, "--seed"),
         ({"out": "a.txt"}, "must end in .json"),
+        ({"out": "/dev/null/a.json", "num": 6}, "/dev/null/a.json could not be written"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_work(

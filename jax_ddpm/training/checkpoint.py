@@ -102,18 +102,19 @@ def save(
 def wait(checkpoints: Checkpoints) -> None:
     """Wait until the last save is on disk, then remove what is not kept.
 
-    Raises UserError if it could not be written; then the checkpoints before it are as they were.
+    Raises UserError if it could not be written, when the checkpoints before it are as they were,
+    and if one that is not kept could not be removed.
     """
     pending, checkpoints.pending = checkpoints.pending, None
     if pending is None:
         return
     try:
         pending.response.result()
-        checkpoints.damaged.pop(pending.step, None)
-        if is_main_process():
-            _remove_old(checkpoints)
     except Exception as error:
         raise _failed(checkpoints, pending.step, error) from error
+    checkpoints.damaged.pop(pending.step, None)
+    if is_main_process():
+        _remove_old(checkpoints)
 
 
 def whole_steps(checkpoints: Checkpoints) -> list[int]:
@@ -236,8 +237,15 @@ def _remove_old(checkpoints: Checkpoints) -> None:
         path = checkpoints.directory / name
         if path.exists():
             removed = path.with_name(f"{name}.removed")
-            path.rename(removed)
-            shutil.rmtree(removed)
+            try:
+                path.rename(removed)
+                shutil.rmtree(removed)
+            except OSError as error:
+                raise UserError(
+                    f"the old checkpoint {path} could not be removed ({error.strerror or error}), "
+                    f"that of step {max(steps)} is whole: make sure that the folder can be written "
+                    "to, then run the same command again"
+                ) from error
 
 
 def _failed(checkpoints: Checkpoints, step: int, error: Exception) -> UserError:

@@ -161,6 +161,28 @@ def test_a_save_that_fails_says_so_and_leaves_the_one_before(tmp_path, reported_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
 
+def test_an_old_checkpoint_that_cannot_be_removed_is_named_and_the_new_one_stays(
+    tmp_path, monkeypatch
+):
+    def refuse(path):
+        raise OSError(30, "Read-only file system", path)
+
+    message = r"old checkpoint .*1 could not be removed \(Read-only .*\), that of step 2 is whole"
+    with (
+        pytest.raises(UserError, match=message),
+        checkpoint.open_checkpoints(tmp_path, keep=1) as saved,
+    ):
+        checkpoint.save(saved, state_at(1), ABOUT)
+        checkpoint.wait(saved)
+        monkeypatch.setattr(checkpoint.shutil, "rmtree", refuse)
+        checkpoint.save(saved, state_at(2), ABOUT)
+    monkeypatch.undo()
+    with checkpoint.open_checkpoints(tmp_path, keep=1) as saved:
+        assert_same_bits(checkpoint.restore(saved, state_at(0)), state_at(2))
+        checkpoint.save(saved, state_at(3), ABOUT)
+    assert [path.name for path in tmp_path.iterdir()] == ["3"]
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     message = r"the checkpoint of step 1 could not be written to .*file/here \(Not a directory\)"

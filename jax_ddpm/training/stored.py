@@ -219,9 +219,12 @@ def _as_stored(path: Path, like: Any, leaves: dict[str, Any]) -> Any:
 
     try:
         with context:
-            return ocp.load(path, jax.tree.map(stored_as, _names(like), like))
+            found = ocp.load(path, jax.tree.map(stored_as, _names(like), like))
     except Exception as error:
         raise _unreadable(path, error) from error
+    if not all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(found)):
+        raise Damaged(path, "arrays are missing")  # for which Orbax gives back their shapes
+    return found
 
 
 def _unreadable(path: Path, error: Exception) -> Exception:

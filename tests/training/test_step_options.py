@@ -73,7 +73,8 @@ ALL = {
 def test_parts_and_devices_change_nothing(mode, accumulate):
     plain, found = train(**ALL), train(mode, accumulate=accumulate, **ALL)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(plain), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-12)  # measured: 5e-16
+        # Measured: 5e-16; 3e-8 at LLVM's level 1, where the images, float32, may be rounded once more.
+        np.testing.assert_allclose(one, other, rtol=1e-7)
 
 
 def test_the_gradient_of_the_parts_is_that_of_the_batch():

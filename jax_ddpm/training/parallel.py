@@ -215,7 +215,10 @@ def make_state(init: Callable[[Any], TrainState], key: Key[Array, ""], layout: L
     """`init(key)` where `layout` wants it; if in parts, it is never whole on one device."""
     if layout.fsdp == 1:
         state = jax.jit(init)(key)
-        return state if layout.mode == "jit" else put(state, layout)
+        if layout.mode != "jit":
+            return put(state, layout)
+        # Bound to the device, as a step leaves it, lest the second step be compiled once more.
+        return jax.tree.map(jax.device_put, state, layout.of(state))
     return jax.jit(init, out_shardings=layout.of(jax.eval_shape(init, key)))(key)
 
 

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.training.parallel import choose_mode, compiler_options, on_one_device, parallelize
+from jax_ddpm.training.parallel import (
+    Layout,
+    choose_mode,
+    compiler_options,
+    make_state,
+    on_all_devices,
+    on_one_device,
+    parallelize,
+)
 
 
 @pytest.mark.parametrize(
@@ -69,3 +77,13 @@ def test_the_state_has_no_device_axis_and_the_batch_is_spread(mode):
     assert state.tolist() == [240] * 3
     assert metrics["total"] == 120
     assert on_one_device({"state": state})["state"].devices() == {jax.local_devices()[0]}
+
+
+def test_the_second_step_is_not_compiled_again():
+    """A state that is not bound to its device becomes so by a step with data that are."""
+    state = make_state(lambda key: jax.random.normal(key, (3,)), jax.random.key(0), Layout("jit"))
+    data = on_all_devices(np.ones(2), "jit")
+    step = parallelize(lambda _: lambda state, batch, key: (state + batch.sum(), key), "jit")
+    for _ in range(3):
+        state, _ = step(state, data, jax.random.key(1))
+    assert step._cache_size() == 1

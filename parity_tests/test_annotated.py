@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from long_tests import others_long
 from parity import (
     DOUBLE_FIRST,
     GOLDENS,
@@ -118,7 +119,7 @@ def test_losses_and_steps(compare, dtype, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", others_long(["float64", "float32"], keep=("float64",)))
 @pytest.mark.parametrize("case", CASES)
 def test_gradients(compare, dtype, case):
     config, _, network = recorded(case)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from long_tests import others_long
 from measure import difference, peak_of
 from parity import GOLDENS, load_weights
 from report.blocks import Block, in_our_layout, matching_blocks
@@ -324,7 +325,10 @@ CHECKPOINTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CHECKPOINTS)
+@pytest.mark.parametrize(
+    "case",
+    others_long(CHECKPOINTS, keep=("lucidrains/unet_self_condition", "brianpulfer/myunet")),
+)
 def test_the_network_of_a_checkpoint(tmp_path, case):
     (recorded,) = GOLDENS.joinpath(case).glob("weights.*")
     weights = recorded

@@ -1,5 +1,6 @@
 import jax
 import pytest
+from long_tests import others_long
 
 from jax_ddpm import cli, runs
 from jax_ddpm.build import build
@@ -60,7 +61,10 @@ def test_an_unknown_preset_is_a_sentence():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name",
+    others_long(SMALL, keep=("annotated", "denoising-diffusion-pytorch", "guided-diffusion")),
+)
 def test_a_short_run_of_every_system_on_the_embedded_images(name, tmp_path):
     args = f"--preset {name} --run {tmp_path / 'run'} {SHORT} {SMALL[name]}".split()
     config = cli.parse_config(args, prog="train.py", description="")

@@ -45,6 +45,7 @@ def test_the_usage_of_lucidrains_package_in_a_smaller_size():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_usage_of_the_tutorials():
     assert run(block("AnnotatedConfig(dim=28"))["loss"].shape == (2,)
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from families import EACH, FAMILIES, example, jaxpr_of, network_of
+from long_tests import others_long
 
 from jax_ddpm.models import UNetConfig, make_network
 from jax_ddpm.models.remat import recomputed
@@ -43,7 +44,7 @@ def test_the_blocks_of_every_family_are_computed_again(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["unet", "pulfer", "lucidrains"])
+@pytest.mark.parametrize("name", others_long(["unet", "pulfer", "lucidrains"], keep=("unet",)))
 def test_gradients_and_parameters_stay_the_same(name):
     config = FAMILIES[name]
     network = network_of(config, jnp.float64)

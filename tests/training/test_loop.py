@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compared_runs import assert_same_run, newest_state, saved_steps
+from long_tests import others_long
 from PIL import Image
 
 from jax_ddpm.data.loader import batch_indices
@@ -155,9 +156,9 @@ def test_bad_steps_are_skipped_and_too_many_in_a_row_end_the_run_at_the_last_goo
     "train",
     [
         {"data_on_device": "never"},
-        {"steps_per_call": 3},
+        pytest.param({"steps_per_call": 3}, marks=pytest.mark.long),
         {"steps_per_call": 3, "data_on_device": "never"},
-        {"remat": "nothing_saveable"},
+        pytest.param({"remat": "nothing_saveable"}, marks=pytest.mark.long),
     ],
     ids=str,
 )
@@ -192,7 +193,9 @@ OBJECTIVES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(
+    "name", others_long(OBJECTIVES, keep=("left-out labels", "importance bound", "pure noise v"))
+)
 def test_a_short_run_of_each_option(make_config, tmp_path, name):
     """The loop stops at a loss that is not finite, and images are drawn at the end."""
     settings = {

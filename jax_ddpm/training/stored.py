@@ -26,7 +26,7 @@ from jax_ddpm.training.state import Params, TrainState
 from jax_ddpm.untrusted import require_bounded
 
 LATER_FIELDS = {"loss_history", "skipped"}  # of the state; a checkpoint may lack them: all zeros
-DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
 REFUSED = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)  # say nothing of what is there
 DESCRIPTION = "_CHECKPOINT_METADATA"
 UNCHECKED_FORMATS = (1, 2)  # had no checksums

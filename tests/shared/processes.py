@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from quick_compilation import LEVEL
+
 import jax_ddpm
 
 # Compiled without optimisation, as the numbers do not depend on it beyond rounding.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+QUICK = f"{LEVEL}=0 --xla_llvm_disable_expensive_passes=true"
 
 WORKER = """
 import json, sys

@@ -4,12 +4,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from jax_ddpm.build import build
 from jax_ddpm.drawing import generate_images, make_generate_fn
 from jax_ddpm.generate import load_state
 from jax_ddpm.runs import load
 from jax_ddpm.training.by_example import by_example, fill_up, mesh_of, spread
+from jax_ddpm.training.parallel import Layout, put
+
+
+def test_options_for_cpus_are_not_for_programs_on_arrays_in_parts(monkeypatch):
+    """XLA ended with "unsupported layout in YNN fusion" for the grids of a preset."""
+    unknown = {"xla_no_such_option": True}
+    monkeypatch.setattr("jax_ddpm.training.by_example.compiler_options", lambda: unknown)
+    program = by_example(lambda params, x: x @ params)
+    whole, x = jnp.eye(8), np.ones((16, 8))
+    in_parts = Layout("mesh", 8, ((r"", PartitionSpec("fsdp")),))
+    np.testing.assert_array_equal(program(put(whole, in_parts), x), x)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        program(spread(whole, 16), x)
 
 
 def test_examples_are_split_over_the_devices_of_the_parameters():

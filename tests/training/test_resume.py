@@ -15,6 +15,7 @@ from compared_runs import assert_same_run, newest_state, raise_at_batch, saved_s
 from disk import file_size_limited
 from long_tests import others_long
 from processes import flags_of
+from quick_compilation import LEVEL
 from safetensors.numpy import load_file
 
 import jax_ddpm
@@ -246,7 +247,7 @@ cli.run(lambda: train(cli.parse_config(sys.argv[1:], prog="train.py", descriptio
 def start(config, cache):
     """The training command in a process of its own, on one device and in float32."""
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=1",
+        "XLA_FLAGS": f"{LEVEL}=1",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": str(Path(jax_ddpm.__file__).parents[1]),

@@ -20,6 +20,12 @@ def _torch_threads():
     torch.set_num_threads(1)  # the networks are tiny: threads would only wait for each other
 
 
+@pytest.fixture(autouse=True)
+def _torch_seed():
+    """What PyTorch draws for a test does not depend on the tests before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=["float64", "float32"])
 def dtype(request):
     return request.param

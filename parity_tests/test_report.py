@@ -325,10 +325,7 @@ CHECKPOINTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "case",
-    others_long(CHECKPOINTS, keep=("lucidrains/unet_self_condition", "brianpulfer/myunet")),
-)
+@pytest.mark.parametrize("case", others_long(CHECKPOINTS, keep=("brianpulfer/myunet",)))
 def test_the_network_of_a_checkpoint(tmp_path, case):
     (recorded,) = GOLDENS.joinpath(case).glob("weights.*")
     weights = recorded

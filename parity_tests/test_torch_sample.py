@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from long_tests import others_long
 from PIL import Image
 
 from jax_ddpm import runs
@@ -98,7 +99,7 @@ def test_next_to_the_same_pixels_in_single_precision(folder, settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", others_long(["float64", "float32"], keep=("float32",)))
 def test_the_same_pixels_of_myunet(tmp_path, dtype):
     config = replace(CONFIG, model=PulferConfig(n_steps=40))
     ours, theirs = both(write_run(tmp_path / "run", config, (28, 28, 1), "pulfer"), [], dtype=dtype)

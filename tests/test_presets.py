@@ -62,8 +62,7 @@ def test_an_unknown_preset_is_a_sentence():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name",
-    others_long(SMALL, keep=("annotated", "denoising-diffusion-pytorch", "guided-diffusion")),
+    "name", others_long(SMALL, keep=("denoising-diffusion-pytorch", "guided-diffusion"))
 )
 def test_a_short_run_of_every_system_on_the_embedded_images(name, tmp_path):
     args = f"--preset {name} --run {tmp_path / 'run'} {SHORT} {SMALL[name]}".split()

@@ -24,6 +24,7 @@ from jax_ddpm.errors import Stopped, UserError
 from jax_ddpm.generate import SampleArgs, load_state, sample_run
 from jax_ddpm.runs import load
 from jax_ddpm.training import loop, metrics
+from jax_ddpm.training.checkpoint import latest_step, open_checkpoints
 
 
 def test_a_run_stopped_half_way_and_continued_is_the_run_that_was_not_stopped(
@@ -258,19 +259,16 @@ def start(config, cache):
 
 
 def wait_for_step(process, folder, step):
-    """Until `step` is logged and there is a checkpoint to go on from."""
+    """Until `step` is logged, and a checkpoint to go on from is whole: it lags behind the steps."""
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        rows = metrics.read(folder / "metrics.jsonl")
-        if rows and rows[-1].step >= step and checkpoint_steps(folder):
-            return
-        time.sleep(0.01)
+    with open_checkpoints(folder / "checkpoints") as checkpoints:
+        while time.monotonic() < deadline and process.poll() is None:
+            rows = metrics.read(folder / "metrics.jsonl")
+            if rows and rows[-1].step >= step and latest_step(checkpoints) is not None:
+                return
+            time.sleep(0.01)
+    process.kill()
     raise AssertionError(f"step {step} did not come: {process.communicate()}")
-
-
-def checkpoint_steps(folder):
-    """Those of the whole checkpoints: they are written in the background, behind the steps."""
-    return [int(path.name) for path in folder.glob("checkpoints/*") if path.name.isdigit()]
 
 
 @pytest.mark.slow

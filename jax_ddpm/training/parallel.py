@@ -85,7 +85,10 @@ def choose_mode(parallel: Parallel, batch_size: int, fsdp: int = 1) -> Mode:
             f"use a multiple of {count}{way_out}"
         )
     if count % fsdp:
-        raise UserError(f"--train.fsdp {fsdp} does not divide the {count} devices: use a divisor")
+        raise UserError(
+            f"--train.fsdp {fsdp} does not divide the number of devices, {count}: "
+            "use a divisor of it"
+        )
     return mode
 
 

@@ -37,7 +37,7 @@ def test_a_batch_that_does_not_divide_is_refused_and_the_way_out_named(parallel)
 
 
 def test_devices_that_do_not_divide_are_refused():
-    with pytest.raises(UserError, match=r"fsdp 3 does not divide the 8 devices"):
+    with pytest.raises(UserError, match=r"fsdp 3 does not divide the number of devices, 8"):
         choose_mode("mesh", 16, fsdp=3)
 
 

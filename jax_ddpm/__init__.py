@@ -1,7 +1,21 @@
 """Denoising diffusion probabilistic models in functional JAX/Flax."""
 
-from jax_ddpm.denoiser import make_denoise_fn, rescale_timesteps, respaced
-from jax_ddpm.diffusion import (
+from jax_ddpm.interop import from_torch, to_torch
+from jax_ddpm.models import (
+    AnnotatedConfig,
+    AnnotatedWSConfig,
+    GuidedDiffusionConfig,
+    ImprovedDiffusionConfig,
+    LucidrainsConfig,
+    NetworkFns,
+    PulferConfig,
+    UNet,
+    UNet2DConfig,
+    UNetConfig,
+    make_network,
+)
+from jax_ddpm.process.denoiser import make_denoise_fn, rescale_timesteps, respaced
+from jax_ddpm.process.diffusion import (
     DenoiseFn,
     Prediction,
     eps_from_v,
@@ -18,47 +32,41 @@ from jax_ddpm.diffusion import (
     x_0_from_v,
     x_0_from_x_prev,
 )
-from jax_ddpm.editing import (
-    inpaint,
-    invert_ddim,
-    latents,
-    mix_noisy,
-    renoise,
-    repaint,
-    repaint_grid,
-    slerp,
-    start_below,
-)
-from jax_ddpm.grids import (
+from jax_ddpm.process.grids import (
     continuous_levels,
-    level_of_sigma,
-    level_of_t,
     listed_timesteps,
+    respaced_betas,
+    space_timesteps,
+    timestep_grid,
 )
-from jax_ddpm.guidance import classifier_gradient, guide_mean, guide_network, guide_score
-from jax_ddpm.interop import from_torch, to_torch
-from jax_ddpm.likelihood import (
+from jax_ddpm.process.guidance import classifier_gradient, guide_mean, guide_network, guide_score
+from jax_ddpm.process.levels import Level, level_at, level_of_sigma, level_of_t
+from jax_ddpm.process.likelihood import (
     noise_by_timestep,
     prior_term,
     reverse_process,
     variational_bound,
     vb_term,
 )
-from jax_ddpm.losses import diffusion_loss, draw, loss_weight, make_loss_fn
-from jax_ddpm.models import (
-    AnnotatedConfig,
-    AnnotatedWSConfig,
-    GuidedDiffusionConfig,
-    ImprovedDiffusionConfig,
-    LucidrainsConfig,
-    NetworkFns,
-    PulferConfig,
-    UNet,
-    UNet2DConfig,
-    UNetConfig,
-    make_network,
+from jax_ddpm.process.losses import diffusion_loss, draw, loss_weight, make_loss_fn
+from jax_ddpm.process.probability_flow import (
+    bits_per_dimension,
+    dequantize,
+    draw_probes,
+    flow_log_density,
 )
-from jax_ddpm.probability_flow import bits_per_dimension, dequantize, draw_probes, flow_log_density
+from jax_ddpm.process.schedules import (
+    Schedule,
+    cosine_betas,
+    linear_betas,
+    make_schedule,
+    named_schedule,
+    quadratic_betas,
+    rescale_zero_terminal_snr,
+    sigmoid_betas,
+    sigmoid_cumprod_betas,
+)
+from jax_ddpm.process.timesteps import make_timestep_fn
 from jax_ddpm.samplers import (
     SAMPLERS,
     Sampler,
@@ -79,23 +87,17 @@ from jax_ddpm.samplers import (
     sample,
     unipc,
 )
-from jax_ddpm.schedules import (
-    Level,
-    Schedule,
-    cosine_betas,
-    level_at,
-    linear_betas,
-    make_schedule,
-    named_schedule,
-    quadratic_betas,
-    rescale_zero_terminal_snr,
-    respaced_betas,
-    sigmoid_betas,
-    sigmoid_cumprod_betas,
-    space_timesteps,
-    timestep_grid,
+from jax_ddpm.samplers.editing import (
+    inpaint,
+    invert_ddim,
+    latents,
+    mix_noisy,
+    renoise,
+    repaint,
+    repaint_grid,
+    slerp,
+    start_below,
 )
-from jax_ddpm.timesteps import make_timestep_fn
 
 __all__ = [
     "SAMPLERS",

@@ -3,14 +3,15 @@
 import os
 from dataclasses import asdict
 
-import quick_compilation  # noqa: F401 - it sets XLA_FLAGS
+import tests.shared.quick_compilation  # noqa: F401 - it sets XLA_FLAGS
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
 import torch
-from parity import Comparison, Recorder
+
+from parity_tests.comparing import Comparison, Recorder
 
 jax.config.update("jax_enable_x64", True)
 

@@ -6,10 +6,9 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import pytest
-from parity import GOLDENS, toy_denoiser
 
-from jax_ddpm.denoiser import make_denoise_fn, rescale_timesteps
-from jax_ddpm.diffusion import (
+from jax_ddpm.process.denoiser import make_denoise_fn, rescale_timesteps
+from jax_ddpm.process.diffusion import (
     LEARNED,
     Prediction,
     eps_from_x_0,
@@ -18,10 +17,11 @@ from jax_ddpm.diffusion import (
     split_output,
     x_0_from_x_prev,
 )
-from jax_ddpm.likelihood import vb_term
-from jax_ddpm.losses import make_loss_fn, mean_loss
+from jax_ddpm.process.levels import level_at
+from jax_ddpm.process.likelihood import vb_term
+from jax_ddpm.process.losses import make_loss_fn, mean_loss
 from jax_ddpm.samplers import SamplerState, ddim, ddpm, sample
-from jax_ddpm.schedules import level_at
+from parity_tests.comparing import GOLDENS, toy_denoiser
 
 MEANS = {"EPSILON": "eps", "START_X": "x_0", "PREVIOUS_X": "x_prev",
          "eps": "eps", "xstart": "x_0", "xprev": "x_prev"}  # fmt: skip

@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from parity import toy_denoiser
 
-from jax_ddpm.denoiser import make_denoise_fn, threshold
-from jax_ddpm.grids import level_list, level_of_t
+from jax_ddpm.process.denoiser import make_denoise_fn, threshold
+from jax_ddpm.process.levels import Level, level_at, level_list, level_of_t
+from jax_ddpm.process.schedules import BETAS, linear_betas, make_schedule
 from jax_ddpm.samplers import (
     ddim,
     dpmpp_2m,
@@ -20,7 +20,7 @@ from jax_ddpm.samplers import (
     pndm,
     unipc,
 )
-from jax_ddpm.schedules import BETAS, Level, level_at, linear_betas, make_schedule
+from parity_tests.comparing import toy_denoiser
 
 BETA_SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine", "scaled_linear": "quadratic"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}

@@ -8,8 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from long_tests import others_long
-from parity import (
+
+from jax_ddpm.errors import UserError
+from jax_ddpm.interop import PEERS, from_torch
+from jax_ddpm.interop import to_torch as to_torch_names
+from jax_ddpm.interop.network import complete_config
+from jax_ddpm.interop.state_dict import rename
+from jax_ddpm.models import AnnotatedConfig, AnnotatedWSConfig, make_network, parameter_shapes
+from jax_ddpm.models.annotated import AnnotatedUNet
+from jax_ddpm.models.annotated_ws import AnnotatedWSUNet, fold_pixels, standardize
+from jax_ddpm.process.denoiser import make_denoise_fn
+from jax_ddpm.process.levels import level_at
+from jax_ddpm.process.losses import diffusion_loss
+from jax_ddpm.process.schedules import named_schedule
+from jax_ddpm.samplers import ddpm
+from jax_ddpm.samplers.base import SamplerState
+from parity_tests.comparing import (
     DOUBLE_FIRST,
     GOLDENS,
     SHORT,
@@ -20,20 +34,7 @@ from parity import (
     to_jax,
     to_torch,
 )
-
-from jax_ddpm.denoiser import make_denoise_fn
-from jax_ddpm.errors import UserError
-from jax_ddpm.interop import PEERS, from_torch
-from jax_ddpm.interop import to_torch as to_torch_names
-from jax_ddpm.interop.network import complete_config
-from jax_ddpm.interop.state_dict import rename
-from jax_ddpm.losses import diffusion_loss
-from jax_ddpm.models import AnnotatedConfig, AnnotatedWSConfig, make_network, parameter_shapes
-from jax_ddpm.models.annotated import AnnotatedUNet
-from jax_ddpm.models.annotated_ws import AnnotatedWSUNet, fold_pixels, standardize
-from jax_ddpm.samplers import ddpm
-from jax_ddpm.samplers.base import SamplerState
-from jax_ddpm.schedules import level_at, named_schedule
+from tests.shared.long_tests import others_long
 from torch_ref.annotated import AnnotatedUNet as TorchUNet
 from torch_ref.annotated_ws import AnnotatedWSUNet as TorchWSUNet
 

@@ -3,13 +3,14 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity import DOUBLE_FIRST, SHORT, golden, nchw_to_nhwc, toy_denoiser
 
-from jax_ddpm.denoiser import make_denoise_fn
-from jax_ddpm.diffusion import q_sample
-from jax_ddpm.losses import diffusion_loss
+from jax_ddpm.process.denoiser import make_denoise_fn
+from jax_ddpm.process.diffusion import q_sample
+from jax_ddpm.process.levels import level_at
+from jax_ddpm.process.losses import diffusion_loss
+from jax_ddpm.process.schedules import named_schedule
 from jax_ddpm.samplers import ddpm, sample
-from jax_ddpm.schedules import level_at, named_schedule
+from parity_tests.comparing import DOUBLE_FIRST, SHORT, golden, nchw_to_nhwc, toy_denoiser
 
 THEIRS = "tutorials (recorded)"
 

@@ -9,20 +9,15 @@ from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import (
     rescale_zero_terminal_snr as rescale_zero_terminal_snr_of_theirs,
 )
-from parity import draws, to_jax, to_torch
 
-from jax_ddpm.denoiser import make_denoise_fn
 from jax_ddpm.interop import PEERS, from_state_dict
 from jax_ddpm.models import UNet, make_network
+from jax_ddpm.process.denoiser import make_denoise_fn
+from jax_ddpm.process.grids import timestep_grid
+from jax_ddpm.process.levels import level_at
+from jax_ddpm.process.schedules import BETAS, linear_betas, make_schedule, rescale_zero_terminal_snr
 from jax_ddpm.samplers import ddim, ddpm, sample
-from jax_ddpm.schedules import (
-    BETAS,
-    level_at,
-    linear_betas,
-    make_schedule,
-    rescale_zero_terminal_snr,
-    timestep_grid,
-)
+from parity_tests.comparing import draws, to_jax, to_torch
 
 THEIRS = "diffusers (live)"
 SIZE = 16

@@ -3,7 +3,8 @@
 from functools import cache
 
 import pytest
-from report.process import forward_process, losses
+
+from jax_ddpm.parity.process import forward_process, losses
 
 THEIRS = "torch_ref"
 

@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from parity import nchw_to_nhwc
 
-from jax_ddpm.denoiser import make_denoise_fn
-from jax_ddpm.editing import inpaint, renoise, repaint_grid
+from jax_ddpm.process.denoiser import make_denoise_fn
+from jax_ddpm.process.grids import timestep_grid
+from jax_ddpm.process.levels import level_at
+from jax_ddpm.process.schedules import linear_betas, make_schedule
 from jax_ddpm.samplers import SamplerState, ddim
-from jax_ddpm.schedules import level_at, linear_betas, make_schedule, timestep_grid
+from jax_ddpm.samplers.editing import inpaint, renoise, repaint_grid
+from parity_tests.comparing import nchw_to_nhwc
 
 diffusers = pytest.importorskip("diffusers")
 THEIRS = "diffusers (live)"

@@ -3,19 +3,26 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity import DOUBLE_FIRST, SHORT, check_recorded_unet, golden, nchw_to_nhwc, toy_denoiser
 
-from jax_ddpm.denoiser import make_denoise_fn, threshold
-from jax_ddpm.diffusion import q_sample, v_from
 from jax_ddpm.models import UNet
-from jax_ddpm.samplers import ddim, ddpm, sample
-from jax_ddpm.schedules import (
+from jax_ddpm.process.denoiser import make_denoise_fn, threshold
+from jax_ddpm.process.diffusion import q_sample, v_from
+from jax_ddpm.process.grids import timestep_grid
+from jax_ddpm.process.levels import level_at
+from jax_ddpm.process.schedules import (
     BETAS,
-    level_at,
     make_schedule,
     named_schedule,
     rescale_zero_terminal_snr,
-    timestep_grid,
+)
+from jax_ddpm.samplers import ddim, ddpm, sample
+from parity_tests.comparing import (
+    DOUBLE_FIRST,
+    SHORT,
+    check_recorded_unet,
+    golden,
+    nchw_to_nhwc,
+    toy_denoiser,
 )
 
 THEIRS = "diffusers (recorded)"

@@ -3,8 +3,17 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity import DOUBLE_FIRST, SHORT, check_recorded_unet, golden, toy_denoiser
-from recorded_process import (
+
+from jax_ddpm.models import UNet
+from jax_ddpm.process.denoiser import make_denoise_fn
+from jax_ddpm.process.diffusion import q_mean_variance, q_posterior, q_sample
+from jax_ddpm.process.levels import level_at
+from jax_ddpm.process.likelihood import vb_term
+from jax_ddpm.process.losses import diffusion_loss
+from jax_ddpm.process.schedules import linear_betas, make_schedule, quadratic_betas
+from jax_ddpm.samplers import ddpm, sample
+from parity_tests.comparing import DOUBLE_FIRST, SHORT, check_recorded_unet, golden, toy_denoiser
+from parity_tests.recorded_process import (
     MEANS,
     loss_of,
     mostly_slow,
@@ -12,14 +21,6 @@ from recorded_process import (
     reverse_process,
     runs_of,
 )
-
-from jax_ddpm.denoiser import make_denoise_fn
-from jax_ddpm.diffusion import q_mean_variance, q_posterior, q_sample
-from jax_ddpm.likelihood import vb_term
-from jax_ddpm.losses import diffusion_loss
-from jax_ddpm.models import UNet
-from jax_ddpm.samplers import ddpm, sample
-from jax_ddpm.schedules import level_at, linear_betas, make_schedule, quadratic_betas
 
 THEIRS = "Ho et al. (recorded)"
 

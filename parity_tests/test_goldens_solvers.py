@@ -3,8 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity import DOUBLE_FIRST, SHORT, golden, nchw_to_nhwc
-from recorded_solvers import (
+
+from jax_ddpm.process.grids import continuous_levels
+from parity_tests.comparing import DOUBLE_FIRST, SHORT, golden, nchw_to_nhwc
+from parity_tests.recorded_solvers import (
     SCALED,
     denoiser_of,
     ends_of_steps,
@@ -14,8 +16,6 @@ from recorded_solvers import (
     visited_once,
     walk,
 )
-
-from jax_ddpm.grids import continuous_levels
 
 THEIRS = "diffusers (recorded)"
 CASES = ("diffusers/sched_dpmsolver_multistep", "diffusers/sched_others")

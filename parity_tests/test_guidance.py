@@ -2,13 +2,20 @@
 
 import jax.numpy as jnp
 import pytest
-from parity import DOUBLE_FIRST, SHORT, golden, nchw_to_nhwc
-from recorded_process import network_of, one_step, reverse_process, runs_of, variance_of
 
-from jax_ddpm.diffusion import Prediction, expand, q_sample
-from jax_ddpm.guidance import guide_mean, guide_score
+from jax_ddpm.process.diffusion import Prediction, expand, q_sample
+from jax_ddpm.process.guidance import guide_mean, guide_score
+from jax_ddpm.process.levels import level_at
+from jax_ddpm.process.schedules import named_schedule
 from jax_ddpm.samplers import ddim, ddpm
-from jax_ddpm.schedules import level_at, named_schedule
+from parity_tests.comparing import DOUBLE_FIRST, SHORT, golden, nchw_to_nhwc
+from parity_tests.recorded_process import (
+    network_of,
+    one_step,
+    reverse_process,
+    runs_of,
+    variance_of,
+)
 
 THEIRS = "OpenAI (recorded)"
 CASE = "guided_diffusion/process"

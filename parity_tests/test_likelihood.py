@@ -4,17 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity import DOUBLE_FIRST, SHORT, golden, nchw_to_nhwc
-from recorded_process import mostly_slow, network_of, reverse_process, runs_of
 
-from jax_ddpm.diffusion import Gaussian
-from jax_ddpm.likelihood import (
+from jax_ddpm.process.diffusion import Gaussian
+from jax_ddpm.process.likelihood import (
     approx_normal_cdf,
     discretized_gaussian_log_likelihood,
     normal_kl,
     variational_bound,
 )
-from jax_ddpm.schedules import linear_betas, make_schedule, named_schedule, quadratic_betas
+from jax_ddpm.process.schedules import linear_betas, make_schedule, named_schedule, quadratic_betas
+from parity_tests.comparing import DOUBLE_FIRST, SHORT, golden, nchw_to_nhwc
+from parity_tests.recorded_process import mostly_slow, network_of, reverse_process, runs_of
 
 THEIRS = "Ho et al., OpenAI (recorded)"
 

@@ -7,19 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from parity import (
-    GOLDENS,
-    SHORT,
-    golden,
-    load_weights,
-    nchw_to_nhwc,
-)
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.interop import PEERS, from_torch, to_state_dict
 from jax_ddpm.interop import to_torch as to_torch_names
 from jax_ddpm.interop.state_dict import rename
 from jax_ddpm.interop.unwrap import unwrap
+from parity_tests.comparing import GOLDENS, SHORT, golden, load_weights, nchw_to_nhwc
 from torch_ref.lucidrains import LucidrainsUNet as TorchUNet
 
 THEIRS = "lucidrains (recorded)"

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from parity import DOUBLE_FIRST, draws, to_jax, to_torch
 
 from jax_ddpm.interop import PEERS, from_state_dict, from_torch, to_state_dict
 from jax_ddpm.models import LucidrainsConfig, make_network, parameter_shapes
@@ -20,6 +19,7 @@ from jax_ddpm.models.lucidrains import (
     TimeEmbedding,
     pixel_unshuffle,
 )
+from parity_tests.comparing import DOUBLE_FIRST, draws, to_jax, to_torch
 from torch_ref.lucidrains import LucidrainsUNet as TorchUNet
 
 THEIRS = "torch_ref (lucidrains)"

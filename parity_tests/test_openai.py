@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from parity import DOUBLE_FIRST, GOLDENS, SHORT, draws, golden, load_weights, nchw_to_nhwc, to_jax
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.interop import PEERS, from_torch, to_state_dict, to_torch
@@ -16,6 +15,16 @@ from jax_ddpm.interop.network import complete_config
 from jax_ddpm.interop.openai import multiple
 from jax_ddpm.interop.state_dict import rename
 from jax_ddpm.models.openai_layers import timestep_embedding
+from parity_tests.comparing import (
+    DOUBLE_FIRST,
+    GOLDENS,
+    SHORT,
+    draws,
+    golden,
+    load_weights,
+    nchw_to_nhwc,
+    to_jax,
+)
 from torch_ref import openai as ref
 
 THEIRS = "OpenAI (recorded)"

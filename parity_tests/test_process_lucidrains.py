@@ -5,17 +5,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 import torch
-from parity import DOUBLE_FIRST, SHORT, golden, nchw_to_nhwc, toy_denoiser
-from recorded_process import (
-    compiled_chain,
-    mostly_slow,
-    runs_of,
-    toy_self_conditioned,
-    toy_with_variance,
-)
 
-from jax_ddpm.denoiser import make_denoise_fn
-from jax_ddpm.diffusion import (
+from jax_ddpm.process.denoiser import make_denoise_fn
+from jax_ddpm.process.diffusion import (
     eps_from_x_0,
     p_mean_variance,
     q_posterior,
@@ -24,9 +16,19 @@ from jax_ddpm.diffusion import (
     x_0_from_eps,
     x_0_from_v,
 )
-from jax_ddpm.editing import mix_noisy
-from jax_ddpm.losses import add_offset, loss_weight, make_loss_fn, match_noise, mean_loss
-from jax_ddpm.schedules import level_at, named_schedule, timestep_grid
+from jax_ddpm.process.grids import timestep_grid
+from jax_ddpm.process.levels import level_at
+from jax_ddpm.process.losses import add_offset, loss_weight, make_loss_fn, match_noise, mean_loss
+from jax_ddpm.process.schedules import named_schedule
+from jax_ddpm.samplers.editing import mix_noisy
+from parity_tests.comparing import DOUBLE_FIRST, SHORT, golden, nchw_to_nhwc, toy_denoiser
+from parity_tests.recorded_process import (
+    compiled_chain,
+    mostly_slow,
+    runs_of,
+    toy_self_conditioned,
+    toy_with_variance,
+)
 
 paired = jax.jit(match_noise)
 THEIRS = "lucidrains (recorded)"

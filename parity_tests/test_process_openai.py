@@ -3,8 +3,15 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity import DOUBLE_FIRST, SHORT, golden, nchw_to_nhwc
-from recorded_process import (
+
+from jax_ddpm.process.diffusion import LEARNED, Prediction, q_mean_variance, q_posterior, q_sample
+from jax_ddpm.process.grids import respaced_betas, space_timesteps
+from jax_ddpm.process.levels import Level, level_at
+from jax_ddpm.process.likelihood import vb_term
+from jax_ddpm.process.schedules import BETAS, make_schedule, named_schedule
+from jax_ddpm.samplers import SamplerState, ddim, ddpm
+from parity_tests.comparing import DOUBLE_FIRST, SHORT, golden, nchw_to_nhwc
+from parity_tests.recorded_process import (
     MEANS,
     compiled_chain,
     loss_of,
@@ -14,19 +21,6 @@ from recorded_process import (
     reverse_process,
     runs_of,
     variance_of,
-)
-
-from jax_ddpm.diffusion import LEARNED, Prediction, q_mean_variance, q_posterior, q_sample
-from jax_ddpm.likelihood import vb_term
-from jax_ddpm.samplers import SamplerState, ddim, ddpm
-from jax_ddpm.schedules import (
-    BETAS,
-    Level,
-    level_at,
-    make_schedule,
-    named_schedule,
-    respaced_betas,
-    space_timesteps,
 )
 
 THEIRS = "OpenAI (recorded)"

@@ -5,17 +5,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from parity import DOUBLE_FIRST, GOLDENS, SHORT, golden, load_weights, nchw_to_nhwc, to_jax
 
-from jax_ddpm.denoiser import make_denoise_fn
-from jax_ddpm.diffusion import q_sample
 from jax_ddpm.errors import UserError
 from jax_ddpm.interop import PEERS, from_torch, to_state_dict, to_torch
-from jax_ddpm.losses import diffusion_loss
 from jax_ddpm.models import PulferConfig, make_network, parameter_shapes
 from jax_ddpm.models.pulfer import TimeEmbedding, interleaved_embedding
+from jax_ddpm.process.denoiser import make_denoise_fn
+from jax_ddpm.process.diffusion import q_sample
+from jax_ddpm.process.levels import level_at
+from jax_ddpm.process.losses import diffusion_loss
+from jax_ddpm.process.schedules import linear_betas, make_schedule
 from jax_ddpm.samplers import ddpm, sample
-from jax_ddpm.schedules import level_at, linear_betas, make_schedule
+from parity_tests.comparing import (
+    DOUBLE_FIRST,
+    GOLDENS,
+    SHORT,
+    golden,
+    load_weights,
+    nchw_to_nhwc,
+    to_jax,
+)
 from torch_ref import pulfer as ref
 
 THEIRS = "Pulfer (recorded)"

@@ -12,20 +12,26 @@ import jax
 import numpy as np
 import pytest
 import torch
-from long_tests import others_long
-from measure import difference, peak_of
-from parity import GOLDENS, load_weights
-from report.blocks import Block, in_our_layout, matching_blocks
-from report.command import Args, line, report
-from report.page import render
-from report.peers import PACKAGES, TWINS, diffusers_embedding, find_reference, openai_in_double
-from report.quantities import Pair, Part, measure_part
-from report.record import as_record
-from tolerances import TOLERANCES, Tolerance
-from twins import twin_networks
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.interop import PEERS, from_torch
+from jax_ddpm.parity.blocks import Block, in_our_layout, matching_blocks
+from jax_ddpm.parity.measure import difference, peak_of
+from jax_ddpm.parity.page import render
+from jax_ddpm.parity.peers import (
+    PACKAGES,
+    TWINS,
+    diffusers_embedding,
+    find_reference,
+    openai_in_double,
+)
+from jax_ddpm.parity.quantities import Pair, Part, measure_part
+from jax_ddpm.parity.record import as_record
+from jax_ddpm.parity.report import Args, line, report
+from jax_ddpm.parity.tolerances import TOLERANCES, Tolerance
+from jax_ddpm.parity.twins import twin_networks
+from parity_tests.comparing import GOLDENS, load_weights
+from tests.shared.long_tests import others_long
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "parity.py"
 MEASURE = {"absolute", "relative", "ulp", "tolerance", "rounding", "arrays", "numbers", "curve",

@@ -1,8 +1,9 @@
 """Sampler steps and whole chains with the same noise: jax_ddpm against torch_ref."""
 
 import pytest
-from parity import DOUBLE_FIRST
-from report.sampling import CHAINS, JUMPS, SAMPLERS, Chain, one_step, trajectories
+
+from jax_ddpm.parity.sampling import CHAINS, JUMPS, SAMPLERS, Chain, one_step, trajectories
+from parity_tests.comparing import DOUBLE_FIRST
 
 THEIRS = "torch_ref"
 SLOW = Chain("chain of 1000 ancestral steps", "ddpm fixed_small", 1000, "cosine", "v")

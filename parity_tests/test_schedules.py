@@ -5,9 +5,9 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
-from report.process import REF_BETAS
 
-from jax_ddpm.schedules import BETAS, make_schedule
+from jax_ddpm.parity.process import REF_BETAS
+from jax_ddpm.process.schedules import BETAS, make_schedule
 from torch_ref import schedule as ref
 
 THEIRS = "torch_ref"

@@ -7,8 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from parity import draws, to_jax, to_torch
-from recorded_solvers import (
+
+from jax_ddpm.process.denoiser import make_denoise_fn
+from jax_ddpm.process.grids import timestep_grid
+from jax_ddpm.process.levels import level_at
+from jax_ddpm.process.schedules import linear_betas, make_schedule
+from jax_ddpm.samplers import ddim, ddim_inverse
+from parity_tests.comparing import draws, to_jax, to_torch
+from parity_tests.recorded_solvers import (
     SCALED,
     denoiser_of,
     ends_of_steps,
@@ -18,10 +24,6 @@ from recorded_solvers import (
     visited_once,
     walk,
 )
-
-from jax_ddpm.denoiser import make_denoise_fn
-from jax_ddpm.samplers import ddim, ddim_inverse
-from jax_ddpm.schedules import level_at, linear_betas, make_schedule, timestep_grid
 
 THEIRS = "diffusers (live)"
 SHAPE = (2, 4, 4, 3)

@@ -3,10 +3,11 @@
 import json
 
 import pytest
-from speed import timing
-from speed.data import DataArgs, bench_data
-from speed.memory import MemoryArgs, bench_memory
-from speed.step import SamplingArgs, StepArgs, bench_sampling, bench_step
+
+from jax_ddpm.jobs.bench import timing
+from jax_ddpm.jobs.bench.data import DataArgs, bench_data
+from jax_ddpm.jobs.bench.memory import MemoryArgs, bench_memory
+from jax_ddpm.jobs.bench.step import SamplingArgs, StepArgs, bench_sampling, bench_step
 
 
 def test_a_table_has_medians_and_the_ratio_of_each_round():

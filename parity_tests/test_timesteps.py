@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity import golden
 
-from jax_ddpm.timesteps import empty_history, importance, inverse_cdf, record
+from jax_ddpm.process.timesteps import empty_history, importance, inverse_cdf, record
+from parity_tests.comparing import golden
 
 THEIRS = "OpenAI (recorded)"
 

@@ -10,20 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from long_tests import others_long
 from PIL import Image
 
 from jax_ddpm import runs
-from jax_ddpm.build import build
-from jax_ddpm.config import Config, DiffusionConfig, SampleConfig
-from jax_ddpm.drawing import image_keys
-from jax_ddpm.generate import SampleArgs, sample_run
-from jax_ddpm.images import grid
+from jax_ddpm.config.run import Config, DiffusionConfig, SampleConfig
+from jax_ddpm.files.images import grid
 from jax_ddpm.interop import PEERS, to_state_dict
+from jax_ddpm.jobs.build import build
+from jax_ddpm.jobs.generate import image_keys
+from jax_ddpm.jobs.sample import SampleArgs, sample_run
 from jax_ddpm.models import PulferConfig, UNetConfig
+from jax_ddpm.process.grids import timestep_grid
+from jax_ddpm.process.schedules import BETAS
+from jax_ddpm.runs.checkpoint import open_checkpoints, save
+from jax_ddpm.runs.formats import FORMAT
 from jax_ddpm.samplers import draw_noise
-from jax_ddpm.schedules import BETAS, timestep_grid
-from jax_ddpm.training.checkpoint import open_checkpoints, save
+from tests.shared.long_tests import others_long
 from torch_ref import random
 from torch_ref import sample as ref
 
@@ -165,7 +167,7 @@ def test_every_schedule_has_its_betas():
         ('"sampler": "ddpm"', '"sampler": "euler"', "cannot sample with sample.sampler euler"),
         ('"schedule": "cosine"', '"schedule": "steep"', "diffusion.schedule steep"),
         ('"num_steps": 8', '"num_steps": 41', "41 steps are not between 1 and T = 40"),
-        (f'"format": {runs.FORMAT}', '"format": 9', f"has format 9, not .*{runs.FORMAT}"),
+        (f'"format": {FORMAT}', '"format": 9', f"has format 9, not .*{FORMAT}"),
         ('"compute_dtype": "float32"', '"compute_dtype": "bfloat16"', "computes in bfloat16"),
         ('"channels": 8', '"channels": 12', "size mismatch"),
     ],

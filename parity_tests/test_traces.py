@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from parity import DOUBLE_FIRST, SHORT, golden
 
-from jax_ddpm.training.optim import make_learning_rate, make_optimizer
-from jax_ddpm.training.state import ema_rate, make_ema
+from jax_ddpm.optim.averages import ema_rate, make_ema
+from jax_ddpm.optim.optimizers import make_learning_rate, make_optimizer
+from parity_tests.comparing import DOUBLE_FIRST, SHORT, golden
 
 THEIRS = "recorded"
 

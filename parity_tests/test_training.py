@@ -1,8 +1,9 @@
 """Twenty training steps in lock-step: jax_ddpm against torch_ref."""
 
 import pytest
-from parity import DOUBLE_FIRST
-from report.training import SETTINGS, lockstep
+
+from jax_ddpm.parity.training import SETTINGS, lockstep
+from parity_tests.comparing import DOUBLE_FIRST
 
 THEIRS = "torch_ref"
 

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from parity import DOUBLE_FIRST, draws, to_jax, to_torch, tree_of, twin_networks
 
 from jax_ddpm.interop import PEERS, from_state_dict
 from jax_ddpm.models import UNet, layers
 from jax_ddpm.models.layers import GroupNorm, ResnetBlock, SelfAttention, TimeEmbedding
+from parity_tests.comparing import DOUBLE_FIRST, draws, to_jax, to_torch, tree_of, twin_networks
 from torch_ref.unet import UNet as TorchUNet
 from torch_ref.unet import timestep_embedding
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
-from parity import GOLDENS, SHORT, golden, load_weights, nchw_to_nhwc
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.interop import PEERS, from_torch, to_state_dict, to_torch
 from jax_ddpm.models import UNet2DConfig, make_network, parameter_shapes
 from jax_ddpm.models.unet2d_blocks import ResnetBlock, downsample_mean
+from parity_tests.comparing import GOLDENS, SHORT, golden, load_weights, nchw_to_nhwc
 
 THEIRS = "diffusers"
 CASES = ["diffusers/unet_cifar_style", "diffusers/unet_class_scaleshift"]

@@ -2,20 +2,17 @@
 
 import os
 import sys
-from pathlib import Path
 
-from jax_ddpm import cli
+from jax_ddpm.cli import parsing as cli
 from jax_ddpm.errors import UserError
 
 
 def main() -> None:
     """Parse the command line and measure."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave PyTorch some memory
-    # What compares two frameworks belongs to the tests: it is in the checkout, not installed.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "parity_tests"))
-    from speed.data import DataArgs, bench_data
-    from speed.memory import MemoryArgs, bench_memory
-    from speed.step import SamplingArgs, StepArgs, bench_sampling, bench_step
+    from jax_ddpm.jobs.bench.data import DataArgs, bench_data
+    from jax_ddpm.jobs.bench.memory import MemoryArgs, bench_memory
+    from jax_ddpm.jobs.bench.step import SamplingArgs, StepArgs, bench_sampling, bench_step
 
     name = cli.command(sys.argv[1:], ["step", "sampling", "data", "memory"], prog="bench.py")
     args, prog = sys.argv[2:], f"bench.py {name}"

@@ -2,8 +2,9 @@
 
 import sys
 
-from jax_ddpm import cli
-from jax_ddpm.convert import ExportArgs, export_weights, import_weights, parse_import
+from jax_ddpm.cli import parsing as cli
+from jax_ddpm.cli.convert import parse_import
+from jax_ddpm.jobs.convert import ExportArgs, export_weights, import_weights
 
 
 def main() -> None:

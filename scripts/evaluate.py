@@ -3,9 +3,9 @@
 import sys
 from collections.abc import Sequence
 
-from jax_ddpm import cli
-from jax_ddpm.evaluation.command import EvaluateArgs, evaluate_run
-from jax_ddpm.training import distributed
+from jax_ddpm.cli import parsing as cli
+from jax_ddpm.devices import processes as distributed
+from jax_ddpm.jobs.evaluate import EvaluateArgs, evaluate_run
 
 
 def parse(args: Sequence[str]) -> EvaluateArgs:

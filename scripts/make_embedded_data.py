@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jax_ddpm import cli
+from jax_ddpm.cli import parsing as cli
 from jax_ddpm.data.idx import write_idx
 from jax_ddpm.data.sources import IDX_PREFIX, Split, read_idx_folder
 from jax_ddpm.errors import UserError

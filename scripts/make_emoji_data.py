@@ -2,7 +2,7 @@
 
 import sys
 
-from jax_ddpm import cli
+from jax_ddpm.cli import parsing as cli
 from jax_ddpm.data import emoji
 
 

@@ -6,9 +6,8 @@ tolerance. `--weights FILE --source NAME` does so for the network of a checkpoin
 
 import os
 import sys
-from pathlib import Path
 
-from jax_ddpm import cli
+from jax_ddpm.cli import parsing as cli
 from jax_ddpm.errors import UserError
 
 DESCRIPTION = "Compare JAX with PyTorch, quantity by quantity."
@@ -17,10 +16,8 @@ DESCRIPTION = "Compare JAX with PyTorch, quantity by quantity."
 def main() -> None:
     """Parse the command line, compare, and exit with 1 if anything is out of tolerance."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    # What compares two frameworks belongs to the tests: it is in the checkout, not installed.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "parity_tests"))
     try:
-        from report.command import Args, report
+        from jax_ddpm.parity.report import Args, report
     except ModuleNotFoundError as error:
         raise UserError(
             f"{error.name} is missing, install it with pip install -e '.[test]'"

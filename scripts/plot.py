@@ -2,9 +2,9 @@
 
 import sys
 
-from jax_ddpm import cli
-from jax_ddpm.evaluation.compare import CompareArgs, compare_samplers
-from jax_ddpm.figures import ForwardArgs, SchedulesArgs, plot_forward, plot_schedules
+from jax_ddpm.cli import parsing as cli
+from jax_ddpm.jobs.compare_samplers import CompareArgs, compare_samplers
+from jax_ddpm.jobs.plot import ForwardArgs, SchedulesArgs, plot_forward, plot_schedules
 
 
 def main() -> None:

@@ -2,7 +2,8 @@
 
 import sys
 
-from jax_ddpm import cli, prepare
+from jax_ddpm.cli import parsing as cli
+from jax_ddpm.jobs import prepare_data as prepare
 
 
 def main() -> None:

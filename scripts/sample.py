@@ -3,9 +3,9 @@
 import sys
 from collections.abc import Sequence
 
-from jax_ddpm import cli
-from jax_ddpm.generate import SampleArgs, sample_run
-from jax_ddpm.training import distributed
+from jax_ddpm.cli import parsing as cli
+from jax_ddpm.devices import processes as distributed
+from jax_ddpm.jobs.sample import SampleArgs, sample_run
 
 
 def parse(args: Sequence[str]) -> SampleArgs:

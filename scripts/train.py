@@ -3,10 +3,10 @@
 import sys
 from collections.abc import Sequence
 
-from jax_ddpm import cli
-from jax_ddpm.config import Config
-from jax_ddpm.training import distributed
-from jax_ddpm.training.loop import train
+from jax_ddpm.cli import parsing as cli
+from jax_ddpm.config.run import Config
+from jax_ddpm.devices import processes as distributed
+from jax_ddpm.jobs.train import train
 
 
 def parse(args: Sequence[str]) -> Config:

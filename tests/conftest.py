@@ -3,7 +3,7 @@
 import fcntl
 import os
 
-import quick_compilation  # noqa: F401 - it sets XLA_FLAGS
+import tests.shared.quick_compilation  # noqa: F401 - it sets XLA_FLAGS
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
@@ -17,13 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from jax_ddpm.config import (
-    Config,
-    DataConfig,
-    DiffusionConfig,
-    SampleConfig,
-    TrainConfig,
-)
+from jax_ddpm.config.run import Config, DataConfig, DiffusionConfig, SampleConfig, TrainConfig
 from jax_ddpm.data.idx import write_idx
 from jax_ddpm.models import UNetConfig
 
@@ -122,7 +116,7 @@ def trained_run(
     make_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The folder of a finished run of `make_config`. Tests only read it."""
-    from jax_ddpm.training.loop import train
+    from jax_ddpm.jobs.train import train
 
     def make(folder: Path) -> None:
         with jax.numpy_rank_promotion("raise"):  # a session's fixture comes before a module's

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "shared")]
+sys.path.insert(0, str(ROOT))
 
 EVERY = 6  # steps between two checkpoints
 FLAGS = f"""
@@ -88,8 +88,8 @@ def forked(work: Callable[[], None], log: Path) -> int:
 
 def train(flags: Sequence[str]) -> None:
     """The training command."""
-    from jax_ddpm import cli
-    from jax_ddpm.training import loop
+    from jax_ddpm.cli import parsing as cli
+    from jax_ddpm.jobs import train as loop
 
     cli.run(lambda: loop.train(cli.parse_config(flags, prog="train.py", description="")))
 
@@ -135,7 +135,7 @@ def struck(run: Path, since: float) -> str:
 
 def steps_logged(run: Path) -> int:
     """The last step in metrics.jsonl."""
-    from jax_ddpm.training import metrics
+    from jax_ddpm.runs import metrics
 
     return max((row.step for row in metrics.read(run / "metrics.jsonl")), default=0)
 
@@ -148,7 +148,7 @@ def steps_saved(run: Path) -> int:
 
 def compare(run: Path, expected: Path) -> None:
     """Raises AssertionError unless both runs left the same checkpoint, log and pictures."""
-    from compared_runs import assert_same_run
+    from tests.shared.compared_runs import assert_same_run
 
     assert_same_run(run, expected)
     for name in ("samples", "ema"):
@@ -221,8 +221,8 @@ def prepare(devices: int, cache: Path) -> None:
         "JAX_COMPILATION_CACHE_DIR", str(cache)
     )
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    import compared_runs  # noqa: F401, I001
-    import jax_ddpm.training.loop  # noqa: F401
+    import tests.shared.compared_runs as compared_runs  # noqa: F401, I001
+    import jax_ddpm.jobs.train  # noqa: F401
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from jax_ddpm.config import DataConfig, DiffusionConfig, TrainConfig
+from jax_ddpm.config.run import DataConfig, DiffusionConfig, TrainConfig
 from jax_ddpm.data.emoji import EmojiArgs
-from jax_ddpm.evaluation.command import EvaluateArgs
-from jax_ddpm.evaluation.compare import CompareArgs
-from jax_ddpm.generate import SampleArgs
-from jax_ddpm.prepare import PrepareArgs
-from jax_ddpm.training.distributed import Launch
+from jax_ddpm.devices.processes import Launch
+from jax_ddpm.jobs.compare_samplers import CompareArgs
+from jax_ddpm.jobs.evaluate import EvaluateArgs
+from jax_ddpm.jobs.prepare_data import PrepareArgs
+from jax_ddpm.jobs.sample import SampleArgs
 
 DOCS = Path(__file__).parents[1] / "docs"
 TEXT = "".join(path.read_text() for path in sorted(DOCS.glob("*.md")))

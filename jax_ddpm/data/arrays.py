@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.untrusted import read_npy_header, read_npz, reason
+from jax_ddpm.files.untrusted import read_npy_header, read_npz, reason
 
 IMAGES = ("images", "x", "arr_0", "data")
 LABELS = ("labels", "y", "arr_1")

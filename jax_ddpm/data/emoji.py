@@ -10,8 +10,8 @@ from PIL import Image
 
 from jax_ddpm.data.pictures import Picture, fit
 from jax_ddpm.errors import UserError
-from jax_ddpm.files import write_atomically
-from jax_ddpm.untrusted import reason
+from jax_ddpm.files.atomic import write_atomically
+from jax_ddpm.files.untrusted import reason
 
 SIDE = 32
 

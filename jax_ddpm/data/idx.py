@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.untrusted import require_bounded
+from jax_ddpm.files.untrusted import require_bounded
 
 UNSIGNED_BYTE = 0x08
 MAX_DIMS = 8

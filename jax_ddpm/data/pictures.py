@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.untrusted import reason
+from jax_ddpm.files.untrusted import reason
 
 Crop = Literal["center", "random", "none"]
 Resize = Literal["bicubic", "bilinear", "box", "lanczos", "box_bicubic"]

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from jax_ddpm.data.folder import IN_MEMORY, in_parallel
 from jax_ddpm.data.pictures import FittedArrays, Form
 from jax_ddpm.errors import UserError
-from jax_ddpm.untrusted import reason
+from jax_ddpm.files.untrusted import reason
 
 Example = dict[str, np.ndarray]
 

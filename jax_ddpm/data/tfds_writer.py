@@ -15,7 +15,7 @@ from jax_ddpm.data.pictures import from_array
 from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.data.tfds_reader import import_tfds
 from jax_ddpm.errors import UserError
-from jax_ddpm.untrusted import reason
+from jax_ddpm.files.untrusted import reason
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 VERSION = "1.0.0"

@@ -13,8 +13,8 @@ import safetensors
 import safetensors.numpy
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.files import write_atomically
-from jax_ddpm.untrusted import MAX_ENTRIES, read_npz, reason, require_bounded
+from jax_ddpm.files.atomic import write_atomically
+from jax_ddpm.files.untrusted import MAX_ENTRIES, read_json, read_npz, reason, require_bounded
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES, ".npz")
@@ -40,6 +40,19 @@ def read_weights(path: Path) -> dict[str, Any]:
         case suffix if suffix in TORCH_SUFFIXES:
             return _read_torch(path)
     raise UserError(f"{path} must end in one of {', '.join(SUFFIXES)}")
+
+
+def read_arguments(weights: Path, config: Path | None = None) -> dict[str, Any] | None:
+    """The constructor arguments in the JSON file `config`, or in the one beside `weights`."""
+    beside = weights.with_suffix(".json")
+    path = config or (beside if beside.is_file() else weights.with_name("config.json"))
+    if config is None and not path.is_file():
+        return None
+    values = read_json(path, "the JSON file of a network's arguments")
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold an object: argument -> value")
+    of_a_run = "format" in values and config is None
+    return None if of_a_run else values
 
 
 def require_suffix(path: Path, name: str = "") -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jax_ddpm.errors import UserError
+from jax_ddpm.files.untrusted import reason
 from jax_ddpm.interop.annotated import ANNOTATED, ANNOTATED_LAYERNORM, ANNOTATED_WS, EPITA
 from jax_ddpm.interop.diffusers import DIFFUSERS
 from jax_ddpm.interop.lucidrains import LUCIDRAINS
@@ -21,7 +22,6 @@ from jax_ddpm.interop.state_dict import from_state_dict, to_state_dict
 from jax_ddpm.interop.unet import HO, TORCH_REF
 from jax_ddpm.interop.unwrap import unwrap
 from jax_ddpm.models import Architecture, make_network, parameter_shapes
-from jax_ddpm.untrusted import reason
 
 Source = Literal[
     "torch_ref",

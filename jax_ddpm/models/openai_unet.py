@@ -8,13 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Real
 
-from jax_ddpm.models.base import (
-    MAX_BLOCKS,
-    Architecture,
-    ImageShape,
-    require,
-    require_positive,
-)
+from jax_ddpm.models.base import MAX_BLOCKS, Architecture, ImageShape, require, require_positive
 from jax_ddpm.models.layers import Features, LabelEmbedding, statistics_dtype
 from jax_ddpm.models.openai_layers import (
     NUM_GROUPS,

@@ -8,13 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from jax_ddpm.models.base import (
-    MAX_BLOCKS,
-    Architecture,
-    ImageShape,
-    require,
-    require_positive,
-)
+from jax_ddpm.models.base import MAX_BLOCKS, Architecture, ImageShape, require, require_positive
 from jax_ddpm.models.layers import (
     ZERO_SCALE,
     Features,

@@ -8,13 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Num
 
-from jax_ddpm.models.base import (
-    MAX_BLOCKS,
-    Architecture,
-    ImageShape,
-    require,
-    require_positive,
-)
+from jax_ddpm.models.base import MAX_BLOCKS, Architecture, ImageShape, require, require_positive
 from jax_ddpm.models.layers import Dtype, Features, GroupNorm, statistics_dtype
 from jax_ddpm.models.unet2d_blocks import (
     ACTIVATIONS,

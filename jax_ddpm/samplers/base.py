@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from jax_ddpm.diffusion import DenoiseFn, Images, Prediction
-from jax_ddpm.schedules import Level
+from jax_ddpm.process.diffusion import DenoiseFn, Images, Prediction
+from jax_ddpm.process.levels import Level
 
 
 class SamplerState(NamedTuple):

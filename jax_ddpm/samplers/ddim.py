@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 
-from jax_ddpm.diffusion import DenoiseFn, Images, Prediction
+from jax_ddpm.process.diffusion import DenoiseFn, Images, Prediction
+from jax_ddpm.process.levels import Level
 from jax_ddpm.samplers.base import Sampler, SamplerState, beta_between
-from jax_ddpm.schedules import Level
 
 
 def ddim(eta: float = 0.0) -> Sampler:

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from jax_ddpm.diffusion import (
+from jax_ddpm.process.diffusion import (
     LEARNED,
     DenoiseFn,
     GradientFn,
@@ -11,8 +11,8 @@ from jax_ddpm.diffusion import (
     Variance,
     learned_log_variance,
 )
+from jax_ddpm.process.levels import Level
 from jax_ddpm.samplers.base import Sampler, SamplerState, beta_between
-from jax_ddpm.schedules import Level
 
 __all__ = ["Variance", "ddpm"]
 

@@ -5,17 +5,10 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jax_ddpm.diffusion import DenoiseFn, Images, Prediction
-from jax_ddpm.samplers.base import (
-    Sampler,
-    SamplerState,
-    StepFn,
-    log_snr_step,
-    move,
-    noise_kept,
-)
+from jax_ddpm.process.diffusion import DenoiseFn, Images, Prediction
+from jax_ddpm.process.levels import Level
+from jax_ddpm.samplers.base import Sampler, SamplerState, StepFn, log_snr_step, move, noise_kept
 from jax_ddpm.samplers.multistep import History, no_history, order_of_step, phi
-from jax_ddpm.schedules import Level
 
 Correction = Literal["midpoint", "heun"]
 Curvature = Literal["published", "exact"]

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from jax_ddpm.diffusion import DenoiseFn, Images, Prediction
+from jax_ddpm.process.diffusion import DenoiseFn, Images, Prediction
+from jax_ddpm.process.levels import Level
 from jax_ddpm.samplers.base import Sampler, SamplerState, log_snr_step, move
-from jax_ddpm.schedules import Level
 
 
 class Pair(NamedTuple):

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_ddpm.diffusion import DenoiseFn, Images, Prediction
+from jax_ddpm.process.diffusion import DenoiseFn, Images, Prediction
+from jax_ddpm.process.levels import Level
 from jax_ddpm.samplers.base import LevelFn, Sampler, SamplerState
-from jax_ddpm.schedules import Level
 
 
 def heun(

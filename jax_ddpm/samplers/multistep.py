@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jax_ddpm.diffusion import Images
+from jax_ddpm.process.diffusion import Images
+from jax_ddpm.process.levels import Level
 from jax_ddpm.samplers.base import log_snr_step
-from jax_ddpm.schedules import Level
 
 
 class History(NamedTuple):

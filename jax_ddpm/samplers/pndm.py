@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Num
 
-from jax_ddpm.diffusion import DenoiseFn, Images, Prediction
+from jax_ddpm.process.diffusion import DenoiseFn, Images, Prediction
+from jax_ddpm.process.levels import Level
 from jax_ddpm.samplers.base import LevelFn, Sampler, SamplerState
-from jax_ddpm.schedules import Level
 
 # Adams-Bashforth weights of the last one to four eps, newest first (Liu et al. 2022, Eq. 12)
 WEIGHTS = ((1, 0, 0, 0), (3 / 2, -1 / 2, 0, 0), (23 / 12, -16 / 12, 5 / 12, 0),

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from jax_ddpm.diffusion import GradientFn, Variance
+from jax_ddpm.process.diffusion import GradientFn, Variance
+from jax_ddpm.process.grids import Spacing
 from jax_ddpm.samplers.base import LevelFn, Sampler
 from jax_ddpm.samplers.ddim import ddim
 from jax_ddpm.samplers.ddpm import ddpm
@@ -13,7 +14,6 @@ from jax_ddpm.samplers.euler import euler, euler_ancestral
 from jax_ddpm.samplers.heun import heun
 from jax_ddpm.samplers.pndm import plms, pndm
 from jax_ddpm.samplers.unipc import unipc
-from jax_ddpm.schedules import Spacing
 
 SamplerName = Literal[
     "ddpm",

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jax_ddpm.build import open_data
 from jax_ddpm.data import folder as folder_module
 from jax_ddpm.data.folder import look_at
 from jax_ddpm.data.loader import batch_indices, batches
 from jax_ddpm.data.sources import open_source
 from jax_ddpm.errors import UserError
-from jax_ddpm.training import loop
+from jax_ddpm.jobs import train as loop
+from jax_ddpm.jobs.build import open_data
 
 RNG = np.random.default_rng(0)
 

@@ -14,15 +14,16 @@ import pytest
 import tensorflow_datasets as tfds
 
 import jax_ddpm
-from jax_ddpm import cli, prepare
-from jax_ddpm.build import open_data
-from jax_ddpm.config import SourceConfig
+from jax_ddpm.cli import parsing as cli
+from jax_ddpm.config.presets import PRESETS
+from jax_ddpm.config.run import SourceConfig
 from jax_ddpm.data import tfds_reader
 from jax_ddpm.data.loader import batches
 from jax_ddpm.data.sources import ImageSource, open_source
 from jax_ddpm.data.tfds_writer import prepare as write
 from jax_ddpm.errors import UserError
-from jax_ddpm.presets import PRESETS
+from jax_ddpm.jobs import prepare_data as prepare
+from jax_ddpm.jobs.build import open_data
 
 EMBEDDED = open_source("embedded", split="test")
 FEW = ImageSource(EMBEDDED.images[:40], EMBEDDED.labels[:40])

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-from mutations import EXAMPLES
+
+from tests.shared.mutations import EXAMPLES
 
 settings.register_profile(
     "fuzz",

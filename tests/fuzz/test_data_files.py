@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mutations import INTERESTING, answer, junk_or, spoilt
 from PIL import Image
 
 from jax_ddpm.data.idx import read_idx
 from jax_ddpm.data.sources import open_source
-from jax_ddpm.untrusted import read_npz
+from jax_ddpm.files.untrusted import read_npz
+from tests.shared.mutations import INTERESTING, answer, junk_or, spoilt
 
 SIZES = st.one_of(st.integers(0, 4), st.sampled_from([n for n in INTERESTING if n < 2**32]))
 

@@ -12,16 +12,16 @@ import pytest
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mutations import EXAMPLES, INTERESTING, answer, junk_or, spoilt
 
 from jax_ddpm import runs
-from jax_ddpm.build import build
-from jax_ddpm.config import Config
+from jax_ddpm.config.run import Config
+from jax_ddpm.jobs.build import build
 from jax_ddpm.models.unet import UNetConfig
-from jax_ddpm.training import checkpoint, metrics
-from jax_ddpm.training.checksums import sealed
-from jax_ddpm.training.snapshots import list_snapshots, read_snapshot, reconstruct_from
+from jax_ddpm.runs import checkpoint, metrics
+from jax_ddpm.runs.checksums import sealed
+from jax_ddpm.runs.snapshots import list_snapshots, read_snapshot, reconstruct_from
 from jax_ddpm.training.state import create_state
+from tests.shared.mutations import EXAMPLES, INTERESTING, answer, junk_or, spoilt
 
 CONFIG = Config(
     model=UNetConfig(channels=4, channel_mult=(1,), num_res_blocks=1, attn_levels=(), num_groups=2)

@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mutations import INTERESTING, answer, junk_or
 
 import jax_ddpm.interop.network
 from jax_ddpm.errors import UserError
@@ -23,6 +22,7 @@ from jax_ddpm.interop.network import PEERS, Network
 from jax_ddpm.models import parameter_shapes
 from jax_ddpm.models.pulfer import PulferConfig
 from jax_ddpm.models.unet import UNetConfig
+from tests.shared.mutations import INTERESTING, answer, junk_or
 
 RNG = np.random.default_rng(0)
 NETWORKS = {

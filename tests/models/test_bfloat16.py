@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import EACH, FAMILIES, example, jaxpr_of, network_of
-from long_tests import others_long
+
+from tests.shared.families import EACH, FAMILIES, example, jaxpr_of, network_of
+from tests.shared.long_tests import others_long
 
 WIDE = {
     "reduce_sum", "reduce_max", "reduce_min", "cumsum", "exp", "exp2", "rsqrt", "sqrt", "log",

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import EACH, FAMILIES, example, jaxpr_of, network_of
-from long_tests import others_long
 
 from jax_ddpm.models import UNetConfig, make_network
 from jax_ddpm.models.remat import recomputed
+from tests.shared.families import EACH, FAMILIES, example, jaxpr_of, network_of
+from tests.shared.long_tests import others_long
 
 
 def squared(apply_fn, config):

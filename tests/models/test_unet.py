@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_ddpm.config.presets import PRESETS
 from jax_ddpm.models import UNet, UNetConfig, make_network
 from jax_ddpm.models.unet import pad_to_multiple
-from jax_ddpm.presets import PRESETS
 
 SMALL = {"channels": 4, "channel_mult": (1, 2), "num_res_blocks": 1, "num_groups": 2}
 T = jnp.array([3, 700])

@@ -10,7 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mixture import (
+
+from jax_ddpm.process.diffusion import Prediction
+from jax_ddpm.process.levels import Level
+from jax_ddpm.samplers import SAMPLERS, SamplerName, sample
+from jax_ddpm.samplers.registry import Options
+from tests.shared.mixture import (
     at,
     gaussian_denoiser,
     grid,
@@ -20,11 +25,6 @@ from mixture import (
     mixture_denoiser,
     mixture_quantiles,
 )
-
-from jax_ddpm.diffusion import Prediction
-from jax_ddpm.samplers import SAMPLERS, SamplerName, sample
-from jax_ddpm.samplers.registry import Options
-from jax_ddpm.schedules import Level
 
 SIDE = 64  # particles are the pixels of one image
 SHAPE = (2, 2, 2, 1)

@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mixture import gaussian_denoiser
 
-from jax_ddpm.diffusion import Prediction, add_noise
+from jax_ddpm.process.diffusion import Prediction, add_noise
+from jax_ddpm.process.grids import timestep_grid
+from jax_ddpm.process.levels import level_at
+from jax_ddpm.process.schedules import named_schedule
 from jax_ddpm.samplers import SamplerState, ddim, ddpm, draw_noise, sample
 from jax_ddpm.samplers.base import frame_steps
-from jax_ddpm.schedules import level_at, named_schedule, timestep_grid
+from tests.shared.mixture import gaussian_denoiser
 
 SAMPLERS = {
     "ddpm small": ddpm("fixed_small"),

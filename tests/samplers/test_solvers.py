@@ -4,16 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mixture import (
-    at,
-    gaussian_denoiser,
-    grid,
-    level_of_sigma,
-    mixture_denoiser,
-    mixture_quantiles,
-)
 
-from jax_ddpm.diffusion import eps_from_x_0
+from jax_ddpm.process.diffusion import eps_from_x_0
 from jax_ddpm.samplers import (
     SamplerState,
     ddim,
@@ -27,6 +19,14 @@ from jax_ddpm.samplers import (
     unipc,
 )
 from jax_ddpm.samplers.multistep import phi
+from tests.shared.mixture import (
+    at,
+    gaussian_denoiser,
+    grid,
+    level_of_sigma,
+    mixture_denoiser,
+    mixture_quantiles,
+)
 
 
 def error_of(sampler, num_steps, h_first=False):

@@ -3,9 +3,10 @@
 import jax
 import numpy as np
 
-from jax_ddpm.build import build
-from jax_ddpm.runs import load
-from jax_ddpm.training import checkpoint, loop
+from jax_ddpm.jobs import train as loop
+from jax_ddpm.jobs.build import build
+from jax_ddpm.runs import checkpoint
+from jax_ddpm.runs.folder import load
 
 STATE = {"step", "params", "ema_params", "opt_state", "skipped"}
 

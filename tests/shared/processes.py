@@ -7,21 +7,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-from quick_compilation import LEVEL
-
 import jax_ddpm
+from tests.shared.quick_compilation import LEVEL
 
 # Compiled without optimisation, as the numbers do not depend on it beyond rounding.
 QUICK = f"{LEVEL}=0 --xla_llvm_disable_expensive_passes=true"
 
 WORKER = """
 import json, sys
-from jax_ddpm import cli
+from jax_ddpm.cli import parsing as cli
+from jax_ddpm.devices import processes as distributed
 from jax_ddpm.errors import Stopped
-from jax_ddpm.evaluation.command import EvaluateArgs, evaluate_run
-from jax_ddpm.generate import SampleArgs, sample_run
-from jax_ddpm.training import distributed, stored
-from jax_ddpm.training.loop import train
+from jax_ddpm.jobs.evaluate import EvaluateArgs, evaluate_run
+from jax_ddpm.jobs.sample import SampleArgs, sample_run
+from jax_ddpm.jobs.train import train
+from jax_ddpm.runs import stored
 
 def spoil(process, step):
     # for that process the checkpoint of that step has a hole

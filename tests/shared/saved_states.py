@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ddpm.training.optim import make_optimizer
+from jax_ddpm.optim.optimizers import make_optimizer
 from jax_ddpm.training.state import create_state
 
 ABOUT = {"format": 1, "config": {"seed": 0}}

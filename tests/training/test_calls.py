@@ -8,19 +8,21 @@ import numpy as np
 import optax
 import pytest
 
-from jax_ddpm.config import Config, DiffusionConfig, TrainConfig
+from jax_ddpm.config.run import Config, DiffusionConfig, TrainConfig
 from jax_ddpm.data.loader import batches
 from jax_ddpm.data.sources import ImageSource
+from jax_ddpm.devices.layout import on_all_devices, on_one_device
+from jax_ddpm.devices.parallel import parallelize
 from jax_ddpm.errors import UserError
+from jax_ddpm.jobs.memory import step_memory
 from jax_ddpm.models import UNetConfig
-from jax_ddpm.schedules import named_schedule
-from jax_ddpm.timesteps import empty_history
+from jax_ddpm.optim.averages import make_ema
+from jax_ddpm.optim.optimizers import make_optimizer
+from jax_ddpm.process.schedules import named_schedule
+from jax_ddpm.process.timesteps import empty_history
 from jax_ddpm.training import feed
 from jax_ddpm.training.feed import calls, make_feed, read_ahead, stays_on_device
-from jax_ddpm.training.memory import step_memory
-from jax_ddpm.training.optim import make_optimizer
-from jax_ddpm.training.parallel import on_all_devices, on_one_device, parallelize
-from jax_ddpm.training.state import create_state, make_ema
+from jax_ddpm.training.state import create_state
 from jax_ddpm.training.step import (
     Indexed,
     make_train_step,

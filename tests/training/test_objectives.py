@@ -9,10 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from jax_ddpm.losses import make_loss_fn
-from jax_ddpm.schedules import named_schedule
-from jax_ddpm.timesteps import empty_history, importance, make_timestep_fn
-from jax_ddpm.training.parallel import on_one_device, parallelize
+from jax_ddpm.devices.layout import on_one_device
+from jax_ddpm.devices.parallel import parallelize
+from jax_ddpm.process.losses import make_loss_fn
+from jax_ddpm.process.schedules import named_schedule
+from jax_ddpm.process.timesteps import empty_history, importance, make_timestep_fn
 from jax_ddpm.training.state import create_state
 from jax_ddpm.training.step import (
     all_in_order,

@@ -4,12 +4,14 @@ import numpy as np
 import optax
 import pytest
 
-from jax_ddpm.build import Parts
+from jax_ddpm.devices.layout import on_one_device
+from jax_ddpm.devices.parallel import parallelize
+from jax_ddpm.jobs.build import Parts
 from jax_ddpm.models import NetworkFns, UNet, make_network
-from jax_ddpm.schedules import named_schedule
-from jax_ddpm.training.optim import make_optimizer
-from jax_ddpm.training.parallel import on_one_device, parallelize
-from jax_ddpm.training.state import create_state, make_ema
+from jax_ddpm.optim.averages import make_ema
+from jax_ddpm.optim.optimizers import make_optimizer
+from jax_ddpm.process.schedules import named_schedule
+from jax_ddpm.training.state import create_state
 from jax_ddpm.training.step import example_keys, flip_at_random, make_train_step, make_update
 
 T = 50

@@ -9,9 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from jax_ddpm.losses import make_loss_fn
-from jax_ddpm.schedules import named_schedule
-from jax_ddpm.training.parallel import on_one_device, parallelize
+from jax_ddpm.devices.layout import on_one_device
+from jax_ddpm.devices.parallel import parallelize
+from jax_ddpm.process.losses import make_loss_fn
+from jax_ddpm.process.schedules import named_schedule
 from jax_ddpm.training.state import create_state
 from jax_ddpm.training.step import make_train_step, make_update, make_update_from
 

@@ -1,0 +1,1 @@
+"""The command line: parse the arguments, then one call of a job."""

@@ -1,0 +1,306 @@
+"""The PRESETS table: named configurations."""
+
+from dataclasses import replace
+
+from jax_ddpm.config.run import Config, DataConfig, DiffusionConfig, SampleConfig, TrainConfig
+from jax_ddpm.errors import UserError
+from jax_ddpm.models import (
+    AnnotatedConfig,
+    AnnotatedWSConfig,
+    GuidedDiffusionConfig,
+    ImprovedDiffusionConfig,
+    LucidrainsConfig,
+    PulferConfig,
+    UNet2DConfig,
+    UNetConfig,
+)
+from jax_ddpm.models.unet2d import DownBlock, UpBlock
+
+# Adam and nothing else: no warm-up, no clipping, no average; five epochs of 60,000 images (the
+# text as published last has six).
+ANNOTATED_TRAINING = TrainConfig(
+    num_steps=2345,
+    learning_rate=1e-3,
+    warmup_steps=0,
+    max_grad_norm=None,
+    ema_decay=0.0,
+    sample_every=1000,
+    checkpoint_every=1000,
+)
+# 100 epochs of CIFAR-10; the average's decay is 1 - (1 + step)^-0.75.
+DIFFUSERS_TRAINING = TrainConfig(
+    num_steps=312_500,
+    batch_size=16,
+    learning_rate=1e-4,
+    warmup_steps=500,
+    decay="cosine",
+    optimizer="adamw",
+    betas=(0.95, 0.999),
+    weight_decay=1e-6,
+    clip_eps=1e-6,
+    ema_form="power",
+    ema_power=3 / 4,
+)
+
+
+CIFAR_10 = DataConfig("cifar10", image_size=32, channels=3)
+
+
+def ddpm_256(preset: str, name: str, *, num_steps: int, random_flip: bool = True) -> Config:
+    """Ho et al.'s training on 256x256 images of the data set `name`."""
+    return Config(
+        preset=preset,
+        data=DataConfig(name, image_size=256, channels=3, random_flip=random_flip),
+        model=UNetConfig(channel_mult=(1, 1, 2, 2, 4, 4), attn_levels=(4,), dropout=0.0),
+        train=TrainConfig(num_steps=num_steps, batch_size=64, learning_rate=2e-5),
+        sample=SampleConfig(variance="fixed_small"),
+    )
+
+
+def diffusers_ddpm(channels: tuple[int, ...], attention: int) -> UNet2DConfig:
+    """The published networks have attention, with one head, at one level each."""
+    down: list[DownBlock] = ["DownBlock2D"] * len(channels)
+    up: list[UpBlock] = ["UpBlock2D"] * len(channels)
+    down[attention], up[-1 - attention] = "AttnDownBlock2D", "AttnUpBlock2D"
+    return UNet2DConfig(
+        block_out_channels=channels,
+        down_block_types=tuple(down),
+        up_block_types=tuple(up),
+        freq_shift=1,
+        flip_sin_to_cos=False,
+        downsample_padding=0,
+        attention_head_dim=None,
+        norm_eps=1e-6,
+    )
+
+
+PRESETS: dict[str, Config] = {
+    # 10,000 Fashion-MNIST images on two CPU cores in eight minutes. Narrow where images are large,
+    # so that small batches and many steps fit; x_0 prediction spends the loss on shapes, not on
+    # traces of noise; no flips, because every shoe of the data points the same way.
+    "fashion-cpu": Config(
+        preset="fashion-cpu",
+        data=DataConfig(random_flip=False),
+        model=UNetConfig(
+            channels=16,
+            channel_mult=(1, 2, 4),
+            num_res_blocks=1,
+            attn_levels=(2,),
+            dropout=0.0,
+            num_groups=8,
+        ),
+        diffusion=DiffusionConfig(schedule="cosine", prediction_type="x_0"),
+        train=TrainConfig(
+            num_steps=2600,
+            batch_size=16,
+            learning_rate=5e-3,
+            warmup_steps=100,
+            decay="cosine",
+            optimizer="muon",
+            betas=(0.9, 0.99),
+            ema_decay=0.99,
+            log_every=20,
+            sample_every=600,
+            checkpoint_every=200,
+        ),
+        sample=SampleConfig(sampler="ddim", num_steps=50, spacing="trailing"),
+    ),
+    # Ho et al. 2020, CIFAR-10: 35.7M parameters, 800,000 steps.
+    "ddpm-cifar10": Config(preset="ddpm-cifar10", data=CIFAR_10),
+    # Ho et al. 2020, 256x256 images: 114M parameters. Bedrooms are not mirrored.
+    "ddpm-256": ddpm_256("ddpm-256", "celeb_a_hq/256", num_steps=500_000),
+    "ddpm-lsun-bedroom": ddpm_256(
+        "ddpm-lsun-bedroom", "lsun/bedroom", num_steps=2_400_000, random_flip=False
+    ),
+    "ddpm-lsun-church": ddpm_256("ddpm-lsun-church", "lsun/church_outdoor", num_steps=1_200_000),
+    # Song et al. 2021 (DDIM), CelebA; they cut 140 pixels out of the centre of 178x218.
+    "ddim-celeba64": Config(
+        preset="ddim-celeba64",
+        data=DataConfig("celeb_a", image_size=64, channels=3),
+        model=UNetConfig(channel_mult=(1, 2, 2, 2, 4), attn_levels=(2,)),
+        train=TrainConfig(num_steps=500_000),
+    ),
+    # The systems that people learn from and use, each with its own conventions.
+    # EPITA's practical: `resnet_block_groups=1` for ResNet blocks, 8 for ConvNeXt ones. PyTorch's
+    # AdamW decays weights by 0.01 unless told otherwise. Samples are never clipped.
+    "epita": Config(
+        preset="epita",
+        model=AnnotatedConfig(use_convnext=False, resnet_block_groups=1),
+        diffusion=DiffusionConfig(num_timesteps=600, loss_type="huber"),
+        train=TrainConfig(
+            num_steps=9380,
+            learning_rate=1e-3,
+            warmup_steps=0,
+            optimizer="adamw",
+            weight_decay=0.01,
+            max_grad_norm=None,
+            ema_decay=0.0,
+            sample_every=1000,
+            checkpoint_every=1000,
+        ),
+        sample=SampleConfig(num_steps=600, variance="fixed_small", clip_x_0=False),
+    ),
+    # The Annotated Diffusion Model as published last: weight standardisation, T = 300.
+    "annotated": Config(
+        preset="annotated",
+        model=AnnotatedWSConfig(),
+        diffusion=DiffusionConfig(num_timesteps=300, loss_type="huber"),
+        train=replace(ANNOTATED_TRAINING, num_steps=2814),
+        sample=SampleConfig(num_steps=300, variance="fixed_small", clip_x_0=False),
+    ),
+    # The same as first published, June 2022: ConvNeXt blocks, T = 200.
+    "annotated-convnext": Config(
+        preset="annotated-convnext",
+        model=AnnotatedConfig(),
+        diffusion=DiffusionConfig(num_timesteps=200, loss_type="huber"),
+        train=ANNOTATED_TRAINING,
+        sample=SampleConfig(num_steps=200, variance="fixed_small", clip_x_0=False),
+    ),
+    # B. Pulfer's MyDDPM: 20 epochs of 469 steps on 60,000 images; the weights of lowest training
+    # loss are kept, there is no average. His GIFs have 100 frames of full contrast.
+    "pulfer": Config(
+        preset="pulfer",
+        data=DataConfig(random_flip=False),
+        model=PulferConfig(),
+        train=TrainConfig(
+            num_steps=9380,
+            learning_rate=1e-3,
+            warmup_steps=0,
+            max_grad_norm=None,
+            ema_decay=0.0,
+            log_every=67,
+            sample_every=2345,
+            checkpoint_every=469,
+            keep_best=True,
+        ),
+        sample=SampleConfig(clip_x_0=False, frames=100, stretch=True),
+    ),
+    # P. Wang's package, as its README trains it: v on the sigmoid schedule, weighted as if the
+    # error were that of the noise, and DDIM.
+    "denoising-diffusion-pytorch": Config(
+        preset="denoising-diffusion-pytorch",
+        data=DataConfig(image_size=32, channels=3),
+        model=LucidrainsConfig(),
+        diffusion=DiffusionConfig(
+            schedule="sigmoid_cumprod",
+            prediction_type="v",
+            weighting="snr",
+            clipped_log_variance="floor",
+        ),
+        train=TrainConfig(
+            num_steps=700_000,
+            batch_size=64,
+            accumulate=2,
+            learning_rate=8e-5,
+            warmup_steps=0,
+            betas=(0.9, 0.99),
+            clip_eps=1e-6,
+            ema_decay=0.995,
+            ema_form="power",
+            ema_every=10,
+            ema_update_after=100,
+            sample_every=1000,
+            checkpoint_every=1000,
+        ),
+        sample=SampleConfig(
+            sampler="ddim", num_steps=250, spacing="lucidrains", variance="fixed_small"
+        ),
+    ),
+    # The networks of google/ddpm-cifar10-32 and of the 256x256 models, trained as diffusers'
+    # example of unconditional training does.
+    "diffusers-ddpm": Config(
+        preset="diffusers-ddpm",
+        data=replace(CIFAR_10, random_flip=False),
+        model=diffusers_ddpm((128, 256, 256, 256), attention=1),
+        diffusion=DiffusionConfig(clipped_log_variance="floor"),
+        train=DIFFUSERS_TRAINING,
+    ),
+    "diffusers-ddpm-256": Config(
+        preset="diffusers-ddpm-256",
+        data=DataConfig("celeb_a_hq/256", image_size=256, channels=3, random_flip=False),
+        model=diffusers_ddpm((128, 128, 256, 256, 512, 512), attention=4),
+        diffusion=DiffusionConfig(clipped_log_variance="floor"),
+        train=DIFFUSERS_TRAINING,
+        sample=SampleConfig(variance="fixed_small"),
+    ),
+    # Nichol & Dhariwal 2021, CIFAR-10: learned variance, hybrid loss, T = 4000; timesteps are told
+    # on a scale of 1000, gradients are not clipped, images not mirrored.
+    "improved-diffusion": Config(
+        preset="improved-diffusion",
+        data=replace(CIFAR_10, random_flip=False),
+        model=ImprovedDiffusionConfig(
+            channel_mult=(1, 2, 2, 2),
+            num_res_blocks=3,
+            attention_resolutions=(2, 4),
+            dropout=0.3,
+            num_heads=4,
+            use_scale_shift_norm=True,
+        ),
+        diffusion=DiffusionConfig(
+            schedule="cosine",
+            num_timesteps=4000,
+            objective="hybrid",
+            variance="learned_range",
+            rescale_timesteps=True,
+        ),
+        train=TrainConfig(
+            num_steps=500_000,
+            accumulate=8,
+            learning_rate=1e-4,
+            warmup_steps=0,
+            optimizer="adamw",
+            max_grad_norm=None,
+        ),
+        sample=SampleConfig(respacing="250"),
+    ),
+    # Dhariwal & Nichol 2021, ImageNet 64x64 with classes.
+    "guided-diffusion": Config(
+        preset="guided-diffusion",
+        data=DataConfig("imagenet_resized/64x64", image_size=64, channels=3),
+        model=GuidedDiffusionConfig(
+            model_channels=192,
+            channel_mult=(1, 2, 3, 4),
+            num_res_blocks=3,
+            attention_resolutions=(2, 4, 8),
+            dropout=0.1,
+            num_classes=1000,
+            num_head_channels=64,
+            use_scale_shift_norm=True,
+            resblock_updown=True,
+            use_new_attention_order=True,
+        ),
+        diffusion=DiffusionConfig(schedule="cosine", objective="hybrid", variance="learned_range"),
+        train=TrainConfig(
+            num_steps=540_000,
+            batch_size=2048,
+            accumulate=128,
+            learning_rate=3e-4,
+            warmup_steps=0,
+            optimizer="adamw",
+            max_grad_norm=None,
+        ),
+        sample=SampleConfig(respacing="250"),
+    ),
+}
+
+# The preset that a run of imported weights begins with.
+PRESET_OF: dict[str, str] = {
+    "torch_ref": "fashion-cpu",
+    "ho": "ddpm-cifar10",
+    "diffusers": "diffusers-ddpm",
+    "lucidrains": "denoising-diffusion-pytorch",
+    "annotated": "annotated-convnext",
+    "annotated_layernorm": "annotated-convnext",
+    "annotated_ws": "annotated",
+    "epita": "epita",
+    "pulfer": "pulfer",
+    "guided_diffusion": "guided-diffusion",
+    "improved_diffusion": "improved-diffusion",
+}
+
+
+def find_preset(name: str) -> Config:
+    """The preset called `name`. Raises UserError if there is none."""
+    if name not in PRESETS:
+        raise UserError(f"there is no preset {name!r}, choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]

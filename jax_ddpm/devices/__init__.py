@@ -1,0 +1,1 @@
+"""Processes and devices: layouts of states, sharding rules, the mapped train step."""

@@ -1,0 +1,111 @@
+"""How the train step runs on the devices of one or several processes."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Key
+
+from jax_ddpm.devices.layout import Layout, Mode, put
+from jax_ddpm.devices.processes import AXIS, in_turn, several_processes
+from jax_ddpm.devices.sharding import DATA, FSDP, RULES, Rule
+from jax_ddpm.training.state import TrainState
+from jax_ddpm.training.step import Batch, Metrics, TrainStep
+
+MakeStep = Callable[[str | None], TrainStep]
+
+
+# XLA on CPUs runs element-wise chains and reductions as fused library calls only if asked to.
+CPU_OPTIONS = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_ELTWISE,LIBRARY_FUSION_TYPE_REDUCE"
+}
+
+
+def compiler_options() -> dict[str, Any] | None:
+    """Options for jax.jit that suit the default backend."""
+    return CPU_OPTIONS if jax.default_backend() == "cpu" else None
+
+
+def parallelize(
+    make_step: MakeStep,
+    mode: Mode,
+    *,
+    fsdp: int = 1,
+    rules: Sequence[Rule] = RULES,
+    batch_axis: int = 0,
+) -> TrainStep:
+    """Compile the step that `make_step(axis_name)` builds; the state it is given is donated.
+
+    jit: one device. pmap: data parallel; `make_step` is given the name of the devices' axis. mesh:
+    one program on arrays that are split over all devices, the state as `Layout(mode, fsdp, rules)`
+    says. The state has no axis of devices.
+
+    NumPy arrays in a batch are the rows of this process, along `batch_axis` (1 after
+    `scan_steps`); JAX arrays are data that every device holds as a whole (see `on_all_devices`).
+    """
+    if mode == "jit":
+        return jax.jit(make_step(None), donate_argnums=0, compiler_options=compiler_options())
+    layout = Layout(mode, fsdp, rules)
+    if mode == "pmap":
+        return pmapped(make_step(AXIS), layout, batch_axis)
+    program = mesh_program(make_step(None), layout)
+    rows = NamedSharding(layout.mesh, PartitionSpec(*[None] * batch_axis, (DATA, FSDP)))
+
+    def step(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
+        def spread(leaf: Any) -> Any:
+            if isinstance(leaf, jax.Array):
+                return leaf
+            return jax.make_array_from_process_local_data(rows, leaf)
+
+        return in_turn(program(put(state, layout), jax.tree.map(spread, batch), key))
+
+    return step
+
+
+def mesh_program(step: TrainStep, layout: Layout) -> Any:
+    """`step`, compiled for arrays on the mesh of `layout`; it leaves the state where it was."""
+
+    def on_mesh(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
+        new, metrics = step(state, batch, key)
+        everywhere = NamedSharding(layout.mesh, PartitionSpec())
+        return jax.lax.with_sharding_constraint((new, metrics), (layout.of(new), everywhere))
+
+    return jax.jit(on_mesh, donate_argnums=0)
+
+
+def pmapped(step: TrainStep, layout: Layout, batch_axis: int) -> TrainStep:
+    """`step` on every device, each with its part of the batch and the whole of the state."""
+
+    @cache
+    def mapped(treedef: Any, is_data: tuple[bool, ...]) -> Any:
+        axes = jax.tree.unflatten(treedef, [None if data else batch_axis for data in is_data])
+        return jax.pmap(step, AXIS, in_axes=(None, axes, None), out_axes=None, donate_argnums=0)
+
+    def split(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array):
+            return leaf
+        before, after = leaf.shape[:batch_axis], leaf.shape[batch_axis + 1 :]
+        return leaf.reshape(*before, jax.local_device_count(), -1, *after)
+
+    def on_all(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
+        leaves, treedef = jax.tree.flatten(batch)
+        fn = mapped(treedef, tuple(isinstance(leaf, jax.Array) for leaf in leaves))
+        if several_processes():
+            state = put(state, layout)
+        new, metrics = in_turn(fn(state, jax.tree.unflatten(treedef, map(split, leaves)), key))
+        return (as_global(new, layout) if several_processes() else new), metrics
+
+    return on_all
+
+
+def as_global(tree: Any, layout: Layout) -> Any:
+    """What pmap returns in one of several processes as arrays of all devices, without a copy."""
+    everywhere = NamedSharding(layout.mesh, PartitionSpec())
+
+    def join(leaf: Any) -> Any:
+        parts = [shard.data for shard in leaf.addressable_shards]
+        return jax.make_array_from_single_device_arrays(leaf.shape, everywhere, parts)
+
+    return jax.tree.map(join, tree)

@@ -1,1 +1,0 @@
-"""What a run is worth: likelihoods, and distances between images and data."""

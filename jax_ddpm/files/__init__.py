@@ -1,0 +1,1 @@
+"""Files: written atomically, read from strangers without risk, images and figures."""

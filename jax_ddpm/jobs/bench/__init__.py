@@ -1,0 +1,1 @@
+"""Benchmarks: training steps, sampling, the data path and memory."""

@@ -1,0 +1,95 @@
+"""Images per second of every path from the disk, or the device's memory, to a batch."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_ddpm.data.loader import batches
+from jax_ddpm.data.sources import ImageSource, open_source
+from jax_ddpm.data.tfds_writer import prepare
+from jax_ddpm.devices.layout import on_all_devices
+from jax_ddpm.files.images import save_png
+from jax_ddpm.jobs.bench import timing
+
+
+@dataclass(frozen=True)
+class DataArgs:
+    """The embedded images by every path: as arrays, as files, prepared for TFDS, on the device."""
+
+    batch_size: int = 128
+    batches: int = 40
+    """Batches per round."""
+    rounds: int = 5
+    images: int = 4000
+    """How many images are written to files."""
+    image_size: int | None = None
+    """Side to which every image is resized as it is read; None: as they are, 28."""
+    channels: int | None = None
+    """1: grey, 3: colour; None: grey."""
+    out: Path | None = None
+    """JSON file of the figures."""
+
+
+def bench_data(args: DataArgs) -> list[dict[str, Any]]:
+    """Measure, print a table, and return its rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        sources = dict(every_source(args, Path(folder)))
+        contestants = {name: reading(source, args) for name, source in sources.items()}
+        contestants["device, gathered in the step"] = gathering(sources["memory"], args)
+        times = timing.in_turn(contestants, rounds=args.rounds)
+    rows = timing.table(times, args.batch_size * args.batches, "images")
+    timing.show(rows)
+    timing.save(args.out, {"args": str(args)}, rows)
+    return rows
+
+
+def every_source(args: DataArgs, folder: Path) -> Iterator[tuple[str, ImageSource]]:
+    """The same images from each kind of source, opened as training opens them."""
+    images, labels = open_source("embedded")
+    images, labels = images[: args.images], labels[: args.images]
+    form: dict[str, Any] = {"image_size": args.image_size, "channels": args.channels or 1}
+    np.save(folder / "images.npy", images)
+    np.savez_compressed(folder / "images.npz", images=images, labels=labels)
+    pictures = folder / "pictures"
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        save_png(pictures / str(label) / f"{i:05d}.png", image)
+    prepare({"train": ImageSource(images, labels)}, "prepared_images", folder / "tfds")
+    yield "memory", open_source("embedded", **form)
+    yield "npy", open_source("arrays", folder / "images.npy", **form)
+    yield "npz", open_source("arrays", folder / "images.npz", **form)
+    yield "folder of PNG", open_source("folder", pictures, **form)
+    yield "TFDS array_record", open_source("prepared_images", folder / "tfds", **form)
+    # What is cut at random is decoded each time that it comes, as data too large for the memory are.
+    form |= {"crop": "random", "image_size": args.image_size or images.shape[1]}
+    yield "folder of PNG, as needed", open_source("folder", pictures, **form)
+    yield "TFDS array_record, as needed", open_source("prepared_images", folder / "tfds", **form)
+
+
+def reading(source: ImageSource, args: DataArgs) -> Callable[[], object]:
+    """A call that reads the next batches, shuffled, as training does."""
+    stream = batches(source, args.batch_size, seed=0)
+
+    def run() -> None:
+        for _ in range(args.batches):
+            next(stream)
+
+    return run
+
+
+def gathering(source: ImageSource, args: DataArgs) -> Callable[[], object]:
+    """A call that gathers batches of images which lie on the device."""
+    pixels = on_all_devices(np.asarray(source.images), "jit")
+    numbers = np.random.default_rng(0).integers(0, len(pixels), (args.batches, args.batch_size))
+    gather = jax.jit(lambda pixels, numbers: jnp.take(pixels, numbers, axis=0))
+
+    def run() -> None:
+        for batch in numbers:
+            jax.block_until_ready(gather(pixels, batch))
+
+    return run

@@ -1,0 +1,192 @@
+"""One compiled program from parameters and keys to images, and the batches it is called for."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key, UInt8
+from tqdm import tqdm
+
+from jax_ddpm.config.sample import SampleConfig
+from jax_ddpm.devices.by_example import by_example, fill_up
+from jax_ddpm.devices.processes import is_main_process
+from jax_ddpm.files.images import stretch_to_uint8, to_uint8
+from jax_ddpm.jobs.build import Parts, make_sampler, sampling_levels
+from jax_ddpm.process.denoiser import make_denoise_fn
+from jax_ddpm.process.diffusion import DenoiseFn, GradientFn, Images, Prediction
+from jax_ddpm.process.guidance import guide_network, guide_score
+from jax_ddpm.process.levels import Level
+from jax_ddpm.samplers import SAMPLERS, Sampler, SamplerState, draw_noise, sample
+
+Labels = Int[Array | np.ndarray, " b"]
+
+
+class Samples(NamedTuple):
+    """Finished images, and the frames that led to them, from noise on."""
+
+    images: UInt8[np.ndarray, "n h w c"]
+    frames: UInt8[np.ndarray, "f n h w c"]
+
+
+GenerateFn = Callable[..., tuple[Array, Array]]  # (params, keys, labels=None, given=())
+GradientOf = Callable[[Any], GradientFn]
+
+
+def from_noise(x_T: Images, levels: Level, alone: Any, given: Any) -> Images:
+    """The start of images that are made of nothing else."""
+    return x_T
+
+
+class Edit(NamedTuple):
+    """What a job does with images that it is given; by default nothing, and images begin as noise.
+
+    `given(numbers)`: the arrays for images of these numbers, which the program takes as arguments.
+    `levels(grid)`: the levels visited. `wrap(sampler, given)`: the sampler used.
+    `start(x_T, levels, alone, given)`: the first x_t, where `alone(n)` denoises n images of the
+    first one's class. With `one_noise` all images have the noise of image 0.
+    """
+
+    given: Callable[[Int[np.ndarray, " b"]], Any] = lambda numbers: ()
+    levels: Callable[[Level], Level] = lambda levels: levels
+    wrap: Callable[[Sampler, Any], Sampler] = lambda sampler, given: sampler
+    start: Callable[[Images, Level, Callable[[int], DenoiseFn], Any], Images] = from_noise
+    one_noise: bool = False
+
+
+NO_EDIT = Edit()
+
+
+def make_generate_fn(
+    parts: Parts,
+    settings: SampleConfig,
+    image_shape: tuple[int, int, int],
+    *,
+    edit: Edit = NO_EDIT,
+    gradient_of: GradientOf | None = None,
+) -> GenerateFn:
+    """One compiled program (params, keys[b], labels[b] or None, given) -> images [b, ...], frames.
+
+    It computes in the dtype of the schedule in `parts`, and runs on the devices where the
+    parameters are (see `by_example`). The frames [f, b, h, w, c] begin with x_T.
+    `gradient_of(labels)` is the gradient of a classifier that guides (see `classifier_gradient`).
+    """
+    levels = edit.levels(sampling_levels(settings, parts.schedule))
+    pixels = stretch_to_uint8 if settings.stretch else to_uint8
+
+    def frame(state: SamplerState, prediction: Prediction) -> UInt8[Array, "b h w c"]:
+        return pixels(state.x_t)
+
+    def generate(
+        params: Any, keys: Key[Array, " b"], labels: Labels | None = None, given: Any = ()
+    ) -> tuple[Array, Array]:
+        def alone(n: int) -> DenoiseFn:
+            label = None if labels is None else jnp.repeat(jnp.asarray(labels)[:1], n)
+            return make_denoiser(parts, settings, params, label, gradient_of)
+
+        dtype = parts.schedule.betas.dtype
+        x_T, noise_fn = draw_noise(keys, image_shape, dtype)
+        given = jax.tree.map(lambda a: a if a.dtype == bool else a.astype(dtype), given)
+        start = edit.start(x_T, levels, alone, given)
+        gradient_fn = None if gradient_of is None else gradient_of(labels)
+        sampler = make_sampler(
+            settings, parts.diffusion, parts.schedule, len(levels.t) - 1, gradient_fn
+        )
+        x_0, frames = sample(
+            edit.wrap(sampler, given),
+            make_denoiser(parts, settings, params, labels, gradient_of),
+            levels,
+            start,
+            noise_fn,
+            trace=frame,
+            num_frames=settings.frames,
+            self_condition=parts.self_condition,
+        )
+        return pixels(x_0), jnp.concatenate([pixels(start)[None], frames])
+
+    return by_example(generate)
+
+
+def make_denoiser(
+    parts: Parts,
+    settings: SampleConfig,
+    params: Any,
+    labels: Labels | None,
+    gradient_of: GradientOf | None = None,
+) -> DenoiseFn:
+    """The denoiser of images of the given classes, with the guidance of `settings`."""
+    apply_fn = parts.network.apply_fn
+    if settings.guidance is not None:
+        assert parts.null_label is not None
+        apply_fn = guide_network(
+            apply_fn,
+            parts.null_label,
+            settings.guidance,
+            interval=settings.guidance_interval,
+            rescale=settings.guidance_rescale,
+            learned_variance=parts.learned_variance,
+        )
+    denoise_fn = make_denoise_fn(
+        apply_fn,
+        params,
+        prediction_type=parts.diffusion.prediction_type,
+        clip_x_0=settings.clip_x_0,
+        rederive_eps=settings.rederive_eps,
+        dynamic_threshold=settings.dynamic_threshold,
+        learned_variance=parts.learned_variance,
+        label=None if parts.num_labels is None else labels,
+    )
+    if gradient_of is None or SAMPLERS[settings.sampler].guides_mean:
+        return denoise_fn
+    return guide_score(denoise_fn, gradient_of(labels))
+
+
+def image_keys(seed: int, indices: Int[np.ndarray, " b"]) -> Key[Array, " b"]:
+    """One key per image from the seed and the image's number: image 5 is the same in any batch."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(indices))
+
+
+def image_labels(
+    num_labels: int | None, label: int | None, indices: Int[np.ndarray, " b"]
+) -> Labels | None:
+    """The class of each image: `label`, or all in turn; None if the network has no labels."""
+    if label is not None:
+        return np.full_like(indices, label)
+    return None if num_labels is None else indices % num_labels
+
+
+def generate_images(
+    generate: GenerateFn,
+    params: Any,
+    num_images: int,
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+    num_labels: int | None = None,
+    label: int | None = None,
+    edit: Edit = NO_EDIT,
+) -> Iterator[Samples]:
+    """Images 0..num_images-1 of `seed`, batch by batch, on the devices where `params` are.
+
+    The last batch is filled up and cut, and so is each that does not divide over the devices.
+    """
+    batch_size = min(batch_size, num_images)
+    for first in range(0, num_images, batch_size):
+        indices = first + np.arange(fill_up(batch_size, params))
+        labels = image_labels(num_labels, label, indices)
+        keys = image_keys(seed, 0 * indices if edit.one_noise else indices)
+        images, frames = generate(params, keys, labels, edit.given(indices))
+        n = min(batch_size, num_images - first)
+        yield Samples(np.asarray(images)[:n], np.asarray(frames)[:, :n])
+
+
+def collect(batches: Iterable[Samples], num_images: int) -> Samples:
+    """All batches as one, with a progress bar."""
+    done = []
+    with tqdm(total=num_images, unit="img", disable=not is_main_process()) as bar:
+        for batch in batches:
+            done.append(batch)
+            bar.update(len(batch.images))
+    images = np.concatenate([batch.images for batch in done])
+    return Samples(images, np.concatenate([batch.frames for batch in done], axis=1))

@@ -1,0 +1,50 @@
+"""How much memory a training step takes, from shapes alone: the compiled program knows."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jax_ddpm.config.run import Config
+from jax_ddpm.jobs.build import build
+from jax_ddpm.jobs.training import compiled_step
+
+
+class Memory(NamedTuple):
+    """Bytes of one device; the outputs of the step that take the place of arguments are `alias`."""
+
+    arguments: int
+    outputs: int
+    alias: int
+    temporaries: int
+
+    @property
+    def peak(self) -> int:
+        """All that is there at once, less the program itself."""
+        return self.arguments + self.outputs - self.alias + self.temporaries
+
+
+def step_memory(config: Config, image_shape: tuple[int, int, int]) -> Memory:
+    """What one call of the train step of `config` takes on one device, whatever parallel is.
+
+    Nothing is computed and no array is made. Of several devices each has its part of
+    train.batch_size: give it that. Data that lie on the device come on top. Raises UserError if the
+    network does not take images of `image_shape`.
+    """
+    config = replace(config, train=replace(config.train, parallel="jit", fsdp=1))
+    train, parts = config.train, build(config, image_shape)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(parts.init_state, key)
+    calls = () if train.steps_per_call == 1 else (train.steps_per_call,)
+    size = (*calls, train.batch_size)
+    pixels = jax.ShapeDtypeStruct((*size, *image_shape), jnp.uint8)
+    labels = jax.ShapeDtypeStruct(size, jnp.int32)
+    step = compiled_step(config, parts)
+    found = step.lower(state, (pixels, labels), key).compile().memory_analysis()  # type: ignore[attr-defined]
+    return Memory(
+        found.argument_size_in_bytes,
+        found.output_size_in_bytes,
+        found.alias_size_in_bytes,
+        found.temp_size_in_bytes,
+    )

@@ -1,0 +1,129 @@
+"""What a training job works with: the run folder, the compiled programs, the data, the signals."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jax_ddpm.config.run import Config, TrainConfig
+from jax_ddpm.data.sources import ImageSource
+from jax_ddpm.devices.layout import Layout, choose_mode, on_all_devices
+from jax_ddpm.devices.parallel import parallelize
+from jax_ddpm.devices.processes import Agreement
+from jax_ddpm.jobs.build import Parts
+from jax_ddpm.jobs.generate import GenerateFn, make_generate_fn
+from jax_ddpm.jobs.interrupt import StopRequest
+from jax_ddpm.models.remat import recomputed
+from jax_ddpm.process.timesteps import make_timestep_fn
+from jax_ddpm.runs import checkpoint
+from jax_ddpm.runs.board import Board
+from jax_ddpm.runs.folder import Run
+from jax_ddpm.training.feed import stays_on_device
+from jax_ddpm.training.step import TrainStep, make_train_step, make_update, scan_steps
+
+
+class Job(NamedTuple):
+    """A run and everything that works on it."""
+
+    run: Run
+    parts: Parts
+    source: ImageSource
+    train_step: TrainStep
+    generate: GenerateFn
+    checkpoints: checkpoint.Checkpoints
+    board: Board
+    stop: StopRequest
+    on_device: Any | None = None
+    """All images and labels, if they lie on the devices."""
+    agree: Callable[[int], int] = int
+    """The signal that any of several processes has got."""
+
+    @property
+    def layout(self) -> Layout:
+        """Where the train state lies."""
+        return layout_of(self.run.config.train)
+
+
+@contextmanager
+def prepared(run: Run, parts: Parts, source: ImageSource) -> Iterator[Job]:
+    """The job of `run`; holds its checkpoints and the signals until it is left."""
+    config = run.config
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        checkpoints = stack.enter_context(
+            checkpoint.open_checkpoints(
+                run.checkpoints,
+                keep=config.train.keep_checkpoints,
+                keep_best=config.train.keep_best,
+                keep_every=config.train.keep_every,
+            )
+        )
+        board = stack.enter_context(Board(run.tensorboard))
+        generate = make_generate_fn(parts, config.sample, run.image_shape)
+        step, on_device = compiled_step(config, parts), data_on_devices(config.train, source)
+        yield Job(
+            run, parts, source, step, generate, checkpoints, board, stop, on_device, Agreement()
+        )
+
+
+def layout_of(train: TrainConfig) -> Layout:
+    """Where the train state of a run lies."""
+    return Layout(choose_mode(train.parallel, train.batch_size, train.fsdp), train.fsdp)
+
+
+def data_on_devices(train: TrainConfig, source: ImageSource) -> Any | None:
+    """All images and labels on the devices of a step, if they are to lie there."""
+    if not stays_on_device(source, train.data_on_device):
+        return None
+    mode = layout_of(train).mode
+    return on_all_devices((source.images, np.asarray(source.labels, np.int32)), mode)
+
+
+def compiled_step(config: Config, parts: Parts) -> TrainStep:
+    """The train step of `config`, compiled for the local devices."""
+    diffusion, train = config.diffusion, config.train
+    learned = diffusion.variance != "fixed"
+
+    def make_step(axis_name: str | None) -> TrainStep:
+        update = make_update(
+            recomputed(parts.network.apply_fn, train.remat),
+            parts.optimizer,
+            parts.schedule,
+            ema=parts.ema,
+            more_ema=parts.more_ema,
+            posthoc_ema=parts.posthoc_ema,
+            accumulate=train.accumulate,
+            axis_name=axis_name,
+            prediction_type=diffusion.prediction_type,
+            loss_type=diffusion.loss_type,
+            weighting=diffusion.weighting,
+            min_snr_gamma=diffusion.min_snr_gamma,
+            p2_gamma=diffusion.p2_gamma,
+            p2_k=diffusion.p2_k,
+            objective=diffusion.objective,
+            vb_weight=diffusion.vb_weight,
+            variance=diffusion.variance if learned else config.sample.variance,
+        )
+        train_step = make_train_step(
+            update,
+            diffusion.num_timesteps,
+            random_flip=config.data.random_flip,
+            offset_noise=diffusion.offset_noise,
+            self_condition=parts.self_condition,
+            class_conditional=parts.num_labels is not None,
+            timestep_fn=make_timestep_fn(
+                diffusion.timestep_sampling,
+                parts.schedule,
+                log_normal_mean=diffusion.log_normal_mean,
+                log_normal_std=diffusion.log_normal_std,
+            ),
+            label_dropout=diffusion.label_dropout,
+            null_label=parts.null_label,
+            axis_name=axis_name,
+        )
+        return train_step if train.steps_per_call == 1 else scan_steps(train_step)
+
+    mode = layout_of(train).mode
+    batch_axis = 0 if train.steps_per_call == 1 else 1
+    return parallelize(make_step, mode, fsdp=train.fsdp, batch_axis=batch_axis)

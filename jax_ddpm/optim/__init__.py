@@ -1,0 +1,1 @@
+"""Optimisers, learning rates, and moving averages of the parameters."""

@@ -1,0 +1,1 @@
+"""The report that compares two frameworks, quantity by quantity. Needs PyTorch."""

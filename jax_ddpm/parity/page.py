@@ -1,0 +1,162 @@
+"""The report as one HTML page that needs nothing else."""
+
+import html
+import math
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from jax_ddpm.parity.figures import curves, drawn, overview
+
+Record = dict[str, Any]
+STYLE = Path(__file__).with_name("page.css")
+# The ends of the rulers, as powers of ten.
+RULERS = {"float64": (-18, -8), "float32": (-10, 0)}
+# Parts with more lines than this start folded.
+FOLDED = 60
+
+
+def render(record: Record) -> str:
+    """The page of a report, from what its JSON file holds."""
+    quantities, parts = record["quantities"], record["parts"]
+    body = [
+        _head(record),
+        _reading(),
+        _figure(overview(parts, quantities), "Every quantity at once."),
+    ]
+    for part in parts:
+        body.append(_section(part, [q for q in quantities if q["part"] == part["name"]]))
+    body.append(_environment(record))
+    return (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>Parity: {html.escape(record['summary']['sentence'])}</title>\n"
+        f"<style>\n{STYLE.read_text()}</style>\n<main>\n" + "\n".join(body) + "\n</main>\n</html>\n"
+    )
+
+
+def _head(record: Record) -> str:
+    state = "ok" if record["ok"] else "bad"
+    summary, environment = record["summary"], record["environment"]
+    facts = [
+        f"{summary['identical']['float64']} bit-identical in float64",
+        f"{summary['identical']['float32']} bit-identical in float32",
+        *(f"{label} {environment[name]}" for label, name in
+          (("JAX", "jax"), ("PyTorch", "torch"), ("NumPy", "numpy"))),
+        f"{environment['processor']}, {environment['machine']}".strip(", "),
+    ]  # fmt: skip
+    links = "".join(
+        f'<a href="#{p["name"]}">{html.escape(p["title"])}</a>' for p in record["parts"]
+    )
+    return (
+        f"<header><h1>Parity of JAX and PyTorch</h1>"
+        f"<p>What {html.escape(record['subject'])} computes, quantity by quantity.</p>"
+        f'<div class="verdict {state}"><strong>{html.escape(summary["sentence"])}</strong>'
+        f"<span>{' · '.join(html.escape(fact) for fact in facts)}</span></div>"
+        f"<nav>{links}</nav></header>"
+    )
+
+
+def _reading() -> str:
+    return """<details class="reading"><summary>How to read this page</summary>
+<p>Each quantity is computed twice, by jax_ddpm and by PyTorch code, from the same numbers.
+<b>float64</b> shows that the algorithm is the same: any other formula, constant or order of layers
+would differ by far more than the 16th digit. <b>float32</b>, in which networks are used, shows
+what rounding alone makes of it.</p>
+<p>Differences are the largest of all entries, <b>relative to the largest entry</b>. On each ruler
+the dot is the difference and the tick the tolerance; one mark is a factor of ten, and a hollow dot
+at the left end means bit for bit identical. <b>Absolute</b> and <b>ULP</b> are those of float32: one
+ULP (unit in the last place) is the spacing of floating-point numbers at the entry itself, counted
+over entries of at least a tenth of the largest. <b>PyTorch's rounding</b> is how far its own
+float32 result is from its float64 result, a yardstick for the difference between the two
+frameworks.</p></details>"""
+
+
+def _figure(svg: str, caption: str) -> str:
+    return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
+
+
+def _section(part: Record, quantities: list[Record]) -> str:
+    parts = [
+        f'<section id="{part["name"]}"><h2>{html.escape(part["title"])}'
+        f"<small>jax_ddpm against {html.escape(part['against'])}</small></h2>"
+        f"<p>{html.escape(part['text'])}</p>"
+    ]
+    if along := [q for q in quantities if q["along"]]:
+        caption = f"The difference along the {along[0]['along']}s; dashed: tolerances."
+        parts.append(_figure(curves(along), caption))
+    for group, members in groupby(quantities, key=lambda q: q["group"]):
+        parts.append(_group(group, list(members), len(quantities) <= FOLDED))
+    return "\n".join([*parts, "</section>"])
+
+
+def _group(name: str, members: list[Record], unfolded: bool) -> str:
+    failed = sum(not q["ok"] for q in members)
+    state = f'<b class="bad">{failed} out of tolerance</b>' if failed else "within tolerance"
+    worst = ", ".join(_worst(members, dtype) for dtype in RULERS)
+    rows = "\n".join(map(_row, members))
+    return (
+        f"<details{' open' if unfolded or failed else ''}><summary>{html.escape(name)}"
+        f"<span>{len(members)} {'quantity' if len(members) == 1 else 'quantities'}, {state}; "
+        f"largest: {worst}</span></summary>\n{TABLE_HEAD}\n{rows}\n</table></div></details>"
+    )
+
+
+TABLE_HEAD = """<div class="wide"><table><colgroup><col class="what"><col class="num"><col class="rule">
+<col class="tol"><col class="num"><col class="rule"><col class="tol"><col class="num"><col class="num">
+<col class="num"><col class="mark"></colgroup>
+<tr><th>quantity<th colspan="3">float64<th colspan="3">float32<th>absolute<th>ULP
+<th>PyTorch's rounding<th></tr>"""
+
+
+def _row(quantity: Record) -> str:
+    cells = [f'<td class="what">{html.escape(quantity["what"])}']
+    for dtype in RULERS:
+        measure = quantity[dtype]
+        cells.append(f"<td>{_gap(measure['relative'])}<td>{_ruler(measure, dtype)}")
+        cells.append(f'<td class="tol">≤ {measure["tolerance"]:.0e}')
+    single = quantity["float32"]
+    cells.append(f"<td>{_plain(single['absolute'])}<td>{_plain(single['ulp'], '.1f')}")
+    cells.append(f"<td>{_plain(single['rounding'])}")
+    mark = '<td class="ok">✓' if quantity["ok"] else '<td class="bad">✗'
+    return f"<tr{'' if quantity['ok'] else ' class=bad'}>{''.join(cells)}{mark}</tr>"
+
+
+def _worst(members: list[Record], dtype: str) -> str:
+    """The largest difference of a group in one precision."""
+    gaps = [q[dtype]["relative"] for q in members]
+    return f"{_gap(None if None in gaps else max(gaps))} in {dtype}"
+
+
+def _gap(gap: float | None) -> str:
+    return "not finite" if gap is None else _plain(gap)
+
+
+def _plain(number: float | None, form: str = ".1e") -> str:
+    if number is None:
+        return ""
+    return "0" if number == 0 else f"{number:{form}}"
+
+
+def _ruler(measure: Record, dtype: str) -> str:
+    """A logarithmic ruler with the difference as dot and the tolerance as tick."""
+    low, high = RULERS[dtype]
+
+    def place(value: float) -> float:
+        return min(max((math.log10(value) - low) / (high - low), 0), 1) * 100
+
+    gap = measure["relative"]
+    kind = "bad" if not measure["ok"] else "zero" if gap == 0 else dtype
+    used = "" if gap is None else f"{gap / measure['tolerance']:.2g} of the tolerance"
+    return (
+        f'<span class="ruler" title="{used}"><i style="left:{place(measure["tolerance"]):.1f}%"></i>'
+        f'<b class="{kind}" style="left:{place(drawn(gap)):.1f}%"></b></span>'
+    )
+
+
+def _environment(record: Record) -> str:
+    rows = {**record["environment"], "seed": record["seed"], "created": record["created"]}
+    cells = "".join(
+        f"<dt>{html.escape(name)}<dd>{html.escape(str(value))}" for name, value in rows.items()
+    )
+    return f'<section id="environment"><h2>Made with</h2><dl>{cells}</dl></section>'

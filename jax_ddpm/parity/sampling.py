@@ -1,0 +1,108 @@
+"""Sampler steps, and whole chains through the same network: jax_ddpm beside torch_ref."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_ddpm.parity.process import schedules_in
+from jax_ddpm.parity.quantities import Pair
+from jax_ddpm.parity.twins import draws, to_jax, to_torch, twin_networks
+from jax_ddpm.process.denoiser import make_denoise_fn
+from jax_ddpm.process.diffusion import Prediction, PredictionType
+from jax_ddpm.process.grids import timestep_grid
+from jax_ddpm.process.levels import Level, level_at
+from jax_ddpm.samplers import SamplerState, ddim, ddpm, sample
+from torch_ref import sampler as ref
+
+SHAPE = (1, 8, 8, 3)
+# Our samplers, and what the reference calls the same.
+SAMPLERS = {
+    "ddpm fixed_small": (ddpm("fixed_small"), {"variance": "fixed_small"}),
+    "ddpm fixed_large": (ddpm("fixed_large"), {"variance": "fixed_large"}),
+    "ddim 0.0": (ddim(0.0), {"eta": 0.0}),
+    "ddim 0.5": (ddim(0.5), {"eta": 0.5}),
+    "ddim 1.0": (ddim(1.0), {"eta": 1.0}),
+}
+JUMPS = [(999, 998), (500, 480), (1, 0), (999, 0), (0, -1)]
+
+
+def sampler_steps(dtype: str, seed: int) -> Iterator[Pair]:
+    """One step of every sampler: neighbours, jumps, and the step to the clean image."""
+    for schedule in ("linear", "cosine"):
+        for name in SAMPLERS:
+            steps = [one_step(dtype, schedule, name, jump, seed) for jump in JUMPS]
+            ours, theirs = zip(*steps, strict=True)
+            yield Pair(f"one step, {schedule} schedule", name, "one sampler step", ours, theirs)
+
+
+def one_step(
+    dtype: str, schedule: str, name: str, jump: tuple[int, int], seed: int = 0
+) -> tuple[jax.Array, np.ndarray]:
+    """x after the step t -> t_prev of a sampler, ours and theirs, from the same draws."""
+    mine, theirs = schedules_in(dtype, schedule)
+    sampler, settings = SAMPLERS[name]
+    x_t, x_0, eps, noise = (draws(SHAPE, dtype, 4 * seed + i) for i in range(4))
+    levels = level_at(mine, jnp.array(jump))
+    cur, nxt = (Level(*(field[i] for field in levels)) for i in (0, 1))
+    state = SamplerState(jnp.asarray(x_t))
+    state, _ = sampler.step(state, noise, cur, nxt, lambda x, level: Prediction(x_0, eps))
+    a, b, c, d = map(to_torch, (x_t, x_0, eps, noise))
+    if name.startswith("ddpm"):
+        expected = ref.ddpm_step(theirs, a, *jump, b, d, **settings)  # type: ignore[arg-type]
+    else:
+        expected = ref.ddim_step(theirs, a, *jump, b, c, d, **settings)  # type: ignore[arg-type]
+    return state.x_t, to_jax(expected)
+
+
+class Chain(NamedTuple):
+    """A whole run of a sampler."""
+
+    tolerance: str
+    sampler: str
+    num_steps: int
+    schedule: str
+    prediction_type: PredictionType
+
+
+CHAINS = [
+    Chain("chain of 1000 ancestral steps", "ddpm fixed_large", 1000, "linear", "eps"),
+    Chain("chain of 50 DDIM steps", "ddim 0.0", 50, "linear", "eps"),
+    Chain("chain of 50 DDIM steps", "ddim 1.0", 50, "cosine", "v"),
+]
+
+
+def chains(dtype: str, seed: int) -> Iterator[Pair]:
+    """Whole chains, every image of the way compared."""
+    for chain in CHAINS:
+        what = (
+            f"{chain.sampler}, {chain.num_steps} steps, {chain.schedule}, {chain.prediction_type}"
+        )
+        ours, theirs = trajectories(dtype, chain, seed)
+        yield Pair("chains through a U-Net", what, chain.tolerance, ours, theirs, "sampling step")
+
+
+def trajectories(dtype: str, chain: Chain, seed: int) -> tuple[jax.Array, np.ndarray]:
+    """Every image of a chain [S, b, h, w, c], ours and theirs, from the same noise."""
+    model, network, params = twin_networks(dtype, seed=seed + 1)
+    mine, theirs = schedules_in(dtype, chain.schedule)
+    grid = timestep_grid(1000, chain.num_steps)
+    x_T, noises = draws(SHAPE, dtype, seed), draws((chain.num_steps, *SHAPE), dtype, seed + 1)
+    sampler, settings = SAMPLERS[chain.sampler]
+
+    @jax.jit
+    def run(params: Any, x_T: jax.Array, noises: jax.Array) -> jax.Array:
+        denoise_fn = make_denoise_fn(
+            network.apply_fn, params, prediction_type=chain.prediction_type
+        )
+        levels = level_at(mine, jnp.asarray(grid))
+        noise_fn = lambda i: noises[i]  # noqa: E731
+        return sample(sampler, denoise_fn, levels, x_T, noise_fn, trace=lambda s, p: s.x_t)[1]
+
+    _, steps = ref.sample(
+        model, theirs, grid.tolist(), to_torch(x_T), [to_torch(noise) for noise in noises],
+        sampler=chain.sampler.split()[0], prediction_type=chain.prediction_type, **settings,  # type: ignore[arg-type]
+    )  # fmt: skip
+    return run(params, x_T, noises), np.stack([to_jax(x) for x in steps[1:]])

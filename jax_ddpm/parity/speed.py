@@ -1,0 +1,118 @@
+"""The work of the benchmarks in PyTorch: diffusers' network, its training step, its sampling."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+
+Peer = Literal["eager", "channels_last", "compile"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one call does, the same in both frameworks."""
+
+    batch_size: int
+    image_size: int
+    channels: tuple[int, ...]
+    dtype: str
+    steps: int
+
+
+def their_network(peer: Peer, work: Work) -> Any:
+    """diffusers' UNet2DModel in the layout of google/ddpm-cifar10-32, and its device."""
+    import torch
+    from diffusers import UNet2DModel
+
+    torch.set_float32_matmul_precision("high")  # as XLA does: TF32 on accelerators that have it
+    torch.backends.cudnn.benchmark = True
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    levels = len(work.channels)
+    kind: Any = UNet2DModel
+    model = kind(
+        sample_size=work.image_size,
+        block_out_channels=work.channels,
+        down_block_types=["DownBlock2D", "AttnDownBlock2D", *["DownBlock2D"] * (levels - 2)],
+        up_block_types=[*["UpBlock2D"] * (levels - 2), "AttnUpBlock2D", "UpBlock2D"],
+        layers_per_block=2,
+        downsample_padding=0,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        norm_eps=1e-6,
+        attention_head_dim=None,
+    ).to(device)
+    if peer != "eager":
+        model = model.to(memory_format=torch.channels_last)
+    return torch.compile(model) if peer == "compile" else model
+
+
+def autocast(work: Work, device: str) -> Any:
+    """Mixed precision as asked for."""
+    import torch
+
+    return torch.autocast(device, torch.bfloat16, enabled=work.dtype == "bfloat16")
+
+
+def their_steps(peer: Peer, work: Work) -> Callable[[], object]:
+    """A call that takes `work.steps` steps in PyTorch, with the same work in each."""
+    import torch
+
+    model = their_network(peer, work)
+    params = list(model.parameters())
+    device = params[0].device
+    averages = [p.detach().clone() for p in params]
+    optimizer = torch.optim.AdamW(params, lr=1e-4, fused=device.type == "cuda")
+    signal = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, device=device), 0)
+    shape = (work.batch_size, 3, work.image_size, work.image_size)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+
+    def step() -> None:
+        x_0 = pixels.float() / 127.5 - 1
+        noise, t = torch.randn_like(x_0), torch.randint(0, 1000, shape[:1], device=device)
+        a = signal[t][:, None, None, None]
+        x_t = a.sqrt() * x_0 + (1 - a).sqrt() * noise
+        if peer != "eager":
+            x_t = x_t.to(memory_format=torch.channels_last)
+        with autocast(work, device.type):
+            eps = model(x_t, t).sample
+        loss = torch.nn.functional.mse_loss(eps.float(), noise)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, params, 1e-4)
+
+    def run() -> None:
+        for _ in range(work.steps):
+            step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def their_images(peer: Peer, work: Work) -> Callable[[], object]:
+    """A call that draws one batch with diffusers' DDIMScheduler, as its pipeline does."""
+    import torch
+    from diffusers import DDIMScheduler
+
+    model = their_network(peer, work).eval()
+    device = next(model.parameters()).device
+    scheduler: Any = DDIMScheduler(clip_sample=True)
+    scheduler.set_timesteps(work.steps)
+    shape = (work.batch_size, 3, work.image_size, work.image_size)
+
+    @torch.no_grad()
+    def run() -> object:
+        x_t = torch.randn(shape, device=device)
+        if peer != "eager":
+            x_t = x_t.to(memory_format=torch.channels_last)
+        for t in scheduler.timesteps:
+            with autocast(work, device.type):
+                eps = model(x_t, t.to(device)).sample
+            x_t = scheduler.step(eps.float(), t, x_t).prev_sample
+        return ((x_t / 2 + 0.5).clamp(0, 1) * 255).round().byte().cpu().numpy()
+
+    return run

@@ -1,0 +1,231 @@
+"""Noise schedules: betas in numpy float64, and every table derived from them."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float
+
+Betas = Float[np.ndarray, " T"]
+
+
+ClippedLogVariance = Literal["second_entry", "floor"]
+
+
+ScheduleName = Literal[
+    "linear",
+    "linear_rescaled",
+    "quadratic",
+    "sigmoid",
+    "sigmoid_cumprod",
+    "cosine",
+    "cosine_clipped",
+    "cosine_epita",
+    "quadratic_slip",
+]
+
+
+def linear_betas(
+    num_timesteps: int, *, start: float = 1e-4, end: float = 0.02, rescale: bool = False
+) -> Betas:
+    """Betas that grow linearly from `start` to `end` (Ho et al. 2020, section 4).
+
+    `rescale` multiplies both ends by 1000/T, so that a short chain also ends in noise
+    (Nichol & Dhariwal 2021). With the default ends that needs T > 20: at T = 20 the last beta is 1.
+    """
+    if rescale and 1000 / num_timesteps * end >= 1:
+        raise ValueError(
+            f"the rescaled linear schedule needs more than {1000 * end:g} timesteps, "
+            f"got {num_timesteps}"
+        )
+    scale = 1000 / num_timesteps if rescale else 1.0
+    return np.linspace(scale * start, scale * end, num_timesteps, dtype=np.float64)
+
+
+def quadratic_betas(num_timesteps: int, *, start: float = 1e-4, end: float = 0.02) -> Betas:
+    """Betas whose square roots grow linearly ("quad" in the code of Ho et al. 2020)."""
+    return np.linspace(start**0.5, end**0.5, num_timesteps, dtype=np.float64) ** 2
+
+
+def quadratic_slip_betas(num_timesteps: int, *, start: float = 1e-4, end: float = 0.02) -> Betas:
+    """Squares of numbers between the squared ends: the slip of the first Annotated Diffusion Model.
+
+    It meant roots, as in `quadratic_betas`. The last beta is 1.6e-7: next to no noise is added.
+    """
+    return np.linspace(start**2, end**2, num_timesteps, dtype=np.float64) ** 2
+
+
+def sigmoid_betas(num_timesteps: int, *, start: float = 1e-4, end: float = 0.02) -> Betas:
+    """Betas on a logistic curve between `start` and `end`, its argument running from -6 to 6."""
+    return (end - start) * _sigmoid(np.linspace(-6.0, 6.0, num_timesteps)) + start
+
+
+def cosine_betas(
+    num_timesteps: int, *, s: float = 0.008, clip: tuple[float, float] = (0.0, 0.999)
+) -> Betas:
+    """Betas of the squared-cosine alphas_cumprod (Nichol & Dhariwal 2021, Eq. 17).
+
+    `clip` bounds each beta. The paper clips at 0.999; several tutorials at [1e-4, 0.9999].
+    """
+    u = np.linspace(0.0, 1.0, num_timesteps + 1)
+    return betas_from_alphas_cumprod(np.cos((u + s) / (1 + s) * np.pi / 2) ** 2, clip=clip)
+
+
+def sigmoid_cumprod_betas(
+    num_timesteps: int,
+    *,
+    start: float = -3.0,
+    end: float = 3.0,
+    tau: float = 1.0,
+    clip: tuple[float, float] = (0.0, 0.999),
+) -> Betas:
+    """Betas of a logistic alphas_cumprod (Jabri et al. 2022, "sigmoid" schedule)."""
+    u = np.linspace(0.0, 1.0, num_timesteps + 1)
+    v_start, v_end = _sigmoid(np.float64(start / tau)), _sigmoid(np.float64(end / tau))
+    f = (v_end - _sigmoid((u * (end - start) + start) / tau)) / (v_end - v_start)
+    return betas_from_alphas_cumprod(f, clip=clip)
+
+
+def betas_from_alphas_cumprod(
+    f: Float[np.ndarray, " T+1"], *, clip: tuple[float, float] = (0.0, 0.999)
+) -> Betas:
+    """beta_t = 1 - f_{t+1} / f_t, clipped, for a decreasing curve f sampled at T + 1 points."""
+    return np.clip(1 - f[1:] / f[:-1], *clip)
+
+
+def rescale_zero_terminal_snr(betas: Betas) -> Betas:
+    """Betas whose chain ends in pure noise: sqrt(alphas_cumprod) is shifted to 0 at the end.
+
+    A scale keeps its first value, so the first beta; the last beta becomes 1 (Lin et al. 2023,
+    algorithm 1). Raises ValueError for a chain of one timestep.
+    """
+    signal = np.sqrt(np.cumprod(1 - np.asarray(betas, np.float64)))
+    if signal.size < 2:
+        raise ValueError("a schedule of one timestep cannot be rescaled to end in pure noise")
+    signal = (signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1]))
+    alphas_cumprod = signal**2
+    return 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
+
+
+def _sigmoid(x: Any) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
+BETAS: dict[ScheduleName, Callable[[int], Betas]] = {
+    "linear": linear_betas,
+    "linear_rescaled": lambda num_timesteps: linear_betas(num_timesteps, rescale=True),
+    "quadratic": quadratic_betas,
+    "sigmoid": sigmoid_betas,
+    "sigmoid_cumprod": sigmoid_cumprod_betas,
+    "cosine": cosine_betas,
+    "cosine_clipped": lambda num_timesteps: cosine_betas(num_timesteps, clip=(1e-4, 0.9999)),
+    # the EPITA practical's notebook; its page clips like cosine_clipped
+    "cosine_epita": lambda num_timesteps: cosine_betas(num_timesteps, clip=(1e-4, 0.02)),
+    "quadratic_slip": quadratic_slip_betas,
+}
+
+
+class Schedule(struct.PyTreeNode):
+    """The tables of a Gaussian diffusion, each of shape [T]; index t = 0 means noised once.
+
+    All are derived in float64 and cast once: 1 - alphas_cumprod[0] is 1e-4, of which float32
+    would keep three digits.
+    """
+
+    betas: Float[Array, " T"]
+    alphas_cumprod: Float[Array, " T"]
+    alphas_cumprod_prev: Float[Array, " T"]
+    sqrt_alphas_cumprod: Float[Array, " T"]
+    sqrt_one_minus_alphas_cumprod: Float[Array, " T"]
+    log_one_minus_alphas_cumprod: Float[Array, " T"]
+    sqrt_recip_alphas_cumprod: Float[Array, " T"]
+    sqrt_recipm1_alphas_cumprod: Float[Array, " T"]
+    posterior_variance: Float[Array, " T"]
+    posterior_log_variance_clipped: Float[Array, " T"]
+    posterior_mean_coef1: Float[Array, " T"]
+    posterior_mean_coef2: Float[Array, " T"]
+
+    @property
+    def num_timesteps(self) -> int:
+        """T, the length of the chain."""
+        return self.betas.shape[0]
+
+
+def make_schedule(
+    betas: Betas,
+    *,
+    dtype: Any = jnp.float32,
+    clipped_log_variance: ClippedLogVariance = "second_entry",
+) -> Schedule:
+    """Derive every table from `betas` in float64 and cast to `dtype` (Ho et al. 2020, Eqs. 4-7).
+
+    The posterior variance at t = 0 is zero. Its clipped logarithm takes the value of t = 1 there
+    ("second_entry": Ho et al., OpenAI) or the logarithm of 1e-20 ("floor": lucidrains, diffusers).
+    Where the last beta is 1, sqrt_recip_alphas_cumprod and sqrt_recipm1_alphas_cumprod end in
+    infinity and every other table is finite.
+
+    Raises ValueError unless betas is a non-empty vector with 0 < beta < 1; its last may be 1.
+    """
+    betas = _checked(betas)
+    alphas_cumprod = np.cumprod(1 - betas)
+    alphas_cumprod_prev = np.append(1.0, alphas_cumprod[:-1])
+    posterior_variance = betas * (1 - alphas_cumprod_prev) / (1 - alphas_cumprod)
+    with np.errstate(divide="ignore"):
+        recip_alphas_cumprod = 1 / alphas_cumprod
+    tables = {
+        "betas": betas,
+        "alphas_cumprod": alphas_cumprod,
+        "alphas_cumprod_prev": alphas_cumprod_prev,
+        "sqrt_alphas_cumprod": np.sqrt(alphas_cumprod),
+        "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - alphas_cumprod),
+        "log_one_minus_alphas_cumprod": np.log(1 - alphas_cumprod),
+        "sqrt_recip_alphas_cumprod": np.sqrt(recip_alphas_cumprod),
+        "sqrt_recipm1_alphas_cumprod": np.sqrt(recip_alphas_cumprod - 1),
+        "posterior_variance": posterior_variance,
+        "posterior_log_variance_clipped": _clipped_log(posterior_variance, clipped_log_variance),
+        "posterior_mean_coef1": betas * np.sqrt(alphas_cumprod_prev) / (1 - alphas_cumprod),
+        "posterior_mean_coef2": (1 - alphas_cumprod_prev)
+        * np.sqrt(1 - betas)
+        / (1 - alphas_cumprod),
+    }
+    return Schedule(**{name: jnp.asarray(table, dtype) for name, table in tables.items()})
+
+
+def _checked(betas: Betas) -> Betas:
+    betas = np.asarray(betas, np.float64)
+    if betas.ndim != 1 or betas.size == 0:
+        raise ValueError(f"betas must be a non-empty vector, got shape {betas.shape}")
+    if not (np.all(betas > 0) and np.all(betas[:-1] < 1) and betas[-1] <= 1):
+        raise ValueError(
+            f"every beta must lie in (0, 1), got {betas.min():.6g} to {betas.max():.6g}: "
+            f"with T = {betas.size} this schedule is not valid, use a longer chain"
+        )
+    return betas
+
+
+def _clipped_log(variance: Betas, clip: ClippedLogVariance) -> Betas:
+    if clip == "second_entry":
+        variance = np.append(variance[min(1, variance.size - 1)], variance[1:])
+    return np.log(np.maximum(variance, 1e-20))
+
+
+def named_schedule(
+    name: ScheduleName,
+    num_timesteps: int,
+    *,
+    dtype: Any = jnp.float32,
+    clipped_log_variance: ClippedLogVariance = "second_entry",
+    zero_terminal_snr: bool = False,
+) -> Schedule:
+    """The schedule called `name` (a key of BETAS) with T = `num_timesteps`.
+
+    `zero_terminal_snr`: see `rescale_zero_terminal_snr`. Raises ValueError for T < 1, and where the
+    schedule is not valid at that T.
+    """
+    if num_timesteps < 1:
+        raise ValueError(f"the number of timesteps must be at least 1, got {num_timesteps}")
+    betas = BETAS[name](num_timesteps)
+    betas = rescale_zero_terminal_snr(betas) if zero_terminal_snr else betas
+    return make_schedule(betas, dtype=dtype, clipped_log_variance=clipped_log_variance)

@@ -1,0 +1,273 @@
+"""Checkpoints of the whole train state and the configuration, by Orbax: written, kept, removed.
+
+A checkpoint is a folder named by its step. It appears under that name when it is whole, and loses
+the name in one move before it is removed, so a killed process leaves none that is half there.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from jax_ddpm.errors import UserError
+from jax_ddpm.runs import stored
+from jax_ddpm.devices.processes import is_main_process, largest
+from jax_ddpm.runs.retention import Keep, best_of, kept
+from jax_ddpm.optim.averages import Params
+from jax_ddpm.training.state import TrainState
+from jax_ddpm.runs.stored import Damaged
+
+T = TypeVar("T")
+
+UNFINISHED = (".orbax-checkpoint-tmp", ".removed")  # what a killed process may leave
+NONE = -1  # no step
+DAMAGED = ".damaged"  # a checkpoint that could not be read, until its step is saved again
+
+
+class Pending(NamedTuple):
+    """A checkpoint that is being written in the background."""
+
+    step: int
+    response: Any
+
+
+@dataclass
+class Checkpoints:
+    """A folder of checkpoints, which ones stay, and what this process knows of them."""
+
+    directory: Path
+    keep: Keep
+    pending: Pending | None = None
+    damaged: dict[int, str] = field(default_factory=dict)
+    """Steps whose checkpoint cannot be read, and why."""
+    losses: dict[int, float | None] = field(default_factory=dict)
+
+
+@contextmanager
+def open_checkpoints(
+    folder: Path,
+    *,
+    keep: int | None = None,
+    keep_best: bool = False,
+    keep_every: int | None = None,
+) -> Iterator[Checkpoints]:
+    """The checkpoints in `folder`; reading changes nothing there, a later save makes the folder.
+
+    Saving leaves the newest `keep`, the one of lowest loss, and those of multiples of `keep_every`.
+    On leaving, what is being written is waited for: raises UserError if that fails.
+    """
+    checkpoints = Checkpoints(folder.absolute(), Keep(keep, keep_best, keep_every))
+    try:
+        yield checkpoints
+    except BaseException:
+        try:
+            wait(checkpoints)
+        except UserError as failed:
+            stored.say(f"error: {failed}")
+        raise
+    wait(checkpoints)
+
+
+def save(
+    checkpoints: Checkpoints,
+    state: TrainState,
+    about: dict[str, Any],
+    *,
+    loss: float | None = None,
+) -> None:
+    """Write `state`, and the JSON values `about`, as one step that is there whole or not at all.
+
+    `loss` is the mean training loss since the checkpoint before, by which the best is chosen.
+
+    Returns when the state is copied, so that its buffers can be donated; the rest is done in the
+    background. Raises UserError if this cannot begin, or if the save before failed: see `wait`. A
+    step that is already there whole is left as it is.
+    """
+    wait(checkpoints)
+    step = int(state.step)
+    if step in whole_steps(checkpoints):
+        return
+    try:
+        if is_main_process():
+            _make_room(checkpoints, step)
+        response = stored.write(_path(checkpoints, step), state, about, loss)
+    except Exception as error:
+        raise _failed(checkpoints, step, error) from error
+    checkpoints.pending = Pending(step, response)
+    checkpoints.losses[step] = loss
+
+
+def wait(checkpoints: Checkpoints) -> None:
+    """Wait until the last save is on disk, then remove what is not kept.
+
+    Raises UserError if it could not be written, when the checkpoints before it are as they were,
+    and if one that is not kept could not be removed.
+    """
+    pending, checkpoints.pending = checkpoints.pending, None
+    if pending is None:
+        return
+    try:
+        pending.response.result()
+    except Exception as error:
+        raise _failed(checkpoints, pending.step, error) from error
+    checkpoints.damaged.pop(pending.step, None)
+    if is_main_process():
+        _remove_old(checkpoints)
+
+
+def whole_steps(checkpoints: Checkpoints) -> list[int]:
+    """The steps on disk, in ascending order, but for those found damaged."""
+    if not checkpoints.directory.is_dir():
+        return []
+    names = [path.name for path in checkpoints.directory.iterdir() if path.is_dir()]
+    steps = {int(name) for name in names if name.isascii() and name.isdigit()}
+    return sorted(step for step in steps - checkpoints.damaged.keys() if str(step) in names)
+
+
+def latest_step(checkpoints: Checkpoints) -> int | None:
+    """The step of the newest checkpoint that has not been found damaged."""
+    return max(whole_steps(checkpoints), default=None)
+
+
+def best_step(checkpoints: Checkpoints) -> int | None:
+    """The step of the checkpoint of lowest loss."""
+    wait(checkpoints)
+    return best_of(whole_steps(checkpoints), _losses(checkpoints))
+
+
+def restore(checkpoints: Checkpoints, like: TrainState, *, step: int | None = None) -> TrainState:
+    """The checkpoint of `step`, with the shapes, dtypes and devices of `like`, verified.
+
+    By default the newest that is whole: see `newest`. Raises UserError if there is none, if it
+    belongs to another network or a newer version, and Damaged if that of `step` cannot be read.
+    """
+    wait(checkpoints)
+    if step is None:
+        return newest(checkpoints, lambda step: restore(checkpoints, like, step=step))
+    return stored.read(_path(checkpoints, step), like)
+
+
+def restore_params(checkpoints: Checkpoints, like: Params, *, step: int) -> Params:
+    """The parameters alone of the checkpoint of `step`, whatever else it holds, verified.
+
+    Raises UserError if it belongs to another network, and Damaged if it cannot be read.
+    """
+    return stored.read_params(_path(checkpoints, step), like)
+
+
+def about(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
+    """What the checkpoint of `step` says of itself: what `save` was given, and more."""
+    path = _path(checkpoints, step)
+    with stored.agreed(path):
+        return stored.describe(path)
+
+
+def newest(checkpoints: Checkpoints, read: Callable[[int], T]) -> T:
+    """What `read(step)` gives for the newest step for which it does not raise Damaged.
+
+    Says on stderr which ones were damaged. Raises UserError if there is none that is whole. While
+    another process trains, checkpoints come and go: those that are gone are passed over. Several
+    processes that read together all read the same.
+    """
+    gone: set[int] = set()
+    while True:
+        step = max((step for step in whole_steps(checkpoints) if step not in gone), default=NONE)
+        step = -largest(-step)  # the newest that all have
+        if step == NONE:
+            break
+        try:
+            found = read(step)
+        except Damaged as error:
+            if not _path(checkpoints, step).exists():
+                gone.add(step)
+                continue
+            checkpoints.damaged[step] = error.reason
+            stored.say(f"{error}: it is passed over")
+            continue
+        if checkpoints.damaged:
+            stored.say(f"The checkpoint of step {step} is whole and used instead.")
+        return found
+    if checkpoints.damaged:
+        bad = "; ".join(f"step {step}: {why}" for step, why in checkpoints.damaged.items())
+        raise UserError(
+            f"no checkpoint in {checkpoints.directory} is whole ({bad}): "
+            "bring a copy of the folder back, or start again in another --run"
+        )
+    raise UserError(f"there is no checkpoint in {checkpoints.directory}")
+
+
+def _path(checkpoints: Checkpoints, step: int) -> Path:
+    return checkpoints.directory / str(step)
+
+
+def _losses(checkpoints: Checkpoints) -> dict[int, float]:
+    """The losses of the checkpoints on disk, of those that have one."""
+    known = checkpoints.losses
+    for step in whole_steps(checkpoints):
+        if step not in known:
+            try:
+                known[step] = stored.loss_of(_path(checkpoints, step))
+            except Damaged:
+                known[step] = None
+    return {step: loss for step, loss in known.items() if loss is not None}
+
+
+def _make_room(checkpoints: Checkpoints, step: int) -> None:
+    """Remove what killed processes left, and move a damaged checkpoint of `step` aside."""
+    checkpoints.directory.mkdir(parents=True, exist_ok=True)
+    for path in checkpoints.directory.iterdir():
+        if path.name.endswith(UNFINISHED):
+            shutil.rmtree(path)
+    damaged = _path(checkpoints, step)
+    if damaged.exists():
+        aside = damaged.with_name(damaged.name + DAMAGED)
+        shutil.rmtree(aside, ignore_errors=True)
+        damaged.rename(aside)
+    checkpoints.losses.pop(step, None)
+
+
+def _remove_old(checkpoints: Checkpoints) -> None:
+    """Remove the checkpoints that are not kept, and damaged ones that are there again."""
+    steps = whole_steps(checkpoints)
+    losses = _losses(checkpoints) if checkpoints.keep.best else {}
+    old = [str(step) for step in set(steps) - kept(checkpoints.keep, steps, losses)]
+    for name in [*old, *(f"{step}{DAMAGED}" for step in steps)]:
+        path = checkpoints.directory / name
+        if path.exists():
+            removed = path.with_name(f"{name}.removed")
+            try:
+                path.rename(removed)
+                shutil.rmtree(removed)
+            except OSError as error:
+                raise UserError(
+                    f"the old checkpoint {path} could not be removed ({error.strerror or error}), "
+                    f"that of step {max(steps)} is whole: make sure that the folder can be written "
+                    "to, then run the same command again"
+                ) from error
+
+
+def _failed(checkpoints: Checkpoints, step: int, error: Exception) -> UserError:
+    _remove_unfinished(_path(checkpoints, step).with_name(f"{step}{UNFINISHED[0]}"))
+    before = latest_step(checkpoints)
+    whole = "there is none before it" if before is None else f"that of step {before} is whole"
+    return UserError(
+        f"the checkpoint of step {step} could not be written to {checkpoints.directory} "
+        f"({stored.reason_of(error)}), {whole}: make sure that the folder can be written to and "
+        "that there is space, then run the same command again"
+    )
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Remove what was written before it failed, as the space may be what is missing.
+
+    TensorStore's threads go on for a moment after the first of them has failed; if they take longer
+    than this waits, the next save removes the rest.
+    """
+    for _ in range(10):
+        shutil.rmtree(path, ignore_errors=True)
+        time.sleep(0.05)
+        if not path.exists():
+            return

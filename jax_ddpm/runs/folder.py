@@ -1,0 +1,309 @@
+"""The run folder: where files go, its configuration, and the lock against a second writer."""
+
+import fcntl
+import json
+import math
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import dacite
+
+from jax_ddpm.config.run import Config, validate
+from jax_ddpm.errors import UserError
+from jax_ddpm.files.atomic import is_leftover, write_atomically, writing
+from jax_ddpm.runs.formats import FORMAT, migrated
+from jax_ddpm.models import ARCHITECTURES
+from jax_ddpm.devices.processes import is_main_process, wait_for_all
+from jax_ddpm.files.untrusted import read_json, reason
+
+# Settings that do not change what a run computes.
+MAY_DIFFER = {"run", "train.parallel", "train.fsdp", "train.max_steps", "train.keep_checkpoints",
+              "train.keep_every", "train.steps_per_call", "train.data_on_device", "train.remat",
+              "train.max_bad_steps"}  # fmt: skip
+LOCK = "lock"
+
+MAX_PIXELS = 2**28  # of an image, times its channels
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, what its config.json says, and the files in it."""
+
+    folder: Path
+    config: Config
+    image_shape: tuple[int, int, int]
+    imported_from: str | None = None
+    """The implementation whose weights the run began with."""
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of all checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per logged step."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of TensorBoard's event files."""
+        return self.folder / "tensorboard"
+
+    @property
+    def samples(self) -> Path:
+        """The folder of the sample grids drawn on the way."""
+        return self.folder / "samples"
+
+    @property
+    def snapshots(self) -> Path:
+        """The folder of the averages that are stored for reconstruction."""
+        return self.folder / "ema"
+
+    @property
+    def final_grid(self) -> Path:
+        """The sample grid of the finished run."""
+        return self.folder / "samples.png"
+
+    @property
+    def final_gif(self) -> Path:
+        """The final grid as it emerges from noise."""
+        return self.folder / "sampling.gif"
+
+    @property
+    def loss_curve(self) -> Path:
+        """The loss over the steps."""
+        return self.folder / "loss.png"
+
+
+@contextmanager
+def locked_for_training(config: Config, image_shape: tuple[int, int, int]) -> Iterator[Run]:
+    """`open_for_training`, and nobody else trains in the folder until this is left.
+
+    Of several processes the first writes and locks. Raises UserError as `open_for_training` and
+    `locked` do; in a folder that is refused nothing is written.
+    """
+    run, _ = _opened(config, image_shape)
+    with ExitStack() as stack:
+        if is_main_process():
+            stack.enter_context(locked(run.folder))
+            run = open_for_training(config, image_shape)
+            remove_leftovers(run)
+        wait_for_all("the run folder is there")
+        if not is_main_process():
+            run = load_of_first(config, image_shape)
+        yield run
+
+
+def load_of_first(config: Config, image_shape: tuple[int, int, int]) -> Run:
+    """The run that the first of several processes has opened.
+
+    Raises UserError if this one does not see it, or was started with other settings.
+    """
+    if not (config.folder / "config.json").exists():
+        raise UserError(
+            f"{config.folder} of the first process is not there for this one: all processes need "
+            "the same folder, on a file system that they share"
+        )
+    run, _ = _opened(config, image_shape)
+    return run
+
+
+def open_for_training(config: Config, image_shape: tuple[int, int, int]) -> Run:
+    """The run folder of `config`, made if it is not there.
+
+    A run of imported weights that has not been trained yet takes the settings of `config`, but for
+    the network. Raises UserError if the folder holds something else, or a run with other settings.
+    """
+    run, is_new = _opened(config, image_shape)
+    if is_new:
+        write_config(run)
+    return run
+
+
+def _opened(config: Config, image_shape: tuple[int, int, int]) -> tuple[Run, bool]:
+    """The run, and whether its config.json is still to be written."""
+    folder = config.folder
+    run = Run(folder, config, image_shape)
+    if not (folder / "config.json").exists():
+        require_free(folder, "--run")
+        return run, True
+    stored = load(folder)
+    run = replace(run, imported_from=stored.imported_from)
+    if stored.imported_from is None or stored.metrics.exists():
+        _require_same(stored, run)
+        return run, False
+    _require_same(replace(stored, config=replace(config, model=stored.config.model)), run)
+    return run, True
+
+
+def remove_leftovers(run: Run) -> None:
+    """Remove the temporary files of processes that were killed in the middle of writing."""
+    for folder in (run.folder, run.samples, run.snapshots):
+        for path in folder.glob(".*"):
+            if is_leftover(path):
+                path.unlink(missing_ok=True)
+
+
+def require_free(folder: Path, flag: str) -> None:
+    """Raise UserError if there is something in `folder`, which is not a run; `flag` names it.
+
+    What a process that was killed at the very start leaves is nothing.
+    """
+
+    def is_nothing(path: Path) -> bool:
+        return path.name == LOCK or is_leftover(path)
+
+    if folder.exists() and not (folder.is_dir() and all(map(is_nothing, folder.iterdir()))):
+        raise UserError(
+            f"{folder} exists and is not a run folder (it has no config.json): "
+            f"choose another with {flag}"
+        )
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """What config.json and every checkpoint say of `run`."""
+    document: dict[str, Any] = {"format": FORMAT, "image_shape": run.image_shape}
+    if run.imported_from is not None:
+        document["imported_from"] = run.imported_from
+    return document | {"config": to_dict(run.config)}
+
+
+def write_config(run: Run) -> None:
+    """Write config.json."""
+    text = json.dumps(describe(run), indent=2) + "\n"
+    write_atomically(run.folder / "config.json", lambda temporary: temporary.write_text(text))
+
+
+def load(folder: Path) -> Run:
+    """The run in `folder`. Raises UserError if it holds none, or its config.json cannot be read."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a run folder: it has no config.json")
+    require_no_way_out(folder)
+    document = read_json(path, "the configuration of a run")
+    try:
+        document = migrated(document, path)
+        config, imported_from = from_dict(document["config"]), document.get("imported_from")
+        run = Run(folder, config, _image_shape(document["image_shape"]), imported_from)
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, dacite.DaciteError) as error:
+        told = f"it has no {error}" if isinstance(error, KeyError) else reason(error)
+        raise UserError(f"{path} is not the configuration of a run: {told}") from error
+    try:
+        validate(run.config)
+    except UserError as error:
+        raise UserError(f"{path} cannot be used: {error}") from error
+    return run
+
+
+def require_no_way_out(folder: Path) -> None:
+    """Raise UserError if something in a run folder is a link to a place outside of it."""
+    home = folder.resolve()
+    for path in folder.iterdir():
+        if path.is_symlink() and not path.resolve().is_relative_to(home):
+            raise UserError(
+                f"{path} leads out of the run folder, to {path.resolve()}: put the files "
+                "themselves there (the run folder as a whole may be a link)"
+            )
+
+
+def _image_shape(values: Any) -> tuple[int, int, int]:
+    """(height, width, channels). Raises ValueError for anything else, and for more than fits."""
+    whole = isinstance(values, list) and all(type(n) is int and n >= 1 for n in values)
+    if not whole or len(values) != 3 or math.prod(values) > MAX_PIXELS:
+        raise ValueError(f"image_shape is {values}, not height, width and channels of an image")
+    height, width, channels = values
+    return height, width, channels
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """`config` as JSON values; paths become strings."""
+    values = json.loads(json.dumps(asdict(config), default=str))
+    names = {kind: name for name, kind in ARCHITECTURES.items()}
+    values["model"] = {"architecture": names[type(config.model)], **values["model"]}
+    return values
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The Config that `to_dict` made `values` of. Raises for anything else: see `load`."""
+    settings = dacite.Config(strict=True, cast=[tuple, Path], type_hooks={float: _number})
+    model = dict(values["model"])
+    architecture = model.pop("architecture")
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"there is no architecture {architecture!r}")
+    built = dacite.from_dict(ARCHITECTURES[architecture], model, settings)
+    return dacite.from_dict(Config, {**values, "model": built}, settings)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is not a number")
+    return float(value)
+
+
+def _require_same(stored: Run, given: Run) -> None:
+    for name, old, new in _differences(to_dict(stored.config), to_dict(given.config)):
+        raise UserError(
+            f"{given.folder} was made with {_flag(name)} {old}, not {new}: "
+            "repeat its flags to continue it, or choose another folder with --run"
+        )
+    if stored.image_shape != given.image_shape:
+        raise UserError(
+            f"{given.folder} was made with images of shape {stored.image_shape}, the data has "
+            f"{given.image_shape}: choose another folder with --run"
+        )
+
+
+def _differences(
+    old: dict[str, Any], new: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    for key in new:
+        name = prefix + key
+        if name in MAY_DIFFER:
+            continue
+        if isinstance(new[key], dict):
+            yield from _differences(old.get(key, {}), new[key], f"{name}.")
+        elif old.get(key) != new[key]:
+            yield name, old.get(key), new[key]
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run folder, made if need be; a killed process holds nothing.
+
+    It holds between the processes of one machine, and over NFS where that has locks. Raises
+    UserError if another process trains there, and says which.
+    """
+    with ExitStack() as stack:
+        with writing(folder / LOCK):
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(folder / LOCK, "ab+", 0, opener=_open_no_link))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read(200).decode(errors="replace").strip()
+            raise UserError(
+                f"another process is training in {folder} ({holder}): "
+                "wait for it, or choose another folder with --run"
+            ) from error
+        with writing(folder / LOCK):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        yield
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    """A lock that is a link would empty another file."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)

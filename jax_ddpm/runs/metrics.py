@@ -1,0 +1,79 @@
+"""metrics.jsonl, which says the same for a run that was interrupted as for one that was not."""
+
+import itertools
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jax_ddpm.errors import UserError
+from jax_ddpm.files.atomic import write_atomically, writing
+from jax_ddpm.files.untrusted import reason
+
+MAX_LINE, MAX_VALUE = 10_000, sys.float_info.max
+
+
+class Row(NamedTuple):
+    """The means over the steps since the last row, at `step` finished steps. No clock: see above.
+
+    Skipped steps are left out; where all were, loss and grad_norm are NaN, in the file null.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    skipped: int = 0
+
+
+def append(path: Path, row: Row) -> None:
+    """Add one line to the file. Raises UserError if the disk does not take it."""
+    with writing(path), path.open("a") as file:
+        file.write(_line(row))
+
+
+def read(path: Path) -> list[Row]:
+    """Every whole row of the file, if it is there; a half-written last line is left out.
+
+    Raises UserError, naming the line, for anything else.
+    """
+    if not path.exists():
+        return []
+    rows: list[Row] = []
+    with path.open("rb") as file:
+        for number in itertools.count(1):
+            line = file.readline(MAX_LINE)
+            if not line.endswith(b"\n") and len(line) < MAX_LINE:
+                return rows
+            try:
+                rows.append(_row(json.loads(line)))
+            except (ValueError, TypeError, AttributeError, RecursionError) as error:
+                raise UserError(
+                    f"line {number} of {path} is no row of the log: {reason(error)}; mend or "
+                    "remove that line, and run the same command again"
+                ) from error
+    raise AssertionError("unreachable")
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drop the rows after `step`, which is where training goes on."""
+    lines = [_line(row) for row in read(path) if row.step <= step]
+    write_atomically(path, lambda temporary: temporary.write_text("".join(lines)))
+
+
+def _line(row: Row) -> str:
+    values = row._asdict().items()
+    return json.dumps({name: None if math.isnan(value) else value for name, value in values}) + "\n"
+
+
+def _row(values: Any) -> Row:
+    known: dict[str, Any] = {
+        name: math.nan if value is None else value for name, value in values.items()
+    }
+    row = Row(**known)
+    numbers = all(type(value) in (int, float) for value in row)
+    numbers = numbers and not any(abs(value) > MAX_VALUE for value in row)
+    if not numbers or type(row.step) is not int or type(row.skipped) is not int:
+        raise ValueError("one of its values is no number")
+    return row

@@ -1,0 +1,143 @@
+"""Stored power-function averages of a run: one safetensors file for each width and step."""
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from jax_ddpm.errors import UserError
+from jax_ddpm.files.atomic import write_atomically
+from jax_ddpm.optim.posthoc_ema import MAX_SIGMA_REL, gamma_from_sigma_rel, profile_error, reconstruct, solve_weights
+from jax_ddpm.optim.averages import Params
+from jax_ddpm.files.untrusted import reason
+
+NAME = re.compile(r"sigma_rel_(?P<sigma_rel>[0-9.e-]+)_step_(?P<step>[0-9]+)\.safetensors")
+MIN_SIGMA_REL, MAX_STEP = 1e-4, 2**31
+FLOATS = (np.float32, np.float64)
+
+
+class Snapshot(NamedTuple):
+    """A stored average: its relative width, the steps it has seen, and its file."""
+
+    step: int
+    sigma_rel: float
+    path: Path
+
+
+class Reconstruction(NamedTuple):
+    """A reconstructed average, the step it belongs to, and the relative error of its profile."""
+
+    params: Params
+    step: int
+    error: float
+    num_snapshots: int
+
+
+def write_snapshots(
+    folder: Path, sigma_rels: Sequence[float], averages: Sequence[Params], step: int
+) -> None:
+    """Write the average of each width after `step` steps; each file is there whole or not."""
+    for sigma_rel, average in zip(sigma_rels, averages, strict=True):
+        _write(folder / f"sigma_rel_{sigma_rel}_step_{step:07d}.safetensors", average,
+               {"sigma_rel": sigma_rel, "step": step})  # fmt: skip
+
+
+def _write(path: Path, average: Params, about: dict[str, Any]) -> None:
+    metadata = {"average": json.dumps(about)}  # one entry, for the order of several is random
+    data = safetensors.numpy.save(_by_name(jax.device_get(average)), metadata)
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
+
+
+def list_snapshots(folder: Path) -> list[Snapshot]:
+    """All snapshots in `folder`, in the order of their steps; none if it is not there.
+
+    Raises UserError for a name that says an impossible step or width, or what another says too.
+    """
+    found = ((NAME.fullmatch(path.name), path) for path in sorted(folder.glob("*.safetensors")))
+    snapshots = sorted(_snapshot(match, path) for match, path in found if match)
+    for one, other in itertools.pairwise(snapshots):
+        if one[:2] == other[:2]:
+            raise UserError(f"{one.path} and {other.path} are the same snapshot: remove one")
+    return snapshots
+
+
+def _snapshot(match: re.Match[str], path: Path) -> Snapshot:
+    try:
+        step, sigma_rel = int(match["step"]), float(match["sigma_rel"])
+    except ValueError:
+        step, sigma_rel = 0, 0.0
+    if not (1 <= step <= MAX_STEP and MIN_SIGMA_REL <= sigma_rel < MAX_SIGMA_REL):
+        raise UserError(
+            f"{path} is no snapshot: its name must say a step and a relative width between "
+            f"{MIN_SIGMA_REL} and {MAX_SIGMA_REL:.4f}"
+        )
+    return Snapshot(step, sigma_rel, path)
+
+
+def read_snapshot(path: Path, like: Params) -> Params:
+    """The parameters in `path`, arranged as in `like` (arrays or shapes).
+
+    Raises UserError for a damaged file and for one of another network.
+    """
+    try:
+        arrays = safetensors.numpy.load_file(path)
+    except Exception as error:  # a KeyError for a dtype that NumPy lacks, and others
+        raise UserError(f"{path} is not a whole snapshot: {reason(error)}") from error
+    expected = _by_name(like)
+    for name in expected | arrays:
+        if name not in expected or name not in arrays or arrays[name].shape != expected[name].shape:
+            raise UserError(f"{path} is a snapshot of another network: {name} differs")
+        if arrays[name].dtype not in FLOATS or not np.isfinite(arrays[name]).all():
+            raise UserError(f"{path} is damaged: {name} holds more than finite numbers")
+    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in expected])
+
+
+def snapshots_until(folder: Path, step: int | None = None) -> tuple[list[Snapshot], int]:
+    """The snapshots of which an average at `step` (default: the last) is made, and that step.
+
+    They are those up to the first that is not before `step`, so what training does later changes
+    nothing. Raises UserError if there are none, or none so late.
+    """
+    snapshots = list_snapshots(folder)
+    if not snapshots:
+        raise UserError(f"{folder} holds no snapshots: train with --train.posthoc-ema 0.05 0.1")
+    last = snapshots[-1].step
+    step = last if step is None else step
+    if not 1 <= step <= last:
+        raise UserError(f"step {step} must be between 1 and {last}, that of the last snapshot")
+    end = min(found.step for found in snapshots if found.step >= step)
+    return [found for found in snapshots if found.step <= end], step
+
+
+def reconstruct_from(
+    folder: Path, like: Params, sigma_rel: float, step: int | None = None
+) -> Reconstruction:
+    """The average of relative width `sigma_rel` after `step` steps (default: the last snapshot's).
+
+    Source: Karras et al. 2024, section 3.2. Raises UserError if there are no snapshots, or none so
+    late, and for a width that cannot be.
+    """
+    try:
+        gamma = gamma_from_sigma_rel(sigma_rel)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    used, step = snapshots_until(folder, step)
+    steps = np.array([found.step for found in used])
+    gammas = np.array([gamma_from_sigma_rel(found.sigma_rel) for found in used])
+    weights = solve_weights(steps, gammas, step, gamma)
+    params = reconstruct(weights, (read_snapshot(found.path, like) for found in used))
+    params = jax.tree.map(lambda a, b: a.astype(b.dtype), params, like)
+    off_by = profile_error(weights, steps, gammas, step, gamma)
+    return Reconstruction(params, step, off_by, len(used))
+
+
+def _by_name(tree: Params) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

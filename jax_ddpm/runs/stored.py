@@ -1,0 +1,281 @@
+"""One checkpoint on disk: what Orbax writes and reads, with checksums of every leaf."""
+
+import errno
+import json
+import logging
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from jax_ddpm.errors import UserError
+from jax_ddpm.runs.formats import require_known
+from jax_ddpm.runs.checksums import checksum, copied, is_whole, sealed
+from jax_ddpm.devices.processes import in_turn, largest
+from jax_ddpm.optim.averages import Params
+from jax_ddpm.training.state import TrainState
+from jax_ddpm.files.untrusted import require_bounded
+
+LATER_FIELDS = {"loss_history", "skipped"}  # of the state; a checkpoint may lack them: all zeros
+DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)  # say nothing of what is there
+DESCRIPTION = "_CHECKPOINT_METADATA"
+UNCHECKED_FORMATS = (1, 2)  # had no checksums
+
+
+class Damaged(UserError):
+    """A checkpoint that is not what was written."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        """`path`: the folder of the checkpoint; `reason`: how that shows."""
+        super().__init__(f"the checkpoint {path} is damaged ({reason})")
+        self.reason = reason
+
+
+def write(path: Path, state: TrainState, about: dict[str, Any], loss: float | None) -> Any:
+    """Begin to write `state` to `path`, where nothing is; the answer's result() waits for the end.
+
+    When this returns, the buffers of `state` are not needed any more. Raises whatever Orbax does.
+    """
+    held = jax.tree.map(_without_empty, _fields_with_arrays(state))
+    document = sealed({**about, "loss": loss, "leaves": _described(held)})
+    if jax.default_backend() == "cpu":  # where what Orbax takes for its own copy may be no copy
+        held = jax.tree.map(copied, held)
+    with _orbax():
+        return ocp.save_async(path, held, custom_metadata=document)
+
+
+def read(path: Path, like: TrainState) -> TrainState:
+    """The state in `path`, with the shapes, dtypes and devices of `like`.
+
+    Raises Damaged, and UserError if it is of another network, of a newer version or forbidden.
+    """
+    expected = _fields_with_arrays(like)
+    with agreed(path):
+        leaves = _leaves_of(path, describe(path))
+        there = {name.split("/")[0] for name in leaves}
+        later = {name: expected.pop(name) for name in LATER_FIELDS & expected.keys() - there}
+    found = _load(path, expected, leaves)
+    return like.replace(**found, **jax.tree.map(_zeros, later))
+
+
+def read_params(path: Path, like: Params) -> Params:
+    """The parameters alone of the state in `path`. Raises as `read` does."""
+    with agreed(path):
+        leaves = _leaves_of(path, describe(path))
+    leaves = {name: leaf for name, leaf in leaves.items() if name.split("/")[0] == "params"}
+    return _load(path, {"params": like}, leaves)["params"]
+
+
+@contextmanager
+def agreed(path: Path) -> Iterator[None]:
+    """What one of several processes finds damaged is so for all, which go on with the same."""
+    damaged = None
+    try:
+        yield
+    except Damaged as error:
+        damaged = error
+    if largest(int(damaged is not None)):
+        raise damaged or Damaged(path, "as another process found")
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What the checkpoint says of itself: what `write` was given, and the loss.
+
+    Raises Damaged, or UserError if it was written by a newer version.
+    """
+    try:  # as ocp.metadata does, which reads the description of all arrays besides
+        document = dict(json.loads((path / DESCRIPTION).read_text())["custom_metadata"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _unreadable(path, error) from error
+    if "leaves" not in document and document.get("format") in UNCHECKED_FORMATS:
+        return document
+    if not is_whole(document):
+        raise Damaged(path, "its description has another checksum than when it was written")
+    require_known(document.get("format", 1), path)
+    if not _is_well_formed(document):
+        raise Damaged(path, "its description is not what a checkpoint says")
+    return document
+
+
+def _num_bytes(like: Any) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(like))
+
+
+def _is_well_formed(document: dict[str, Any]) -> bool:
+    """Whether loss and leaves are of the types that `write` gives them; anyone can seal a text."""
+    leaves, loss = document.get("leaves", {}), document.get("loss")
+    return (loss is None or type(loss) in (int, float)) and isinstance(leaves, dict) and all(
+        isinstance(leaf, list) and len(leaf) == 3 and isinstance(leaf[0], list)
+        for leaf in leaves.values()
+    )  # fmt: skip
+
+
+def loss_of(path: Path) -> float | None:
+    """The loss that was given when the checkpoint was written. Raises Damaged."""
+    document = describe(path)
+    if "leaves" in document:
+        return document.get("loss")
+    try:  # the older formats had it in a file of its own, if at all
+        return float(json.loads((path / "metrics" / "metrics").read_text())["loss"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def reason_of(error: BaseException) -> str:
+    """What `error` says, without the libraries' own words around it, in at most 160 characters."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error).split("[tensorstore_spec")[0].rsplit(": Error ", 1)[-1].split()
+    known = re.search("|".join(map(os.strerror, (*DISK_ERRORS, *REFUSED))), str(error))
+    if known:
+        return known[0]
+    kind = "" if isinstance(error, RuntimeError | ValueError) else f"{type(error).__name__} "
+    return (kind + " ".join(text))[:160].strip() or type(error).__name__
+
+
+def say(message: str) -> None:
+    """Print `message` on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def _orbax() -> ocp.Context:
+    """How Orbax is used here: it fails at once where it cannot make a folder."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # they log what is raised here anyway
+    directly = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+    return ocp.Context(async_options=directly)
+
+
+def _fields_with_arrays(state: TrainState) -> dict[str, Any]:
+    """The fields of `state` that are in use; so a checkpoint does not know of fields made later."""
+    values = {field.name: getattr(state, field.name) for field in fields(state)}
+    return {name: value for name, value in values.items() if jax.tree.leaves(value)}
+
+
+def _described(held: dict[str, Any]) -> dict[str, Any]:
+    """Shape, dtype and checksum of each leaf, by name."""
+    leaves = _by_name(held)
+    sums = jax.device_get({name: in_turn(checksum(leaf)) for name, leaf in leaves.items()})
+    return {
+        name: [list(leaf.shape), str(leaf.dtype), [int(lane) for lane in sums[name]]]
+        for name, leaf in leaves.items()
+    }
+
+
+def _leaves_of(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+    """What is known of each leaf: shape, and dtype and checksum unless it is of an older format."""
+    if "leaves" in document:
+        return document["leaves"]
+    try:
+        with _orbax():
+            tree = ocp.metadata(path).metadata
+        return {name: [list(leaf.shape), None, None] for name, leaf in _by_name(tree).items()}
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _load(path: Path, like: Any, leaves: dict[str, Any]) -> Any:
+    """The arrays of `like` out of `path`, each with the checksum that it had.
+
+    Raises Damaged, and UserError if `path` holds other shapes or is forbidden.
+    """
+    _require_same_shapes(path, leaves, like)
+    require_bounded(_num_bytes(like), path)
+    with agreed(path):
+        found = _as_stored(path, like, leaves)
+    arrays = _by_name(found)
+    sums = jax.device_get({name: in_turn(checksum(array)) for name, array in arrays.items()})
+    with agreed(path):
+        for name, array in arrays.items():
+            _, dtype, lanes = leaves[name]
+            if lanes is not None and (str(array.dtype) != dtype or sums[name].tolist() != lanes):
+                raise Damaged(path, f"{name} has another checksum than when it was written")
+    return jax.tree.map(lambda name, leaf: _given(arrays.get(name), leaf), _names(like), like)
+
+
+def _as_stored(path: Path, like: Any, leaves: dict[str, Any]) -> Any:
+    """The arrays of `like` with the dtypes that they have in `path`; None for empty ones."""
+    context = _orbax()
+    context.pytree.loading.partial_load = True
+    # Else Orbax waits at the end for all processes, one of which may have failed.
+    context.multiprocessing.active_processes = {jax.process_index()}
+    context.multiprocessing.primary_host = jax.process_index()
+
+    def stored_as(name: str, leaf: Any) -> Any:
+        if not np.prod(leaf.shape):
+            return None
+        dtype = leaf.dtype if leaves[name][1] in (None, str(leaf.dtype)) else leaves[name][1]
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=getattr(leaf, "sharding", None))
+
+    try:
+        with context:
+            found = ocp.load(path, jax.tree.map(stored_as, _names(like), like))
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    if not all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(found)):
+        raise Damaged(path, "arrays are missing")  # for which Orbax gives back their shapes
+    return found
+
+
+def _unreadable(path: Path, error: Exception) -> Exception:
+    """Damaged, unless `error` says nothing of what is in `path`."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return error
+    reason = reason_of(error)
+    if getattr(error, "errno", None) in REFUSED or reason in map(os.strerror, REFUSED):
+        return UserError(
+            f"the checkpoint {path} cannot be read ({reason}): put that right, then run the same "
+            "command again"
+        )
+    return Damaged(path, reason)
+
+
+def _given(array: Any, like: Any) -> Any:
+    if array is None:
+        return _zeros(like)
+    return array if array.dtype == like.dtype else array.astype(like.dtype)
+
+
+def _zeros(like: Any) -> Any:
+    return jnp.zeros(like.shape, like.dtype, device=getattr(like, "sharding", None))
+
+
+def _without_empty(leaf: Any) -> Any:
+    """`leaf`, or None where it has no elements, which Orbax refuses."""
+    return leaf if np.prod(leaf.shape) else None
+
+
+def _names(tree: Any) -> Any:
+    """`tree` with the name of each leaf in its place."""
+    return jax.tree.unflatten(jax.tree.structure(tree), list(_by_name(tree)))
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _require_same_shapes(path: Path, leaves: dict[str, Any], like: Any) -> None:
+    stored = {name: tuple(leaf[0]) for name, leaf in leaves.items()}
+    expected = {name: leaf.shape for name, leaf in _by_name(like).items() if np.prod(leaf.shape)}
+    for name in expected | stored:
+        if stored.get(name) != expected.get(name):
+            raise UserError(
+                f"checkpoint {path.name} in {path.parent} is of another network: {name} is "
+                f"{_shape_of(stored.get(name))} there, {_shape_of(expected.get(name))} here"
+            )
+
+
+def _shape_of(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else f"of shape {shape}"

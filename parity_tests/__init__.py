@@ -1,0 +1,1 @@
+"""Comparisons of two frameworks: jax_ddpm beside PyTorch code."""

@@ -1,1 +1,0 @@
-"""Benchmarks: training steps and sampling beside PyTorch, data sources, and peak memory."""

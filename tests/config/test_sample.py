@@ -1,0 +1,152 @@
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_ddpm.config.run import Config, DiffusionConfig, validate, validate_sampling
+from jax_ddpm.config.sample import SampleConfig, sampling_timesteps, validate_sample
+from jax_ddpm.errors import UserError
+from jax_ddpm.jobs.build import make_sampler, sampling_levels
+from jax_ddpm.jobs.generate import make_denoiser
+from jax_ddpm.jobs.sample import SampleArgs, sample_run
+from jax_ddpm.models import PulferConfig
+from jax_ddpm.process.grids import timestep_grid
+from jax_ddpm.process.levels import level_at
+from jax_ddpm.process.schedules import named_schedule
+from jax_ddpm.samplers import SAMPLERS, SamplerState
+
+SCHEDULE = named_schedule("linear", 100, dtype=jnp.float64)
+TABLE = {"whole_timesteps": True}
+NOISE = {"zero_terminal_snr": True}
+BAD = [
+    ({"spacing": "karras", "num_steps": 0}, {}, "--steps is 0, .* at least 1"),
+    ({"spacing": "karras"}, NOISE, "spacing is karras, .* in t, such as trailing"),
+    ({"spacing": "log_snr"}, TABLE, "spacing is log_snr, .* table of times"),
+    ({"timesteps": "5,9"}, {}, "must descend between T - 1 = 999 and 0"),
+    ({"timesteps": "9,5", "respacing": "25"}, {}, "timesteps is 9,5, .* left out with --respacing 25"),
+    ({"sampler": "heun", "spacing": "trailing"}, NOISE, "sampler is heun, .* pure noise"),
+    ({"sampler": "pndm", "timesteps": "999,0"}, NOISE, "sampler is pndm, .* pure noise"),
+    ({"sampler": "plms", "spacing": "linspace"}, NOISE, "sampler is plms, .* pure noise"),
+    ({"churn": 1.0}, {}, "churn is 1.0, .* 0 with --sampler ddpm: only heun"),
+    ({"churn": -1.0, "sampler": "heun"}, {}, "churn is -1.0, .* 0 or more"),
+    ({"churn": 1.0, "sampler": "heun"}, TABLE, "churn is 1.0, .* table of times"),
+    ({"churn_min": -1.0}, {}, "churn-min is -1.0"),
+    ({"churn_min": 2.0, "churn_max": 1.0}, {}, "churn-max is 1.0, .* at least --churn-min 2"),
+    ({"churn_noise": -1.0}, {}, "churn-noise is -1.0"),
+    ({"dynamic_threshold": 0.0}, {}, "dynamic-threshold is 0.0, .* a quantile"),
+    ({"dynamic_threshold": 1.1}, {}, "dynamic-threshold is 1.1, .* a quantile"),
+]  # fmt: skip
+GOOD = [
+    ({"spacing": "karras", "num_steps": 2000}, {}),
+    ({"sampler": "dpmpp_2m", "spacing": "trailing", "num_steps": 20}, NOISE),
+    ({"sampler": "heun", "spacing": "leading", "num_steps": 20}, NOISE),
+    ({"sampler": "pndm", "num_steps": 20}, TABLE),
+    ({"sampler": "heun", "churn": 40.0, "churn_max": 50.0, "dynamic_threshold": 1.0}, {}),
+]
+
+
+@pytest.mark.parametrize(("settings", "of_run", "message"), BAD)
+def test_settings_that_cannot_work_are_refused_in_one_sentence(settings, of_run, message):
+    with pytest.raises(UserError, match=message) as caught:
+        validate_sample(SampleConfig(**settings), 1000, **of_run)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("settings", "of_run"), GOOD)
+def test_settings_that_work_are_not_refused(settings, of_run):
+    validate_sample(SampleConfig(**settings), 1000, **of_run)
+
+
+def test_the_run_says_what_its_network_and_its_schedule_can():
+    sample = SampleConfig(sampler="heun", spacing="trailing", num_steps=10)
+    diffusion = DiffusionConfig(prediction_type="v", zero_terminal_snr=True)
+    with pytest.raises(UserError, match="pure noise"):
+        validate(Config(diffusion=diffusion, sample=sample))
+    with pytest.raises(UserError, match="table of times"):
+        validate_sampling(SampleConfig(spacing="karras"), Config(model=PulferConfig()))
+
+
+def test_the_levels_of_whole_timesteps_are_those_of_the_tables():
+    trailing = SampleConfig(spacing="trailing", num_steps=7)
+    np.testing.assert_array_equal(
+        sampling_levels(trailing, SCHEDULE),
+        level_at(SCHEDULE, jnp.asarray(timestep_grid(100, 7, "trailing"))),
+    )
+    listed = replace(trailing, timesteps="90,40,3", spacing="karras")
+    assert sampling_levels(listed, SCHEDULE).t.tolist() == [90, 40, 3, -1]
+    assert sampling_timesteps(replace(trailing, respacing="ddim10"), 100)[0] == 90
+
+
+def test_levels_between_the_timesteps_have_no_whole_timesteps():
+    between = SampleConfig(spacing="log_snr", num_steps=7)
+    levels = sampling_levels(between, SCHEDULE)
+    assert (len(levels.t), float(levels.t[0]), float(levels.t[-1])) == (8, 99, -1)
+    with pytest.raises(ValueError, match="between the timesteps"):
+        sampling_timesteps(between, 100)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_is_built_by_its_name(name):
+    settings = SampleConfig(sampler=name)
+    sampler = make_sampler(settings, DiffusionConfig(), SCHEDULE, 5)
+    assert isinstance(sampler.init(jnp.zeros((1, 2, 2, 1))), SamplerState)
+
+
+@pytest.mark.slow
+def test_thresholding_and_eps_reach_the_denoiser(trained_run):
+    from jax_ddpm import runs
+    from jax_ddpm.jobs.build import build
+    from jax_ddpm.jobs.sample import load_state
+
+    run = runs.load(trained_run)
+    parts = build(run.config, run.image_shape)
+    params = load_state(run, parts).params
+    level = level_at(parts.schedule, jnp.asarray(6))
+    x_t = 3 * jnp.ones((1, *run.image_shape)).at[0, 0].set(0.5)
+
+    def predicted(**settings):
+        return make_denoiser(parts, SampleConfig(**settings), params, None)(x_t, level)
+
+    plain, clipped = predicted(clip_x_0=False), predicted()
+    assert jnp.abs(plain.x_0).max() > 1.5
+    limit = jnp.quantile(jnp.abs(plain.x_0), 0.5)
+    found = predicted(dynamic_threshold=0.5).x_0
+    np.testing.assert_allclose(found, jnp.clip(plain.x_0 / limit, -1, 1), rtol=1e-6)
+    assert jnp.abs(found - clipped.x_0).max() > 0.1
+    np.testing.assert_array_equal(predicted(rederive_eps=False).eps, plain.eps)
+    assert jnp.abs(clipped.eps - plain.eps).max() > 0.1
+
+
+def test_a_grid_on_the_command_line_takes_the_place_of_the_runs_own():
+    of_run = SampleConfig(respacing="25", timesteps=None)
+    found = SampleArgs(run=None, timesteps="5,1").settings(of_run)
+    assert (found.timesteps, found.respacing) == ("5,1", None)
+    found = SampleArgs(run=None, steps=7).settings(replace(of_run, timesteps="5,1"))
+    assert (found.num_steps, found.timesteps, found.respacing) == (7, None, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_draws_images_of_a_run(trained_run, tmp_path, name):
+    out = tmp_path / "images.npz"
+    sample_run(SampleArgs(trained_run, num=2, out=out, sampler=name, steps=5, batch_size=2))
+    images = np.load(out)["arr_0"]
+    assert (images.shape, images.dtype) == ((2, 8, 8, 1), np.uint8)
+    assert len(np.unique(images)) > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"spacing": "karras", "sampler": "dpmpp_2m"},
+        {"spacing": "log_snr", "sampler": "heun", "churn": 2.0},
+        {"timesteps": "7,3,1", "sampler": "pndm"},
+        {"dynamic_threshold": 0.9, "rederive_eps": False},
+    ],
+)
+def test_grids_and_thresholds_draw_images_of_a_run(trained_run, tmp_path, settings):
+    out = tmp_path / "images.npz"
+    sample_run(SampleArgs(trained_run, num=2, out=out, batch_size=2, **settings))
+    assert len(np.unique(np.load(out)["arr_0"])) > 5

@@ -1,0 +1,234 @@
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jax_ddpm
+from jax_ddpm.data.idx import read_idx
+from jax_ddpm.errors import UserError
+from jax_ddpm.files.untrusted import read_json, read_npz, require_bounded
+from jax_ddpm.interop.files import read_weights
+
+ZEROS = 2**28  # bytes that compress to a thousandth: more than a bomb may unpack to
+# Measured: 4 to 3,872 KiB for the four; without its guard the archive alone takes 263,340.
+LIMIT_KIB = 32 * 2**10
+ROOT = Path(jax_ddpm.__file__).parents[1]
+
+
+def npy_header(shape, descr="|u1"):
+    text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}, }}".ljust(118) + "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
+
+
+def archive(path, members, method=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", method) as file:
+        for name, chunks in members.items():
+            with file.open(name, "w") as stream:
+                for chunk in chunks:
+                    stream.write(chunk)
+    return path
+
+
+def zeros(count):
+    return [bytes(2**20)] * (count // 2**20)
+
+
+def gzip_bomb(path):
+    import gzip
+
+    with gzip.open(path, "wb") as file:
+        file.write(struct.pack(">BBBB3I", 0, 0, 8, 3, ZEROS // 2**20, 2**10, 2**10))
+        for chunk in zeros(ZEROS):
+            file.write(chunk)
+    return path
+
+
+def npz_bomb(path):
+    return archive(path, {"x.npy": [npy_header((ZEROS,)), *zeros(ZEROS)]})
+
+
+def torch_bomb(path):
+    """A PyTorch file whose one storage is compressed, as PyTorch never does."""
+    torch = pytest.importorskip("torch")
+    plain = io.BytesIO()
+    torch.save({"a": torch.zeros(4)}, plain)
+    with zipfile.ZipFile(plain) as file:
+        members = {name: [file.read(name)] for name in file.namelist()}
+    members = {
+        name: zeros(ZEROS) if name.endswith("/0") else body for name, body in members.items()
+    }
+    return archive(path, members)
+
+
+def twins(path):
+    """Ten thousand names for one tensor of 128 KiB, which would take 1.2 GiB apart."""
+    torch = pytest.importorskip("torch")
+    one = torch.zeros(2**15)
+    torch.save({f"a{i}": one for i in range(10_000)}, path)
+    return path
+
+
+BOMBS = {
+    "a-idx3-ubyte.gz": (gzip_bomb, read_idx),
+    "a.npz": (npz_bomb, read_npz),
+    "a.pt": (torch_bomb, read_weights),
+    "twins.pt": (twins, read_weights),
+}
+MEASURE = """
+import sys
+sys.path[:0] = sys.argv[1:2]
+from pathlib import Path
+from tests.files.test_untrusted import BOMBS
+from jax_ddpm.errors import UserError
+import torch
+
+def peak():  # in KiB, of this process alone: getrusage would begin with that of its parent
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+before = peak()
+for name, (make, read) in BOMBS.items():
+    try:
+        read(Path(sys.argv[2]) / name)
+    except UserError as error:
+        print(peak() - before, error)
+"""
+
+
+@pytest.mark.slow
+def test_a_bomb_is_refused_before_it_takes_memory(tmp_path):
+    pytest.importorskip("torch")
+    for name, (make, _) in BOMBS.items():
+        assert make(tmp_path / name).stat().st_size < ZEROS / 100
+    command = [sys.executable, "-c", MEASURE, str(ROOT), str(tmp_path)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(BOMBS)
+    for line in lines:
+        grown, _, message = line.partition(" ")
+        assert "decompression bomb" in message
+        assert int(grown) < LIMIT_KIB, line
+
+
+def test_an_array_larger_than_its_archive_says_is_refused(tmp_path):
+    path = archive(tmp_path / "a.npz", {"x.npy": [npy_header((10**12,)), bytes(100)]})
+    with pytest.raises(UserError, match=r"a.npz .*x.npy of shape .* announces .* but holds 100"):
+        read_npz(path)
+
+
+@pytest.mark.parametrize(
+    ("members", "method", "message"),
+    [
+        ({"x.npy": [npy_header((1,), "|O"), bytes(8)]}, zipfile.ZIP_STORED, "Python objects"),
+        ({"x.npy": [npy_header((0,), "|S0")]}, zipfile.ZIP_STORED, "no array has shape"),
+        ({"x.npy": [npy_header((4,)), bytes(4)]}, zipfile.ZIP_LZMA, "compressed in a way"),
+        ({"x.txt": [b"text"]}, zipfile.ZIP_STORED, "x.txt is no array"),
+    ],
+)
+def test_what_numpy_does_not_write_is_refused(tmp_path, members, method, message):
+    with pytest.raises(UserError, match=message):
+        read_npz(archive(tmp_path / "a.npz", members, method))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "is not a thing"),
+        ('{"a": NaN}', "NaN is not a number"),
+        ("\udcff", "is not a thing"),
+        ("1" * 5000, "is not a thing"),
+        (" " * (2**24 + 1), "more than 16,777,216 bytes"),
+    ],
+    ids=["deep", "nan", "bytes", "digits", "long"],
+)
+def test_hostile_json_is_refused(tmp_path, text, message):
+    (tmp_path / "a.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=message) as caught:
+        read_json(tmp_path / "a.json", "a thing")
+    assert "\n" not in str(caught.value)
+
+
+def test_json_that_is_no_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match="there is no file"):
+        read_json(tmp_path / "a.json", "a thing")
+    with pytest.raises(UserError, match=r"is not a thing: Is a directory"):
+        read_json(tmp_path, "a thing")
+
+
+def test_a_file_may_unpack_to_a_hundred_times_its_size_or_64_mib(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(bytes(2**20))
+    require_bounded(100 * 2**20, path)
+    with pytest.raises(UserError, match="1,048,576 bytes and would take 104,857,601 in memory"):
+        require_bounded(100 * 2**20 + 1, path)
+    require_bounded(100 * 2**20, tmp_path)  # a folder: the files in it
+    path.write_bytes(b"")
+    require_bounded(2**26, path)
+    with pytest.raises(UserError, match="0 bytes and would take 67,108,865 in memory"):
+        require_bounded(2**26 + 1, tmp_path)
+
+
+def test_a_message_is_one_printable_line_whatever_it_quotes(tmp_path):
+    text = str(UserError("a\n\x1b[2J\tb" + "x" * 10**6))
+    assert text.isprintable()
+    assert len(text) < 2100
+    assert text.startswith("a \\x1b[2J b")
+
+
+HOSTILE = {
+    "not an object": [1],
+    "no format": {},
+    "huge image": {"format": 2, "image_shape": [10**9, 10**9, 3], "config": {}},
+    "infinite image": {"format": 2, "image_shape": [1e999, 1, 1], "config": {}},
+}
+
+
+@pytest.mark.parametrize("document", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_configuration_is_refused(tmp_path, document):
+    from jax_ddpm import runs
+
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"config.json is not the configuration of a run"):
+        runs.load(tmp_path)
+
+
+def test_a_link_out_of_a_run_folder_is_not_followed(tmp_path):
+    from jax_ddpm import runs
+    from jax_ddpm.config.run import Config
+
+    run = runs.Run(tmp_path / "run", Config(), (8, 8, 1))
+    runs.write_config(run)
+    (tmp_path / "link").symlink_to(run.folder)
+    (run.folder / "samples").symlink_to("checkpoints")
+    assert runs.load(tmp_path / "link").image_shape == (8, 8, 1)
+    (run.folder / "ema").symlink_to(tmp_path)
+    with pytest.raises(UserError, match=r"run/ema leads out of the run folder"):
+        runs.load(run.folder)
+
+
+def test_a_lock_that_is_a_link_empties_nothing(tmp_path):
+    from jax_ddpm import runs
+
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match="lock could not be written"), runs.locked(tmp_path / "run"):
+        pass
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_the_arrays_of_an_archive_are_read(tmp_path):
+    arrays = {"a": np.arange(6).reshape(2, 3).T, "b": np.ones((0, 2)), "c": np.array(1.5)}
+    np.savez_compressed(tmp_path / "a.npz", **arrays)
+    found = read_npz(tmp_path / "a.npz")
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)

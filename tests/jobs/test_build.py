@@ -1,0 +1,88 @@
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jax_ddpm.config.run import Config
+from jax_ddpm.errors import UserError
+from jax_ddpm.jobs.build import build
+from jax_ddpm.models import GuidedDiffusionConfig, LucidrainsConfig, UNetConfig
+
+SMALL = UNetConfig(channels=4, channel_mult=(1,), num_res_blocks=1, attn_levels=(), num_groups=2)
+
+
+def config(model=SMALL, **diffusion):
+    return replace(Config(model=model), diffusion=replace(Config().diffusion, **diffusion))
+
+
+def out_channels(parts, shape):
+    def output(key):
+        return parts.network.apply_fn(parts.network.init(key), jnp.zeros((1, *shape)), jnp.zeros(1))
+
+    return jax.eval_shape(output, jax.random.key(0)).shape[-1]
+
+
+def test_a_learned_variance_doubles_the_output():
+    fixed = build(config(), (8, 8, 3))
+    learned = build(config(variance="learned_range", objective="hybrid"), (8, 8, 3))
+    assert (fixed.learned_variance, out_channels(fixed, (8, 8, 3))) == (False, 3)
+    assert (learned.learned_variance, out_channels(learned, (8, 8, 3))) == (True, 6)
+
+
+def test_a_network_for_other_images_is_refused_in_one_sentence():
+    with pytest.raises(UserError, match=r"8x8x3 of images of 8x8x1, .* give 1 channels .*channels"):
+        build(config(replace(SMALL, out_channels=3)), (8, 8, 1))
+    with pytest.raises(UserError, match=r"does not take images of 7x8x1: .*multiples of 2"):
+        build(config(LucidrainsConfig(dim=8, dim_mults=(1, 2))), (7, 8, 1))
+
+
+def test_labels_and_self_conditioning_come_from_the_network():
+    classes = GuidedDiffusionConfig(
+        model_channels=32, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(),
+        num_classes=7,
+    )  # fmt: skip
+    assert build(config(classes), (8, 8, 1)).num_labels == 7
+    assert build(config(), (8, 8, 1)).num_labels is None
+    again = LucidrainsConfig(dim=8, dim_mults=(1,), self_condition=True)
+    assert build(config(again), (8, 8, 1)).self_condition
+    assert not build(config(), (8, 8, 1)).self_condition
+
+
+def test_rescaled_timesteps_are_those_of_a_chain_of_a_thousand():
+    """The network is told 250 * 1000 / 500 = 500."""
+    plain, rescaled = (
+        build(config(num_timesteps=500, rescale_timesteps=on), (4, 4, 1), "float64")
+        for on in (False, True)
+    )
+    shapes = jax.eval_shape(plain.network.init, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1, jnp.float64), shapes)
+    x_t = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    told = rescaled.network.apply_fn(params, x_t, jnp.array([250]))
+    assert jnp.array_equal(told, plain.network.apply_fn(params, x_t, jnp.array([500.0])))
+    assert not jnp.array_equal(told, plain.network.apply_fn(params, x_t, jnp.array([250.0])))
+
+
+def test_with_label_dropout_the_last_label_means_no_class():
+    model = replace(SMALL, num_classes=11)
+    parts = build(config(model, label_dropout=0.1), (8, 8, 1))
+    assert (parts.num_labels, parts.null_label) == (10, 10)
+    parts = build(config(model), (8, 8, 1))
+    assert (parts.num_labels, parts.null_label) == (11, None)
+    assert build(config(), (8, 8, 1)).null_label is None
+
+
+def test_only_importance_sampling_has_a_history_of_losses():
+    def history(**diffusion):
+        parts = build(config(num_timesteps=20, **diffusion), (8, 8, 1))
+        return jax.eval_shape(parts.init_state, jax.random.key(0)).loss_history
+
+    assert history() is None
+    found = history(timestep_sampling="importance")
+    assert (found.losses.shape, found.counts.shape) == ((20, 10), (20,))
+
+
+def test_a_schedule_can_be_made_to_end_in_pure_noise():
+    assert build(config(), (8, 8, 1)).schedule.sqrt_alphas_cumprod[-1] > 0
+    parts = build(config(zero_terminal_snr=True), (8, 8, 1))
+    assert parts.schedule.sqrt_alphas_cumprod[-1] == 0

@@ -1,0 +1,76 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from jax_ddpm.errors import UserError
+from jax_ddpm.jobs.plot import (
+    ForwardArgs,
+    SchedulesArgs,
+    constants,
+    diffuse,
+    plot_forward,
+    plot_schedules,
+)
+from jax_ddpm.process.schedules import linear_betas, make_schedule
+
+
+def size_of(path):
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return image.size
+
+
+def test_the_constants_are_those_of_the_tutorials():
+    schedule = make_schedule(linear_betas(600), dtype=jnp.float64)
+    found = constants(schedule)
+    betas = np.linspace(1e-4, 0.02, 600)
+    np.testing.assert_allclose(found["alphas"], 1 - betas)
+    np.testing.assert_allclose(found["sqrt_recip_alphas"], (1 - betas) ** -0.5)
+    np.testing.assert_allclose(found["sqrt_alphas_cumprod"] ** 2, np.cumprod(1 - betas))
+
+
+def test_several_schedules_in_one_figure(tmp_path):
+    args = SchedulesArgs(tmp_path / "s.png", schedules=("linear", "cosine"), num_timesteps=30)
+    assert size_of(plot_schedules(args)) > (900, 600)
+
+
+def test_a_schedule_that_is_not_valid_is_a_sentence(tmp_path):
+    args = SchedulesArgs(tmp_path / "s.png", schedules=("linear_rescaled",), num_timesteps=20)
+    with pytest.raises(UserError, match="linear_rescaled with T = 20"):
+        plot_schedules(args)
+    assert not (tmp_path / "s.png").exists()
+
+
+def test_the_forward_process_of_a_picture_of_your_own(tmp_path):
+    Image.new("RGB", (9, 7), "red").save(tmp_path / "mine.png")
+    args = ForwardArgs(tmp_path / "f.png", image=tmp_path / "mine.png", steps=(0, 10, 999))
+    wide = size_of(plot_forward(args))
+    assert wide[0] > 3 * wide[1]  # one row of four pictures
+
+
+def test_the_forward_process_of_the_data_at_percentages(tmp_path, capsys):
+    plot_forward(ForwardArgs(tmp_path / "f.png", num=2, image_size=14))
+    assert "t = 249, 499, 749, 999 of T = 1000" in capsys.readouterr().out
+
+
+def test_a_step_outside_the_chain_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="step 1000 is not one of the chain, 0 to 999"):
+        plot_forward(ForwardArgs(tmp_path / "f.png", steps=(1000,)))
+
+
+def test_pictures_lose_their_content_along_the_chain():
+    schedule = make_schedule(linear_betas(1000))
+    black = np.zeros((1, 32, 32, 1), np.uint8)
+    noised = diffuse(schedule, black, (0, 100, 999), seed=0).astype(float)
+    means = noised.mean(axis=(0, 2, 3, 4))
+    assert means[0] < 3
+    assert means[0] < means[1] < means[2]
+    assert 110 < means[2] < 145  # clipped noise around the middle of the range
+
+
+@pytest.mark.parametrize("num_timesteps", [-5, 0, 10**9])
+def test_a_chain_of_no_possible_length_is_refused(tmp_path, num_timesteps):
+    args = SchedulesArgs(tmp_path / "s.png", num_timesteps=num_timesteps)
+    with pytest.raises(UserError, match=f"--num-timesteps is {num_timesteps}, .* between 1 and"):
+        plot_schedules(args)

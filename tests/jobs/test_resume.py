@@ -1,0 +1,300 @@
+"""Runs that were interrupted are continued as if they had not been."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import jax_ddpm
+from jax_ddpm.errors import Stopped, UserError
+from jax_ddpm.jobs import train as loop
+from jax_ddpm.jobs.build import build
+from jax_ddpm.jobs.sample import SampleArgs, load_state, sample_run
+from jax_ddpm.runs import metrics
+from jax_ddpm.runs.averages import chosen_params
+from jax_ddpm.runs.checkpoint import latest_step, open_checkpoints
+from jax_ddpm.runs.folder import load
+from tests.shared.compared_runs import assert_same_run, newest_state, raise_at_batch, saved_steps
+from tests.shared.disk import file_size_limited
+from tests.shared.long_tests import others_long
+from tests.shared.processes import flags_of
+from tests.shared.quick_compilation import LEVEL
+
+
+def test_a_run_stopped_half_way_and_continued_is_the_run_that_was_not_stopped(
+    trained_run, make_config, tmp_path, monkeypatch, capsys
+):
+    config = make_config(tmp_path / "stopped")
+    with monkeypatch.context() as patch:
+        raise_at_batch(patch, 7, lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(Stopped, match=r"after step 8.*run the same command again") as caught:
+            loop.train(config)
+    assert caught.value.signum == signal.SIGINT
+    assert str(config.run) in str(caught.value)
+    assert saved_steps(config.run) == [6, 8]
+    assert not (config.run / "loss.png").exists()
+    capsys.readouterr()
+
+    loop.train(config)
+    assert "Continuing after step 8 of 12" in capsys.readouterr().out
+    assert_same_run(config.run, trained_run)
+
+
+@pytest.mark.slow
+def test_a_run_in_slices_is_the_run_in_one_go(trained_run, make_config, tmp_path, capsys):
+    config = make_config(tmp_path / "sliced", train={"max_steps": 5})
+    for step in (5, 10):
+        with pytest.raises(Stopped, match=f"saved after step {step} in .*to continue") as caught:
+            loop.train(config)
+        assert caught.value.signum is None
+        assert saved_steps(config.run)[-1] == step
+    loop.train(config)
+    assert_same_run(config.run, trained_run)
+
+
+@pytest.mark.slow
+def test_a_run_that_died_between_checkpoints_continues_as_if_it_had_not(
+    trained_run, make_config, tmp_path, monkeypatch
+):
+    class Died(Exception):
+        pass
+
+    def die():
+        raise Died
+
+    config = make_config(tmp_path / "died")
+    with monkeypatch.context() as patch:
+        raise_at_batch(patch, 10, die)
+        with pytest.raises(Died):
+            loop.train(config)
+    assert saved_steps(config.run) == [6]
+    assert [row.step for row in metrics.read(config.run / "metrics.jsonl")] == [3, 6, 9]
+    with (config.run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1')  # what a write that is cut off leaves
+    loop.train(config)
+    assert_same_run(config.run, trained_run)
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    trained_run, make_config, tmp_path, capsys
+):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained_run, folder)
+    (folder / "checkpoints" / "12" / "state" / "manifest.ocdbt").write_bytes(b"")
+    run = load(folder)
+    assert int(load_state(run, build(run.config, run.image_shape)).step) == 6
+    assert "12 is damaged (" in capsys.readouterr().err
+    loop.train(make_config(folder))
+    out, error = capsys.readouterr()
+    assert "12 is damaged (" in error
+    assert "The checkpoint of step 6 is whole and used instead." in error
+    assert "Continuing after step 6 of 12" in out
+    assert saved_steps(folder) == [6, 12]
+    assert_same_run(folder, trained_run)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_ends_a_run_in_one_sentence_and_loses_nothing(
+    trained_run, make_config, tmp_path
+):
+    """Wherever the disk fills up: every file of the run is too large in one of these cases."""
+    config = make_config(tmp_path / "full")
+    sizes = (0, 100, 1000, 3000, 10_000)
+    said = set()
+    for size in sizes:
+        with file_size_limited(size), pytest.raises(UserError) as caught:
+            loop.train(config)
+        said.add(str(caught.value).split(" could not be written")[0])
+        assert "(File too large)" in str(caught.value)
+    assert len(said) > 2, said
+    loop.train(config)
+    assert_same_run(config.run, trained_run)
+
+
+AVERAGES = {
+    "parallel": "pmap", "batch_size": 16, "accumulate": 2, "ema_form": "power",
+    "ema_decays": (0.5, 0.7), "posthoc_ema": (0.05, 0.1), "snapshot_every": 3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def averaged_run(make_config, tmp_path_factory):
+    """A run on eight devices with several averages and snapshots."""
+    folder = tmp_path_factory.mktemp("averaged") / "run"
+    loop.train(make_config(folder, train=AVERAGES))
+    return folder
+
+
+def files_in(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.slow
+def test_averages_and_snapshots_of_an_interrupted_run_are_those_of_one_that_was_not(
+    averaged_run, make_config, tmp_path, monkeypatch
+):
+    def die():
+        raise InterruptedError
+
+    config = make_config(tmp_path / "broken", train=AVERAGES)
+    with monkeypatch.context() as patch:
+        raise_at_batch(patch, 10, die)
+        with pytest.raises(InterruptedError):
+            loop.train(config)
+    assert saved_steps(config.run) == [6]
+    early = files_in(load(config.run).snapshots)
+    assert len(early) == 6  # two of each of the steps 3, 6 and 9: 9 is written again
+    for path in load(config.run).snapshots.glob("*_step_0000009.*"):
+        path.write_bytes(b"")
+    loop.train(config)
+
+    found, expected = newest_state(config.run), newest_state(averaged_run)
+    assert found.keys() == expected.keys()
+    assert {name.split("[")[0] for name in found} >= {".more_ema", ".posthoc_ema", ".ema_params"}
+    assert [n for n in found if found[n].tobytes() != expected[n].tobytes()] == []
+    found, expected = (files_in(load(f).snapshots) for f in (config.run, averaged_run))
+    assert found == expected
+    assert len(expected) == 8
+    assert early.items() <= expected.items()
+
+
+@pytest.mark.slow
+def test_images_are_drawn_with_any_average_of_a_run(averaged_run, tmp_path, capsys):
+    run = load(averaged_run)
+    state = load_state(run, build(run.config, run.image_shape))
+
+    def kernel(*flags):
+        return np.asarray(chosen_params(run, state, *flags)[0]["conv_in"]["kernel"])
+
+    found = [kernel(name) for name in ("raw", "ema", "0.5", "0.7")]
+    found += [kernel("ema", width) for width in (0.05, 0.08, 0.2)] + [kernel("ema", 0.08, 6)]
+    assert len({array.tobytes() for array in found}) == 8
+    np.testing.assert_array_equal(kernel("0.9"), kernel("ema"))
+    stored = load_file(averaged_run / "ema" / "sigma_rel_0.05_step_0000012.safetensors")
+    newest = state.posthoc_ema[0]["conv_in"]["kernel"]
+    np.testing.assert_array_equal(stored["conv_in/kernel"], newest)
+    np.testing.assert_allclose(kernel("ema", 0.05), newest, rtol=1e-6)  # measured: 0
+
+    sample_run(SampleArgs(averaged_run, num=1, out=tmp_path / "image.png", posthoc_ema=0.2))
+    said = capsys.readouterr().out
+    assert "average of relative width 0.2 at step 12 (made of 8 snapshots, its profile" in said
+
+
+@pytest.mark.slow
+def test_importance_sampling_on_eight_devices_is_continued_exactly(
+    make_config, tmp_path, monkeypatch
+):
+    """From step 10 on all eight timesteps have ten losses: before and after the interruption."""
+    settings = {
+        "diffusion": {"timestep_sampling": "importance"},
+        "train": {"parallel": "pmap", "num_steps": 30, "batch_size": 16, "checkpoint_every": 15},
+    }
+    whole, broken = (make_config(tmp_path / name, **settings) for name in ("whole", "broken"))
+    loop.train(whole)
+    with monkeypatch.context() as patch:
+        raise_at_batch(patch, 19, lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(Stopped):
+            loop.train(broken)
+    history = newest_state(broken.run)[".loss_history.counts"]
+    assert history.tolist() == [10] * 8
+    loop.train(broken)
+    assert_same_run(broken.run, whole.run)
+
+
+COMBINED = {
+    "pmap": {
+        "train": {"parallel": "pmap", "batch_size": 16, "steps_per_call": 3, "ema_form": "power"},
+        "diffusion": {"timestep_sampling": "importance"},
+    },
+    "mesh": {
+        "train": {"parallel": "mesh", "fsdp": 2, "batch_size": 16, "accumulate": 2,
+                  "steps_per_call": 3, "data_on_device": "never"},
+        "diffusion": {"timestep_sampling": "importance"},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", others_long(COMBINED, keep=("mesh",)))
+def test_a_run_in_slices_is_exact_with_each_way_of_computing(make_config, tmp_path, name):
+    """A slice of five steps ends in the middle of a call, of a row and between checkpoints."""
+    whole = make_config(tmp_path / "whole", **COMBINED[name])
+    loop.train(whole)
+    train = COMBINED[name]["train"] | {"max_steps": 5}
+    sliced = make_config(tmp_path / "sliced", **COMBINED[name] | {"train": train})
+    for step in (5, 10):
+        with pytest.raises(Stopped, match=f"after step {step} "):
+            loop.train(sliced)
+    loop.train(sliced)
+    assert_same_run(sliced.run, whole.run)
+
+
+COMMAND = """
+import sys
+from jax_ddpm.cli import parsing as cli
+from jax_ddpm.jobs.train import train
+cli.run(lambda: train(cli.parse_config(sys.argv[1:], prog="train.py", description="")))
+"""
+
+
+def start(config, cache):
+    """The training command in a process of its own, on one device and in float32."""
+    environment = os.environ | {
+        "XLA_FLAGS": f"{LEVEL}=1",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": str(Path(jax_ddpm.__file__).parents[1]),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *flags_of(config)],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for_step(process, folder, step):
+    """Until `step` is logged, and a checkpoint to go on from is whole: it lags behind the steps."""
+    deadline = time.monotonic() + 120
+    with open_checkpoints(folder / "checkpoints") as checkpoints:
+        while time.monotonic() < deadline and process.poll() is None:
+            rows = metrics.read(folder / "metrics.jsonl")
+            if rows and rows[-1].step >= step and latest_step(checkpoints) is not None:
+                return
+            time.sleep(0.01)
+    process.kill()
+    raise AssertionError(f"step {step} did not come: {process.communicate()}")
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_and_stopped_is_continued_exactly(
+    make_config, tmp_path, compile_once
+):
+    train = {"num_steps": 900, "checkpoint_every": 90, "sample_every": 900, "log_every": 9}
+    whole, broken = (make_config(tmp_path / name, train=train) for name in ("whole", "broken"))
+    output = start(whole, compile_once).communicate()
+    assert "Finished" in output[0], output
+
+    last = 0
+    for number, code in ((signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 0)):
+        process = start(broken, compile_once)
+        wait_for_step(process, broken.run, last + 100)
+        process.send_signal(number)
+        out, error = process.communicate(timeout=60)
+        assert "Traceback" not in error
+        assert process.returncode == code
+        assert ("run the same command again" in out) == (number != signal.SIGKILL)
+        assert ("Continuing after step" in out) == (number != signal.SIGKILL)
+        reached = metrics.read(broken.run / "metrics.jsonl")[-1].step
+        assert last + 100 <= reached < 900
+        last = reached
+
+    output = start(broken, compile_once).communicate()
+    assert "Continuing after step" in output[0], output
+    assert_same_run(broken.run, whole.run)

@@ -1,0 +1,177 @@
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jax_ddpm.errors import UserError
+from jax_ddpm.jobs import sample as generate
+from jax_ddpm.jobs.generate import image_keys, image_labels
+from jax_ddpm.jobs.sample import SampleArgs, require_label, sample_run
+
+
+def slow(*cases):
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
+@pytest.fixture(scope="module")
+def draw(trained_run, tmp_path_factory):
+    """`draw(num=..., ...)`: the images that the job writes, [n, h, w, c]."""
+    folder = tmp_path_factory.mktemp("drawn")
+
+    def run(**args):
+        args = {"num": 6, "batch_size": 4, "out": folder / "images.npz"} | args
+        out = sample_run(SampleArgs(trained_run, **args))
+        with np.load(out) as arrays:
+            assert arrays.files == ["arr_0"]
+            return arrays["arr_0"]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def six(draw):
+    return draw()
+
+
+def test_an_npz_holds_uint8_images_channels_last(six):
+    assert (six.shape, six.dtype) == ((6, 8, 8, 1), np.uint8)
+    assert len(np.unique(six.reshape(6, -1), axis=0)) == 6
+
+
+def test_the_same_command_gives_the_same_bytes(draw, six):
+    np.testing.assert_array_equal(draw(), six)
+
+
+@pytest.mark.parametrize(("num", "batch_size"), [(3, 4), *slow((6, 6), (8, 4), (1, 1))])
+def test_an_image_does_not_depend_on_how_many_are_drawn_with_it(draw, six, num, batch_size):
+    found = draw(num=num, batch_size=batch_size)
+    n = min(num, 6)
+    assert len(found) == num
+    # Rounding differs between batch sizes. Measured: 0 of 255.
+    assert np.abs(found[:n].astype(int) - six[:n]).max() <= 1
+
+
+def test_another_seed_gives_other_images(draw, six):
+    assert np.abs(draw(seed=1).astype(int) - six).max() > 10
+
+
+def test_raw_and_averaged_parameters_give_other_images(draw, six):
+    assert np.abs(draw(weights="raw").astype(int) - six).max() > 0
+    np.testing.assert_array_equal(draw(weights="ema"), six)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"steps": 2}, *slow([{"eta": 1.0}], [{"sampler": "ddpm", "steps": 8}])]
+)
+def test_settings_of_the_run_can_be_changed(draw, six, settings):
+    assert np.abs(draw(**settings).astype(int) - six).max() > 0
+
+
+@pytest.mark.parametrize(("suffix", "frames"), [(".png", 1), (".PNG", 1), (".gif", 5)])
+def test_pictures_show_all_images(trained_run, tmp_path, suffix, frames):
+    out = sample_run(SampleArgs(trained_run, num=6, batch_size=4, out=tmp_path / f"new/a{suffix}"))
+    with Image.open(out) as image:
+        assert image.format == suffix[1:].upper()
+        assert getattr(image, "n_frames", 1) == frames
+        assert image.size == (3 * 58 + 2, 2 * 58 + 2)
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+def test_without_a_name_the_picture_goes_into_the_run_folder(trained_run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(trained_run, folder)
+    out = sample_run(SampleArgs(folder, num=6, batch_size=4, seed=3))
+    assert out == folder / "samples" / "seed_3.png"
+    assert out.is_file()
+    assert f"Wrote {out}" in capsys.readouterr().out
+
+
+def no_work(*args, **kwargs):
+    raise AssertionError("worked before it looked at what was asked for")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a", "a.npz.gz"])
+def test_an_unknown_suffix_is_refused_before_any_work(trained_run, tmp_path, monkeypatch, name):
+    for step in ("build", "load_state", "make_generate_fn"):
+        monkeypatch.setattr(generate, step, no_work)
+    with pytest.raises(UserError, match=f"--out .*{name} must end in .png"):
+        sample_run(SampleArgs(trained_run, out=tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"num": 0}, "--num 0"),
+        ({"batch_size": 0}, "--batch-size 0"),
+        ({"steps": 9}, "between 1 and T = 8, got 9"),
+        ({"steps": 0}, "between 1 and T = 8, got 0"),
+        ({"eta": 2.0}, "eta is 2.0"),
+        ({"weights": "0.5"}, "--weights is 0.5, but this run has ema, raw, 0.9"),
+        ({"posthoc_ema": 0.08}, "--posthoc-ema 0.08: train with --train.posthoc-ema"),
+        ({"posthoc_step": 7}, "--posthoc-step 7 needs --posthoc-ema"),
+        ({"spacing": "quad", "respacing": "4"}, "--spacing quad and --respacing 4 each say"),
+        ({"steps": 2, "timesteps": "5,1"}, "--steps 2 and --timesteps 5,1 each say"),
+        ({"seed": -1}, "--seed"),
+        ({"seed": 2**32}, "--seed"),
+        ({"out": Path("/dev/null/a.png")}, "/dev/null/a.png could not be written"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_any_work(
+    trained_run, monkeypatch, args, message
+):
+    for step in ("load_state", "make_generate_fn"):
+        monkeypatch.setattr(generate, step, no_work)
+    with pytest.raises(UserError, match=message):
+        sample_run(SampleArgs(trained_run, **args))
+
+
+def test_a_run_without_checkpoint_is_refused(trained_run, tmp_path):
+    shutil.copy(trained_run / "config.json", tmp_path)
+    with pytest.raises(UserError, match=f"{tmp_path} has no checkpoint yet: train it first"):
+        sample_run(SampleArgs(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="no checkpoint"):
+        sample_run(SampleArgs(tmp_path))
+
+
+def test_a_checkpoint_of_another_network_is_refused(trained_run, tmp_path):
+    shutil.copytree(trained_run, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    path.write_text(path.read_text().replace('"channels": 4', '"channels": 8'))
+    with pytest.raises(UserError, match=r"is of another network: .* of shape .* there, .* here"):
+        sample_run(SampleArgs(tmp_path / "run"))
+
+
+def test_keys_of_images_come_from_seed_and_number():
+    def bits(seed, *numbers):
+        return np.asarray(jax.random.key_data(image_keys(seed, np.array(numbers)))).tolist()
+
+    assert bits(0, 5, 2)[0] == bits(0, 5)[0]
+    assert len({tuple(key) for seed in range(3) for key in bits(seed, *range(10))}) == 30
+
+
+def test_labels_are_one_class_or_all_in_turn():
+    indices = np.arange(8, 12)
+    assert image_labels(None, None, indices) is None
+    assert image_labels(10, None, indices).tolist() == [8, 9, 0, 1]
+    assert image_labels(10, 3, indices).tolist() == [3, 3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("label", "num_labels", "message"),
+    [(3, None, "trained without labels"), (10, 10, "between 0 and 9"), (-1, 10, "between 0 and 9")],
+)
+def test_a_label_that_the_network_does_not_have_is_refused(label, num_labels, message):
+    with pytest.raises(UserError, match=f"--label {label}.*{message}"):
+        require_label(label, num_labels)
+    require_label(None, num_labels)
+
+
+def test_the_best_checkpoint_of_a_run_that_kept_none_is_refused(trained_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "best_step", lambda checkpoints: None)
+    args = SampleArgs(trained_run, num=1, out=tmp_path / "s.png", checkpoint="best")
+    with pytest.raises(UserError, match=r"without --train.keep-best"):
+        sample_run(args)

@@ -1,0 +1,211 @@
+import math
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from jax_ddpm.data.loader import batch_indices
+from jax_ddpm.errors import Stopped, UserError
+from jax_ddpm.jobs import train as loop
+from jax_ddpm.jobs import training as job
+from jax_ddpm.runs import metrics
+from tests.shared.compared_runs import assert_same_run, newest_state, saved_steps
+from tests.shared.long_tests import others_long
+
+
+def test_a_finished_run_holds_everything_a_person_looks_for(trained_run):
+    names = {path.name for path in trained_run.iterdir()}
+    files = {"config.json", "metrics.jsonl", "samples.png", "sampling.gif", "loss.png", "lock"}
+    assert names == files | {"tensorboard", "checkpoints", "samples"}
+    grids = sorted(path.name for path in (trained_run / "samples").iterdir())
+    assert grids == ["step_0000006.png", "step_0000012.png"]
+    assert saved_steps(trained_run) == [6, 12]
+    with (
+        Image.open(trained_run / "samples.png") as grid,
+        Image.open(trained_run / "loss.png") as loss,
+    ):
+        assert (grid.mode, loss.format) == ("L", "PNG")
+    with Image.open(trained_run / "sampling.gif") as gif:
+        assert gif.n_frames == 5  # noise and four steps
+
+
+def test_metrics_have_one_row_per_window_and_the_rate_that_was_used(trained_run, make_config):
+    rows = metrics.read(trained_run / "metrics.jsonl")
+    assert [row.step for row in rows] == [3, 6, 9, 12]
+    assert all(0 < row.loss < 10 and 0 < row.grad_norm < 100 for row in rows)
+    assert rows[0].learning_rate == pytest.approx(
+        1e-2 * 2 / 4
+    )  # the third step of four warm-up steps
+    assert rows[-1].learning_rate < 1e-3
+
+
+def test_tensorboard_shows_the_same_numbers_and_the_samples(trained_run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained_run / "tensorboard"))
+    events.Reload()
+    rows = metrics.read(trained_run / "metrics.jsonl")
+    for name in ("loss", "grad_norm", "learning_rate"):
+        shown = [(event.step, event.value) for event in events.Scalars(name)]
+        expected = [(row.step, pytest.approx(getattr(row, name), rel=1e-6)) for row in rows]
+        assert shown == expected
+    assert [event.step for event in events.Images("samples")] == [6, 12]
+
+
+def test_training_changes_the_parameters_and_the_average_follows(trained_run):
+    state = newest_state(trained_run)
+    raw = {k.removeprefix(".params"): v for k, v in state.items() if k.startswith(".params")}
+    ema = {
+        k.removeprefix(".ema_params"): v for k, v in state.items() if k.startswith(".ema_params")
+    }
+    assert raw.keys() == ema.keys()
+    assert all(np.all(np.isfinite(value)) for value in state.values())
+    assert any(np.abs(raw[name] - ema[name]).max() > 1e-3 for name in raw)
+
+
+def test_a_finished_run_run_again_trains_nothing_and_says_so(
+    make_config, trained_run, tmp_path, monkeypatch, capsys
+):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the loop asked for data")
+
+    before = {path: path.stat().st_mtime_ns for path in trained_run.glob("*.[pgj]*")}
+    monkeypatch.setattr(loop, "make_feed", refuse)
+    run = loop.train(make_config(trained_run))
+    out = capsys.readouterr().out
+    assert run.folder == trained_run
+    assert f"Finished: {trained_run / 'samples.png'}" in out
+    pictures = {path: t for path, t in before.items() if path.suffix in (".png", ".gif")}
+    assert all(path.stat().st_mtime_ns == t for path, t in pictures.items())
+
+
+def test_pictures_of_a_finished_run_are_drawn_again_if_they_are_gone(
+    make_config, tmp_path, trained_run
+):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained_run, folder)
+    for name in ("loss.png", "samples.png", "sampling.gif"):
+        (folder / name).unlink()
+    loop.train(make_config(folder))
+    assert_same_run(folder, trained_run)
+
+
+def test_a_batch_larger_than_the_data_set_is_refused_before_anything_is_written(
+    make_config, tmp_path
+):
+    with pytest.raises(UserError, match=r"--train.batch-size 41 .* 40 images"):
+        loop.train(make_config(tmp_path / "run", train={"batch_size": 41}))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_eight_devices_train_the_run_of_one(trained_run, make_config, tmp_path):
+    folder = tmp_path / "pmap"
+    loop.train(make_config(folder, train={"parallel": "pmap"}))
+    rows, expected = (metrics.read(f / "metrics.jsonl") for f in (folder, trained_run))
+    # Measured: 7e-8 relative, after twelve steps of Adam in float32.
+    for row, other in zip(rows, expected, strict=True):
+        np.testing.assert_allclose(row, other, rtol=1e-5)
+
+
+def spoil(monkeypatch, is_bad):
+    """From now on the images of the steps (0, 1, ...) for which `is_bad` have no numbers."""
+    make_update = job.make_update
+
+    def spoiled(*args, **kwargs):
+        update = make_update(*args, **kwargs)
+
+        def with_nan(state, x_0, *rest, **more):
+            return update(state, jnp.where(is_bad(state.step), jnp.nan, x_0), *rest, **more)
+
+        return with_nan
+
+    monkeypatch.setattr(job, "make_update", spoiled)
+
+
+@pytest.mark.slow
+def test_bad_steps_are_skipped_and_too_many_in_a_row_end_the_run_at_the_last_good_state(
+    make_config, tmp_path, monkeypatch, capsys
+):
+    config = make_config(tmp_path / "nan", train={"max_bad_steps": 2})
+    with monkeypatch.context() as patch:
+        spoil(patch, lambda step: (step == 4) | (step >= 7))
+        with pytest.raises(UserError) as caught:
+            loop.train(config)
+    images = ", ".join(map(str, batch_indices(40, 8, 0, 7)))
+    for part in ("2 steps in a row, 8 to 9,", "checkpoint 9", "--train.learning-rate", images):
+        assert part in str(caught.value)
+    assert "compute-dtype" not in str(caught.value)  # it is float32 already
+    assert "1 of the 3 steps up to step 6 were skipped" in capsys.readouterr().out
+    assert saved_steps(config.run) == [6, 9]
+    state = newest_state(config.run)
+    assert all(np.all(np.isfinite(array)) for array in state.values())
+    counters = [state[f".{name}"] for name in ("skipped.total", "skipped.in_a_row", "step")]
+    assert counters == [3, 2, 9]
+    counts = [value for name, value in state.items() if name.endswith(".count")]
+    assert counts and all(count == 6 for count in counts)  # the learning rate does not go on
+
+    run = loop.train(config)  # goes on where it can
+    rows = metrics.read(run.metrics)
+    assert [row.skipped for row in rows] == [0, 1, 2, 0]
+    assert all(math.isfinite(row.loss) and math.isfinite(row.grad_norm) for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"data_on_device": "never"},
+        pytest.param({"steps_per_call": 3}, marks=pytest.mark.long),
+        {"steps_per_call": 3, "data_on_device": "never"},
+        pytest.param({"remat": "nothing_saveable"}, marks=pytest.mark.long),
+    ],
+    ids=str,
+)
+def test_how_the_program_is_cut_and_where_the_data_lie_change_nothing(
+    trained_run, make_config, tmp_path, train
+):
+    """Also where the run stops within a call, and goes on in another way."""
+    folder = tmp_path / "run"
+    with pytest.raises(Stopped, match="after step 5"):
+        loop.train(make_config(folder, train=train | {"max_steps": 5}))
+    loop.train(make_config(folder))
+    found, expected = newest_state(folder), newest_state(trained_run)
+    worst = max(np.abs(found[leaf] - array).max() for leaf, array in expected.items())
+    # Measured: 0 where the data lie elsewhere; else 1e-4, rounding of gradients near zero that Adam
+    # makes steps of 0.01 of.
+    assert worst <= (0 if train == {"data_on_device": "never"} else 1e-3)
+
+
+OBJECTIVES = {
+    "antithetic p2": {"timestep_sampling": "antithetic", "weighting": "p2"},
+    "left-out labels": {
+        "label_dropout": 0.3, "timestep_sampling": "log_normal", "weighting": "soft_min_snr",
+    },
+    "importance bound": {
+        "timestep_sampling": "importance", "objective": "vlb", "variance": "learned_range",
+    },
+    "pure noise x_0": {
+        "zero_terminal_snr": True, "prediction_type": "x_0", "weighting": "truncated_snr",
+    },
+    "pure noise v": {"zero_terminal_snr": True, "prediction_type": "v"},
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", others_long(OBJECTIVES, keep=("left-out labels", "importance bound", "pure noise v"))
+)
+def test_a_short_run_of_each_option(make_config, tmp_path, name):
+    """The loop stops at a loss that is not finite, and images are drawn at the end."""
+    settings = {
+        "diffusion": OBJECTIVES[name],
+        "model": {"num_classes": 11 if "labels" in name else None},  # the data has ten
+        "sample": {"sampler": "ddpm" if "noise" in name else "ddim", "num_steps": 8},
+    }
+    run = loop.train(make_config(tmp_path / "run", **settings))
+    assert run.final_grid.exists()
+    state = newest_state(run.folder)
+    assert all(np.all(np.isfinite(array)) for array in state.values())

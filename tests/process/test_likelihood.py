@@ -1,0 +1,223 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from jax_ddpm.process.denoiser import respaced
+from jax_ddpm.process.diffusion import Gaussian, Prediction, p_mean_variance, q_posterior, q_sample
+from jax_ddpm.process.grids import respaced_betas, space_timesteps
+from jax_ddpm.process.likelihood import (
+    approx_normal_cdf,
+    discretized_gaussian_log_likelihood,
+    mean_bits,
+    noise_by_timestep,
+    normal_kl,
+    prior_term,
+    reverse_process,
+    variational_bound,
+    vb_term,
+)
+from jax_ddpm.process.schedules import BETAS, linear_betas, make_schedule, named_schedule
+
+T = 50
+SHAPE = (3, 4, 4, 1)
+term_of = jax.jit(vb_term)  # compiles once, and not each of its operations
+SCHEDULE = named_schedule("cosine", T, dtype=jnp.float64)
+
+
+def normal(seed, shape=SHAPE):
+    return jax.random.normal(jax.random.key(seed), shape, jnp.float64)
+
+
+def gaussian(mean, log_variance):
+    mean, log_variance = jnp.float64(mean), jnp.float64(log_variance)
+    return Gaussian(mean, jnp.exp(log_variance), log_variance)
+
+
+@pytest.mark.parametrize(("mean", "log_variance"), [(0.0, 0.0), (1.5, -1.0), (-0.3, 1.2)])
+def test_the_divergence_of_gaussians_is_that_of_the_integral(mean, log_variance):
+    p, q = stats.norm(0.4, np.exp(-0.35)), stats.norm(mean, np.exp(log_variance / 2))
+    x = np.linspace(-15, 15, 20_001)
+    integral = np.trapezoid(p.pdf(x) * (p.logpdf(x) - q.logpdf(x)), x)
+    found = normal_kl(gaussian(0.4, -0.7), gaussian(mean, log_variance))
+    np.testing.assert_allclose(found, integral, rtol=1e-12)  # measured: 1e-16
+
+
+def test_the_divergence_of_a_gaussian_from_itself_is_zero():
+    assert normal_kl(gaussian(0.4, -0.7), gaussian(0.4, -0.7)) == 0
+
+
+def test_the_approximate_cdf_is_close_to_the_normal_one_and_flat_far_out():
+    x = jnp.linspace(-8, 8, 1001)
+    assert np.abs(approx_normal_cdf(x) - stats.norm.cdf(x)).max() < 2e-4  # measured: 1.8e-4
+    far = jnp.array([-1e30, -30.0, 30.0, 1e30], jnp.float32)
+    np.testing.assert_array_equal(approx_normal_cdf(far), [0, 0, 1, 1])
+    slopes = jax.vmap(jax.grad(approx_normal_cdf))(far)
+    np.testing.assert_array_equal(slopes, [0, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("mean", "log_scale"), [(-1.3, -3.0), (0.0, -6.0), (0.999, -6.0), (0.4, 0.0)]
+)
+def test_the_probabilities_of_all_pixel_values_sum_to_one(mean, log_scale):
+    x = jnp.arange(256, dtype=jnp.float64).reshape(256, 1, 1, 1) / 127.5 - 1
+    logs = discretized_gaussian_log_likelihood(
+        x, jnp.full_like(x, mean), jnp.full_like(x, log_scale), floor=1e-30
+    )
+    np.testing.assert_allclose(jnp.exp(logs).sum(), 1, rtol=1e-12)  # measured: 4e-15
+
+
+@pytest.mark.parametrize("floor", [1e-12, 1e-15])
+def test_no_probability_is_below_the_floor(floor):
+    x = jnp.zeros((1, 1, 1, 1))
+    found = discretized_gaussian_log_likelihood(x, x + 1, x - 20, floor=floor)
+    np.testing.assert_allclose(found.ravel(), [np.log(floor)], rtol=1e-14)
+
+
+def test_a_perfect_model_pays_nothing_before_the_last_step():
+    x_0, t = jnp.clip(normal(0), -1, 1), jnp.array([1, 25, 49])
+    x_t = q_sample(SCHEDULE, x_0, t, normal(1))
+    posterior = jax.jit(q_posterior)(SCHEDULE, x_0, x_t, t)
+    np.testing.assert_array_equal(term_of(SCHEDULE, x_0, x_t, t, posterior), [0, 0, 0])
+    off = posterior._replace(mean=posterior.mean + 0.1)
+    expected = jax.jit(lambda p, q: mean_bits(normal_kl(p, q)))(posterior, off)
+    np.testing.assert_allclose(term_of(SCHEDULE, x_0, x_t, t, off), expected, rtol=1e-13)
+
+
+def test_the_last_step_pays_for_the_pixels_themselves():
+    x_0 = jnp.clip(normal(0), -1, 1)
+    t = jnp.zeros(3, int)
+    x_t = q_sample(SCHEDULE, x_0, t, normal(1))
+    model = p_mean_variance(SCHEDULE, Prediction(x_0, x_0), x_t, t, "fixed_small")
+    log_scale = jnp.broadcast_to(model.log_variance / 2, SHAPE)
+    nll = -discretized_gaussian_log_likelihood(x_0, model.mean, log_scale)
+    found = term_of(SCHEDULE, x_0, x_t, t, model)
+    np.testing.assert_allclose(found, nll.mean((1, 2, 3)) / np.log(2), rtol=1e-13)
+
+
+def test_the_variance_of_the_last_step_is_that_of_the_schedules_convention():
+    x, t = jnp.zeros((1, 1, 1, 1)), jnp.zeros(1, int)
+    found = {}
+    for clip in ("second_entry", "floor"):
+        schedule = named_schedule("linear", 1000, dtype=jnp.float64, clipped_log_variance=clip)
+        for variance in ("fixed_small", "fixed_large"):
+            model = p_mean_variance(schedule, Prediction(x, x), x, t, variance)
+            found[clip, variance] = float(model.log_variance.ravel()[0])
+    second = np.log(schedule.posterior_variance[1])  # -9.8167
+    expected = [second, second, np.log(1e-20), np.log(1e-20)]
+    np.testing.assert_allclose(list(found.values()), expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("clip", ["second_entry", "floor"])
+def test_gradients_are_finite_in_single_precision_however_small_the_variance(clip):
+    schedule = named_schedule("cosine", T, clipped_log_variance=clip)
+    x_0, t = jnp.clip(normal(0), -1, 1).astype(jnp.float32), jnp.array([0, 1, 49])
+    x_t = q_sample(schedule, x_0, t, normal(1).astype(jnp.float32))
+
+    @jax.jit
+    @jax.grad
+    def gradient(predicted):
+        x_0_predicted, raw_variance = predicted
+        prediction = Prediction(x_0_predicted, x_0, raw_variance)
+        model = p_mean_variance(schedule, prediction, x_t, t, "learned_range")
+        return vb_term(schedule, x_0, x_t, t, model).sum()
+
+    for raw in (-5.0, 0.0, 3.0):
+        gradients = gradient((0.9 * x_0, jnp.full_like(x_0, raw)))
+        assert all(bool(jnp.isfinite(g).all()) for g in gradients), raw
+
+
+def test_little_is_left_of_the_image_at_the_end_of_the_chain():
+    x_0 = jnp.clip(normal(0), -1, 1)
+    left = prior_term(SCHEDULE, x_0)
+    assert left.shape == (3,)
+    assert np.all((left > 0) & (left < 1e-3))
+    signal2 = SCHEDULE.alphas_cumprod[-1]
+    nats = 0.5 * (signal2 * (x_0**2 - 1) - jnp.log1p(-signal2)).mean((1, 2, 3))
+    np.testing.assert_allclose(left, nats / np.log(2), rtol=1e-12)  # measured: 2e-16
+
+
+MU, STD = 0.1, 0.3  # of Gaussian pixels, which are then 8-bit; the bins are a hundredth as wide
+
+
+def exact_denoiser(schedule):
+    """E[x_0 | x_t] of Gaussian pixels, and the logarithm of the variance of p(x_{t-1} | x_t)."""
+
+    def denoise(x_t, level):
+        signal, sigma = level.signal[0], level.sigma[0]
+        marginal = signal**2 * STD**2 + sigma**2
+        x_0 = MU + signal * STD**2 / marginal * (x_t - signal * MU)
+        of_x_0 = STD**2 * sigma**2 / marginal
+        t = level.t[0]
+        variance = schedule.posterior_variance[t] + schedule.posterior_mean_coef1[t] ** 2 * of_x_0
+        log_variance = jnp.broadcast_to(jnp.log(variance), x_t.shape)
+        return Prediction(x_0, (x_t - signal * x_0) / sigma, log_variance)
+
+    return denoise
+
+
+def gaussian_pixels(num):
+    """8-bit pixels, and their exact cost in bits."""
+    pixels = np.round((MU + STD * np.random.default_rng(0).standard_normal(num) + 1) * 127.5)
+    pixels = np.clip(pixels, 0, 255).astype(int)
+    edges = (np.arange(257) - 0.5) / 127.5 - 1
+    edges[[0, -1]] = -np.inf, np.inf
+    bits = -np.log2(np.diff(stats.norm(MU, STD).cdf(edges)))[pixels]
+    return jnp.asarray(pixels / 127.5 - 1).reshape(4, -1, 64, 1), bits.mean()
+
+
+@pytest.mark.parametrize("num_timesteps", [5, pytest.param(50, marks=pytest.mark.slow)])
+def test_the_bound_of_the_exact_model_is_the_entropy_of_the_pixels(num_timesteps):
+    schedule = make_schedule(linear_betas(num_timesteps, start=0.05, end=0.9), dtype=jnp.float64)
+    x_0, exact = gaussian_pixels(4 * 64 * 256)
+    keys = jax.vmap(jax.random.key)(jnp.arange(4))
+
+    @jax.jit
+    def bound_of(log_factor):
+        def denoise(x_t, level):
+            prediction = exact_denoiser(schedule)(x_t, level)
+            return prediction._replace(raw_variance=prediction.raw_variance + log_factor)
+
+        reverse_fn = reverse_process(schedule, denoise, "learned")
+        noise_fn = noise_by_timestep(keys, x_0.shape[1:], x_0.dtype)
+        return variational_bound(schedule, reverse_fn, x_0, noise_fn)
+
+    bound = bound_of(0.0)
+    assert bound.terms.shape == bound.x_0_mse.shape == bound.eps_mse.shape == (num_timesteps, 4)
+    # measured: 1.4e-3 (5 terms) and 5e-4 (50) of 7.296 bits
+    np.testing.assert_allclose(bound.total.mean(), exact, rtol=0, atol=4e-3)
+    for factor in (-0.5, 0.5):  # of the wrong variance: 0.39 bits more at the least
+        assert bound_of(factor).total.mean() > exact + 0.3
+    variance = schedule.sqrt_one_minus_alphas_cumprod**2
+    of_x_0 = STD**2 * variance / (schedule.alphas_cumprod * STD**2 + variance)
+    of_eps = of_x_0 * schedule.alphas_cumprod / variance
+    np.testing.assert_allclose(bound.x_0_mse.mean(1), of_x_0, rtol=0.03)  # measured: 0.007
+    np.testing.assert_allclose(bound.eps_mse.mean(1), of_eps, rtol=0.03)  # measured: 0.007
+
+
+def test_noise_belongs_to_image_and_timestep():
+    keys = jax.vmap(jax.random.key)(jnp.arange(5))
+    noise_fn = jax.jit(noise_by_timestep(keys, (2, 2, 1), jnp.float64))
+    alone = noise_by_timestep(keys[3:4], (2, 2, 1), jnp.float64)
+    np.testing.assert_array_equal(alone(7)[0], noise_fn(7)[3])
+    assert len(np.unique(np.stack([noise_fn(t) for t in range(3)]))) == 3 * 5 * 4
+
+
+def test_a_respaced_chain_has_the_noise_of_the_timesteps_that_the_network_is_told():
+    betas, timesteps = BETAS["cosine"](T), space_timesteps(T, "7,3")
+    schedule = make_schedule(respaced_betas(betas, timesteps), dtype=jnp.float64)
+    seen = []
+
+    def spy(x_t, level, **given):
+        seen.append((level, given))
+        return Prediction(x_t, x_t)
+
+    x_t, steps = normal(0, (10, 2, 2, 1)), jnp.arange(10)
+    reverse_process(schedule, respaced(spy, timesteps), "fixed_small")(x_t, steps)
+    respaced(spy, timesteps)(x_t, seen[0][0]._replace(t=steps), x_self_cond=1)
+    (level, given), (_, given_later) = seen
+    visited = timesteps[-2::-1]
+    np.testing.assert_array_equal(level.t, visited)
+    np.testing.assert_allclose(level.signal, SCHEDULE.sqrt_alphas_cumprod[visited], rtol=1e-10)
+    assert (given, given_later) == ({}, {"x_self_cond": 1})

@@ -1,0 +1,29 @@
+import pytest
+
+from jax_ddpm.runs.retention import Keep, best_of, kept
+
+STEPS = [0, 10, 20, 30, 40, 45]
+LOSSES = {10: 3.0, 20: 1.0, 30: 1.0, 40: 2.0}
+
+
+@pytest.mark.parametrize(
+    ("keep", "expected"),
+    [
+        (Keep(), {0, 10, 20, 30, 40, 45}),
+        (Keep(1), {45}),
+        (Keep(2), {40, 45}),
+        (Keep(9), {0, 10, 20, 30, 40, 45}),
+        (Keep(1, best=True), {20, 45}),
+        (Keep(1, every=20), {20, 40, 45}),
+        (Keep(2, best=True, every=30), {20, 30, 40, 45}),
+    ],
+)
+def test_what_stays(keep, expected):
+    assert kept(keep, STEPS, LOSSES) == expected
+
+
+def test_the_best_is_the_first_of_lowest_loss_among_those_on_disk():
+    assert best_of(STEPS, LOSSES) == 20
+    assert best_of([10, 40, 45], LOSSES) == 40
+    assert best_of([0, 45], LOSSES) is None
+    assert kept(Keep(1, best=True), [0, 45], {}) == {45}

@@ -1,0 +1,244 @@
+"""A checkpoint on a disk that goes bad, and those of older and newer versions."""
+
+import json
+import resource
+import shutil
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import Mock
+
+import jax
+import jax.numpy as jnp
+import pytest
+from tests.shared.damage import damaged, damages
+from tests.shared.saved_states import ABOUT, assert_same_bits, state_at
+
+from jax_ddpm.errors import UserError
+from jax_ddpm.runs import checkpoint, stored
+from jax_ddpm.runs.checksums import sealed
+
+OLD = Path(__file__).with_name("format_2_checkpoints.zip")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A folder with the checkpoints 2 and 3."""
+    folder = tmp_path_factory.mktemp("two")
+    with checkpoint.open_checkpoints(folder) as checkpoints:
+        for step in (2, 3):
+            checkpoint.save(checkpoints, state_at(step), ABOUT)
+    return folder
+
+
+@pytest.fixture
+def copy(two, tmp_path):
+    return shutil.copytree(two, tmp_path / "copy")
+
+
+def restored(folder):
+    with checkpoint.open_checkpoints(folder) as checkpoints:
+        return checkpoint.restore(checkpoints, state_at(0))
+
+
+def check(two, folder, every, capsys, flips):
+    """Each state that comes back is, bit for bit, one that was saved; the first of it is named."""
+    found = {2: 0, 3: 0}
+    shutil.copytree(two / "2", folder / "2")
+    for damage in list(damages(two / "3", flips))[::every]:
+        damaged(two / "3", folder / "3", damage)
+        state = restored(folder)
+        step = int(state.step)
+        assert_same_bits(state, state_at(step))
+        found[step] += 1
+        said = capsys.readouterr().err
+        assert ("3 is damaged (" in said) == (step == 2), damage
+        assert said.count("\n") == (2 if step == 2 else 0), said
+    return found
+
+
+def test_a_damaged_file_never_gives_a_wrong_state(two, tmp_path, capsys):
+    found = check(two, tmp_path, 5, capsys, flips=40)
+    assert min(found.values()) > 3
+
+
+@pytest.mark.slow
+def test_no_damage_out_of_many_gives_a_wrong_state(two, tmp_path, capsys):
+    found = check(two, tmp_path, 1, capsys, flips=100)
+    assert min(found.values()) > 30
+
+
+@contextmanager
+def few_open_files():
+    """No more files can be opened by this process."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_checkpoint_that_may_not_be_read_now_is_not_passed_over(copy, capsys):
+    message = r"checkpoint .*3 cannot be read \(Too many open files\): put that right"
+    with checkpoint.open_checkpoints(copy) as checkpoints:
+
+        def read(step):
+            with few_open_files():
+                return stored.read(copy / str(step), state_at(0))
+
+        with pytest.raises(UserError, match=message):
+            checkpoint.newest(checkpoints, read)
+    assert_same_bits(restored(copy), state_at(3))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (ValueError('PERMISSION_DENIED: Error opening "zarr3" driver: Error reading "d": Failed to '
+                    "open: [OS error 13: EACCES Permission denied]"), UserError,
+         r"cannot be read \(Permission denied\)"),
+        (ValueError("NOT_FOUND: no zarr.json"), stored.Damaged, r"is damaged \(NOT_FOUND"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"), jax.errors.JaxRuntimeError, "EXHAUST"),
+    ],
+)  # fmt: skip
+def test_what_an_error_of_reading_says(two, monkeypatch, error, kind, message):
+    monkeypatch.setattr(stored.ocp, "load", Mock(side_effect=error))
+    with pytest.raises(kind, match=message) as found:
+        stored.read(two / "3", state_at(0))
+    assert found.type is kind
+
+
+def test_flipped_bits_of_the_arrays_are_seen_where_nothing_else_sees_them(tmp_path, capsys):
+    """Orbax gives back garbage for most of these."""
+    numbers = jax.random.bits(jax.random.key(0), (2000,), jnp.uint32)  # which zstd cannot compress
+    state = state_at(3).replace(params={"a": numbers}, ema_params={"a": numbers})
+    with checkpoint.open_checkpoints(tmp_path / "one") as checkpoints:
+        checkpoint.save(checkpoints, state, ABOUT)
+    folder = tmp_path / "one" / "3"
+    data = max((path for path in folder.rglob("*") if path.is_file()), key=_size)
+    kept = data.read_bytes()
+    for place in range(1000, len(kept) - 1000, len(kept) // 7):
+        data.write_bytes(kept[:place] + bytes([kept[place] ^ 4]) + kept[place + 1 :])
+        with (
+            checkpoint.open_checkpoints(tmp_path / "one") as checkpoints,
+            pytest.raises(UserError, match=r"a has another checksum than when it was written"),
+        ):
+            checkpoint.restore(checkpoints, state)
+
+
+def _size(path):
+    return path.stat().st_size
+
+
+def test_if_none_is_whole_one_sentence_says_so(copy):
+    for step in (2, 3):
+        (copy / str(step) / "_CHECKPOINT_METADATA").write_bytes(b"")
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole \(step 3: .*; step 2: .*\)"):
+        restored(copy)
+
+
+def test_a_damaged_checkpoint_is_replaced_when_its_step_is_saved_again(copy, capsys):
+    shutil.rmtree(copy / "3" / "state" / "d")
+    with checkpoint.open_checkpoints(copy, keep=2) as checkpoints:
+        assert int(checkpoint.restore(checkpoints, state_at(0)).step) == 2
+        assert checkpoint.latest_step(checkpoints) == 2
+        assert (copy / "3").is_dir()  # nothing is thrown away before it is there again
+        checkpoint.save(checkpoints, state_at(3), ABOUT)
+    assert sorted(path.name for path in copy.iterdir()) == ["2", "3"]
+    capsys.readouterr()
+    assert_same_bits(restored(copy), state_at(3))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_checkpoint_that_is_asked_for_by_its_step_is_not_replaced_by_another(copy):
+    shutil.rmtree(copy / "3" / "state" / "d")
+    with (
+        checkpoint.open_checkpoints(copy) as checkpoints,
+        pytest.raises(UserError, match=r"the checkpoint .*3 is damaged \("),
+    ):
+        checkpoint.restore(checkpoints, state_at(0), step=3)
+
+
+def test_a_checkpoint_that_a_training_process_removes_while_it_is_read_is_passed_over(
+    copy, capsys, monkeypatch
+):
+    read = stored.read
+
+    def removed_meanwhile(path, like):
+        if path.name == "3":
+            shutil.rmtree(path)
+            with checkpoint.open_checkpoints(copy) as other:
+                checkpoint.save(other, state_at(4), ABOUT)
+        return read(path, like)
+
+    monkeypatch.setattr(stored, "read", removed_meanwhile)
+    assert_same_bits(restored(copy), state_at(4))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path):
+    with (
+        checkpoint.open_checkpoints(tmp_path) as checkpoints,
+        pytest.raises(UserError, match=r"4 has format 99, this version reads .* a newer version"),
+    ):
+        checkpoint.save(checkpoints, state_at(4), {"format": 99})
+        checkpoint.restore(checkpoints, state_at(0))
+
+
+def test_a_checkpoint_of_this_version_without_checksums_is_damaged(copy):
+    path = copy / "3" / "_CHECKPOINT_METADATA"
+    document = json.loads(path.read_text())
+    document["custom_metadata"] = {"format": 3}
+    path.write_text(json.dumps(document))
+    assert int(restored(copy).step) == 2
+
+
+def test_a_checkpoint_of_an_older_version_is_restored_and_new_fields_are_zero(tmp_path):
+    zipfile.ZipFile(OLD).extractall(tmp_path)
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        assert_same_bits(checkpoint.restore(checkpoints, state_at(0)), state_at(3))
+        shapes = jax.eval_shape(lambda: state_at(0))
+        assert_same_bits(checkpoint.restore(checkpoints, shapes), state_at(3))
+        assert checkpoint.best_step(checkpoints) == 2
+        with pytest.raises(UserError, match=r"of another network: .*/c/kernel is missing there"):
+            checkpoint.restore(checkpoints, state_at(0, names=("a", "b", "c")))
+
+
+def test_a_field_that_is_not_known_to_be_newer_may_not_be_missing(copy):
+    with checkpoint.open_checkpoints(copy) as checkpoints:
+        like = state_at(0)
+        with pytest.raises(UserError, match=r"more_ema/0/a/kernel is missing there"):
+            checkpoint.restore(checkpoints, like.replace(more_ema=(like.params,)))
+
+
+def test_leaves_of_every_kind_come_back(tmp_path):
+    params = {
+        "key": jax.random.key(7),
+        "keys": jax.random.split(jax.random.key(1), 3),
+        "flag": jnp.array([True, False]),
+        "half": jnp.arange(5, dtype=jnp.bfloat16),
+        "double": jnp.arange(5, dtype=jnp.float64) / 3,
+        "long": jnp.array(2**40 + 1),
+        "empty": jnp.zeros((0, 3)),
+    }
+    state = state_at(1).replace(params=params)
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        checkpoint.save(checkpoints, state, ABOUT)
+        found = checkpoint.restore(checkpoints, state)
+    assert jax.tree.structure(found) == jax.tree.structure(state)
+    for name, leaf in params.items():
+        back = found.params[name]
+        if name.startswith("key"):
+            back, leaf = jax.random.key_data(back), jax.random.key_data(leaf)
+        assert back.dtype == leaf.dtype
+        assert back.shape == leaf.shape
+        assert bool((back == leaf).all())
+
+
+def test_the_seal_is_of_what_is_written(two):
+    with checkpoint.open_checkpoints(two) as checkpoints:
+        about = checkpoint.about(checkpoints, 3)
+    seal = about.pop("seal")
+    assert sealed(about)["seal"] == seal

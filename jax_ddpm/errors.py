@@ -1,4 +1,7 @@
-"""The two ways in which a command ends early and says why."""
+"""Errors that a user can act on, and the checks that raise them."""
+
+import difflib
+from collections.abc import Collection, Mapping
 
 MAX_LENGTH = 2000
 
@@ -7,12 +10,12 @@ class UserError(ValueError):
     """A mistake in what was asked for or given; its message is one sentence with the way out."""
 
     def __init__(self, message: object) -> None:
-        """`message`: may quote what strangers wrote, for it becomes one line; see `one_line`."""
+        """`message` may quote text from strangers: it becomes one printable line."""
         super().__init__(one_line(str(message)))
 
 
 def one_line(text: str) -> str:
-    """`text` on one line of at most 2000 characters, none of which could command a terminal."""
+    """`text` on one line of at most 2000 characters, without characters that command a terminal."""
     words = " ".join(text[: 10 * MAX_LENGTH].split())
     if len(words) > MAX_LENGTH:
         words = f"{words[: MAX_LENGTH // 2]} ... {words[-MAX_LENGTH // 4 :]}"
@@ -25,13 +28,46 @@ def require(ok: bool, name: str, value: object, expected: str) -> None:
         raise UserError(f"{name} is {value}, but it must be {expected}")
 
 
+def check_choice(
+    name: str, value: object, choices: Collection[str], aliases: Mapping[str, str] | None = None
+) -> str:
+    """`value` if it is one of `choices`; the choice it stands for if it is one of `aliases`.
+
+    Raises UserError that names `name`, the choices and the nearest one.
+    """
+    aliases = aliases or {}
+    if isinstance(value, str) and value in choices:
+        return value
+    if isinstance(value, str) and value in aliases:
+        return aliases[value]
+    near = nearest(str(value), [*choices, *aliases])
+    hint = f": did you mean {near!r}?" if near else ""
+    raise UserError(f"{name} is {value!r}, but it must be {join_or(list(choices))}{hint}")
+
+
+def nearest(given: str, known: Collection[str], *, cutoff: float = 0.6) -> str | None:
+    """The name in `known` closest to `given`, ignoring case, `-` and `_`; None if none is close."""
+
+    def squash(name: str) -> str:
+        return name.lower().replace("-", "").replace("_", "")
+
+    by_squashed = {squash(name): name for name in reversed(list(known))}
+    found = difflib.get_close_matches(squash(given), by_squashed, n=1, cutoff=cutoff)
+    return by_squashed[found[0]] if found else None
+
+
+def join_or(names: list[str]) -> str:
+    """ "a", "a or b", "a, b or c"."""
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 class Stopped(Exception):
-    """Training stopped before its end, after saving."""
+    """Training stopped before its end, after it saved."""
 
     def __init__(self, signum: int | None, message: str) -> None:
-        """`signum`: the signal, or None where the user had said how far to go this time.
+        """`signum` is the signal; None if the user set how far to go this time.
 
-        `message`: where training stopped and how it goes on.
+        `message` says where training stopped and how to continue.
         """
         super().__init__(message)
         self.signum = signum

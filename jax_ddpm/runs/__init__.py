@@ -1,0 +1,35 @@
+"""A run on disk: its folder, configuration, checkpoints, metrics and averages."""
+
+from jax_ddpm.runs.folder import (
+    MAX_PIXELS,
+    Run,
+    describe,
+    from_dict,
+    load,
+    load_of_first,
+    locked,
+    locked_for_training,
+    open_for_training,
+    remove_leftovers,
+    require_free,
+    require_no_way_out,
+    to_dict,
+    write_config,
+)
+
+__all__ = [
+    "MAX_PIXELS",
+    "Run",
+    "describe",
+    "from_dict",
+    "load",
+    "load_of_first",
+    "locked",
+    "locked_for_training",
+    "open_for_training",
+    "remove_leftovers",
+    "require_free",
+    "require_no_way_out",
+    "to_dict",
+    "write_config",
+]

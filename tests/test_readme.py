@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jax_ddpm import Prediction, level_at, linear_betas, make_schedule, sample, timestep_grid
+import jax_ddpm as jd
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -15,7 +15,8 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 def run(block):
     names = {}
-    exec(block, names)
+    with jax.numpy_rank_promotion("allow"):  # a user has not turned it off
+        exec(block, names)
     return names
 
 
@@ -25,42 +26,39 @@ def block(words):
     return found
 
 
-@pytest.mark.slow
-def test_the_example_draws_images():
-    with jax.numpy_rank_promotion("allow"):
-        x_0 = run(block("UNet(out_channels=1"))["x_0"]
-    assert x_0.shape == (16, 28, 28, 1)
-    assert jnp.isfinite(x_0).all()
+def test_training_on_an_array():
+    if not hasattr(jd, "fit"):
+        pytest.skip("the Python layer is not there")
+    assert run(block("jd.fit("))["pictures"].shape == (4, 8, 8, 1)
 
 
-@pytest.mark.slow
-def test_the_usage_of_lucidrains_package_in_a_smaller_size():
-    text = block("LucidrainsConfig(dim=64")
-    for large, small in {"dim=64": "dim=8", "128": "16", "1000, 1000": "1000, 3"}.items():
-        text = text.replace(large, small)
-    names = run(text)
-    assert names["x_0"].shape == (4, 16, 16, 3)
-    assert jnp.isfinite(names["loss"])
+def test_a_network_of_ones_own():
+    if not hasattr(jd, "Diffusion"):
+        pytest.skip("the Python layer is not there")
+    names = run(block("jd.Diffusion("))
+    assert names["loss"].shape == (4,)
+    assert names["x_0"].shape == (4, 8, 8, 1)
+
+
+def test_the_same_with_nothing_hidden():
+    if not hasattr(jd, "Diffusion"):
+        pytest.skip("make_network does not take a configuration yet")
+    names = run(block("jd.make_loss_fn("))
+    assert jnp.isfinite(names["x_0"]).all()
     assert jax.tree.structure(names["grads"]) == jax.tree.structure(names["params"])
-
-
-@pytest.mark.slow
-@pytest.mark.long
-def test_the_usage_of_the_tutorials():
-    assert run(block("AnnotatedConfig(dim=28"))["loss"].shape == (2,)
 
 
 def test_the_sampler_of_the_readme_solves_a_problem_with_a_known_answer():
     """For data that is one point, every first-order solver of the ODE ends at that point."""
-    sampler = run(block("def euler"))["euler"]()
-    schedule = make_schedule(linear_betas(1000), dtype=jnp.float64)
-    levels = level_at(schedule, jnp.asarray(timestep_grid(1000, 20)))
+    sampler = run(block("def my_euler"))["my_euler"]()
+    schedule = jd.make_schedule(jd.linear_betas(1000), dtype=jnp.float64)
+    levels = jd.level_at(schedule, jnp.asarray(jd.timestep_grid(1000, 20)))
     point, x_T = jnp.full((1, 2, 2, 1), 0.5), jnp.ones((1, 2, 2, 1))
 
     def denoise(x_t, level):
-        return Prediction(point, (x_t - level.signal * point) / level.sigma)
+        return jd.Prediction(point, (x_t - level.signal * point) / level.sigma)
 
-    x_0, _ = sample(sampler, denoise, levels, x_T, lambda i: x_T)
+    x_0, _ = jd.sample(sampler, denoise, levels, x_T, lambda i: x_T)
     assert jnp.abs(x_0 - point).max() < 1e-12  # measured: 0
 
 

@@ -1,197 +1,39 @@
-"""Denoising diffusion probabilistic models in functional JAX/Flax."""
+"""Denoising diffusion probabilistic models in functional JAX/Flax.
 
-from jax_ddpm.interop import from_torch, to_torch
-from jax_ddpm.models import (
-    AnnotatedConfig,
-    AnnotatedWSConfig,
-    GuidedDiffusionConfig,
-    ImprovedDiffusionConfig,
-    LucidrainsConfig,
-    NetworkFns,
-    PulferConfig,
-    UNet,
-    UNet2DConfig,
-    UNetConfig,
-    make_network,
-)
-from jax_ddpm.process.denoiser import make_denoise_fn, rescale_timesteps, respaced
-from jax_ddpm.process.diffusion import (
-    DenoiseFn,
-    Prediction,
-    eps_from_v,
-    eps_from_x_0,
-    p_mean_variance,
-    prediction_target,
-    q_mean_variance,
-    q_posterior,
-    q_sample,
-    q_step,
-    to_prediction,
-    v_from,
-    x_0_from_eps,
-    x_0_from_v,
-    x_0_from_x_prev,
-)
-from jax_ddpm.process.grids import (
-    continuous_levels,
-    listed_timesteps,
-    respaced_betas,
-    space_timesteps,
-    timestep_grid,
-)
-from jax_ddpm.process.guidance import classifier_gradient, guide_mean, guide_network, guide_score
-from jax_ddpm.process.levels import Level, level_at, level_of_sigma, level_of_t
-from jax_ddpm.process.likelihood import (
-    noise_by_timestep,
-    prior_term,
-    reverse_process,
-    variational_bound,
-    vb_term,
-)
-from jax_ddpm.process.losses import diffusion_loss, draw, loss_weight, make_loss_fn
-from jax_ddpm.process.probability_flow import (
-    bits_per_dimension,
-    dequantize,
-    draw_probes,
-    flow_log_density,
-)
-from jax_ddpm.process.schedules import (
-    Schedule,
-    cosine_betas,
-    linear_betas,
-    make_schedule,
-    named_schedule,
-    quadratic_betas,
-    rescale_zero_terminal_snr,
-    sigmoid_betas,
-    sigmoid_cumprod_betas,
-)
-from jax_ddpm.process.timesteps import make_timestep_fn
-from jax_ddpm.samplers import (
-    SAMPLERS,
-    Sampler,
-    SamplerState,
-    ddim,
-    ddim_inverse,
-    ddpm,
-    dpmpp_2m,
-    dpmpp_2m_sde,
-    dpmpp_2s,
-    dpmpp_3m,
-    draw_noise,
-    euler,
-    euler_ancestral,
-    heun,
-    plms,
-    pndm,
-    sample,
-    unipc,
-)
-from jax_ddpm.samplers.editing import (
-    inpaint,
-    invert_ddim,
-    latents,
-    mix_noisy,
-    renoise,
-    repaint,
-    repaint_grid,
-    slerp,
-    start_below,
-)
+The usual names are `import jax_ddpm as jd`. Start with `jd.Diffusion`, `jd.fit` and `jd.load_run`,
+which say everything once; all else is pure functions of arrays. The public names stand in
+`__init__.pyi`, where editors and type checkers read them too. Each is imported when it is first
+used, so that `import jax_ddpm` takes no time.
+"""
 
-__all__ = [
-    "SAMPLERS",
-    "AnnotatedConfig",
-    "AnnotatedWSConfig",
-    "DenoiseFn",
-    "GuidedDiffusionConfig",
-    "ImprovedDiffusionConfig",
-    "Level",
-    "LucidrainsConfig",
-    "NetworkFns",
-    "Prediction",
-    "PulferConfig",
-    "Sampler",
-    "SamplerState",
-    "Schedule",
-    "UNet",
-    "UNet2DConfig",
-    "UNetConfig",
-    "bits_per_dimension",
-    "classifier_gradient",
-    "continuous_levels",
-    "cosine_betas",
-    "ddim",
-    "ddim_inverse",
-    "ddpm",
-    "dequantize",
-    "diffusion_loss",
-    "dpmpp_2m",
-    "dpmpp_2m_sde",
-    "dpmpp_2s",
-    "dpmpp_3m",
-    "draw",
-    "draw_noise",
-    "draw_probes",
-    "eps_from_v",
-    "eps_from_x_0",
-    "euler",
-    "euler_ancestral",
-    "flow_log_density",
-    "from_torch",
-    "guide_mean",
-    "guide_network",
-    "guide_score",
-    "heun",
-    "inpaint",
-    "invert_ddim",
-    "latents",
-    "level_at",
-    "level_of_sigma",
-    "level_of_t",
-    "linear_betas",
-    "listed_timesteps",
-    "loss_weight",
-    "make_denoise_fn",
-    "make_loss_fn",
-    "make_network",
-    "make_schedule",
-    "make_timestep_fn",
-    "mix_noisy",
-    "named_schedule",
-    "noise_by_timestep",
-    "p_mean_variance",
-    "plms",
-    "pndm",
-    "prediction_target",
-    "prior_term",
-    "q_mean_variance",
-    "q_posterior",
-    "q_sample",
-    "q_step",
-    "quadratic_betas",
-    "renoise",
-    "repaint",
-    "repaint_grid",
-    "rescale_timesteps",
-    "rescale_zero_terminal_snr",
-    "respaced",
-    "respaced_betas",
-    "reverse_process",
-    "sample",
-    "sigmoid_betas",
-    "sigmoid_cumprod_betas",
-    "slerp",
-    "space_timesteps",
-    "start_below",
-    "timestep_grid",
-    "to_prediction",
-    "to_torch",
-    "unipc",
-    "v_from",
-    "variational_bound",
-    "vb_term",
-    "x_0_from_eps",
-    "x_0_from_v",
-    "x_0_from_x_prev",
-]
+import ast
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+__version__ = "0.1.0"
+
+
+def _modules_of_names() -> dict[str, str]:
+    """The module of each public name, read from the imports in `__init__.pyi`."""
+    tree = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: str(node.module) for node in imports for alias in node.names}
+
+
+_MODULES = _modules_of_names()
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message, name=name, obj=sys.modules[__name__])
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

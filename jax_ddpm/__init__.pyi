@@ -30,10 +30,12 @@ from jax_ddpm.process.grids import (
 )
 
 # The forward process, and what a network predicts.
-from jax_ddpm.process.diffusion import (
+from jax_ddpm.process.types import (
     DenoiseFn as DenoiseFn,
     Gaussian as Gaussian,
     Prediction as Prediction,
+)
+from jax_ddpm.process.diffusion import (
     eps_from_v as eps_from_v,
     eps_from_x_0 as eps_from_x_0,
     p_mean_variance as p_mean_variance,

@@ -10,7 +10,6 @@ import pytest
 from jax_ddpm.process.denoiser import make_denoise_fn, rescale_timesteps
 from jax_ddpm.process.diffusion import (
     LEARNED,
-    Prediction,
     eps_from_x_0,
     p_mean_variance,
     q_posterior,
@@ -20,6 +19,7 @@ from jax_ddpm.process.diffusion import (
 from jax_ddpm.process.levels import level_at
 from jax_ddpm.process.likelihood import vb_term
 from jax_ddpm.process.losses import make_loss_fn, mean_loss
+from jax_ddpm.process.types import Prediction
 from jax_ddpm.samplers import SamplerState, ddim, ddpm, sample
 from parity_tests.comparing import GOLDENS, toy_denoiser
 

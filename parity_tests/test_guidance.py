@@ -3,10 +3,11 @@
 import jax.numpy as jnp
 import pytest
 
-from jax_ddpm.process.diffusion import Prediction, expand, q_sample
+from jax_ddpm.process.diffusion import expand, q_sample
 from jax_ddpm.process.guidance import guide_mean, guide_score
 from jax_ddpm.process.levels import level_at
 from jax_ddpm.process.schedules import named_schedule
+from jax_ddpm.process.types import Prediction
 from jax_ddpm.samplers import ddim, ddpm
 from parity_tests.comparing import DOUBLE_FIRST, SHORT, golden, nchw_to_nhwc
 from parity_tests.recorded_process import (

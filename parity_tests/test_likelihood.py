@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ddpm.process.diffusion import Gaussian
 from jax_ddpm.process.likelihood import (
     approx_normal_cdf,
     discretized_gaussian_log_likelihood,
@@ -13,6 +12,7 @@ from jax_ddpm.process.likelihood import (
     variational_bound,
 )
 from jax_ddpm.process.schedules import linear_betas, make_schedule, named_schedule, quadratic_betas
+from jax_ddpm.process.types import Gaussian
 from parity_tests.comparing import DOUBLE_FIRST, SHORT, golden, nchw_to_nhwc
 from parity_tests.recorded_process import mostly_slow, network_of, reverse_process, runs_of
 

@@ -4,11 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ddpm.process.diffusion import LEARNED, Prediction, q_mean_variance, q_posterior, q_sample
+from jax_ddpm.process.diffusion import LEARNED, q_mean_variance, q_posterior, q_sample
 from jax_ddpm.process.grids import respaced_betas, space_timesteps
 from jax_ddpm.process.levels import Level, level_at
 from jax_ddpm.process.likelihood import vb_term
 from jax_ddpm.process.schedules import BETAS, make_schedule, named_schedule
+from jax_ddpm.process.types import Prediction
 from jax_ddpm.samplers import SamplerState, ddim, ddpm
 from parity_tests.comparing import DOUBLE_FIRST, SHORT, golden, nchw_to_nhwc
 from parity_tests.recorded_process import (

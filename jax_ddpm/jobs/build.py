@@ -16,11 +16,11 @@ from jax_ddpm.models import NetworkFns, make_network
 from jax_ddpm.optim.averages import EmaFn, make_ema, make_posthoc_ema
 from jax_ddpm.optim.optimizers import make_learning_rate, make_optimizer
 from jax_ddpm.process.denoiser import rescale_timesteps
-from jax_ddpm.process.diffusion import GradientFn
 from jax_ddpm.process.grids import continuous_levels
 from jax_ddpm.process.levels import Level, level_at, level_of_sigma, level_of_t
 from jax_ddpm.process.schedules import Schedule, named_schedule
 from jax_ddpm.process.timesteps import empty_history
+from jax_ddpm.process.types import GradientFn
 from jax_ddpm.samplers import SAMPLERS, Sampler
 from jax_ddpm.samplers.registry import Options
 from jax_ddpm.training.state import TrainState, create_state

@@ -13,8 +13,9 @@ from jax_ddpm.config.sample import SampleConfig
 from jax_ddpm.data.pictures import read_picture
 from jax_ddpm.errors import UserError
 from jax_ddpm.jobs.generate import NO_EDIT, Edit
-from jax_ddpm.process.diffusion import Images, add_noise
+from jax_ddpm.process.diffusion import add_noise
 from jax_ddpm.process.levels import Level
+from jax_ddpm.process.types import Images
 from jax_ddpm.samplers import Sampler
 from jax_ddpm.samplers.editing import (
     go_up_too,

@@ -15,9 +15,9 @@ from jax_ddpm.devices.processes import is_main_process
 from jax_ddpm.files.images import stretch_to_uint8, to_uint8
 from jax_ddpm.jobs.build import Parts, make_sampler, sampling_levels
 from jax_ddpm.process.denoiser import make_denoise_fn
-from jax_ddpm.process.diffusion import DenoiseFn, GradientFn, Images, Prediction
 from jax_ddpm.process.guidance import guide_network, guide_score
 from jax_ddpm.process.levels import Level
+from jax_ddpm.process.types import DenoiseFn, GradientFn, Images, Prediction
 from jax_ddpm.samplers import SAMPLERS, Sampler, SamplerState, draw_noise, sample
 
 Labels = Int[Array | np.ndarray, " b"]

@@ -13,7 +13,7 @@ from jax_ddpm.devices.by_example import by_example
 from jax_ddpm.files.images import from_uint8
 from jax_ddpm.jobs.build import Parts
 from jax_ddpm.process.denoiser import make_denoise_fn, respaced
-from jax_ddpm.process.diffusion import DenoiseFn, Images, Variance
+from jax_ddpm.process.diffusion import Variance
 from jax_ddpm.process.grids import respaced_betas
 from jax_ddpm.process.levels import level_at
 from jax_ddpm.process.likelihood import noise_by_timestep, reverse_process, variational_bound
@@ -24,6 +24,7 @@ from jax_ddpm.process.probability_flow import (
     flow_log_density,
 )
 from jax_ddpm.process.schedules import BETAS, Schedule, make_schedule, rescale_zero_terminal_snr
+from jax_ddpm.process.types import DenoiseFn, Images
 
 Labels = Int[Array | np.ndarray, " b"]
 LikelihoodFn = Callable[

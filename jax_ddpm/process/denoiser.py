@@ -7,10 +7,6 @@ import numpy as np
 from jaxtyping import Int
 
 from jax_ddpm.process.diffusion import (
-    ApplyFn,
-    DenoiseFn,
-    Images,
-    Prediction,
     PredictionType,
     eps_from_x_0,
     expand,
@@ -18,6 +14,7 @@ from jax_ddpm.process.diffusion import (
     to_prediction,
 )
 from jax_ddpm.process.levels import Level
+from jax_ddpm.process.types import ApplyFn, DenoiseFn, Images, Prediction
 
 
 def make_denoise_fn(

@@ -4,44 +4,18 @@ Pure functions of arrays: no randomness, no network. Images are [b, h, w, c]; ti
 fields of a `Level` are scalars or [b].
 """
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jax_ddpm.process.levels import Level, level_at
 from jax_ddpm.process.schedules import Schedule
+from jax_ddpm.process.types import Gaussian, Images, Prediction, Timesteps
 
-Images = Float[Array, "b h w c"]
-Timesteps = Int[Array, "*b"]
 PredictionType = Literal["eps", "x_0", "v"]
 Variance = Literal["fixed_small", "fixed_large", "learned_range", "learned"]
 LEARNED: tuple[Variance, ...] = ("learned_range", "learned")
-
-
-class Prediction(NamedTuple):
-    """What a denoiser says of x_t, both ways: x_t = signal * x_0 + sigma * eps.
-
-    `raw_variance` holds the network's channels for the variance of the reverse step, if it has any.
-    """
-
-    x_0: Images
-    eps: Images
-    raw_variance: Images | None = None
-
-
-class Gaussian(NamedTuple):
-    """A Gaussian with diagonal covariance; variance and log_variance broadcast against mean."""
-
-    mean: Images
-    variance: Float[Array, "*b h_or_1 w_or_1 c_or_1"]
-    log_variance: Float[Array, "*b h_or_1 w_or_1 c_or_1"]
-
-
-ApplyFn = Callable[..., Images]  # a network: (params, x_t, t, **its own arguments) -> output
-DenoiseFn = Callable[..., Prediction]  # (x_t, level), or (x_t, level, x_self_cond=x_0)
-GradientFn = Callable[[Images, Level], Images]  # of log p(y | x_t), in x_t
 
 
 def expand(a: Float[Array, "*b"], images: Images) -> Float[Array, "*b 1 1 1"]:

@@ -8,21 +8,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from jax_ddpm.process.diffusion import (
+from jax_ddpm.process.diffusion import expand, split_output
+from jax_ddpm.process.levels import Level
+from jax_ddpm.process.types import (
     ApplyFn,
     DenoiseFn,
     GradientFn,
     Images,
+    Labels,
     Prediction,
     Timesteps,
-    expand,
-    split_output,
 )
-from jax_ddpm.process.levels import Level
 
-Labels = Int[Array, " b"]
 LogProbFn = Callable[[Images, Timesteps, Labels], Float[Array, " b"]]
 
 

@@ -12,11 +12,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jax_ddpm.process.diffusion import (
-    DenoiseFn,
-    Gaussian,
-    Images,
-    Prediction,
-    Timesteps,
     Variance,
     expand,
     p_mean_variance,
@@ -26,8 +21,8 @@ from jax_ddpm.process.diffusion import (
 )
 from jax_ddpm.process.levels import level_at
 from jax_ddpm.process.schedules import Schedule
+from jax_ddpm.process.types import DenoiseFn, Gaussian, Images, NoiseFn, Prediction, Timesteps
 
-NoiseFn = Callable[[Int[Array, ""]], Images]
 ReverseFn = Callable[[Images, Timesteps], tuple[Prediction, Gaussian]]
 
 SATURATED = 20.0  # beyond it the approximate cdf is exactly 0 or 1, in float64 too

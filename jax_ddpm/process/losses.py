@@ -11,9 +11,6 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jax_ddpm.process.denoiser import make_denoise_fn
 from jax_ddpm.process.diffusion import (
     LEARNED,
-    ApplyFn,
-    DenoiseFn,
-    Images,
     PredictionType,
     Variance,
     add_noise,
@@ -26,6 +23,7 @@ from jax_ddpm.process.levels import Level, level_at
 from jax_ddpm.process.likelihood import vb_term
 from jax_ddpm.process.schedules import Schedule
 from jax_ddpm.process.timesteps import uniform_timesteps
+from jax_ddpm.process.types import ApplyFn, DenoiseFn, Images
 
 LossType = Literal["l1", "l2", "huber"]
 Objective = Literal["simple", "hybrid", "vlb"]

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jax_ddpm.process.diffusion import DenoiseFn, Images, v_from
+from jax_ddpm.process.diffusion import v_from
 from jax_ddpm.process.levels import Level
+from jax_ddpm.process.types import DenoiseFn, Images
 
 Probes = Float[Array, "k b h w c"]
 ProbeKind = Literal["rademacher", "normal"]

@@ -12,10 +12,9 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
 from jax_ddpm.process.schedules import Schedule
+from jax_ddpm.process.types import Losses, Timesteps
 
 TimestepSampling = Literal["uniform", "stratified", "antithetic", "log_normal", "importance"]
-Timesteps = Int[Array, " b"]
-Losses = Float[Array, " b"]
 
 
 class Place(NamedTuple):

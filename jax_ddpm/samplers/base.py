@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from jax_ddpm.process.diffusion import DenoiseFn, Images, Prediction
 from jax_ddpm.process.levels import Level
+from jax_ddpm.process.types import DenoiseFn, Images, NoiseFn, Prediction
 
 
 class SamplerState(NamedTuple):
@@ -20,7 +20,6 @@ class SamplerState(NamedTuple):
     memory: Any = ()
 
 
-NoiseFn = Callable[[Array], Images]
 StepFn = Callable[[SamplerState, Images, Level, Level, DenoiseFn], tuple[SamplerState, Prediction]]
 TraceFn = Callable[[SamplerState, Prediction], Any]
 LevelFn = Callable[[Array], Level]  # the level of a timestep, or of a sigma / signal (grids.py)

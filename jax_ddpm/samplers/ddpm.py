@@ -2,16 +2,9 @@
 
 import jax.numpy as jnp
 
-from jax_ddpm.process.diffusion import (
-    LEARNED,
-    DenoiseFn,
-    GradientFn,
-    Images,
-    Prediction,
-    Variance,
-    learned_log_variance,
-)
+from jax_ddpm.process.diffusion import LEARNED, Variance, learned_log_variance
 from jax_ddpm.process.levels import Level
+from jax_ddpm.process.types import DenoiseFn, GradientFn, Images, Prediction
 from jax_ddpm.samplers.base import Sampler, SamplerState, beta_between
 
 __all__ = ["Variance", "ddpm"]

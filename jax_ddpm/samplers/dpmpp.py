@@ -5,8 +5,8 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jax_ddpm.process.diffusion import DenoiseFn, Images, Prediction
 from jax_ddpm.process.levels import Level
+from jax_ddpm.process.types import DenoiseFn, Images, Prediction
 from jax_ddpm.samplers.base import Sampler, SamplerState, StepFn, log_snr_step, move, noise_kept
 from jax_ddpm.samplers.multistep import History, no_history, order_of_step, phi
 

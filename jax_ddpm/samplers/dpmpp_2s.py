@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from jax_ddpm.process.diffusion import DenoiseFn, Images, Prediction
 from jax_ddpm.process.levels import Level
+from jax_ddpm.process.types import DenoiseFn, Images, Prediction
 from jax_ddpm.samplers.base import Sampler, SamplerState, log_snr_step, move
 
 

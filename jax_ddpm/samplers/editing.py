@@ -10,15 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_ddpm.process.diffusion import (
-    DenoiseFn,
-    Images,
-    Prediction,
-    add_noise,
-    expand,
-    x_0_from_eps,
-)
+from jax_ddpm.process.diffusion import add_noise, expand, x_0_from_eps
 from jax_ddpm.process.levels import Level
+from jax_ddpm.process.types import DenoiseFn, Images, Prediction
 from jax_ddpm.samplers import Sampler, SamplerState, sample
 from jax_ddpm.samplers.base import beta_between
 

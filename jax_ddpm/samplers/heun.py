@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_ddpm.process.diffusion import DenoiseFn, Images, Prediction
 from jax_ddpm.process.levels import Level
+from jax_ddpm.process.types import DenoiseFn, Images, Prediction
 from jax_ddpm.samplers.base import LevelFn, Sampler, SamplerState
 
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jax_ddpm.process.diffusion import Images
 from jax_ddpm.process.levels import Level
+from jax_ddpm.process.types import Images
 from jax_ddpm.samplers.base import log_snr_step
 
 

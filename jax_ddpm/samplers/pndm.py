@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Num
 
-from jax_ddpm.process.diffusion import DenoiseFn, Images, Prediction
 from jax_ddpm.process.levels import Level
+from jax_ddpm.process.types import DenoiseFn, Images, Prediction
 from jax_ddpm.samplers.base import LevelFn, Sampler, SamplerState
 
 # Adams-Bashforth weights of the last one to four eps, newest first (Liu et al. 2022, Eq. 12)

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from jax_ddpm.process.diffusion import GradientFn, Variance
+from jax_ddpm.process.diffusion import Variance
 from jax_ddpm.process.grids import Spacing
+from jax_ddpm.process.types import GradientFn
 from jax_ddpm.samplers.base import LevelFn, Sampler
 from jax_ddpm.samplers.ddim import ddim
 from jax_ddpm.samplers.ddpm import ddpm

@@ -11,10 +11,10 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt8
 
 from jax_ddpm.files.images import from_uint8
 from jax_ddpm.optim.averages import EmaFn, Params, make_ema
-from jax_ddpm.process.diffusion import ApplyFn, Images
 from jax_ddpm.process.losses import LossFn, draw_training_noise, make_loss_fn, timestep_keys
 from jax_ddpm.process.schedules import Schedule
 from jax_ddpm.process.timesteps import Place, TimestepFn, record, uniform_timesteps
+from jax_ddpm.process.types import ApplyFn, Images
 from jax_ddpm.training.state import Skipped, TrainState
 
 Metrics = dict[str, Num[Array, "*k"]]

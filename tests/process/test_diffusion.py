@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from jax_ddpm.process.diffusion import (
-    Prediction,
     PredictionType,
     add_noise,
     eps_from_v,
@@ -25,6 +24,7 @@ from jax_ddpm.process.diffusion import (
 )
 from jax_ddpm.process.levels import Level, level_at
 from jax_ddpm.process.schedules import named_schedule
+from jax_ddpm.process.types import Prediction
 
 TYPES = get_args(PredictionType)
 SCHEDULES = ["linear", "cosine", "sigmoid_cumprod"]

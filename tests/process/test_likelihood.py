@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from jax_ddpm.process.denoiser import respaced
-from jax_ddpm.process.diffusion import Gaussian, Prediction, p_mean_variance, q_posterior, q_sample
+from jax_ddpm.process.diffusion import p_mean_variance, q_posterior, q_sample
 from jax_ddpm.process.grids import respaced_betas, space_timesteps
 from jax_ddpm.process.likelihood import (
     approx_normal_cdf,
@@ -19,6 +19,7 @@ from jax_ddpm.process.likelihood import (
     vb_term,
 )
 from jax_ddpm.process.schedules import BETAS, linear_betas, make_schedule, named_schedule
+from jax_ddpm.process.types import Gaussian, Prediction
 
 T = 50
 SHAPE = (3, 4, 4, 1)

@@ -7,7 +7,6 @@ import pytest
 from scipy import stats
 
 from jax_ddpm.jobs.likelihood import flow_timesteps
-from jax_ddpm.process.diffusion import Prediction
 from jax_ddpm.process.levels import Level, level_at
 from jax_ddpm.process.probability_flow import (
     bits_per_dimension,
@@ -18,6 +17,7 @@ from jax_ddpm.process.probability_flow import (
     velocity_and_divergence,
 )
 from jax_ddpm.process.schedules import named_schedule
+from jax_ddpm.process.types import Prediction
 
 SHAPE = (1, 3, 1)  # three numbers per image, which are correlated
 MEAN = np.array([0.3, -0.2, 0.1])

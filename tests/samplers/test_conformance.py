@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ddpm.process.diffusion import Prediction
 from jax_ddpm.process.levels import Level
+from jax_ddpm.process.types import Prediction
 from jax_ddpm.samplers import SAMPLERS, SamplerName, sample
 from jax_ddpm.samplers.registry import Options
 from tests.shared.mixture import (

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ddpm.process.diffusion import Prediction, add_noise
+from jax_ddpm.process.diffusion import add_noise
 from jax_ddpm.process.grids import timestep_grid
 from jax_ddpm.process.levels import Level, level_at
 from jax_ddpm.process.schedules import named_schedule
+from jax_ddpm.process.types import Prediction
 from jax_ddpm.samplers import Sampler, SamplerState, ddim, ddim_inverse, ddpm, sample
 from jax_ddpm.samplers.editing import (
     go_up_too,

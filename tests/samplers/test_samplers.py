@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ddpm.process.diffusion import Prediction, add_noise
+from jax_ddpm.process.diffusion import add_noise
 from jax_ddpm.process.grids import timestep_grid
 from jax_ddpm.process.levels import level_at
 from jax_ddpm.process.schedules import named_schedule
+from jax_ddpm.process.types import Prediction
 from jax_ddpm.samplers import SamplerState, ddim, ddpm, draw_noise, sample
 from jax_ddpm.samplers.base import frame_steps
 from tests.shared.mixture import gaussian_denoiser

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ddpm.process.diffusion import Prediction
+from jax_ddpm.process.types import Prediction
 
 
 def as_image(vector):

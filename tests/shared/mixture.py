@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import ndtr
 
-from jax_ddpm.process.diffusion import Prediction
 from jax_ddpm.process.levels import Level
+from jax_ddpm.process.types import Prediction
 
 # A mixture of two normal distributions
 WEIGHTS, MEANS, STDS = np.array([0.3, 0.7]), np.array([-0.6, 0.5]), np.array([0.25, 0.35])

@@ -1,9 +1,11 @@
-"""Every setting of the toolbox is in the documents."""
+"""The documents are complete, name only what exists, and their Python runs as it stands there."""
 
+import importlib
 import re
 from dataclasses import fields
 from pathlib import Path
 
+import jax
 import pytest
 
 from jax_ddpm.config.run import DataConfig, DiffusionConfig, TrainConfig
@@ -14,14 +16,46 @@ from jax_ddpm.jobs.evaluate import EvaluateArgs
 from jax_ddpm.jobs.prepare_data import PrepareArgs
 from jax_ddpm.jobs.sample import SampleArgs
 
-DOCS = Path(__file__).parents[1] / "docs"
-TEXT = "".join(path.read_text() for path in sorted(DOCS.glob("*.md")))
-POSITIONAL = {"run"}
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+TEXT = "".join(page.read_text() for page in PAGES)
+SUFFIXES = ("py", "md", "json", "npz", "png")
+ROOMS = {path.name for path in (ROOT / "jax_ddpm").iterdir() if path.is_dir()}
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
 def flags(kind, prefix="--", keep=lambda name: True):
-    names = [f.name for f in fields(kind) if f.name not in POSITIONAL and keep(f.name)]
+    """The flags of a dataclass; its first field may be positional, as RUN is."""
+    names = [field.name for field in fields(kind) if field.name != "run" and keep(field.name)]
     return [prefix + name.replace("_", "-") for name in names]
+
+
+def blocks():
+    """Every Python block of every page."""
+    found = []
+    for page in PAGES:
+        texts = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+        found += [pytest.param(text, id=f"{page.stem}-{i}") for i, text in enumerate(texts)]
+    return found
+
+
+def code_of(page):
+    """The inline code of a page, outside its fenced blocks."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+def anchors(page):
+    """The anchors that a page's headings get, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def exists(name):
+    """Whether `name` is a file, or FILE::test with a test of that name in it."""
+    path, _, test = name.partition("::")
+    found = list(ROOT.glob(path.rstrip("/")))
+    return bool(found) and (not test or f"def {test}(" in found[0].read_text())
 
 
 @pytest.mark.parametrize(
@@ -41,9 +75,75 @@ def flags(kind, prefix="--", keep=lambda name: True):
     ],
 )
 def test_every_flag_is_documented(flag):
-    assert re.search(re.escape(flag) + r"(?![\w.-])", TEXT), f"{flag} is in none of the documents"
+    assert re.search(re.escape(flag) + r"(?![\w.-])", TEXT), f"no page mentions {flag}"
 
 
-def test_the_example_of_the_data_page_runs():
-    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "data.md").read_text(), re.DOTALL)
-    exec(block, {})
+@pytest.mark.parametrize("block", blocks())
+def test_every_python_block_runs_alone(block, tmp_path, monkeypatch):
+    """In float32 and with implicit broadcasts, as a user runs it."""
+    monkeypatch.chdir(tmp_path)
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
+        exec(block, {"__name__": "__main__"})
+
+
+@every_page
+def test_every_file_that_a_page_names_exists(page):
+    files = re.compile(r"(docs|tests|parity_tests|jax_ddpm|scripts|torch_ref)/[\w./*-]*(::\w+)?")
+    missing = [code for code in code_of(page) if files.fullmatch(code) and not exists(code)]
+    assert not missing
+
+
+@every_page
+def test_every_internal_link_of_a_page_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"[a-z]+://", target):
+            continue
+        name, _, anchor = target.partition("#")
+        found = (page.parent / name).resolve() if name else page
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), target
+
+
+@every_page
+def test_every_function_that_a_page_names_exists(page):
+    """`room.module.name`, which is jax_ddpm.room.module.name."""
+    for code in code_of(page):
+        name = code.removeprefix("jax_ddpm.")
+        room, _, rest = name.partition(".")
+        if room in ROOMS and re.fullmatch(r"\w+(\.\w+)*", rest) and rest not in SUFFIXES:
+            assert resolves(name), code
+
+
+def test_every_row_of_the_equations_names_a_function_and_a_test():
+    rows = re.findall(r"^\| .* \|$", (ROOT / "docs/equations.md").read_text(), re.MULTILINE)
+    cells = [row.strip("| ").split(" | ") for row in rows]
+    equations = [row for row in cells if row[0] not in ("equation", "source")]
+    assert len(equations) > 60
+    for _, what, functions, tests in equations:
+        assert re.search(r"`\w+\.[\w.]+`", functions), what
+        assert re.search(r"`(parity_)?tests/[\w./:]+`", tests), what
+
+
+def test_every_golden_array_is_described_and_every_description_has_arrays():
+    folder = ROOT / "parity_tests/goldens"
+    names = [
+        name for name in code_of(folder / "README.md") if (folder / name.split("/")[0]).is_dir()
+    ]
+    described = {path for name in names for path in folder.glob(name)}
+    recorded = {path.parent for path in folder.rglob("manifest.json")}
+    assert all(list(folder.glob(name)) for name in names)
+    assert not [path for path in recorded if not {path, path.parent} & described]
+
+
+def resolves(name):
+    """Whether jax_ddpm.`name` is a module, or something in one."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(["jax_ddpm", *parts[:end]]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[end:]:
+            found = getattr(found, part, None)
+        return found is not None
+    return False

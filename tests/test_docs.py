@@ -124,6 +124,13 @@ def test_every_row_of_the_equations_names_a_function_and_a_test():
         assert re.search(r"`(parity_)?tests/[\w./:]+`", tests), what
 
 
+def test_every_new_import_of_the_changelog_exists():
+    rows = re.findall(r"^\| `.*\| (.*) \|$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    names = [name for row in rows for name in re.findall(r"`jax_ddpm\.([\w.]+)`", row)]
+    assert len(names) > 30
+    assert not [name for name in names if not resolves(name)]
+
+
 def test_every_golden_array_is_described_and_every_description_has_arrays():
     folder = ROOT / "parity_tests/goldens"
     names = [

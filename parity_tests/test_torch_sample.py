@@ -14,7 +14,7 @@ from PIL import Image
 
 from jax_ddpm import runs
 from jax_ddpm.config.run import Config, DiffusionConfig, SampleConfig
-from jax_ddpm.files.images import grid
+from jax_ddpm.files.images import make_image_grid
 from jax_ddpm.interop import PEERS, to_state_dict
 from jax_ddpm.jobs.build import build
 from jax_ddpm.jobs.generate import image_keys
@@ -137,14 +137,14 @@ def test_without_jax(folder, tmp_path):
     assert (done.returncode, done.stdout) == (0, f"Wrote {out}\n"), done.stderr
     expected = ref.sample_run(ref.parse([str(folder), "--out", str(out), *command[4:]]))
     with Image.open(out) as image:
-        np.testing.assert_array_equal(np.asarray(image), grid(expected))
+        np.testing.assert_array_equal(np.asarray(image), make_image_grid(expected))
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("shape", [(6, 8, 3), (60, 30, 1)])
 def test_the_same_grid(n, shape):
     pixels = np.random.default_rng(0).integers(0, 256, (n, *shape), np.uint8)
-    np.testing.assert_array_equal(ref.grid(pixels), grid(pixels))
+    np.testing.assert_array_equal(ref.grid(pixels), make_image_grid(pixels))
 
 
 @pytest.mark.parametrize("num_steps", [1, 4, 7])

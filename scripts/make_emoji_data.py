@@ -3,12 +3,12 @@
 import sys
 
 from jax_ddpm.cli import parsing as cli
-from jax_ddpm.data import emoji
+from jax_ddpm.jobs.prepare_emoji import EmojiArgs, prepare_emoji
 
 
 def main() -> None:
     """Parse the command line and write the data set."""
-    emoji.run(cli.parse(emoji.EmojiArgs, sys.argv[1:], prog="make_emoji_data.py"))
+    prepare_emoji(cli.parse(EmojiArgs, sys.argv[1:], prog="make_emoji_data.py"))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ import jax
 import pytest
 
 from jax_ddpm.config.run import DataConfig, DiffusionConfig, TrainConfig
-from jax_ddpm.data.emoji import EmojiArgs
 from jax_ddpm.devices.processes import Launch
 from jax_ddpm.jobs.compare_samplers import CompareArgs
 from jax_ddpm.jobs.evaluate import EvaluateArgs
 from jax_ddpm.jobs.prepare_data import PrepareArgs
+from jax_ddpm.jobs.prepare_emoji import EmojiArgs
 from jax_ddpm.jobs.sample import SampleArgs
 
 ROOT = Path(__file__).parents[1]

@@ -1,46 +1,39 @@
-"""Images in NumPy files: .npz with the usual names, and .npy, which is mapped into memory."""
+"""Images in NumPy files: an .npz with the usual names, or an .npy, which is memory-mapped."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Shaped, UInt8
 
+from jax_ddpm.data.base import ImageSource
 from jax_ddpm.errors import UserError
-from jax_ddpm.files.untrusted import read_npy_header, read_npz, reason
+from jax_ddpm.files.untrusted import explain, read_npy_header, read_npz
 
-IMAGES = ("images", "x", "arr_0", "data")
-LABELS = ("labels", "y", "arr_1")
-
-
-class Arrays(NamedTuple):
-    """Images and their classes."""
-
-    images: UInt8[np.ndarray, "n h w c"]
-    labels: Int[np.ndarray, " n"]
+IMAGE_NAMES = ("images", "x", "arr_0", "data")
+LABEL_NAMES = ("labels", "y", "arr_1")
 
 
-def open_arrays(path: Path) -> Arrays:
-    """The images in a NumPy file, and their labels if an .npz has them; else the class is 0.
+def open_arrays(path: Path) -> ImageSource:
+    """The images in a NumPy file, with their labels if an .npz has them; otherwise the class is 0.
 
     Raises UserError for anything but uint8 [n, h, w, c] or [n, h, w], with 1 or 3 channels.
     """
     if not path.is_file():
         raise UserError(f"there is no file {path}: give an .npz or .npy of images, --data.path")
     if path.suffix == ".npy":
-        images = checked(read_npy(path), path)
-        return Arrays(images, np.zeros(len(images), np.int32))
+        images = check_images(map_npy(path), path)
+        return ImageSource(images, np.zeros(len(images), np.int32))
     if path.suffix != ".npz":
         raise UserError(f"{path} ends in neither .npz nor .npy: give such a file, --data.path")
-    found = read_npz(path)
-    images = checked(_named(found, IMAGES, path), path)
-    names = [name for name in LABELS if name in found]
-    if not names:
-        return Arrays(images, np.zeros(len(images), np.int32))
-    return Arrays(images, _checked_labels(found[names[0]], names[0], len(images), path))
+    arrays = read_npz(path)
+    images = check_images(_find_images(arrays, path), path)
+    name = next((name for name in LABEL_NAMES if name in arrays), None)
+    if name is None:
+        return ImageSource(images, np.zeros(len(images), np.int32))
+    return ImageSource(images, _check_labels(arrays[name], name, len(images), path))
 
 
-def read_npy(path: Path) -> np.ndarray:
+def map_npy(path: Path) -> np.ndarray:
     """The array in an .npy file, mapped into memory.
 
     Raises UserError for a damaged file and for Python objects, which could run code.
@@ -49,12 +42,12 @@ def read_npy(path: Path) -> np.ndarray:
         with path.open("rb") as file:
             read_npy_header(file)
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # NumPy raises many kinds for damaged files
-        raise UserError(f"{path} is not a whole .npy file: {reason(error)}") from error
+    except Exception as error:  # NumPy raises many kinds of errors for damaged files
+        raise UserError(f"{path} is not a complete .npy file: {explain(error)}") from error
 
 
-def checked(images: np.ndarray, path: Path) -> UInt8[np.ndarray, "n h w c"]:
-    """`images` with an axis of channels. Raises UserError if they are not uint8 images."""
+def check_images(images: np.ndarray, path: Path) -> UInt8[np.ndarray, "n h w c"]:
+    """`images` with a channel axis. Raises UserError unless they are uint8 images."""
     if images.dtype != np.uint8:
         raise UserError(
             f"{path} holds images of {images.dtype}, expected uint8 from 0 to 255: convert them, "
@@ -69,21 +62,23 @@ def checked(images: np.ndarray, path: Path) -> UInt8[np.ndarray, "n h w c"]:
     return shaped
 
 
-def _named(found: dict[str, np.ndarray], names: tuple[str, ...], path: Path) -> np.ndarray:
-    for name in names:
-        if name in found:
-            return found[name]
+def _find_images(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
+    for name in IMAGE_NAMES:
+        if name in arrays:
+            return arrays[name]
+    held = f"the arrays {', '.join(arrays)}" if arrays else "no arrays"
     raise UserError(
-        f"{path} holds the arrays {', '.join(found) or 'of nothing'}, but none called "
-        f"{', '.join(names)}: give the images one of these names"
+        f"{path} holds {held}, but the images must be called one of {', '.join(IMAGE_NAMES)}"
     )
 
 
-def _checked_labels(labels: Any, name: str, count: int, path: Path) -> Int[np.ndarray, " n"]:
+def _check_labels(
+    labels: Shaped[np.ndarray, "..."], name: str, count: int, path: Path
+) -> Int[np.ndarray, " n"]:
     whole = np.issubdtype(labels.dtype, np.integer)
     if labels.shape != (count,) or not whole or labels.min() < 0 or labels.max() >= 2**31:
         raise UserError(
             f"{path} holds {count} images, but {name} is {labels.dtype} of shape {labels.shape}: "
-            "expected one class number for each, 0 or more"
+            "expected one class number for each image, 0 or more"
         )
     return labels.astype(np.int32)

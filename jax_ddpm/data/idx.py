@@ -21,8 +21,8 @@ PIECE = 2**20
 def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     """The array in an IDX file, plain or gzipped.
 
-    Raises UserError if the file is not IDX of unsigned bytes, or not as long as it says. No more is
-    read than its header announces.
+    Raises UserError unless the file holds unsigned bytes in IDX format, and as many as its header
+    announces. Never reads more than that.
     """
     with path.open("rb") as file:
         gzipped = file.read(2) == b"\x1f\x8b"
@@ -31,7 +31,7 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
             return _read_array(cast(IO[bytes], stream), path, gzipped)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(
-            f"{path} is damaged, its gzip data ends early or is corrupt ({error})"
+            f"{path} is damaged: its gzip data end early or are corrupt ({error})"
         ) from error
 
 
@@ -58,17 +58,17 @@ def _read_array(stream: IO[bytes], path: Path, gzipped: bool) -> UInt8[np.ndarra
         holds = "more" if len(found) > expected else str(len(found))
         raise UserError(
             f"{path} is damaged: its header announces {expected} bytes of shape {shape}, "
-            f"it holds {holds}; fetch it again"
+            f"it holds {holds}; download it again"
         )
-    if math.prod(max(n, 1) for n in shape) > np.iinfo(np.intp).max:  # without a byte, but no array
-        raise UserError(f"{path} is damaged: no array has the shape {shape} that it announces")
+    if math.prod(max(n, 1) for n in shape) > np.iinfo(np.intp).max:  # no bytes, but too large
+        raise UserError(f"{path} is damaged: no array can have the shape {shape} that it announces")
     array = np.frombuffer(found, np.uint8).reshape(shape)
     array.flags.writeable = False
     return array
 
 
 def _read_at_most(stream: IO[bytes], count: int) -> bytearray:
-    """The next `count` bytes or all there are, in pieces, for `count` may be anything."""
+    """The next `count` bytes, or fewer if there are fewer; in pieces, as `count` may be huge."""
     found = bytearray()
     while len(found) < count and (piece := stream.read(min(PIECE, count - len(found)))):
         found += piece
@@ -76,6 +76,6 @@ def _read_at_most(stream: IO[bytes], count: int) -> bytearray:
 
 
 def write_idx(path: Path, array: UInt8[np.ndarray, "..."]) -> None:
-    """Write `array` as a gzipped IDX file whose bytes depend on the array alone."""
+    """Write `array` as a gzipped IDX file. The same array gives the same bytes."""
     header = struct.pack(f">BBBB{array.ndim}I", 0, 0, UNSIGNED_BYTE, array.ndim, *array.shape)
     path.write_bytes(gzip.compress(header + array.tobytes(), compresslevel=9, mtime=0))

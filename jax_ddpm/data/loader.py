@@ -3,13 +3,12 @@
 import os
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import grain
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from jax_ddpm.data.sources import ImageSource
+from jax_ddpm.data.base import ImageSource
 from jax_ddpm.errors import UserError
 
 
@@ -24,15 +23,12 @@ class Examples:
     """Image and label by number, as Grain wants them."""
 
     def __init__(self, source: ImageSource) -> None:
-        """All examples of `source`."""
         self.source = source
 
     def __len__(self) -> int:
-        """The number of examples."""
         return len(self.source.images)
 
     def __getitem__(self, index: int) -> Batch:
-        """Example number `index`."""
         images, labels = self.source
         return Batch(images[index], np.asarray(labels[index], np.int32))
 
@@ -45,56 +41,65 @@ def batches(
     start_step: int = 0,
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """An endless iterator of batches that begins with that of `start_step`.
+    """An endless iterator of batches, starting with the batch of `start_step`.
 
-    Every epoch has its own order and no image is dropped: a batch may span two epochs. The batch of
-    a step depends on `seed` and the step alone, so a continued run sees the data that an
-    uninterrupted one would have seen. Of `process` (index, count), only the rows of that process
-    are read: part number `index` of `count` equal ones. Raises UserError if there are no such.
+    Each epoch has its own order and no image is dropped: a batch may span two epochs. The batch of
+    a step depends only on `seed` and the step, so a resumed run sees the data that an uninterrupted
+    one would have seen. `process` is (index, count): only part `index` of `count` equal parts of
+    each batch is read. Raises UserError if the batch cannot be divided into that many parts.
     """
+    import grain  # it takes a second
+
     index, count = process
     if batch_size % count:
         raise UserError(f"--train.batch-size {batch_size} does not divide over {count} processes")
-    parts = _examples(source, seed).batch(batch_size // count)
+    parts = _stream_examples(source, seed).batch(batch_size // count)
     mine = parts if count == 1 else parts[index::count]
-    iterator = iter(mine.to_iter_dataset(_read_options(source)))
+    threads = _count_threads(source)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(4, threads))
+    iterator = iter(mine.to_iter_dataset(options))
     iterator.set_state({"next_index": start_step})
     return iterator
 
 
 def batch_indices(num_images: int, batch_size: int, seed: int, step: int) -> Int[np.ndarray, " b"]:
-    """The numbers of the images in the whole batch of step 0, 1, ...: those of `batches`."""
-    first, order = step * batch_size, _order(num_images, seed)
+    """The numbers of the images in the batch of step 0, 1, ..., as `batches` reads it."""
+    first, order = step * batch_size, _shuffle_indices(num_images, seed)
     return np.array([order[i] for i in range(first, first + batch_size)], np.int32)
 
 
-def _examples(source: ImageSource, seed: int) -> grain.MapDataset:
-    """The stream of examples; where pictures are cut at random, by the place in the stream."""
-    if getattr(getattr(source.images, "form", None), "crop", None) != "random":
+def _stream_examples(source: ImageSource, seed: int) -> Any:
+    """The endless stream of examples, a grain.MapDataset."""
+    import grain
+
+    form = getattr(source.images, "form", None)
+    if form is None or not form.is_random:
         return grain.MapDataset.source(Examples(source)).seed(seed).shuffle().repeat()
 
-    def example(index: int, rng: np.random.Generator) -> Batch:
+    def cut(index: int, rng: np.random.Generator) -> Batch:
         horizontal, vertical = rng.random(2)
-        pixels = source.images.at(index, (horizontal, vertical))
+        pixels = source.images.cut_at(index, (horizontal, vertical))
         return Batch(pixels, np.asarray(source.labels[index], np.int32))
 
-    return _order(len(source.images), seed).random_map(example)
+    # The generator depends on the position in the stream alone.
+    return _shuffle_indices(len(source.images), seed).random_map(cut)
 
 
 @lru_cache(maxsize=4)
-def _order(num_images: int, seed: int) -> grain.MapDataset:
+def _shuffle_indices(num_images: int, seed: int) -> Any:
+    """The endless stream of image numbers, a grain.MapDataset."""
+    import grain
+
     return grain.MapDataset.range(num_images).seed(seed).shuffle().repeat()
 
 
-def _read_options(source: ImageSource) -> grain.ReadOptions:
-    """One thread copies arrays fast enough; decoding is shared by as many as there are cores."""
-    in_memory = isinstance(source.images, np.ndarray)
-    threads = 1 if in_memory else min(16, os.cpu_count() or 1)
-    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(4, threads))
+def _count_threads(source: ImageSource) -> int:
+    """One thread copies arrays fast enough; decoding keeps every core busy."""
+    return 1 if isinstance(source.images, np.ndarray) else min(16, os.cpu_count() or 1)
 
 
 def require_full_batch(source: ImageSource, batch_size: int) -> None:
-    """Raise UserError if there are fewer images than one batch."""
+    """Raise UserError if the data set is smaller than one batch."""
     if batch_size > len(source.images):
         raise UserError(
             f"--train.batch-size {batch_size} is larger than the data set, "
@@ -105,14 +110,14 @@ def require_full_batch(source: ImageSource, batch_size: int) -> None:
 def require_labels(
     source: ImageSource, num_labels: int | None, null_label: int | None = None
 ) -> None:
-    """Raise UserError if the data has a class that a network of `num_labels` does not have.
+    """Raise UserError if the data have a class that a network of `num_labels` labels lacks.
 
-    `null_label` is one more, that the network keeps for "no class".
+    `null_label` is the additional label that the network reserves for "no class".
     """
-    if num_labels is None or int(source.labels.max()) < num_labels:
+    if num_labels is None or (largest := int(source.labels.max())) < num_labels:
         return
-    kept = "" if null_label is None else f", because {null_label} stands for no class"
+    reserved = "" if null_label is None else f", because {null_label} stands for no class"
     raise UserError(
-        f"the data has class {source.labels.max()}, but the network only 0 to {num_labels - 1}"
-        f"{kept}: give it more classes (see --model)"
+        f"the data have class {largest}, but the network only 0 to {num_labels - 1}{reserved}: "
+        "give it more classes (see --model)"
     )

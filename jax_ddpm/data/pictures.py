@@ -1,60 +1,36 @@
 """Decoded pictures of one size and one number of channels, from files or arrays."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from jax_ddpm.errors import UserError
-from jax_ddpm.files.untrusted import reason
+from jax_ddpm.errors import UserError, check_choice
+from jax_ddpm.files.untrusted import explain
 
-Crop = Literal["center", "random", "none"]
-Resize = Literal["bicubic", "bilinear", "box", "lanczos", "box_bicubic"]
 Picture = UInt8[np.ndarray, "h w c"]
+Place = tuple[float, float]
+"""Where a square lies in a picture: two numbers in [0, 1), from the left and from the top."""
 
 MODES = {1: "L", 3: "RGB"}
-# What is decoded, whatever a file is called: Pillow has decoders that start other programs.
+# Only these are decoded, whatever a file is called: Pillow starts other programs for some formats.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # they are refused here
+IN_MEMORY = 2**28  # data sets of at most 256 MiB are decoded at once and kept in memory
 
 
-class Form(NamedTuple):
-    """What pictures are brought to: side, channels, and the way there."""
-
-    size: int | None = None
-    channels: int = 3
-    crop: Crop = "center"
-    resize: Resize = "bicubic"
+def crop_center(image: Image.Image, place: Place | None) -> Image.Image:
+    """The largest square in the centre of `image`."""
+    return crop_at(image, None)
 
 
-def fit(
-    image: Image.Image,
-    size: int | None,
-    channels: int,
-    crop: Crop = "center",
-    resize: Resize = "bicubic",
-    place: tuple[float, float] | None = None,
-) -> Picture:
-    """`image` in grey (1) or colour (3); cut to a square and resized to `size` if given.
-
-    `crop`: the square is the centre, or for random that at `place`, two numbers in [0, 1) from the
-    left and from the top, if there is one; none squeezes the whole picture into the square. A
-    transparent picture is laid on white.
-    """
-    image = without_depth_and_transparency(image).convert(MODES[channels])
-    if size is not None and image.size != (size, size):
-        image = resized(image if crop == "none" else cut(image, place), size, resize)
-    array = np.asarray(image, np.uint8)
-    return array.reshape(*array.shape[:2], channels)
-
-
-def cut(image: Image.Image, place: tuple[float, float] | None = None) -> Image.Image:
-    """The largest square of `image`: that in its centre, or at `place`."""
+def crop_at(image: Image.Image, place: Place | None) -> Image.Image:
+    """The largest square of `image` at `place`; the one in the centre if there is no place."""
     side = min(image.size)
     spare = (image.width - side, image.height - side)
     if place is None:
@@ -64,30 +40,95 @@ def cut(image: Image.Image, place: tuple[float, float] | None = None) -> Image.I
     return image.crop((left, top, left + side, top + side))
 
 
-def resized(image: Image.Image, size: int, resize: Resize) -> Image.Image:
-    """`image` with both sides `size`; box_bicubic first halves it for as long as it stays larger.
+CROPS: dict[str, Callable[[Image.Image, Place | None], Image.Image]] = {
+    "center": crop_center,
+    "random": crop_at,
+    "none": lambda image, place: image,
+}
 
-    That is how OpenAI's improved and guided diffusion shrink their pictures.
+
+def _make_resize(filter_: Image.Resampling) -> Callable[[Image.Image, int], Image.Image]:
+    return lambda image, size: image.resize((size, size), filter_)
+
+
+def halve_and_resize(image: Image.Image, size: int) -> Image.Image:
+    """Halve `image` with a box filter while it is at least twice as large, then resize it.
+
+    OpenAI's improved-diffusion and guided-diffusion shrink their pictures in this way.
     """
-    if resize != "box_bicubic":
-        return image.resize((size, size), Image.Resampling[resize.upper()])
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def without_depth_and_transparency(image: Image.Image) -> Image.Image:
+RESIZES: dict[str, Callable[[Image.Image, int], Image.Image]] = {
+    "bicubic": _make_resize(Image.Resampling.BICUBIC),
+    "bilinear": _make_resize(Image.Resampling.BILINEAR),
+    "box": _make_resize(Image.Resampling.BOX),
+    "lanczos": _make_resize(Image.Resampling.LANCZOS),
+    "box_bicubic": halve_and_resize,
+}
+if TYPE_CHECKING:
+    Crop = str
+    Resize = str
+else:
+    Crop = Literal[tuple(CROPS)]
+    Resize = Literal[tuple(RESIZES)]
+
+
+class Form(NamedTuple):
+    """The form that pictures are brought to, and how."""
+
+    size: int | None = None
+    """Side of the square; None: pictures keep their size."""
+    channels: int = 3
+    crop: Crop = "center"
+    resize: Resize = "bicubic"
+
+    def check(self) -> "Form":
+        """This form. Raises UserError for a crop or a filter that does not exist."""
+        return self._replace(
+            crop=check_choice("crop", self.crop, CROPS),
+            resize=check_choice("resize", self.resize, RESIZES),
+        )
+
+    @property
+    def is_random(self) -> bool:
+        """Whether a picture is another one each time it is asked for."""
+        return self.size is not None and self.crop == "random"
+
+    def fits(self, images: UInt8[np.ndarray, "n h w c"]) -> bool:
+        """Whether `images` have this size and number of channels already."""
+        right_size = self.size is None or images.shape[1:3] == (self.size, self.size)
+        return right_size and images.shape[-1] == self.channels
+
+    def fits_in_memory(self, count: int, size: tuple[int, int]) -> bool:
+        """Whether `count` pictures of `size` are decoded at once, rather than on demand."""
+        height, width = size
+        return not self.is_random and count * height * width * self.channels <= IN_MEMORY
+
+
+def fit_picture(image: Image.Image, form: Form, place: Place | None = None) -> Picture:
+    """`image` in `form`, cut at `place` if the form cuts at random; transparency becomes white."""
+    image = flatten_to_8_bits(image).convert(MODES[form.channels])
+    if form.size is not None and image.size != (form.size, form.size):
+        image = RESIZES[form.resize](CROPS[form.crop](image, place), form.size)
+    array = np.asarray(image, np.uint8)
+    return array.reshape(*array.shape[:2], form.channels)
+
+
+def flatten_to_8_bits(image: Image.Image) -> Image.Image:
     """`image` with 8 bits per channel, laid on white where it is transparent."""
     if image.mode.startswith("I"):
-        image = _from_16_bits(image)
+        image = _reduce_16_bits(image)
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA"))
     return image.convert("RGB") if image.mode in ("CMYK", "YCbCr", "LAB", "HSV") else image
 
 
-def _from_16_bits(image: Image.Image) -> Image.Image:
-    """Grey of 0..65535 as 0..255; Pillow would cut off what is above 255."""
+def _reduce_16_bits(image: Image.Image) -> Image.Image:
+    """Grey of 0..65535 as 0..255; Pillow itself would clip it at 255."""
     shades = np.asarray(image).astype(np.int64)
     if shades.min() < 0 or shades.max() > 65535:
         raise ValueError("it has more than 16 bits per channel")
@@ -99,9 +140,9 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
 
 
 def open_upright(file: Path | IO[bytes]) -> Image.Image:
-    """The picture in a file, decoded, turned as its EXIF data say; of several frames the first.
+    """The picture in a file, decoded and turned as its EXIF data say; the first of several frames.
 
-    Raises many kinds of errors for what is no picture of FORMATS or has more than MAX_PIXELS.
+    Raises errors of many kinds unless it is a picture in one of FORMATS of at most MAX_PIXELS.
     """
     with Image.open(file, formats=FORMATS) as image:
         require_few_pixels(image)
@@ -116,95 +157,61 @@ def require_few_pixels(image: Image.Image) -> None:
         raise ValueError(f"{image.width}x{image.height} are more than {MAX_PIXELS:,} pixels")
 
 
-def read_picture(
-    path: Path,
-    size: int | None,
-    channels: int,
-    crop: Crop = "center",
-    resize: Resize = "bicubic",
-    place: tuple[float, float] | None = None,
-) -> Picture:
-    """The picture in a file, upright as its EXIF data say; of a GIF the first frame.
-
-    Raises UserError if the file holds no picture.
-    """
+def read_picture(path: Path, form: Form, place: Place | None = None) -> Picture:
+    """The picture in a file, in `form`. Raises UserError if the file holds no picture."""
     try:
-        return fit(open_upright(path), size, channels, crop, resize, place)
+        return fit_picture(open_upright(path), form, place)
     except Exception as error:  # decoders raise errors of every kind for damaged data
-        raise UserError(f"{path} cannot be read as a picture: {why(error)}") from error
+        raise UserError(f"{path} cannot be read as a picture: {explain_decoding(error)}") from error
 
 
-def why(error: BaseException) -> str:
-    """What is wrong with a picture, without repeating its path."""
+def explain_decoding(error: BaseException) -> str:
+    """What is wrong with a picture, without its path."""
     if isinstance(error, UnidentifiedImageError):
         return f"it is none of {', '.join(FORMATS)}"
-    return reason(error)
+    return explain(error)
 
 
-def fit_all(
-    images: UInt8[np.ndarray, "n h w c"],
-    size: int | None,
-    channels: int,
-    crop: Crop = "center",
-    resize: Resize = "bicubic",
-) -> UInt8[np.ndarray, "n s s d"]:
-    """Every image in `images` through `fit`; the same array where there is nothing to do."""
-    if fits(images, size, channels):
-        return images
-    form = Form(size, channels, crop, resize)
-    return np.stack(list(FittedArrays(images, form)))
-
-
-def fits(images: UInt8[np.ndarray, "n h w c"], size: int | None, channels: int) -> bool:
-    """Whether `images` have that size and number of channels already."""
-    return images.shape[-1] == channels and (size is None or images.shape[1:3] == (size, size))
-
-
-def from_array(array: UInt8[np.ndarray, "h w c"]) -> Image.Image:
-    """The picture of an array with 1, 3 or 4 channels, or of a grey one without that axis."""
-    return Image.fromarray(array[..., 0] if array.shape[-1:] == (1,) else array)
+def from_array(array: UInt8[np.ndarray, "h w *c"]) -> Image.Image:
+    """The picture of an array with 1, 3 or 4 channels, or without a channel axis if it is grey."""
+    return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
 
 
 class FittedArrays(Sequence[Picture]):
-    """Arrays by number, each brought to its form as it is asked for."""
+    """Arrays by number, each brought to a form on demand."""
 
     def __init__(self, arrays: Sequence[np.ndarray] | np.ndarray, form: Form) -> None:
-        """`arrays`: uint8 [h, w, c] by number."""
         self.arrays, self.form = arrays, form
 
     def __len__(self) -> int:
-        """The number of pictures."""
         return len(self.arrays)
 
     def __getitem__(self, index: Any) -> Any:
-        """Picture number `index`."""
-        return self.at(index, None)
+        return self.cut_at(index, None)
 
-    def at(self, index: Any, place: tuple[float, float] | None) -> Any:
+    def cut_at(self, index: Any, place: Place | None) -> Any:
         """Picture number `index`, cut at `place`."""
-        return fit(from_array(np.asarray(self.arrays[index])), *self.form, place)
+        return fit_picture(from_array(np.asarray(self.arrays[index])), self.form, place)
 
 
 class FolderPictures(Sequence[Picture]):
-    """The pictures in files, decoded one by one as they are asked for."""
+    """The pictures in files, each decoded on demand."""
 
     def __init__(
         self, paths: Sequence[Path], form: Form, size: tuple[int, int] | None = None
     ) -> None:
-        """`paths` in the order of their numbers; `size`: the (width, height) that all have."""
+        """`size`: (width, height) of every picture, if the form does not set it."""
         self.paths, self.form, self.size = paths, form, size
 
     def __len__(self) -> int:
-        """The number of pictures."""
         return len(self.paths)
 
     def __getitem__(self, index: Any) -> Any:
-        """Picture number `index`. Raises UserError if it cannot be read any more."""
-        return self.at(index, None)
+        return self.cut_at(index, None)
 
-    def at(self, index: Any, place: tuple[float, float] | None) -> Any:
-        """Picture number `index`, cut at `place`."""
-        picture = read_picture(self.paths[index], *self.form, place)
+    def cut_at(self, index: Any, place: Place | None) -> Any:
+        """Picture number `index`, cut at `place`. Raises UserError if it can no longer be read."""
+        picture = read_picture(self.paths[index], self.form, place)
         if self.size is not None and picture.shape[1::-1] != self.size:
             width, height = self.size
             raise UserError(f"{self.paths[index]} was {width}x{height} and has been replaced")

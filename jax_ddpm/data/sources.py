@@ -1,45 +1,32 @@
 """Image sources: random access to uint8 images [h, w, c], which is all that the loader needs."""
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import UInt8
 
 from jax_ddpm.data.arrays import open_arrays
-from jax_ddpm.data.folder import IN_MEMORY, open_folder
+from jax_ddpm.data.base import ImageSource as ImageSource
+from jax_ddpm.data.base import Request
+from jax_ddpm.data.base import Split as Split
+from jax_ddpm.data.folder import open_folder
 from jax_ddpm.data.idx import read_idx
-from jax_ddpm.data.pictures import Crop, FittedArrays, Form, Resize, fit_all, fits
+from jax_ddpm.data.pictures import Crop, FittedArrays, Form, Resize
 from jax_ddpm.data.tfds_reader import open_prepared
-from jax_ddpm.errors import UserError
+from jax_ddpm.errors import UserError, nearest
 
 SourceName = str  # one of SOURCES, or the name of a data set of TensorFlow Datasets
-SOURCES = ("embedded", "fashion_mnist", "idx", "arrays", "folder")
-Split = Literal["train", "test"]
 
 EMBEDDED = Path(__file__).parent / "fashion_mnist_extract"
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 IDX_PREFIX: dict[Split, str] = {"train": "train", "test": "t10k"}
 
 
-class ImageSource(NamedTuple):
-    """Images by number, in memory or decoded as they are asked for, with their class labels."""
-
-    images: Any  # len(images), images[i] -> uint8 [h, w, c]
-    labels: Int[np.ndarray, " n"]
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
-        height, width, channels = self.images[0].shape
-        return height, width, channels
-
-
 def open_source(
     name: SourceName,
-    path: Path | None = None,
+    path: str | Path | None = None,
     split: Split = "train",
     *,
     image_size: int | None = None,
@@ -52,65 +39,103 @@ def open_source(
     """The data set called `name`.
 
     `embedded`: 10,000 + 2,000 Fashion-MNIST images that ship with the package. `idx`: the IDX files
-    with MNIST's names in the folder `path`; `fashion_mnist`: the same, by default where Debian
-    keeps them. `arrays`: the .npz or .npy file `path`. `folder`: all pictures below `path`, their
-    first subfolder the class; with `skip_bad`, those that can be read, and `tell` says how many are
-    left out. Any other name is that of a data set that TensorFlow Datasets has prepared in `path`.
-    `image_size` cuts each image to a square, by `crop`, and resizes it, by `resize`; `channels`
-    makes it grey (1) or colour (3, the default of a folder).
+    with MNIST's names in the folder `path`. `fashion_mnist`: the same; `path` defaults to where
+    Debian installs them. `arrays`: the .npz or .npy file `path`. `folder`: all pictures in `path`
+    and its subfolders, of which the first is the class. With `skip_bad`, unreadable files are left
+    out and `tell` says how many. Any other name: a data set of TensorFlow Datasets that has been
+    prepared in `path`.
 
-    Raises UserError if the data are missing, damaged, or have no such split.
+    `image_size`, `crop` and `resize` set the side of the square, which part of the image it shows,
+    and the filter. `channels` makes images grey (1) or colour (3, the default of a folder).
+
+    Raises UserError if the data are missing or damaged, or have no such split.
     """
+    path = None if path is None else Path(path)
     require_known(name, path, split)
-    form = Form(image_size, channels or 3, crop, resize)
-    if name == "folder" and path is not None:
-        return ImageSource(*open_folder(path, form, skip_bad=skip_bad, tell=tell))
+    Form(crop=crop, resize=resize).check()
+    request = Request(path, split, image_size, channels, crop, resize, skip_bad, tell)
     if name not in SOURCES or _holds_prepared(name, path):
-        return ImageSource(*open_prepared(name, path, split, form, channels))
-    images, labels = _read_arrays(name, path, split)
-    form = form._replace(channels=channels or images.shape[-1])
-    return ImageSource(fitted(images, form), labels)
+        return open_prepared(name, request)
+    return SOURCES[name].open(request)
+
+
+class Source(NamedTuple):
+    """A kind of data."""
+
+    open: Callable[[Request], ImageSource]
+    path: str = ""
+    """What its path must be; empty if it needs none."""
+    has_test_split: bool = True
+
+
+def _open_embedded(request: Request) -> ImageSource:
+    return fit_source(read_idx_folder(EMBEDDED, request.split), request)
+
+
+def _open_idx(request: Request) -> ImageSource:
+    folder = request.path or DEBIAN_FASHION_MNIST
+    return fit_source(read_idx_folder(folder, request.split), request)
+
+
+def _open_arrays(request: Request) -> ImageSource:
+    assert request.path is not None, "require_known has checked it"
+    return fit_source(open_arrays(request.path), request)
+
+
+def _open_folder(request: Request) -> ImageSource:
+    assert request.path is not None, "require_known has checked it"
+    form = request.form(channels=3)
+    return open_folder(request.path, form, skip_bad=request.skip_bad, tell=request.tell)
+
+
+SOURCES = {
+    "embedded": Source(_open_embedded),
+    "fashion_mnist": Source(_open_idx),
+    "idx": Source(_open_idx, path="the folder of IDX files, --data.path DIR"),
+    "arrays": Source(
+        _open_arrays, path="the .npz or .npy file, --data.path FILE", has_test_split=False
+    ),
+    "folder": Source(
+        _open_folder, path="the folder of pictures, --data.path DIR", has_test_split=False
+    ),
+}
 
 
 def require_known(name: SourceName, path: Path | None, split: Split = "train") -> None:
-    """Raise UserError for a misspelt name, a path that is missing or not needed, or no split."""
+    """Raise UserError for a misspelt name, a path that is missing or useless, or no such split."""
     if name not in SOURCES and not (path is not None and (path / name).is_dir()):
-        close = difflib.get_close_matches(name, SOURCES, n=1, cutoff=0.85)
-        if close:
-            raise UserError(f"there is no data set {name}, did you mean --data.name {close[0]}?")
-    needed = {"folder": "the folder of pictures, --data.path DIR",
-              "idx": "the folder of IDX files, --data.path DIR",
-              "arrays": "the .npz or .npy file, --data.path FILE"}  # fmt: skip
-    if path is None and name in needed:
-        raise UserError(f"--data.name {name} needs {needed[name]}")
+        near = nearest(name, SOURCES, cutoff=0.85)
+        if near is not None:
+            raise UserError(f"there is no data set {name}, did you mean --data.name {near}?")
+    source = SOURCES.get(name)
+    if path is None and source is not None and source.path:
+        raise UserError(f"--data.name {name} needs {source.path}")
     if name == "embedded" and path is not None:
         raise UserError(
             f"--data.path {path} was given without the kind of data in it: "
-            "add --data.name fashion_mnist, idx, arrays or --data.name folder"
+            "add --data.name folder, arrays, idx or fashion_mnist"
         )
-    if split == "test" and name in ("folder", "arrays"):
-        kind = {"folder": "a folder of pictures", "arrays": "a file of arrays"}[name]
-        raise UserError(f"--split test: {kind} has no images set aside for tests")
+    if split == "test" and source is not None and not source.has_test_split:
+        raise UserError(f"--split test: --data.name {name} has no images set aside for tests")
 
 
-def fitted(images: np.ndarray, form: Form) -> Any:
-    """`images` in `form`: at once if they are few and cut in one way, else one by one."""
-    if fits(images, form.size, form.channels):
+def fit_source(source: ImageSource, request: Request) -> ImageSource:
+    """`source`, its images in the requested form."""
+    images: UInt8[np.ndarray, "n h w c"] = source.images
+    return source._replace(images=fit_images(images, request.form(images.shape[-1])))
+
+
+def fit_images(images: UInt8[np.ndarray, "n h w c"], form: Form) -> Any:
+    """`images` in `form`: all at once if they fit in memory, otherwise each one on demand."""
+    if form.fits(images):
         return images
+    fitted = FittedArrays(images, form)
     side = form.size or max(images.shape[1:3])
-    if form.crop != "random" and len(images) * side**2 * form.channels <= IN_MEMORY:
-        return fit_all(images, *form)
-    return FittedArrays(images, form)
-
-
-def _read_arrays(name: SourceName, path: Path | None, split: Split) -> ImageSource:
-    if name == "arrays" and path is not None:
-        return ImageSource(*open_arrays(path))
-    return read_idx_folder(EMBEDDED if name == "embedded" else path or DEBIAN_FASHION_MNIST, split)
+    return np.stack(list(fitted)) if form.fits_in_memory(len(images), (side, side)) else fitted
 
 
 def _holds_prepared(name: SourceName, path: Path | None) -> bool:
-    """Whether `path` is where TFDS keeps a data set that has the name of one of SOURCES."""
+    """Whether TensorFlow Datasets keeps a data set in `path` that is called like one of SOURCES."""
     return path is not None and name in SOURCES and any(path.glob(f"{name}/*/dataset_info.json"))
 
 
@@ -121,8 +146,8 @@ def read_idx_folder(folder: Path, split: Split = "train") -> ImageSource:
             f"there is no folder {folder}: give one that holds "
             f"{IDX_PREFIX[split]}-images-idx3-ubyte[.gz] with --data.path"
         )
-    images = read_idx(_find(folder, f"{IDX_PREFIX[split]}-images-idx3-ubyte"))
-    labels = read_idx(_find(folder, f"{IDX_PREFIX[split]}-labels-idx1-ubyte"))
+    images = read_idx(_find_idx(folder, f"{IDX_PREFIX[split]}-images-idx3-ubyte"))
+    labels = read_idx(_find_idx(folder, f"{IDX_PREFIX[split]}-labels-idx1-ubyte"))
     if images.ndim != 3 or 0 in images.shape:
         raise UserError(
             f"{folder} holds images of shape {images.shape}, expected (number, height, width)"
@@ -132,7 +157,7 @@ def read_idx_folder(folder: Path, split: Split = "train") -> ImageSource:
     return ImageSource(images[..., None], labels)
 
 
-def _find(folder: Path, stem: str) -> Path:
+def _find_idx(folder: Path, stem: str) -> Path:
     for name in (stem, f"{stem}.gz", stem.replace("-idx", ".idx")):
         if (folder / name).is_file():
             return folder / name

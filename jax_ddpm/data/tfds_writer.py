@@ -11,57 +11,57 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jax_ddpm.data.base import ImageSource
 from jax_ddpm.data.pictures import from_array
-from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.data.tfds_reader import import_tfds
 from jax_ddpm.errors import UserError
-from jax_ddpm.files.untrusted import reason
+from jax_ddpm.files.untrusted import explain
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 VERSION = "1.0.0"
 
 
-def prepare(splits: Mapping[str, ImageSource], name: str, out: Path) -> Path:
-    """Write `splits` as the data set `name` in the folder `out`, and return its own folder.
+def write_prepared(splits: Mapping[str, ImageSource], name: str, out: Path) -> Path:
+    """Write `splits` as the data set `name` in the folder `out`; return the data set's own folder.
 
-    `tfds.data_source(name, data_dir=out, download=False)` reads it, as --data.name does; the order
-    of the images stays. It is there at once and whole, or not at all. Raises UserError if there is
-    one of that name, or if the name is not in lower case, digits and underscores.
+    `tfds.data_source(name, data_dir=out, download=False)` and --data.name read it, with the images
+    in the same order. The data set appears complete or not at all. Raises UserError if `out` has
+    one of that name, or if the name has characters other than lower-case letters, digits and _.
     """
     require_new(name, out)
     tfds = import_tfds("preparing data")
-    version = version_of(tfds, name)
+    version = find_version(tfds, name)
     temporary = out / f".{name}.{os.getpid()}.tmp"
     try:
-        builder = _builder_class(tfds, splits, name, version)
-        builder = builder(data_dir=temporary, file_format="array_record")
+        builder_class = _make_builder_class(tfds, splits, name, version)
+        builder = builder_class(data_dir=temporary, file_format="array_record")
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(try_download_gcs=False)
         )
         os.replace(temporary / name, out / name)
     except OSError:
         raise
-    except Exception as error:  # TFDS wraps what goes wrong in errors of many kinds
-        raise UserError(f"{name} could not be prepared: {reason(error)}") from error
+    except Exception as error:  # TFDS wraps errors in many kinds of its own
+        raise UserError(f"{name} could not be prepared: {explain(error)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out / name
 
 
 def require_new(name: str, out: Path) -> None:
-    """Raise UserError if a data set of this name cannot be written to `out`."""
+    """Raise UserError if `out` has a data set `name` already, or if that is no valid name."""
     if not NAME.fullmatch(name):
         raise UserError(
-            f"--name {name} is not the name of a data set: take lower-case letters, digits and _"
+            f"--name {name} is not the name of a data set: use lower-case letters, digits and _"
         )
     if (out / name).exists():
         raise UserError(f"{out / name} exists: choose another --name or --out, or remove it")
 
 
-def version_of(tfds: Any, name: str) -> str:
-    """1.0.0, or where TFDS itself has a data set of this name, the version that it looks for.
+def find_version(tfds: Any, name: str) -> str:
+    """The version that TFDS looks for if it knows a data set of this name; otherwise 1.0.0.
 
-    Raises UserError if it looks for one of several configurations.
+    Raises UserError if it knows several configurations.
     """
     try:
         known = tfds.builder_cls(name)
@@ -69,19 +69,21 @@ def version_of(tfds: Any, name: str) -> str:
         return VERSION
     if known.BUILDER_CONFIGS or known.VERSION is None:
         raise UserError(
-            f"--name {name} is a data set of TensorFlow Datasets in several configurations: take "
-            "another name"
+            f"--name {name} is a data set of TensorFlow Datasets with several configurations: "
+            "choose another name"
         )
     return str(known.VERSION)
 
 
-def _builder_class(tfds: Any, splits: Mapping[str, ImageSource], name: str, version: str) -> Any:
-    """A builder of TFDS that writes `splits`."""
+def _make_builder_class(
+    tfds: Any, splits: Mapping[str, ImageSource], name: str, version: str
+) -> Any:
+    """A TFDS builder that writes `splits`."""
     shape = next(iter(splits.values())).image_shape
     num_classes = 1 + max(int(np.asarray(source.labels).max()) for source in splits.values())
 
     class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-        """The images of this program."""
+        """Images from one of our sources."""
 
         VERSION = tfds.core.Version(version)
 
@@ -99,14 +101,14 @@ def _builder_class(tfds: Any, splits: Mapping[str, ImageSource], name: str, vers
 
         def _generate_examples(self, source: ImageSource) -> Iterator[Any]:
             for i in range(len(source.images)):
-                image = png(from_array(source.images[i]))
+                image = encode_png(from_array(source.images[i]))
                 yield i, {"image": image, "label": int(source.labels[i])}
 
     Prepared.name = name
     return Prepared
 
 
-def png(image: Image.Image) -> io.BytesIO:
+def encode_png(image: Image.Image) -> io.BytesIO:
     """`image` as a PNG file in memory."""
     file = io.BytesIO()
     image.save(file, "PNG")

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are either complete or not there."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,14 +10,14 @@ from jax_ddpm.errors import UserError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place in one step.
+    """Let `write` fill a temporary file beside `path`, then rename it to `path`.
 
-    Makes the folder if need be. If `write` fails, `path` is as it was. Raises UserError where the
-    disk is full, read-only or not ours, and for a folder or a device.
+    Creates the folder if necessary. If `write` fails, `path` stays as it was. Raises UserError if
+    the disk is full or cannot be written to, and if `path` is a folder or a device.
     """
-    require_file_or_nothing(path)
+    refuse_folder_or_device(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path):
+    with report_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(temporary)
@@ -27,40 +27,40 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Raise UserError unless a file can be made in the place of `path`: before the work, not after.
+    """Raise UserError unless `path` can be written: call this before hours of work, not after.
 
-    Tries it in the folder, or in the one where that would be made, and leaves nothing there.
+    Creates a temporary file in the folder, or in the nearest parent that exists, and removes it.
     """
-    require_file_or_nothing(path)
-    with writing(path):
+    refuse_folder_or_device(path)
+    with report_disk_errors(path):
         folder = next(folder for folder in path.parents if folder.exists())
         with TemporaryFile(dir=folder):
             pass
 
 
-def require_file_or_nothing(path: Path) -> None:
+def refuse_folder_or_device(path: Path) -> None:
     """Raise UserError for a folder, and for a device or pipe, which a file would replace."""
     try:
         other = path.exists() and not path.is_file()
-    except OSError:  # what stands in the way shows when it is written
+    except OSError:  # writing will tell what is wrong
         return
     if other:
         kind = "a folder" if path.is_dir() else "not a file but a device or pipe"
-        raise UserError(f"{path} is {kind}: give the name of a file to write")
+        raise UserError(f"{path} is {kind}: give the name of a file")
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Around what writes to `path`: an error of the disk becomes a UserError that names it."""
+def report_disk_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError into a UserError that names `path`, the file that was being written."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{path} could not be written ({error.strerror or error}): make sure that its folder "
-            "can be written to and that there is space"
+            f"{path} could not be written ({error.strerror or error}): check that its folder "
+            "can be written to and that there is space on the disk"
         ) from error
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether `path` is a temporary file that a killed process left of `write_atomically`."""
+    """Whether `path` is a temporary file of `write_atomically` that a killed process left."""
     return path.name.startswith(".") and path.suffix == ".tmp"

@@ -1,4 +1,7 @@
-"""Figures: the loss curve, the tables of schedules, pictures at several noise levels."""
+"""Figures as PNG files: losses, tables of schedules, rows of pictures, quality, likelihood.
+
+matplotlib takes most of a second to import, so it is imported when a figure is drawn.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -6,8 +9,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from jax_ddpm.files.atomic import write_atomically
 
@@ -15,8 +16,8 @@ Curves = Mapping[str, Float[np.ndarray, " T"]]
 
 
 def save_loss_curve(path: Path, steps: Sequence[int], losses: Sequence[float]) -> None:
-    """Plot the logged losses, and their running mean over a twentieth of the run, as PNG."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    """Plot the logged losses, and their running mean over a twentieth of the run."""
+    figure = _make_figure(7, 4)
     axes = figure.subplots()
     axes.plot(steps, losses, color="0.75", linewidth=1, label="logged")
     window = max(1, len(losses) // 20)
@@ -30,41 +31,44 @@ def save_loss_curve(path: Path, steps: Sequence[int], losses: Sequence[float]) -
 
 
 def save_curves(path: Path, panels: Mapping[str, Curves]) -> None:
-    """Plot tables over t as PNG: one panel per table, one curve per schedule."""
+    """Plot tables over t: one panel per table, one curve per schedule."""
     columns = 3
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.2 * columns, 3 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, (title, curves) in zip(grid, panels.items(), strict=False):
+    figure = _make_figure(4.2 * columns, 3 * rows)
+    cells = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (title, curves) in zip(cells, panels.items(), strict=False):
         for label, values in curves.items():
             axes.plot(np.arange(len(values)), values, label=label, linewidth=1.5)
-        largest = max(float(np.max(values)) for values in curves.values())
-        middle = max(float(np.median(values)) for values in curves.values())
-        steep = middle > 0 and largest > 20 * middle
-        axes.set(title=title, xlabel="t", yscale="log" if steep else "linear")
+        axes.set(title=title, xlabel="t", yscale="log" if _is_steep(curves) else "linear")
         axes.grid(alpha=0.3)
-    for axes in grid[len(panels) :]:
+    for axes in cells[len(panels) :]:
         axes.axis("off")
-    handles, labels = grid[0].get_legend_handles_labels()
+    handles, labels = cells[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5))
     _save(figure, path)
+
+
+def _is_steep(curves: Curves) -> bool:
+    """Whether the values need a logarithmic axis."""
+    largest = max(float(np.max(values)) for values in curves.values())
+    middle = max(float(np.median(values)) for values in curves.values())
+    return middle > 0 and largest > 20 * middle
 
 
 def save_rows(
     path: Path, titles: Sequence[str], pictures: UInt8[np.ndarray, "row column h w c"]
 ) -> None:
-    """Draw `pictures` in rows, each column under its title, as PNG."""
+    """Draw `pictures` in rows, with a title above each column."""
     rows, columns = pictures.shape[:2]
-    figure = Figure(figsize=(1.6 * columns, 1.6 * rows + 0.4), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for row, cells in enumerate(grid):
-        for column, axes in enumerate(cells):
-            picture = pictures[row, column]
-            grey = picture.shape[-1] == 1
-            axes.imshow(picture[..., 0] if grey else picture, cmap="gray", vmin=0, vmax=255)
-            axes.axis("off")
-            if row == 0:
-                axes.set_title(titles[column], fontsize=9)
+    figure = _make_figure(1.6 * columns, 1.6 * rows + 0.4)
+    cells = figure.subplots(rows, columns, squeeze=False)
+    for (row, column), axes in np.ndenumerate(cells):
+        picture = pictures[row, column]
+        grey = picture.shape[-1] == 1
+        axes.imshow(picture[..., 0] if grey else picture, cmap="gray", vmin=0, vmax=255)
+        axes.axis("off")
+        if row == 0:
+            axes.set_title(titles[column], fontsize=9)
     _save(figure, path)
 
 
@@ -74,11 +78,11 @@ def save_quality(
     by_chance: Sequence[float],
     dashed: Collection[str] = (),
 ) -> None:
-    """Plot the distance to the data over network evaluations as PNG, one curve per sampler.
+    """Plot the distance to the data over the number of network evaluations, a curve per sampler.
 
-    `by_chance` are distances between parts of the data, drawn as a band.
+    `by_chance` holds distances between parts of the data, which are drawn as a band.
     """
-    figure = Figure(figsize=(8.5, 5), layout="constrained")
+    figure = _make_figure(8.5, 5)
     axes = figure.subplots()
     for i, (name, values) in enumerate(curves.items()):
         style = "--" if name in dashed else "-"
@@ -89,7 +93,7 @@ def save_quality(
     ticks = sorted({n for values in curves.values() for n in values})
     axes.set(xlabel="network evaluations per image", ylabel="energy distance to the data")
     axes.set(xscale="log", title="Image quality of the samplers")
-    axes.set_yscale("symlog", linthresh=0.1)  # an estimate without bias can be below zero
+    axes.set_yscale("symlog", linthresh=0.1)  # an unbiased estimate can be negative
     axes.set_xticks(ticks, [str(n) for n in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
@@ -98,12 +102,13 @@ def save_quality(
 
 
 def save_likelihood(path: Path, report: Mapping[str, Any]) -> None:
-    """Plot an evaluated likelihood as PNG: the terms of the bound over t, if any, and a histogram.
+    """Plot a histogram of the bits of each image and, for a bound, its terms over t.
 
-    `report` holds bits_per_dimension, bits_of_each_image and, of a bound, timesteps, terms, prior.
+    `report` holds bits_per_dimension and bits_of_each_image; for a bound also timesteps, terms and
+    prior.
     """
     bound = "terms" in report
-    figure = Figure(figsize=(10.5, 4.2) if bound else (5.5, 4.2), layout="constrained")
+    figure = _make_figure(10.5 if bound else 5.5, 4.2)
     panels = figure.subplots(1, 2 if bound else 1, squeeze=False)[0]
     if bound:
         _plot_terms(panels[0], report)
@@ -116,22 +121,29 @@ def save_likelihood(path: Path, report: Mapping[str, Any]) -> None:
     _save(figure, path)
 
 
-def _plot_terms(axes: Axes, report: Mapping[str, Any]) -> None:
-    """The terms over t + 1, both logarithmic, with L_0 and the prior as points."""
+def _plot_terms(axes: Any, report: Mapping[str, Any]) -> None:
+    """The terms over t + 1 on logarithmic axes, with L_0 and the prior as points."""
     t, terms = np.asarray(report["timesteps"]) + 1, np.asarray(report["terms"])
     axes.plot(t[1:], terms[1:], color="C0", linewidth=1.5, label="$L_t$")
     axes.plot(t[:1], terms[:1], "o", color="C1", label=f"$L_0$, the pixels: {terms[0]:.3g}")
     prior, lowest = report["prior"], 0.3 * float(terms.min())
-    below = prior < lowest  # and then at the edge: the terms are what there is to see
-    axes.plot(t[-1:], [max(prior, lowest)], "v" if below else "s", color="C2", clip_on=False,
-              label=f"prior: {prior:.3g}")  # fmt: skip
-    axes.set(xscale="log", yscale="log", xlabel="t + 1", ylabel="bits per dimension",
-             title=f"Terms of the bound, {report['bits_per_dimension']:.3f} in all")  # fmt: skip
+    below = prior < lowest  # then it is drawn at the edge, to keep the terms legible
+    marker, label = "v" if below else "s", f"prior: {prior:.3g}"
+    axes.plot(t[-1:], [max(prior, lowest)], marker, color="C2", clip_on=False, label=label)
+    title = f"Terms of the bound, {report['bits_per_dimension']:.3f} in all"
+    axes.set(xscale="log", yscale="log", xlabel="t + 1", ylabel="bits per dimension", title=title)
     if below:
         axes.set_ylim(bottom=lowest)
     axes.legend()
     axes.grid(alpha=0.3, which="both")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _make_figure(width: float, height: float) -> Any:
+    """A matplotlib Figure, in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, path: Path) -> None:
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))

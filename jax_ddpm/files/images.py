@@ -1,4 +1,4 @@
-"""uint8 pixels <-> [-1, 1], sample grids and GIFs."""
+"""uint8 pixels <-> [-1, 1], image grids, PNG and GIF files."""
 
 import math
 from collections.abc import Sequence
@@ -12,30 +12,30 @@ from PIL import Image
 from jax_ddpm.files.atomic import write_atomically
 
 Pixels = UInt8[np.ndarray, "n h w c"]
-MIN_TILE = 56  # smaller images are enlarged in grids, so that a person sees something
+MIN_TILE = 56  # smaller images are enlarged in image grids, so that people can see them
 
 
 def from_uint8(pixels: UInt8[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
-    """0..255 to [-1, 1]: x / 127.5 - 1."""
+    """0..255 as [-1, 1]: x / 127.5 - 1."""
     return pixels.astype(jnp.float32) / 127.5 - 1
 
 
 def to_uint8(images: Float[Array, "*b h w c"]) -> UInt8[Array, "*b h w c"]:
-    """[-1, 1] to 0..255, clipped and rounded."""
+    """[-1, 1] as 0..255, clipped and rounded."""
     return jnp.clip(jnp.round((images + 1) * 127.5), 0, 255).astype(jnp.uint8)
 
 
 def stretch_to_uint8(images: Float[Array, "*b h w c"]) -> UInt8[Array, "*b h w c"]:
-    """Each image to 0..255 by its own smallest and largest value, truncated (B. Pulfer's GIFs)."""
+    """Stretch each image to 0..255 by its own range and truncate, as B. Pulfer's GIFs do."""
     low = images.min((-3, -2, -1), keepdims=True)
     high = images.max((-3, -2, -1), keepdims=True)
     return ((images - low) * (255 / jnp.maximum(high - low, 1e-12))).astype(jnp.uint8)
 
 
-def grid(
+def make_image_grid(
     pixels: Pixels, *, columns: int | None = None, padding: int = 2
-) -> UInt8[np.ndarray, "h w c"]:
-    """One image with all of `pixels` in rows, as square as can be, small ones enlarged."""
+) -> UInt8[np.ndarray, "H W c"]:
+    """One image with all `pixels` in rows, by default in a square; small ones are enlarged."""
     n, height, width, channels = pixels.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
@@ -51,14 +51,14 @@ def grid(
 
 def save_png(path: Path, image: UInt8[np.ndarray, "h w c"]) -> None:
     """Write a grey, colour or RGBA image as PNG."""
-    write_atomically(path, lambda temporary: _pil(image).save(temporary, format="PNG"))
+    write_atomically(path, lambda temporary: _to_pil(image).save(temporary, format="PNG"))
 
 
 def save_gif(
     path: Path, frames: Sequence[UInt8[np.ndarray, "h w c"]], *, seconds: float = 4.0
 ) -> None:
-    """Write an endless GIF that shows `frames` in `seconds` and then rests on the last one."""
-    first, *rest = [_pil(frame) for frame in frames]
+    """Write a GIF that shows `frames` for `seconds`, pauses on the last one, and repeats."""
+    first, *rest = [_to_pil(frame) for frame in frames]
     duration = max(20, 10 * round(100 * seconds / len(frames)))  # GIF counts hundredths of a second
     durations = [duration] * len(rest) + [1500]
     write_atomically(
@@ -69,5 +69,5 @@ def save_gif(
     )
 
 
-def _pil(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:
+def _to_pil(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)

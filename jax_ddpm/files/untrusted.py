@@ -1,4 +1,4 @@
-"""Files that strangers wrote: read without running code, in bounded memory, or refused by name."""
+"""Files from strangers: read without running code and in bounded memory, or refused by name."""
 
 import json
 import math
@@ -11,7 +11,8 @@ import numpy as np
 
 from jax_ddpm.errors import UserError
 
-# What a file may become in memory. Weights barely compress; pictures and masks do, by less than 20.
+# How much larger a file may be in memory. Weights barely compress; pictures and masks compress by
+# a factor of less than 20.
 EXPANSION = 100
 ALWAYS_ALLOWED = 2**26
 MAX_JSON = 2**24
@@ -19,9 +20,9 @@ MAX_ENTRIES = 100_000
 
 
 def require_bounded(num_bytes: int, path: Path) -> None:
-    """Raise UserError if `num_bytes`, which `path` announces, is far more than it can hold.
+    """Raise UserError if the file or folder `path` announces far more bytes than it can hold.
 
-    A file, or all files in a folder, may unpack to 64 MiB, or to a hundred times their size.
+    It may unpack to 64 MiB, or to a hundred times its size on disk.
     """
     files = path.rglob("*") if path.is_dir() else [path]
     size = sum(file.stat().st_size for file in files if file.is_file())
@@ -33,7 +34,7 @@ def require_bounded(num_bytes: int, path: Path) -> None:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """The JSON value in `path`, which is to be `what`.
+    """The JSON value in `path`; messages call the file `what`.
 
     Raises UserError for more than 16 MiB, and for anything but strict JSON (no NaN, no Infinity).
     """
@@ -42,19 +43,19 @@ def read_json(path: Path, what: str) -> Any:
             raise UserError(f"{path} has more than {MAX_JSON:,} bytes: that is not {what}")
         return json.loads(path.read_text("utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}, which would be {what}") from error
+        raise UserError(f"there is no file {path}: expected {what}") from error
     except (ValueError, RecursionError, OSError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} is not {what}: {reason(error)}") from error
+        raise UserError(f"{path} is not {what}: {explain(error)}") from error
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number of JSON")
+    raise ValueError(f"{name} is not a number in JSON")
 
 
-def reason(error: BaseException) -> str:
-    """What an error of a library says, as a part of a sentence; its kind if it says nothing."""
+def explain(error: BaseException) -> str:
+    """The message of a library's error as part of a sentence; its kind if it has no message."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).strip().splitlines()
@@ -62,33 +63,33 @@ def reason(error: BaseException) -> str:
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays in an .npz file by name.
+    """The arrays in an .npz file, by name.
 
-    Raises UserError for a damaged file, for arrays of objects, and for one that would unpack to
+    Raises UserError for a damaged file, for arrays of objects, and for a file that would unpack to
     more than `require_bounded` allows.
     """
     try:
         with zipfile.ZipFile(path) as file:
-            _require_honest(file, path)
+            _require_consistent(file, path)
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
     except UserError:
         raise
     except Exception as error:  # zipfile, zlib and NumPy raise many kinds for damaged files
-        raise UserError(f"{path} is not a whole NumPy file of arrays: {reason(error)}") from error
+        raise UserError(f"{path} is not a complete .npz file: {explain(error)}") from error
 
 
-def _require_honest(file: zipfile.ZipFile, path: Path) -> None:
-    """Raise unless every member is a plain array of the size that the directory says."""
+def _require_consistent(file: zipfile.ZipFile, path: Path) -> None:
+    """Raise ValueError unless every member is a plain array as large as the directory says."""
     members = file.infolist()
     if len(members) > MAX_ENTRIES or len({m.filename for m in members}) < len(members):
-        raise ValueError(f"{len(members)} entries, of which some have the same name or too many")
+        raise ValueError(f"it has {len(members)} entries: too many, or two of the same name")
     require_bounded(sum(member.file_size for member in members), path)
     for member in members:
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(f"{member.filename} is compressed in a way that NumPy never uses")
         if not member.filename.endswith(".npy"):
-            raise ValueError(f"{member.filename} is no array")
+            raise ValueError(f"{member.filename} is not an array")
         with file.open(member) as stream:
             shape, _, dtype = read_npy_header(stream)
             announced = math.prod(shape) * dtype.itemsize
@@ -99,17 +100,16 @@ def _require_honest(file: zipfile.ZipFile, path: Path) -> None:
 
 
 def read_npy_header(stream: IO[bytes]) -> tuple[Sequence[int], bool, np.dtype]:
-    """(shape, whether it is in Fortran order, dtype); `stream` is then where the data begin.
+    """(shape, whether in Fortran order, dtype). Leaves `stream` at the beginning of the data.
 
-    Raises ValueError for anything but an array of numbers, truth values or fixed strings.
+    Raises ValueError for anything but an array of numbers, booleans or fixed-length strings.
     """
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"version {version} of the format is not known")
-    read = np.lib.format.read_array_header_1_0
-    shape, fortran, dtype = (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(
-        stream
-    )
+        raise ValueError(f"version {version} of the format is unknown")
+    formats = np.lib.format
+    read = formats.read_array_header_1_0 if version == (1, 0) else formats.read_array_header_2_0
+    shape, fortran, dtype = read(stream)
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which could run code when they are read")
     if dtype.itemsize == 0 or any(n < 0 for n in shape):

@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.files.atomic import write_atomically
-from jax_ddpm.files.untrusted import MAX_ENTRIES, read_json, read_npz, reason, require_bounded
+from jax_ddpm.files.untrusted import MAX_ENTRIES, explain, read_json, read_npz, require_bounded
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES, ".npz")
@@ -86,7 +86,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         return safetensors.numpy.load_file(path)
     except Exception as error:  # a KeyError for a dtype that NumPy lacks, and others
-        raise UserError(f"{path} is not a whole safetensors file: {reason(error)}") from error
+        raise UserError(f"{path} is not a whole safetensors file: {explain(error)}") from error
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def _to_array(torch: Any, tensor: Any, name: str, path: Path) -> np.ndarray:
             return tensor.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()
     except Exception as error:  # sparse, quantised and other tensors that NumPy does not have
-        raise UserError(f"{path}: {name} is no array of numbers: {reason(error)}") from error
+        raise UserError(f"{path}: {name} is no array of numbers: {explain(error)}") from error
 
 
 def _to_tensor(torch: Any, array: np.ndarray) -> Any:

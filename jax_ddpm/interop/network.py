@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.files.untrusted import reason
+from jax_ddpm.files.untrusted import explain
 from jax_ddpm.interop.annotated import ANNOTATED, ANNOTATED_LAYERNORM, ANNOTATED_WS, EPITA
 from jax_ddpm.interop.diffusers import DIFFUSERS
 from jax_ddpm.interop.lucidrains import LUCIDRAINS
@@ -93,7 +93,7 @@ def from_torch(
         params = from_state_dict(tensors, peer, like)
     except UNFIT as error:
         raise UserError(
-            f"these are not the {source} weights of this network: {reason(error)}"
+            f"these are not the {source} weights of this network: {explain(error)}"
         ) from error
     return Network(source, made, jax.tree.map(as_array, params), make_apply(made))
 

@@ -16,7 +16,7 @@ from jax_ddpm import runs
 from jax_ddpm.config.run import MAX_TIMESTEPS, Config, DataConfig, validate
 from jax_ddpm.errors import UserError
 from jax_ddpm.files.atomic import write_atomically
-from jax_ddpm.files.untrusted import reason
+from jax_ddpm.files.untrusted import explain
 from jax_ddpm.interop import PEERS, Network, Source, from_torch, to_state_dict
 from jax_ddpm.interop.files import read_arguments, read_weights, require_suffix, write_weights
 from jax_ddpm.interop.unwrap import find_tensor
@@ -78,7 +78,7 @@ def run_config(settings: Config, network: Network, given: Mapping[str, Any]) -> 
     try:
         betas = np.asarray(betas, np.float64)
     except (TypeError, ValueError) as error:
-        raise UserError(f"the file's betas are no numbers: {reason(error)}") from error
+        raise UserError(f"the file's betas are no numbers: {explain(error)}") from error
     name, zero = schedule_of(betas)
     diffusion = replace(
         config.diffusion, schedule=name, zero_terminal_snr=zero, num_timesteps=len(betas)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from jax_ddpm.config.sample import SampleConfig
-from jax_ddpm.data.pictures import read_picture
+from jax_ddpm.data.pictures import Form, read_picture
 from jax_ddpm.errors import UserError
 from jax_ddpm.jobs.generate import NO_EDIT, Edit
 from jax_ddpm.process.diffusion import add_noise
@@ -207,7 +207,7 @@ def as_floats(image: Picture) -> Float[np.ndarray, "1 h w c"]:
 def read_image(path: Path, image_shape: tuple[int, int, int]) -> Picture:
     """The picture in a file, in the size and colours of the run. Raises UserError if none fits."""
     height, width, channels = image_shape
-    image = read_picture(path, height if height == width else None, channels)
+    image = read_picture(path, Form(height if height == width else None, channels))
     if image.shape != image_shape:
         raise UserError(
             f"{path} is {image.shape[1]}x{image.shape[0]}, but the images of this run, which are "
@@ -234,5 +234,5 @@ def read_with_mask(image: Path, mask: Path, image_shape: tuple[int, int, int]) -
 
 def size_of(path: Path) -> tuple[int, int]:
     """(width, height) of the picture in a file, as it is shown."""
-    height, width, _ = read_picture(path, None, 1).shape
+    height, width, _ = read_picture(path, Form(channels=1)).shape
     return width, height

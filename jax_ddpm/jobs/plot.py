@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
 
 from jax_ddpm.config.presets import find_preset
 from jax_ddpm.config.run import MAX_TIMESTEPS, Config, validate_seed
-from jax_ddpm.data.pictures import Picture, fit, read_picture
+from jax_ddpm.data.pictures import FittedArrays, Form, Picture, read_picture
 from jax_ddpm.errors import UserError, require
 from jax_ddpm.files.figures import save_curves, save_rows
 from jax_ddpm.files.images import from_uint8, to_uint8
@@ -115,15 +114,13 @@ def plot_forward(args: ForwardArgs) -> Path:
 
 def _pictures(args: ForwardArgs, config: Config) -> UInt8[np.ndarray, "n h w c"]:
     if args.image is not None:
-        picture: Picture = read_picture(args.image, args.image_size, channels=3)
+        picture: Picture = read_picture(args.image, Form(args.image_size))
         return picture[None]
     images = open_data(config.data).images
     shown = np.stack([images[i] for i in range(min(max(args.num, 1), len(images)))])
     if args.image_size is None:
         return shown
-    channels = shown.shape[-1]
-    squeezed = (i[..., 0] if channels == 1 else i for i in shown)
-    return np.stack([fit(Image.fromarray(i), args.image_size, channels) for i in squeezed])
+    return np.stack(list(FittedArrays(shown, Form(args.image_size, shown.shape[-1]))))
 
 
 def diffuse(

@@ -4,12 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jax_ddpm.config.run import SourceConfig
-from jax_ddpm.data.sources import ImageSource, Split
-from jax_ddpm.data.tfds_writer import prepare, require_new
+from jax_ddpm.data.sources import SOURCES, ImageSource, Split
+from jax_ddpm.data.tfds_writer import require_new, write_prepared
 from jax_ddpm.errors import require
 from jax_ddpm.jobs.build import open_data
-
-HAVE_TESTS = ("embedded", "fashion_mnist", "idx")
 
 
 @dataclass(frozen=True)
@@ -29,9 +27,11 @@ def run(args: PrepareArgs) -> Path:
     require(args.data.crop != "random", "--data.crop", "random", "center or none here: each image "
             "is written once")  # fmt: skip
     require_new(args.name, args.out)
-    names: tuple[Split, ...] = ("train", "test") if args.data.name in HAVE_TESTS else ("train",)
+    source = SOURCES.get(args.data.name)
+    has_tests = source is not None and source.has_test_split
+    names: tuple[Split, ...] = ("train", "test") if has_tests else ("train",)
     splits: dict[str, ImageSource] = {name: open_data(args.data, name) for name in names}
-    folder = prepare(splits, args.name, args.out)
+    folder = write_prepared(splits, args.name, args.out)
     counts = ", ".join(f"{len(source.images):,} {name}" for name, source in splits.items())
     print(f"Wrote {folder}: {counts} images")
     print(f"Use it with --data.name {args.name} --data.path {args.out}")

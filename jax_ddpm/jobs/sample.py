@@ -17,7 +17,7 @@ from jax_ddpm.devices.layout import shapes_on_one_device
 from jax_ddpm.devices.processes import is_main_process
 from jax_ddpm.errors import UserError
 from jax_ddpm.files.atomic import require_writable, write_atomically
-from jax_ddpm.files.images import Pixels, grid, save_gif, save_png
+from jax_ddpm.files.images import Pixels, make_image_grid, save_gif, save_png
 from jax_ddpm.jobs.build import Parts, build, make_sampler, sampling_levels
 from jax_ddpm.jobs.classifier import load_classifier, require_classifier
 from jax_ddpm.jobs.edit import (
@@ -313,9 +313,9 @@ def write_samples(out: Path, samples: Samples, columns: int | None = None) -> No
         return
     match out.suffix.lower():
         case ".png":
-            save_png(out, grid(samples.images, columns=columns))
+            save_png(out, make_image_grid(samples.images, columns=columns))
         case ".gif":
-            save_gif(out, [grid(frame, columns=columns) for frame in samples.frames])
+            save_gif(out, [make_image_grid(frame, columns=columns) for frame in samples.frames])
         case ".npz":
             write_atomically(out, lambda temporary: _save_npz(temporary, samples.images))
 

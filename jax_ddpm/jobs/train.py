@@ -15,7 +15,7 @@ from jax_ddpm.devices.layout import make_state, num_devices, on_one_device
 from jax_ddpm.devices.processes import is_main_process, process, several_processes
 from jax_ddpm.errors import Stopped, UserError
 from jax_ddpm.files.figures import save_loss_curve
-from jax_ddpm.files.images import grid
+from jax_ddpm.files.images import make_image_grid
 from jax_ddpm.jobs.build import build, open_data
 from jax_ddpm.jobs.generate import Samples, generate_images
 from jax_ddpm.jobs.progress import Progress, from_json, joined, to_json
@@ -238,7 +238,7 @@ def draw_grid(job: Job, state: TrainState, step: int) -> Samples:
     )
     write_samples(grid_path(job, step), samples)
     if is_main_process():
-        job.board.add_image("samples", grid(samples.images), step)
+        job.board.add_image("samples", make_image_grid(samples.images), step)
     return samples
 
 

@@ -12,7 +12,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import image, scalar
 
-from jax_ddpm.files.atomic import writing
+from jax_ddpm.files.atomic import report_disk_errors
 
 
 class Board:
@@ -49,11 +49,11 @@ class Board:
     ) -> None:
         """Close the file; every event is in it already."""
         if self._writer is not None:
-            with writing(self._folder) if error is None else suppress(OSError):
+            with report_disk_errors(self._folder) if error is None else suppress(OSError):
                 self._writer.close()
 
     def _write(self, event: Any) -> None:
-        with writing(self._folder):
+        with report_disk_errors(self._folder):
             if self._writer is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 suffix = f".{os.getpid()}"  # two starts within a second write two files

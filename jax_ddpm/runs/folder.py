@@ -15,11 +15,11 @@ import dacite
 
 from jax_ddpm.config.run import Config, validate
 from jax_ddpm.errors import UserError
-from jax_ddpm.files.atomic import is_leftover, write_atomically, writing
+from jax_ddpm.files.atomic import is_leftover, report_disk_errors, write_atomically
 from jax_ddpm.runs.formats import FORMAT, migrated
 from jax_ddpm.models import ARCHITECTURES
 from jax_ddpm.devices.processes import is_main_process, wait_for_all
-from jax_ddpm.files.untrusted import read_json, reason
+from jax_ddpm.files.untrusted import explain, read_json
 
 # Settings that do not change what a run computes.
 MAY_DIFFER = {"run", "train.parallel", "train.fsdp", "train.max_steps", "train.keep_checkpoints",
@@ -194,7 +194,7 @@ def load(folder: Path) -> Run:
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, dacite.DaciteError) as error:
-        told = f"it has no {error}" if isinstance(error, KeyError) else reason(error)
+        told = f"it has no {error}" if isinstance(error, KeyError) else explain(error)
         raise UserError(f"{path} is not the configuration of a run: {told}") from error
     try:
         validate(run.config)
@@ -286,7 +286,7 @@ def locked(folder: Path) -> Iterator[None]:
     UserError if another process trains there, and says which.
     """
     with ExitStack() as stack:
-        with writing(folder / LOCK):
+        with report_disk_errors(folder / LOCK):
             folder.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(open(folder / LOCK, "ab+", 0, opener=_open_no_link))
         try:
@@ -298,7 +298,7 @@ def locked(folder: Path) -> Iterator[None]:
                 f"another process is training in {folder} ({holder}): "
                 "wait for it, or choose another folder with --run"
             ) from error
-        with writing(folder / LOCK):
+        with report_disk_errors(folder / LOCK):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.files.atomic import write_atomically, writing
-from jax_ddpm.files.untrusted import reason
+from jax_ddpm.files.atomic import report_disk_errors, write_atomically
+from jax_ddpm.files.untrusted import explain
 
 MAX_LINE, MAX_VALUE = 10_000, sys.float_info.max
 
@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
 def append(path: Path, row: Row) -> None:
     """Add one line to the file. Raises UserError if the disk does not take it."""
-    with writing(path), path.open("a") as file:
+    with report_disk_errors(path), path.open("a") as file:
         file.write(_line(row))
 
 
@@ -50,7 +50,7 @@ def read(path: Path) -> list[Row]:
                 rows.append(_row(json.loads(line)))
             except (ValueError, TypeError, AttributeError, RecursionError) as error:
                 raise UserError(
-                    f"line {number} of {path} is no row of the log: {reason(error)}; mend or "
+                    f"line {number} of {path} is no row of the log: {explain(error)}; mend or "
                     "remove that line, and run the same command again"
                 ) from error
     raise AssertionError("unreachable")

@@ -16,7 +16,7 @@ from jax_ddpm.errors import UserError
 from jax_ddpm.files.atomic import write_atomically
 from jax_ddpm.optim.posthoc_ema import MAX_SIGMA_REL, gamma_from_sigma_rel, profile_error, reconstruct, solve_weights
 from jax_ddpm.optim.averages import Params
-from jax_ddpm.files.untrusted import reason
+from jax_ddpm.files.untrusted import explain
 
 NAME = re.compile(r"sigma_rel_(?P<sigma_rel>[0-9.e-]+)_step_(?P<step>[0-9]+)\.safetensors")
 MIN_SIGMA_REL, MAX_STEP = 1e-4, 2**31
@@ -89,7 +89,7 @@ def read_snapshot(path: Path, like: Params) -> Params:
     try:
         arrays = safetensors.numpy.load_file(path)
     except Exception as error:  # a KeyError for a dtype that NumPy lacks, and others
-        raise UserError(f"{path} is not a whole snapshot: {reason(error)}") from error
+        raise UserError(f"{path} is not a whole snapshot: {explain(error)}") from error
     expected = _by_name(like)
     for name in expected | arrays:
         if name not in expected or name not in arrays or arrays[name].shape != expected[name].shape:

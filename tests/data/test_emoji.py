@@ -16,9 +16,10 @@ from fontTools.ttLib.tables.E_B_L_C_ import (
 )
 from PIL import Image
 
-from jax_ddpm.data import emoji
+from jax_ddpm.data.emoji import draw_emoji
 from jax_ddpm.data.sources import open_source
 from jax_ddpm.errors import UserError
+from jax_ddpm.jobs.prepare_emoji import EmojiArgs, prepare_emoji
 
 COLOURS = {"b": (0, 0, 255, 255), "a": (255, 0, 0, 255), "again": (255, 0, 0, 255)}
 
@@ -69,27 +70,27 @@ def font(tmp_path_factory):
 
 
 def test_every_different_picture_of_the_font_is_drawn_on_a_white_square(font):
-    images = emoji.draw_emoji(font)
-    assert images.shape == (2, 32, 32, 3)  # one of the red ones is left out
+    images = draw_emoji(font)
+    assert images.shape == (2, 32, 32, 3)  # one of the two red ones is left out
     assert (images[:, 2:-2] == [[[[0, 0, 255]]], [[[255, 0, 0]]]]).all()
-    assert (images[:, [0, -1]] > 100).any(axis=-1).all()  # 4 of 136 rows are white above and below
+    assert (images[:, [0, -1]] > 100).any(axis=-1).all()  # 4 of 136 rows above and below are white
     assert (images[:, 0].mean(axis=(1, 2)) > images[:, 16].mean(axis=(1, 2))).all()
 
 
 def test_the_file_is_the_same_every_time_and_a_source(font, tmp_path, capsys):
-    files = [emoji.run(emoji.EmojiArgs(font, tmp_path / name)) for name in ("a.npz", "b.npz")]
+    files = [prepare_emoji(EmojiArgs(font, tmp_path / name)) for name in ("a.npz", "b.npz")]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert f"--data.name arrays --data.path {files[0]}" in capsys.readouterr().out
     source = open_source("arrays", files[0], channels=3)
-    np.testing.assert_array_equal(source.images, emoji.draw_emoji(font))
+    np.testing.assert_array_equal(source.images, draw_emoji(font))
 
 
-def test_without_the_font_the_way_out_is_named(tmp_path):
+def test_a_missing_or_wrong_font_is_refused_with_the_way_out(tmp_path):
     with pytest.raises(UserError, match=r"no font .*none.ttf: apt install fonts-noto-color-emoji"):
-        emoji.run(emoji.EmojiArgs(tmp_path / "none.ttf", tmp_path / "a.npz"))
+        prepare_emoji(EmojiArgs(tmp_path / "none.ttf", tmp_path / "a.npz"))
     (tmp_path / "other.ttf").write_bytes(b"not a font")
     with pytest.raises(UserError, match=r"other.ttf holds no coloured bitmaps"):
-        emoji.run(emoji.EmojiArgs(tmp_path / "other.ttf", tmp_path / "a.npz"))
+        prepare_emoji(EmojiArgs(tmp_path / "other.ttf", tmp_path / "a.npz"))
     with pytest.raises(UserError, match=r"a.zip, but it must end in .npz"):
-        emoji.run(emoji.EmojiArgs(tmp_path / "other.ttf", tmp_path / "a.zip"))
+        prepare_emoji(EmojiArgs(tmp_path / "other.ttf", tmp_path / "a.zip"))
     assert not (tmp_path / "a.npz").exists()

@@ -12,21 +12,21 @@ GOOD = struct.pack(">BBBB3I", 0, 0, 8, 3, 2, 3, 4) + ARRAY.tobytes()
 
 
 @pytest.mark.parametrize("shape", [(24,), (2, 3, 4), (1, 2, 3, 4), (0, 28, 28)])
-def test_what_is_written_is_read_again(tmp_path, shape):
+def test_a_written_array_is_read_back(tmp_path, shape):
     array = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
     write_idx(tmp_path / "a.gz", array)
     np.testing.assert_array_equal(read_idx(tmp_path / "a.gz"), array)
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gz"])
-def test_plain_and_gzipped_files_are_told_apart_by_their_bytes(tmp_path, pack):
+def test_plain_and_gzipped_files_are_distinguished_by_their_bytes(tmp_path, pack):
     (tmp_path / "any.name").write_bytes(pack(GOOD))
     found = read_idx(tmp_path / "any.name")
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, ARRAY)
 
 
-def test_written_bytes_depend_on_the_array_alone(tmp_path):
+def test_the_same_array_gives_the_same_bytes(tmp_path):
     write_idx(tmp_path / "one.gz", ARRAY)
     write_idx(tmp_path / "other.gz", ARRAY)
     assert (tmp_path / "one.gz").read_bytes() == (tmp_path / "other.gz").read_bytes()
@@ -40,15 +40,15 @@ BROKEN = {
     "truncated data": (GOOD[:-1], "announces 24 bytes .* holds 23"),
     "trailing bytes": (GOOD + b"\0", "announces 24 bytes .* holds more"),
     "huge shape": (GOOD[:4] + b"\xff" * 12 + GOOD[16:], "announces .* holds 24"),
-    "empty but huge": (GOOD[:4] + b"\0" * 4 + b"\xff" * 8, "no array has the shape"),
-    "truncated gzip": (gzip.compress(GOOD)[:-9], "gzip data ends early or is corrupt"),
-    "gzip header only": (b"\x1f\x8b", "gzip data ends early or is corrupt"),
-    "corrupt gzip": (gzip.compress(GOOD)[:-8] + b"\0" * 8, "gzip data ends early or is corrupt"),
+    "empty but huge": (GOOD[:4] + b"\0" * 4 + b"\xff" * 8, "no array can have the shape"),
+    "truncated gzip": (gzip.compress(GOOD)[:-9], "gzip data end early or are corrupt"),
+    "gzip header only": (b"\x1f\x8b", "gzip data end early or are corrupt"),
+    "corrupt gzip": (gzip.compress(GOOD)[:-8] + b"\0" * 8, "gzip data end early or are corrupt"),
 }
 
 
 @pytest.mark.parametrize(("raw", "message"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_file_is_refused_by_name_and_reason(tmp_path, raw, message):
+def test_a_broken_file_is_refused_with_its_name_and_the_reason(tmp_path, raw, message):
     path = tmp_path / "broken-idx3-ubyte"
     path.write_bytes(raw)
     with pytest.raises(UserError, match=f"broken-idx3-ubyte.*{message}") as caught:

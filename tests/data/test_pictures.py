@@ -1,76 +1,250 @@
+"""Every kind of picture file decodes to known pixels, in the form that was asked for."""
+
+import io
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from jax_ddpm.data.pictures import fit, fit_all, read_picture
-from jax_ddpm.data.sources import open_source
+from jax_ddpm.data import pictures
+from jax_ddpm.data.pictures import Form, fit_picture, read_picture
+from jax_ddpm.data.sources import fit_images, open_source
 from jax_ddpm.errors import UserError
 
-RNG = np.random.default_rng(0)
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+COLOURS = np.array([[RED, GREEN, BLUE], [WHITE, (0, 0, 0), (10, 20, 30)]], np.uint8)
+GREYS = np.array([[0, 255, 7], [128, 129, 254]], np.uint8)
 
 
-def picture(path, size=(6, 4), mode="RGB", **kwargs):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    array = RNG.integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
-    Image.fromarray(array, "RGBA").convert(mode).save(path, **kwargs)
-    return path
+def decode(tmp_path, image, suffix, channels=3, **settings):
+    path = tmp_path / f"picture.{suffix}"
+    image.save(path, **settings)
+    return read_picture(path, Form(channels=channels))
 
 
-def test_a_folder_of_pictures_is_a_source_with_its_subfolders_as_classes(tmp_path):
-    for name in ("dogs/b.png", "cats/a.jpg", "cats/deep/c.webp", "dogs/d.bmp", "dogs/e.gif"):
-        picture(tmp_path / name)
-    (tmp_path / "dogs/notes.txt").write_text("not a picture")
-    source = open_source("folder", tmp_path, image_size=4)
-    assert len(source.images) == 5
-    assert source.labels.tolist() == [0, 0, 1, 1, 1]
-    assert source.image_shape == (4, 4, 3)
-    assert open_source("folder", tmp_path, image_size=4, channels=1).image_shape == (4, 4, 1)
+@pytest.mark.parametrize("suffix", ["png", "bmp", "webp"])
+def test_a_lossless_file_keeps_every_colour(tmp_path, suffix):
+    settings = {"lossless": True} if suffix == "webp" else {}
+    found = decode(tmp_path, Image.fromarray(COLOURS), suffix, **settings)
+    np.testing.assert_array_equal(found, COLOURS)
 
 
-def test_without_a_size_pictures_stay_as_they_are(tmp_path):
-    path = picture(tmp_path / "a.png")
-    source = open_source("folder", tmp_path)
-    np.testing.assert_array_equal(source.images[0], np.asarray(Image.open(path)))
-    picture(tmp_path / "b.png", size=(5, 4))
-    with pytest.raises(UserError, match=r"a.png is 6x4 and .*b.png 5x4.*--data.image-size"):
-        open_source("folder", tmp_path)
+def test_a_jpeg_is_close(tmp_path):
+    flat = np.full((16, 16, 3), (200, 100, 50), np.uint8)
+    found = decode(tmp_path, Image.fromarray(flat), "jpg", quality=95)
+    assert np.abs(found.astype(int) - flat).max() <= 1  # measured: 0
 
 
-def test_fit_cuts_the_centre_and_resizes():
-    wide = np.zeros((4, 8, 3), np.uint8)
-    wide[:, 2:6] = 200  # the centred square
-    assert (fit(Image.fromarray(wide), 2, 3) == 200).all()
-    assert fit(Image.fromarray(wide), 4, 1).shape == (4, 4, 1)
+def test_grey_stays_grey_in_one_channel_or_three(tmp_path):
+    grey = Image.fromarray(GREYS)
+    np.testing.assert_array_equal(decode(tmp_path, grey, "png", 1), GREYS[..., None])
+    three = np.repeat(GREYS[..., None], 3, axis=-1)
+    np.testing.assert_array_equal(decode(tmp_path, grey, "png", 3), three)
 
 
-def test_transparent_pixels_become_white():
-    clear = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
-    assert (fit(clear, None, 3) == 255).all()
+def test_one_bit_is_black_and_white(tmp_path):
+    bits = Image.fromarray(GREYS > 127)
+    assert bits.mode == "1"
+    expected = np.where(GREYS > 127, 255, 0)[..., None]
+    np.testing.assert_array_equal(decode(tmp_path, bits, "png", 1), expected)
+
+
+def test_a_palette_is_applied_and_its_transparent_entry_becomes_white(tmp_path):
+    indexed = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
+    indexed.putpalette([*RED, *GREEN, *BLUE])
+    np.testing.assert_array_equal(decode(tmp_path, indexed, "png"), [[RED, GREEN, BLUE]])
+    found = decode(tmp_path, indexed, "png", transparency=1)
+    np.testing.assert_array_equal(found, [[RED, WHITE, BLUE]])
+    found = decode(tmp_path, indexed, "gif", transparency=1)
+    np.testing.assert_array_equal(found, [[RED, WHITE, BLUE]])
+
+
+def test_transparent_pictures_are_laid_on_white(tmp_path):
+    rgba = np.array([[(*RED, 0), (*RED, 255), (0, 0, 0, 51)]], np.uint8)
+    found = decode(tmp_path, Image.fromarray(rgba), "png")
+    np.testing.assert_array_equal(found, [[WHITE, RED, (204, 204, 204)]])  # a fifth black
+    grey = Image.fromarray(np.array([[(0, 0), (100, 255)]], np.uint8), "LA")
+    np.testing.assert_array_equal(decode(tmp_path, grey, "png", 1)[..., 0], [[255, 100]])
+
+
+def test_the_transparent_colour_of_a_picture_without_alpha_becomes_white(tmp_path):
+    found = decode(tmp_path, Image.fromarray(COLOURS), "png", transparency=RED)
+    np.testing.assert_array_equal(found[0], [WHITE, GREEN, BLUE])
+    grey = decode(tmp_path, Image.fromarray(GREYS), "png", 1, transparency=7)
+    np.testing.assert_array_equal(grey[0, :, 0], [0, 255, 255])
+
+
+def test_sixteen_bits_are_scaled_rather_than_clipped(tmp_path):
+    shades = np.array([[0, 255, 256, 257, 32768, 65535]], np.uint16)
+    found = decode(tmp_path, Image.fromarray(shades), "png", 1)
+    np.testing.assert_array_equal(found[..., 0], [[0, 1, 1, 1, 128, 255]])
+
+
+def chunk(kind, data):
+    body = kind + data
+    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def png16(color_type, samples, more=b""):
+    """A PNG of one row with 16 bits per channel, which Pillow cannot write."""
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[color_type]
+    header = struct.pack(">IIBBBBB", len(samples) // channels, 1, 16, color_type, 0, 0, 0)
+    row = b"\0" + struct.pack(f">{len(samples)}H", *samples)
+    chunks = chunk(b"IHDR", header) + more + chunk(b"IDAT", zlib.compress(row))
+    return b"\x89PNG\r\n\x1a\n" + chunks + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("color_type", "samples", "expected"),
+    [
+        (2, [65535, 0, 257 * 7], [(255, 0, 7)]),
+        (6, [65535, 0, 257 * 7, 65535, 0, 0, 0, 0], [(255, 0, 7), WHITE]),
+        (4, [257 * 9, 65535, 0, 0], [(9, 9, 9), WHITE]),
+    ],
+)
+def test_sixteen_bits_of_colour_and_alpha(tmp_path, color_type, samples, expected):
+    (tmp_path / "a.png").write_bytes(png16(color_type, samples))
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.png", Form())[0], expected)
+
+
+def test_the_transparent_shade_of_a_sixteen_bit_picture_becomes_white(tmp_path):
+    see_through = chunk(b"tRNS", struct.pack(">H", 1000))
+    (tmp_path / "a.png").write_bytes(png16(0, [1000, 0, 65535, 257], see_through))
+    found = read_picture(tmp_path / "a.png", Form(channels=1))
+    np.testing.assert_array_equal(found[0, :, 0], [255, 0, 255, 1])
+
+
+CMYK = {
+    (0, 255, 255, 0): RED,
+    (255, 0, 255, 0): GREEN,
+    (0, 0, 0, 255): (0, 0, 0),
+    (0, 0, 0, 0): WHITE,
+}
+
+
+@pytest.mark.parametrize(("inks", "colour"), CMYK.items())
+def test_cmyk_becomes_colour(tmp_path, inks, colour):
+    """Adobe inverts the inks and marks the file, and so does Pillow."""
+    image = Image.new("CMYK", (16, 16), inks)
+    found = decode(tmp_path, image, "jpg", quality=100)
+    assert b"Adobe" in (tmp_path / "picture.jpg").read_bytes()
+    assert np.abs(found.astype(int) - colour).max() <= 1  # measured: 0
+    grey = read_picture(tmp_path / "picture.jpg", Form(channels=1))
+    expected = Image.new("RGB", (1, 1), colour).convert("L").getpixel((0, 0))
+    assert abs(int(grey[0, 0, 0]) - expected) <= 1
+
+
+EXIF_CASES = [("jpg", orientation) for orientation in range(1, 9)] + [("png", 6), ("webp", 6)]
+
+
+@pytest.mark.parametrize(("suffix", "orientation"), EXIF_CASES)
+def test_a_picture_is_turned_upright_as_its_exif_says(tmp_path, orientation, suffix):
+    """The stored picture is turned so that EXIF's rotation restores it (Exif 2.3, 4.6.4)."""
+    upright = np.zeros((16, 32, 3), np.uint8)
+    upright[:8, :8] = 255
+    transposed = upright.swapaxes(0, 1)
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: transposed,
+        6: transposed[::-1],
+        7: transposed[::-1, ::-1],
+        8: transposed[:, ::-1],
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = decode(
+        tmp_path, Image.fromarray(np.ascontiguousarray(stored)), suffix, exif=exif, quality=100
+    )
+    assert found.shape == upright.shape
+    assert np.abs(found.astype(int) - upright).max() <= 1  # measured: 0
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
+def test_the_first_of_several_frames_is_read(tmp_path, suffix):
+    first, second = Image.new("RGB", (4, 4), RED), Image.new("RGB", (4, 4), BLUE)
+    settings = {"save_all": True, "append_images": [second]}
+    if suffix == "webp":
+        settings["lossless"] = True
+    assert (decode(tmp_path, first, suffix, **settings) == RED).all()
+
+
+def test_the_content_of_a_file_matters_and_not_its_name(tmp_path):
+    """PostScript, for which Pillow would start another program, is refused under any name."""
+    Image.fromarray(COLOURS).save(tmp_path / "a.bmp", format="PNG")
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.bmp", Form()), COLOURS)
+    Image.fromarray(COLOURS).save(tmp_path / "b.png", format="EPS")
+    with pytest.raises(UserError, match=r"b.png cannot be read as a picture: it is none of PNG"):
+        read_picture(tmp_path / "b.png", Form())
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decode(tmp_path, monkeypatch):
+    Image.fromarray(COLOURS).save(tmp_path / "a.png")
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 5)
+    with pytest.raises(UserError, match=r"a.png .*: 3x2 are more than 5 pixels"):
+        read_picture(tmp_path / "a.png", Form())
+    monkeypatch.undo()
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 1, 0, 0, 0, 0))
+    (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IEND", b""))
+    with pytest.raises(UserError, match=r"b.png cannot be read as a picture: .* pixels"):
+        read_picture(tmp_path / "b.png", Form())
+
+
+WIDE = np.zeros((4, 12, 3), np.uint8)
+WIDE[:, :4], WIDE[:, 4:8], WIDE[:, 8:] = RED, GREEN, BLUE
+
+
+def test_crop_chooses_the_square():
+    image = Image.fromarray(WIDE)
+    assert (fit_picture(image, Form(4)) == GREEN).all()
+    at_random = Form(4, crop="random")
+    assert (fit_picture(image, at_random) == GREEN).all()  # without a place, the centre
+    assert (fit_picture(image, at_random, (0.0, 0.5)) == RED).all()
+    assert (fit_picture(image, at_random, (0.999, 0.5)) == BLUE).all()
+    squeezed = fit_picture(image, Form(3, crop="none", resize="box"))
+    np.testing.assert_array_equal(squeezed, np.tile(np.array([RED, GREEN, BLUE]), (3, 1, 1)))
+
+
+@pytest.mark.parametrize("resize", ["bicubic", "bilinear", "box", "lanczos"])
+def test_resize_names_the_filter(resize):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 10, 3), np.uint8))
+    expected = image.resize((4, 4), Image.Resampling[resize.upper()])
+    np.testing.assert_array_equal(fit_picture(image, Form(4, resize=resize)), expected)
+
+
+def test_box_bicubic_halves_first():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8))
+    half = image.resize((10, 10), Image.Resampling.BOX)
+    expected = half.resize((6, 6), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(fit_picture(image, Form(6, resize="box_bicubic")), expected)
+
+
+def test_a_png_in_memory_is_read_too():
+    file = io.BytesIO()
+    Image.fromarray(COLOURS).save(file, "PNG")
+    file.seek(0)
+    np.testing.assert_array_equal(fit_picture(pictures.open_upright(file), Form()), COLOURS)
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ({"crop": "centre"}, "crop is 'centre', .* center, random or none: did you mean 'center'"),
+        ({"resize": "Lanczos3"}, "resize is 'Lanczos3', .* or box_bicubic: did you mean 'lanczos'"),
+    ],
+)
+def test_a_misspelt_crop_or_filter_is_refused_with_a_suggestion(form, message):
+    with pytest.raises(UserError, match=message):
+        open_source("embedded", split="test", image_size=8, **form)
 
 
 def test_grey_images_become_colour_with_equal_channels():
-    grey = RNG.integers(0, 256, (3, 5, 5, 1), dtype=np.uint8)
-    np.testing.assert_array_equal(fit_all(grey, None, 3), grey.repeat(3, axis=-1))
-    assert fit_all(grey, None, 1) is grey
-    assert fit_all(grey, 5, 1) is grey
-    assert fit_all(grey, 8, 1).shape == (3, 8, 8, 1)
-
-
-def test_the_embedded_images_come_in_any_size_and_in_colour():
-    source = open_source("embedded", split="test", image_size=32, channels=3)
-    assert source.image_shape == (32, 32, 3)
-
-
-def test_what_is_no_picture_is_named(tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"broken.png cannot be read as a picture: it is none of"):
-        read_picture(tmp_path / "broken.png", None, 3)
-
-
-def test_a_folder_without_pictures_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"holds no picture"):
-        open_source("folder", tmp_path)
-    with pytest.raises(UserError, match=r"no folder"):
-        open_source("folder", tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"--data.path"):
-        open_source("folder")
+    grey = np.random.default_rng(0).integers(0, 256, (3, 5, 5, 1), np.uint8)
+    np.testing.assert_array_equal(fit_images(grey, Form()), grey.repeat(3, axis=-1))
+    assert fit_images(grey, Form(channels=1)) is grey
+    assert fit_images(grey, Form(5, channels=1)) is grey
+    assert fit_images(grey, Form(8, channels=1)).shape == (3, 8, 8, 1)

@@ -37,8 +37,8 @@ def test_the_embedded_images_are_the_ones_that_were_shipped(split):
     assert sha256(source.labels) == labels
 
 
-def test_embedded_data_needs_no_path():
-    with pytest.raises(UserError, match=r"--data\.name fashion_mnist"):
+def test_embedded_data_take_no_path():
+    with pytest.raises(UserError, match=r"--data\.name folder, arrays, idx or fashion_mnist"):
         open_source("embedded", "somewhere")
 
 
@@ -85,12 +85,17 @@ def test_file_names_with_a_dot_are_found_too(tmp_path):
         (IMAGES[:0], LABELS[:0], r"images of shape \(0, 4, 3\)"),
     ],
 )
-def test_a_folder_that_is_not_whole_is_refused(tmp_path, images, labels, message):
+def test_an_incomplete_folder_is_refused(tmp_path, images, labels, message):
     folder = write_folder(tmp_path / "data", images, labels)
     with pytest.raises(UserError, match=f"{folder} .*{message}"):
         open_source("fashion_mnist", folder)
 
 
-def test_a_missing_folder_is_refused_and_the_way_out_named(tmp_path):
+def test_a_missing_folder_is_refused_with_the_way_out(tmp_path):
     with pytest.raises(UserError, match=r"no folder .*nowhere.* --data.path"):
         open_source("fashion_mnist", tmp_path / "nowhere")
+
+
+def test_the_embedded_images_come_in_any_size_and_in_colour():
+    source = open_source("embedded", split="test", image_size=32, channels=3)
+    assert source.image_shape == (32, 32, 3)

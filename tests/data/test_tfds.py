@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets: prepared here, mocked, missing; never with TensorFlow."""
+"""Data sets of TensorFlow Datasets: prepared here, mocked or missing; TensorFlow never runs."""
 
 import os
 import signal
@@ -17,10 +17,10 @@ import jax_ddpm
 from jax_ddpm.cli import parsing as cli
 from jax_ddpm.config.presets import PRESETS
 from jax_ddpm.config.run import SourceConfig
-from jax_ddpm.data import tfds_reader
+from jax_ddpm.data import pictures, tfds_reader
 from jax_ddpm.data.loader import batches
 from jax_ddpm.data.sources import ImageSource, open_source
-from jax_ddpm.data.tfds_writer import prepare as write
+from jax_ddpm.data.tfds_writer import write_prepared
 from jax_ddpm.errors import UserError
 from jax_ddpm.jobs import prepare_data as prepare
 from jax_ddpm.jobs.build import open_data
@@ -34,7 +34,9 @@ ROOT = Path(jax_ddpm.__file__).parents[1]
 def data_dir(tmp_path_factory):
     """`extract`, prepared from forty embedded images, and 20 of them as its test split."""
     out = tmp_path_factory.mktemp("tfds")
-    write({"train": FEW, "test": ImageSource(FEW.images[:20], FEW.labels[:20])}, "extract", out)
+    write_prepared(
+        {"train": FEW, "test": ImageSource(FEW.images[:20], FEW.labels[:20])}, "extract", out
+    )
     return out
 
 
@@ -47,9 +49,9 @@ def test_the_stock_reader_reads_what_was_prepared(data_dir):
     assert "tensorflow" not in sys.modules
 
 
-@pytest.mark.parametrize("in_memory", [2**28, 0], ids=["in memory", "one by one"])
+@pytest.mark.parametrize("in_memory", [2**28, 0], ids=["in memory", "on demand"])
 def test_a_prepared_data_set_is_a_source(data_dir, monkeypatch, in_memory):
-    monkeypatch.setattr(tfds_reader, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(pictures, "IN_MEMORY", in_memory)
     source = open_source("extract", data_dir)
     assert isinstance(source.images, np.ndarray) == (in_memory > 0)
     assert source.image_shape == (28, 28, 1)
@@ -58,12 +60,13 @@ def test_a_prepared_data_set_is_a_source(data_dir, monkeypatch, in_memory):
     assert int(source.labels.max()) == (9 if in_memory == 0 else FEW.labels.max())
     assert len(open_source("extract", data_dir, "test").images) == 20
     larger = open_source("extract", data_dir, image_size=32, channels=3)
-    expected = open_source("embedded", split="test", image_size=32, channels=3).images[:2]
-    np.testing.assert_array_equal([larger.images[i] for i in range(2)], expected)
+    expected = open_source("embedded", split="test", image_size=32, channels=3)
+    for i in range(2):
+        np.testing.assert_array_equal(larger.images[i], expected.images[i])
 
 
-def test_its_batches_are_those_of_the_same_images_in_memory(data_dir, monkeypatch):
-    monkeypatch.setattr(tfds_reader, "IN_MEMORY", 0)
+def test_its_batches_equal_those_of_the_same_images_in_memory(data_dir, monkeypatch):
+    monkeypatch.setattr(pictures, "IN_MEMORY", 0)
     source = open_source("extract", data_dir)
     for found, expected in islice(zip(batches(source, 8, 3), batches(FEW, 8, 3), strict=True), 6):
         np.testing.assert_array_equal(found.pixels, expected.pixels)
@@ -88,8 +91,8 @@ def test_a_record_is_decoded_once_for_image_and_label():
 
 
 def test_the_name_of_a_built_in_source_is_found_where_tfds_keeps_it(tmp_path):
-    """There with the version that TFDS's own data set of that name has."""
-    assert write({"train": FEW}, "fashion_mnist", tmp_path) == tmp_path / "fashion_mnist"
+    """It gets the version number of TFDS's own data set of that name."""
+    assert write_prepared({"train": FEW}, "fashion_mnist", tmp_path) == tmp_path / "fashion_mnist"
     stock = tfds.data_source("fashion_mnist", split="train", data_dir=tmp_path, download=False)
     assert len(stock) == 40
     np.testing.assert_array_equal(open_source("fashion_mnist", tmp_path).images, FEW.images)
@@ -98,9 +101,9 @@ def test_the_name_of_a_built_in_source_is_found_where_tfds_keeps_it(tmp_path):
 @pytest.mark.parametrize("name", ["ddpm-cifar10", "diffusers-ddpm", "improved-diffusion", "ddpm-256",
                                   "ddpm-lsun-bedroom", "ddpm-lsun-church", "ddim-celeba64",
                                   "guided-diffusion"])  # fmt: skip
-def test_the_data_of_a_preset_have_the_form_of_its_network(name, monkeypatch):
-    """With TFDS's own description of each data set, and images of noise."""
-    monkeypatch.setattr(tfds_reader, "IN_MEMORY", 0)
+def test_the_data_of_a_preset_fit_its_network(name, monkeypatch):
+    """Using TFDS's own description of each data set, with noise for images."""
+    monkeypatch.setattr(pictures, "IN_MEMORY", 0)
     data = PRESETS[name].data
     side = {"cifar10": 32, "imagenet_resized/64x64": 64, "celeb_a": 64}.get(data.name, 256)
     with tfds.testing.mock_data(num_examples=3):
@@ -115,7 +118,7 @@ def test_the_data_of_a_preset_have_the_form_of_its_network(name, monkeypatch):
         assert labels == [0, 0, 0]
 
 
-def test_pictures_of_several_sizes_need_a_size():
+def test_pictures_of_different_sizes_need_a_size():
     with (
         tfds.testing.mock_data(num_examples=3),
         pytest.raises(UserError, match=r"images of lsun/bedroom differ in size.*--data.image-size"),
@@ -126,51 +129,55 @@ def test_pictures_of_several_sizes_need_a_size():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cifar10", "cifar10 has not been prepared in {tmp}: .* tfds build cifar10 --file_format=array_record --data_dir={tmp}"),
-        ("no_such_data", "there is no data set no_such_data: neither .* nor one prepared in {tmp}"),
+        ("cifar10", "cifar10 has not been prepared in {tmp}: run tfds build cifar10 --file_format=array_record --data_dir={tmp}"),
+        ("no_such_data", "there is no data set no_such_data: .* not been prepared in {tmp}"),
         ("celeb_a_hq/255", "--data.name celeb_a_hq/255 cannot be opened"),
         ("not a name", "--data.name not a name cannot be opened"),
-        ("piqa", "the examples of piqa have the features .* not one image of 8 bits"),
+        ("piqa", "an example of piqa has the features .* not exactly one 8-bit image"),
         ("embeded", "there is no data set embeded, did you mean --data.name embedded?"),
         ("fashion_mnsit", "did you mean --data.name fashion_mnist?"),
         ("foldr", "did you mean --data.name folder?"),
         ("idx", "--data.name idx needs the folder of IDX files"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_one_sentence(tmp_path, name, message, caplog):
+def test_data_that_cannot_be_read_give_one_sentence(tmp_path, name, message, caplog):
     path = None if name == "idx" else tmp_path
     with pytest.raises(UserError, match=message.format(tmp=tmp_path)) as caught:
         open_source(name, path)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
-    assert caplog.records == [], "TFDS says more than our sentence"
+    assert caplog.records == [], "TFDS logs more than our sentence"
 
 
-def test_a_split_that_is_missing_is_refused(tmp_path):
-    write({"train": FEW}, "extract", tmp_path)
-    with pytest.raises(UserError, match="extract has no images of the split test, only train"):
+def test_a_missing_split_is_refused(tmp_path):
+    write_prepared({"train": FEW}, "extract", tmp_path)
+    with pytest.raises(UserError, match="extract has no split test, only train"):
         open_source("extract", tmp_path, "test")
 
 
-def test_without_a_test_split_the_validation_split_is_taken(tmp_path):
-    write({"train": FEW, "validation": ImageSource(FEW.images[:7], FEW.labels[:7])}, "x", tmp_path)
+def test_the_validation_split_stands_in_for_a_missing_test_split(tmp_path):
+    write_prepared(
+        {"train": FEW, "validation": ImageSource(FEW.images[:7], FEW.labels[:7])}, "x", tmp_path
+    )
     assert len(open_source("x", tmp_path, "test").images) == 7
 
 
 def test_another_format_is_refused_with_the_way_out(data_dir, tmp_path):
-    """As if it had been prepared with the default format of TensorFlow Datasets."""
+    """As if it had been prepared in the default format of TensorFlow Datasets."""
     folder = tmp_path / "extract/1.0.0"
     folder.mkdir(parents=True)
     for file in (data_dir / "extract/1.0.0").iterdir():
         if file.suffix == ".json":
             text = file.read_text().replace("array_record", "tfrecord")
             (folder / file.name).write_text(text)
-    with pytest.raises(UserError, match=r"no random access: prepare it as array_record") as caught:
+    with pytest.raises(
+        UserError, match=r"without random access: prepare it as array_record"
+    ) as caught:
         open_source("extract", tmp_path)
     assert "\n" not in str(caught.value)
 
 
-def test_damage_is_one_sentence(data_dir, tmp_path):
+def test_damage_gives_one_sentence(data_dir, tmp_path):
     folder = tmp_path / "extract/1.0.0"
     folder.mkdir(parents=True)
     for file in (data_dir / "extract/1.0.0").iterdir():
@@ -181,7 +188,7 @@ def test_damage_is_one_sentence(data_dir, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_without_tfds_the_way_out_is_named(monkeypatch):
+def test_without_tfds_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(
         UserError, match=r"--data.name cifar10 needs .* pip install 'jax_ddpm\[tfds\]'"
@@ -207,16 +214,16 @@ def test_the_command_prepares_any_source(tmp_path, tiny_folder, capsys):
         prepare.run(args)
 
 
-@pytest.mark.parametrize("name", ["Mine", "my-data", "1st", "a/b", "..", ""])
-def test_a_name_that_tfds_does_not_take_is_refused(tmp_path, name):
+@pytest.mark.parametrize("name", ["Mine", "my-data", "1st", "../a", ""])
+def test_an_invalid_name_is_refused(tmp_path, name):
     with pytest.raises(UserError, match=r"--name .* lower-case letters"):
-        write({"train": FEW}, name, tmp_path)
+        write_prepared({"train": FEW}, name, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_name_that_tfds_has_in_configurations_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"--name lsun is .* in several configurations"):
-        write({"train": FEW}, "lsun", tmp_path)
+def test_the_name_of_a_data_set_with_configurations_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"--name lsun is .* with several configurations"):
+        write_prepared({"train": FEW}, "lsun", tmp_path)
 
 
 def test_a_random_crop_cannot_be_prepared(tmp_path):
@@ -233,7 +240,7 @@ def test_an_image_that_cannot_be_read_leaves_nothing_behind(tmp_path):
             return FEW.images[index]
 
     with pytest.raises(UserError, match=r"x could not be prepared: .*picture 5 is gone"):
-        write({"train": ImageSource(Gone(range(40)), FEW.labels)}, "x", tmp_path)
+        write_prepared({"train": ImageSource(Gone(range(40)), FEW.labels)}, "x", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -251,5 +258,5 @@ def test_a_killed_preparation_leaves_nothing_that_looks_complete(tmp_path):
     assert not (tmp_path / "killed").exists()
     with pytest.raises(UserError, match="there is no data set killed"):
         open_source("killed", tmp_path)
-    write({"train": FEW}, "killed", tmp_path)
+    write_prepared({"train": FEW}, "killed", tmp_path)
     assert len(open_source("killed", tmp_path).images) == 40

@@ -7,7 +7,7 @@ from jax_ddpm.files.figures import save_loss_curve
 from jax_ddpm.files.images import (
     MIN_TILE,
     from_uint8,
-    grid,
+    make_image_grid,
     save_gif,
     save_png,
     stretch_to_uint8,
@@ -35,7 +35,7 @@ def test_a_grid_holds_every_image_row_by_row_with_a_frame_around():
     pixels = np.broadcast_to(
         np.arange(1, 6, dtype=np.uint8)[:, None, None, None], (5, size, size, 3)
     )
-    canvas = grid(pixels, padding=2)
+    canvas = make_image_grid(pixels, padding=2)
     assert canvas.shape == (2 * (size + 2) + 2, 3 * (size + 2) + 2, 3)
     cells = [
         canvas[2 + r * (size + 2) :, 2 + c * (size + 2) :][:size, :size]
@@ -49,14 +49,14 @@ def test_a_grid_holds_every_image_row_by_row_with_a_frame_around():
 def test_small_images_are_enlarged_pixel_by_pixel():
     pixels = np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1)
     scale = MIN_TILE // 8
-    canvas = grid(pixels, padding=0)
+    canvas = make_image_grid(pixels, padding=0)
     assert canvas.shape == (MIN_TILE, MIN_TILE, 1)
     np.testing.assert_array_equal(canvas[::scale, ::scale], pixels[0])
 
 
 def test_the_number_of_columns_can_be_chosen():
     pixels = np.zeros((6, MIN_TILE, MIN_TILE, 1), np.uint8)
-    assert grid(pixels, columns=6, padding=0).shape == (MIN_TILE, 6 * MIN_TILE, 1)
+    assert make_image_grid(pixels, columns=6, padding=0).shape == (MIN_TILE, 6 * MIN_TILE, 1)
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])

@@ -130,7 +130,7 @@ def test_an_array_larger_than_its_archive_says_is_refused(tmp_path):
         ({"x.npy": [npy_header((1,), "|O"), bytes(8)]}, zipfile.ZIP_STORED, "Python objects"),
         ({"x.npy": [npy_header((0,), "|S0")]}, zipfile.ZIP_STORED, "no array has shape"),
         ({"x.npy": [npy_header((4,)), bytes(4)]}, zipfile.ZIP_LZMA, "compressed in a way"),
-        ({"x.txt": [b"text"]}, zipfile.ZIP_STORED, "x.txt is no array"),
+        ({"x.txt": [b"text"]}, zipfile.ZIP_STORED, "x.txt is not an array"),
     ],
 )
 def test_what_numpy_does_not_write_is_refused(tmp_path, members, method, message):

@@ -12,7 +12,7 @@ import numpy as np
 
 from jax_ddpm.data.loader import batches
 from jax_ddpm.data.sources import ImageSource, open_source
-from jax_ddpm.data.tfds_writer import prepare
+from jax_ddpm.data.tfds_writer import write_prepared
 from jax_ddpm.devices.layout import on_all_devices
 from jax_ddpm.files.images import save_png
 from jax_ddpm.jobs.bench import timing
@@ -59,13 +59,13 @@ def every_source(args: DataArgs, folder: Path) -> Iterator[tuple[str, ImageSourc
     pictures = folder / "pictures"
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         save_png(pictures / str(label) / f"{i:05d}.png", image)
-    prepare({"train": ImageSource(images, labels)}, "prepared_images", folder / "tfds")
+    write_prepared({"train": ImageSource(images, labels)}, "prepared_images", folder / "tfds")
     yield "memory", open_source("embedded", **form)
     yield "npy", open_source("arrays", folder / "images.npy", **form)
     yield "npz", open_source("arrays", folder / "images.npz", **form)
     yield "folder of PNG", open_source("folder", pictures, **form)
     yield "TFDS array_record", open_source("prepared_images", folder / "tfds", **form)
-    # What is cut at random is decoded each time that it comes, as data too large for the memory are.
+    # Random crops are decoded on demand, like data that do not fit in memory.
     form |= {"crop": "random", "image_size": args.image_size or images.shape[1]}
     yield "folder of PNG, as needed", open_source("folder", pictures, **form)
     yield "TFDS array_record, as needed", open_source("prepared_images", folder / "tfds", **form)

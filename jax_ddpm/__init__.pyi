@@ -1,6 +1,9 @@
 # ruff: noqa: I001 - grouped by subject
 """The public names of the package: the one list, which `__init__.py` reads at run time."""
 
+# Everything said once: the layer on top of the functions below.
+from jax_ddpm.api.diffusion import Diffusion as Diffusion
+
 # Schedules and noise levels.
 from jax_ddpm.process.schedules import (
     BETAS as BETAS,

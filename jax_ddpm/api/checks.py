@@ -1,0 +1,163 @@
+"""Checks of what Python users pass in: each mistake gets one sentence with the way out."""
+
+import inspect
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from jax_ddpm.errors import UserError, nearest
+from jax_ddpm.models import NetworkFns
+
+# What a network may be told besides x_t and t.
+NETWORK_ARGS = ("label", "x_self_cond", "train", "dropout_keys")
+BEYOND_ONE = 1.01  # 8-bit pixels with the noise of dequantisation reach 1 + 1 / 255
+
+
+def check_keywords(what: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Raise UserError for the first keyword that is not known, with the nearest that is."""
+    for name in given:
+        if name not in known:
+            near = nearest(name, known)
+            hint = f"did you mean {near!r}?" if near else f"it takes {', '.join(known) or 'none'}"
+            raise UserError(f"{what} takes no keyword {name!r}: {hint}")
+
+
+def check_network(apply_fn: Any, params: Any) -> None:
+    """Raise UserError unless these look like a network's function and its parameters."""
+    if isinstance(apply_fn, NetworkFns):
+        raise UserError("apply_fn is a network: give its function, network.apply_fn")
+    if not callable(apply_fn):
+        raise UserError(
+            f"apply_fn is {type(apply_fn).__name__}, but it must be a function "
+            "(params, x_t, t) -> output"
+        )
+    if params is None:
+        raise UserError(
+            "params is None, but it must hold the network's parameters, such as network.init(key) "
+            "({} for a network without any)"
+        )
+
+
+def check_network_args(
+    apply_fn: Callable[..., Any], given: Iterable[str], settings: Collection[str]
+) -> None:
+    """Raise UserError for keywords that are settings of Diffusion, or that the network lacks.
+
+    A network that takes any keyword is given those of the contract, and others that it names.
+    """
+    for name in given:
+        if name in settings:
+            raise UserError(
+                f"{name} is a setting of Diffusion: say it once, Diffusion(schedule, {name}=...)"
+            )
+    named, any_other = keywords_of(apply_fn)
+    check_keywords("the network", given, dict.fromkeys([*named, *NETWORK_ARGS * any_other]))
+
+
+def keywords_of(apply_fn: Callable[..., Any]) -> tuple[list[str], bool]:
+    """The keywords that `apply_fn` names after (params, x_t, t), and whether it takes others."""
+    try:
+        parameters = list(inspect.signature(apply_fn).parameters.values())[3:]
+    except (ValueError, TypeError):  # some callables of C have no signature
+        return [], True
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    any_other = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters)
+    return [p.name for p in parameters if p.kind in kinds], any_other
+
+
+def takes(apply_fn: Callable[..., Any], name: str) -> bool:
+    """Whether `apply_fn` can be given the keyword `name`."""
+    named, any_other = keywords_of(apply_fn)
+    return any_other or name in named
+
+
+def check_output(apply_fn: Callable[..., Any], num_outputs: int = 1) -> Callable[..., Any]:
+    """The same network; it raises UserError unless it returns images like x_t.
+
+    With `num_outputs` 2 it must return twice the channels, as with a learned variance.
+    """
+
+    def checked(params: Any, x_t: Any, t: Any, **network_args: Any) -> Any:
+        output = apply_fn(params, x_t, t, **network_args)
+        found, (*rest, channels) = getattr(output, "shape", None), x_t.shape
+        expected = (*rest, num_outputs * channels)
+        if found != expected:
+            more = " (twice the channels, for the learned variance)" if num_outputs == 2 else ""
+            what = f"images of shape {found}" if found else f"a {type(output).__name__}"
+            raise UserError(
+                f"the network returned {what} for x_t of shape {x_t.shape}, but it must return "
+                f"{expected}{more}"
+            )
+        return output
+
+    return checked
+
+
+def check_images(images: Any, *, clipped: bool) -> None:
+    """Raise UserError unless these are float images [b, h, w, c]; in [-1, 1] if `clipped`.
+
+    The range of traced images is not known, so it is not checked.
+    """
+    if not isinstance(images, np.ndarray | jax.Array):
+        raise UserError(f"images is {type(images).__name__}, but it must be an array [b, h, w, c]")
+    if images.dtype == np.uint8:
+        raise UserError(
+            "images are uint8: convert them to [-1, 1] with jax_ddpm.from_uint8(images)"
+        )
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise UserError(f"images are {images.dtype}, but they must be floats in [-1, 1]")
+    check_shape(images.shape, "images have")
+    if not clipped or isinstance(images, jax.core.Tracer) or images.size == 0:
+        return
+    values = np.asarray(images)  # in a trace, JAX would trace these two as well
+    low, high = float(values.min()), float(values.max())
+    if not -BEYOND_ONE <= low <= high <= BEYOND_ONE:
+        raise UserError(
+            f"images go from {low:g} to {high:g}, but samples are clipped to [-1, 1]: scale the "
+            "images, or turn clipping off with Diffusion(schedule, clip_x_0=False)"
+        )
+
+
+def check_shape(shape: Any, what: str = "shape is") -> None:
+    """Raise UserError unless `shape` is (images, height, width, channels); `what` begins it."""
+    whole = isinstance(shape, tuple | list) and all(isinstance(n, int | np.integer) for n in shape)
+    if not whole or len(shape) != 4 or min(shape) < 1:
+        prefix = what if what == "shape is" else f"{what} shape"
+        raise UserError(f"{prefix} {shape}, but must be (images, height, width, channels)")
+    _, first, height, width = shape
+    square_or_colour = height == width or first == 3
+    if first in (1, 3) and square_or_colour and min(height, width) >= 8:
+        prefix = what if what == "shape is" else f"{what} shape"
+        raise UserError(
+            f"{prefix} {tuple(shape)}, which looks like channels first: channels go last here, "
+            "[b, h, w, c], so move them with jnp.moveaxis(images, 1, -1)"
+        )
+
+
+def keys_of_examples(key: Any, num_examples: int) -> Key[Array, " b"]:
+    """One key for each example: `key` itself if it holds as many, else folded with the number.
+
+    So example i depends on the key and on i alone. Raises UserError for anything but keys.
+    """
+    keys = as_keys(key)
+    if keys.ndim == 0:
+        return jax.vmap(jax.random.fold_in, (None, 0))(keys, jnp.arange(num_examples))
+    if keys.shape != (num_examples,):
+        raise UserError(
+            f"key has shape {keys.shape} for {num_examples} images: give one key, or one per image"
+        )
+    return keys
+
+
+def as_keys(key: Any) -> Key[Array, "*n"]:
+    """`key` as an array of typed keys; those of jax.random.PRNGKey are converted."""
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    if isinstance(key, np.ndarray | jax.Array) and key.dtype == np.uint32 and key.ndim in (1, 2):
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    given = key if isinstance(key, int) else type(key).__name__
+    raise UserError(f"key is {given}, but it must be a random key such as jax.random.key(0)")

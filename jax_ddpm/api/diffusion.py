@@ -1,0 +1,279 @@
+"""`Diffusion`: loss, sampler and likelihood of one process, in which everything is said once."""
+
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Key
+
+from jax_ddpm.api.by_value import run_compiled
+from jax_ddpm.api.checks import (
+    as_keys,
+    check_images,
+    check_keywords,
+    check_network,
+    check_network_args,
+    check_output,
+    check_shape,
+    keys_of_examples,
+    takes,
+)
+from jax_ddpm.errors import UserError, check_choice, require
+from jax_ddpm.process.denoiser import make_denoise_fn
+from jax_ddpm.process.diffusion import LEARNED, PredictionType, Variance
+from jax_ddpm.process.grids import CONTINUOUS, GridName, continuous_levels, timestep_grid
+from jax_ddpm.process.levels import Level, level_at, level_of_sigma, level_of_t
+from jax_ddpm.process.likelihood import (
+    Bound,
+    noise_by_timestep,
+    reverse_process,
+    variational_bound,
+)
+from jax_ddpm.process.losses import LossType, Objective, Weighting, draw, make_loss_fn
+from jax_ddpm.process.schedules import Schedule
+from jax_ddpm.process.types import ApplyFn, DenoiseFn, Images, Losses
+from jax_ddpm.samplers import SAMPLERS, Sampler, draw_noise, sample
+from jax_ddpm.samplers.registry import Options
+
+COIN = 2**32 - 1  # folded into the key, it is the number of no example
+
+
+def setting(default: Any) -> Any:
+    """A field that is given by keyword and is no array."""
+    return struct.field(pytree_node=False, kw_only=True, default=default)
+
+
+class Diffusion(struct.PyTreeNode):
+    """A diffusion process and how a network is trained and sampled with it.
+
+    >>> import jax, jax_ddpm as jd
+    >>> def apply_fn(params, x_t, t):  # a network is any such function
+    ...     return params["scale"] * x_t
+    >>> params = {"scale": jax.numpy.ones(3)}
+    >>> images = jax.random.uniform(jax.random.key(0), (4, 8, 8, 3), minval=-1)
+    >>> diffusion = jd.Diffusion(jd.named_schedule("cosine", 1000), prediction_type="v")
+    >>> diffusion.loss(apply_fn, params, images, jax.random.key(1)).shape
+    (4,)
+    >>> diffusion.sample(
+    ...     apply_fn, params, jax.random.key(2), (2, 8, 8, 3), sampler="ddim", steps=5
+    ... ).shape
+    (2, 8, 8, 3)
+
+    The settings are those of `make_loss_fn` and `make_denoise_fn`; see there. `variance` is also
+    that of the sampler "ddpm" and of the likelihood. `self_condition` is for networks that take an
+    earlier x_0 as `x_self_cond`. Keywords that a method does not know go to the network.
+
+    Raises UserError, in one sentence with the nearest name, for settings that do not exist or do
+    not go together.
+    """
+
+    schedule: Schedule
+    prediction_type: PredictionType = setting("eps")
+    loss_type: LossType = setting("l2")
+    weighting: Weighting = setting("constant")
+    min_snr_gamma: float = setting(5.0)
+    p2_gamma: float = setting(1.0)
+    p2_k: float = setting(1.0)
+    objective: Objective = setting("simple")
+    variance: Variance = setting("fixed_large")
+    vb_weight: float | None = setting(None)
+    clip_x_0: bool = setting(True)
+    rederive_eps: bool = setting(True)
+    dynamic_threshold: float | None = setting(None)
+    self_condition: bool = setting(False)
+
+    def __new__(cls, *args: Any, **settings: Any) -> "Diffusion":
+        check_keywords("Diffusion", settings, ["schedule", *SETTINGS])
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.schedule, str | int | np.ndarray | jax.Array):
+            raise UserError(
+                f"schedule is a {type(self.schedule).__name__}, but it must be a Schedule, such as "
+                'named_schedule("cosine", 1000) or make_schedule(betas)'
+            )
+        quantile = self.dynamic_threshold
+        possible = quantile is None or 0 < quantile <= 1
+        require(possible, "dynamic_threshold", quantile, "a quantile, above 0 and at most 1")
+
+    def __repr__(self) -> str:
+        changed = [
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in fields(self)
+            if f.name != "schedule" and getattr(self, f.name) != f.default
+        ]
+        return f"Diffusion({', '.join([f'T={self.schedule.num_timesteps}', *changed])})"
+
+    @property
+    def learned_variance(self) -> bool:
+        """Whether the second half of the network's output channels is a variance."""
+        return self.variance in LEARNED
+
+    def loss(
+        self, apply_fn: ApplyFn, params: Any, images: Images, key: Any, **network_args: Any
+    ) -> Losses:
+        """The loss of each image, at a timestep and with noise drawn from the image's own key.
+
+        `images` [b, h, w, c] are floats in [-1, 1]. `key` is one key, or one for each image. With
+        the key of a training step, fold_in(key, step), this is the loss of that step. With
+        `train=True` a network that takes `dropout_keys` is given them too.
+        """
+        check_images(images, clipped=self.clip_x_0)
+        keys = keys_of_examples(key, len(images))
+        _, draw_keys, dropout_keys = jnp.unstack(
+            jax.vmap(lambda key: jax.random.split(key, 3))(keys), axis=1
+        )
+        if network_args.get("train") and takes(apply_fn, "dropout_keys"):
+            network_args.setdefault("dropout_keys", dropout_keys)
+        network = self._network(apply_fn, params, network_args)
+        loss_fn = make_loss_fn(network, self.schedule, **self._values_of(LOSS))
+        t, noise = draw(draw_keys, images.shape[1:], self.schedule.num_timesteps, images.dtype)
+        if self.self_condition:
+            coin = jax.random.fold_in(as_keys(key).reshape(-1)[0], COIN)
+            network_args["self_condition"] = jax.random.bernoulli(coin)
+        return loss_fn(params, images, t, noise, **network_args)
+
+    def sample(
+        self,
+        apply_fn: ApplyFn,
+        params: Any,
+        key: Any,
+        shape: tuple[int, int, int, int],
+        *,
+        sampler: str | Sampler = "ddpm",
+        steps: int | None = None,
+        spacing: GridName | None = None,
+        **network_args: Any,
+    ) -> Images:
+        """Images of `shape` [b, h, w, c] in [-1, 1], drawn with `sampler`, a name or an object.
+
+        By default that is ancestral sampling over all T timesteps. Fewer `steps` are faster:
+        "ddim" and "dpmpp_2m" do well with 20 to 50. `spacing` is by default the sampler's own
+        (leading for the names heun, plms and pndm), else trailing. `key` is one key, or one for
+        each image; image i depends on nothing but its key.
+
+        The whole chain is one program, compiled once for each shape, network, sampler and number
+        of steps. A new lambda is a new network: give the same function again.
+        """
+        check_shape(shape)
+        spacing = spacing or own_spacing(sampler) or "trailing"
+        levels = self.levels(steps, spacing)
+        chosen = self._sampler(sampler, levels)
+        arrays, others = split_arrays(network_args)
+
+        def program(params: Any, keys: Key[Array, " b"], arrays: dict[str, Any]) -> Images:
+            x_T, noise_fn = draw_noise(keys, tuple(shape[1:]), self.schedule.betas.dtype)
+            denoise_fn = self.denoise_fn(apply_fn, params, **others, **arrays)
+            x_0, _ = sample(
+                chosen, denoise_fn, levels, x_T, noise_fn, self_condition=self.self_condition
+            )
+            return x_0
+
+        return run_compiled(program, params, keys_of_examples(key, shape[0]), arrays)
+
+    def likelihood(
+        self, apply_fn: ApplyFn, params: Any, images: Images, key: Any, **network_args: Any
+    ) -> Bound:
+        """The variational bound on -log2 p of each image, term by term, in bits per dimension.
+
+        `images` [b, h, w, c] are in [-1, 1], made of 8-bit pixels; `.total` of the result is the
+        bound [b]. It takes T evaluations of the network, compiled once for each shape and network.
+        """
+        check_images(images, clipped=True)
+        arrays, others = split_arrays(network_args)
+
+        def program(
+            params: Any, images: Images, keys: Key[Array, " b"], arrays: dict[str, Any]
+        ) -> Bound:
+            denoise_fn = self.denoise_fn(apply_fn, params, **others, **arrays)
+            if self.self_condition:
+                denoise_fn = partial(denoise_fn, x_self_cond=jnp.zeros_like(images))
+            reverse_fn = reverse_process(self.schedule, denoise_fn, self.variance)
+            noise_fn = noise_by_timestep(keys, images.shape[1:], images.dtype)
+            return variational_bound(self.schedule, reverse_fn, images, noise_fn)
+
+        return run_compiled(program, params, images, keys_of_examples(key, len(images)), arrays)
+
+    def bits_per_dimension(
+        self, apply_fn: ApplyFn, params: Any, images: Images, key: Any, **network_args: Any
+    ) -> Losses:
+        """The bound on -log2 p of each image [b], in bits per dimension; see `likelihood`."""
+        return self.likelihood(apply_fn, params, images, key, **network_args).total
+
+    def denoise_fn(self, apply_fn: ApplyFn, params: Any, **network_args: Any) -> DenoiseFn:
+        """The denoiser (x_t, level) -> Prediction of a network; see `make_denoise_fn`."""
+        return make_denoise_fn(
+            self._network(apply_fn, params, network_args),
+            params,
+            learned_variance=self.learned_variance,
+            **self._values_of(DENOISER),
+            **network_args,
+        )
+
+    def levels(self, steps: int | None = None, spacing: GridName = "trailing") -> Level:
+        """The `steps` + 1 noise levels that a sampler visits, the clean image being the last.
+
+        `steps` is T by default; see `timestep_grid` and `continuous_levels` for the spacings.
+        """
+        num_timesteps = self.schedule.num_timesteps
+        steps = num_timesteps if steps is None else steps
+        if spacing in CONTINUOUS:
+            return continuous_levels(self.schedule, steps, spacing)
+        return level_at(self.schedule, jnp.asarray(timestep_grid(num_timesteps, steps, spacing)))
+
+    def _network(self, apply_fn: ApplyFn, params: Any, network_args: dict[str, Any]) -> ApplyFn:
+        check_network(apply_fn, params)
+        check_network_args(apply_fn, network_args, SETTINGS)
+        return check_output(apply_fn, 2 if self.learned_variance else 1)
+
+    def _sampler(self, sampler: Any, levels: Level) -> Sampler:
+        if isinstance(sampler, Sampler):
+            return sampler
+        if callable(sampler):
+            raise UserError("sampler is a function: call it, as in ddim(eta=0.0)")
+        entry = SAMPLERS[check_choice("sampler", sampler, SAMPLERS)]
+        if levels.signal[0] == 0 and not entry.starts_at_noise:
+            raise UserError(
+                f"sampler {sampler!r} cannot start from pure noise, where this schedule ends: "
+                'give spacing="leading"'
+            )
+        num_steps, of_t, of_sigma = len(levels.t) - 1, level_of_t, level_of_sigma
+        options = Options(num_steps, of_t(self.schedule), of_sigma(self.schedule), self.variance)
+        return entry.make(options)
+
+    def _values_of(self, names: tuple[str, ...]) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in names}
+
+
+DENOISER = ("prediction_type", "clip_x_0", "rederive_eps", "dynamic_threshold")
+LOSS = (
+    "prediction_type",
+    "loss_type",
+    "weighting",
+    "min_snr_gamma",
+    "p2_gamma",
+    "p2_k",
+    "objective",
+    "variance",
+    "vb_weight",
+)
+SETTINGS = tuple(f.name for f in fields(Diffusion) if f.name != "schedule")
+
+
+def own_spacing(sampler: Any) -> GridName | None:
+    """The grid that a sampler known by name takes if none is asked for."""
+    return SAMPLERS[sampler].spacing if isinstance(sampler, str) and sampler in SAMPLERS else None
+
+
+def split_arrays(network_args: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keywords that hold arrays, which a program takes as arguments, and the others."""
+    arrays = {
+        name: value
+        for name, value in network_args.items()
+        if all(isinstance(leaf, np.ndarray | jax.Array) for leaf in jax.tree.leaves(value))
+    }
+    return arrays, {name: value for name, value in network_args.items() if name not in arrays}

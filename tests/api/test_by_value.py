@@ -1,0 +1,44 @@
+import pytest
+
+import jax_ddpm as jd
+from jax_ddpm.api.by_value import ByValue
+from jax_ddpm.samplers.registry import Options
+
+
+def make(name, **settings):
+    """The sampler called `name`, all of it made anew."""
+    schedule = jd.named_schedule("cosine", 20)
+    options = Options(8, jd.level_of_t(schedule), jd.level_of_sigma(schedule), **settings)
+    return jd.SAMPLERS[name].make(options)
+
+
+@pytest.mark.parametrize("name", jd.SAMPLERS)
+def test_a_sampler_made_twice_is_the_same(name):
+    assert ByValue(make(name, churn=1.0)) == ByValue(make(name, churn=1.0))
+    assert hash(ByValue(make(name))) == hash(ByValue(make(name)))
+
+
+def test_other_arguments_make_another_sampler():
+    assert ByValue(jd.ddim()) != ByValue(jd.ddim(eta=0.5))
+    assert ByValue(jd.ddpm("fixed_small")) != ByValue(jd.ddpm("fixed_large"))
+    assert ByValue(make("heun", churn=1.0)) != ByValue(make("heun", churn=2.0))
+    assert len({ByValue(make(name)) for name in jd.SAMPLERS}) == len(jd.SAMPLERS)
+
+
+def test_schedules_count_by_their_tables():
+    cosine = jd.named_schedule("cosine", 20)
+    assert ByValue(cosine) == ByValue(jd.named_schedule("cosine", 20))
+    assert ByValue(cosine) != ByValue(jd.named_schedule("cosine", 21))
+    assert ByValue(cosine) != ByValue(cosine.replace(betas=cosine.betas * 2))
+
+
+def test_functions_of_the_user_count_by_identity():
+    """Equal code says nothing about the globals that it refers to, which a notebook may change."""
+    first, second = (lambda x: x for _ in range(2))
+    assert first.__code__ is second.__code__
+    assert ByValue(first) != ByValue(second)
+    assert ByValue(first) == ByValue(first)
+
+
+def test_numbers_of_different_types_are_different():
+    assert len({ByValue(1), ByValue(1.0), ByValue(True)}) == 3

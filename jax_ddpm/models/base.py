@@ -60,8 +60,15 @@ class NetworkFns(NamedTuple):
     apply_fn: Callable[..., Any]
 
 
-def make_network(module: nn.Module, image_shape: ImageShape) -> NetworkFns:
-    """The pure functions of a Linen module for images of `image_shape` (h, w, c)."""
+def make_network(network: nn.Module | Architecture, image_shape: ImageShape) -> NetworkFns:
+    """The pure functions of a Linen module for images of `image_shape` (h, w, c).
+
+    The module of a configuration returns as many channels as the images have.
+    """
+    if isinstance(network, Architecture):
+        module = network.module(image_shape[-1], jnp.dtype(network.compute_dtype))
+    else:
+        module = network
 
     def init(key: Key[Array, ""]) -> Any:
         x_t, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)

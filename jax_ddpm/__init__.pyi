@@ -160,6 +160,8 @@ from jax_ddpm.training.state import (
 )
 from jax_ddpm.training.step import (
     make_train_step as make_train_step,
+)
+from jax_ddpm.training.update import (
     make_update as make_update,
 )
 

@@ -16,7 +16,7 @@ from jax_ddpm import runs
 from jax_ddpm.config.plain_values import require_plain_value
 from jax_ddpm.config.presets import PRESETS, find_preset
 from jax_ddpm.config.run import Config
-from jax_ddpm.devices.processes import Launch, parting, require_complete
+from jax_ddpm.devices.processes import Launch, leave_on_exit, require_complete
 from jax_ddpm.errors import Stopped, UserError, one_line
 
 T = TypeVar("T")
@@ -94,7 +94,7 @@ def command(args: Sequence[str], commands: Sequence[str], *, prog: str) -> str:
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Call `main` and exit; a user's mistake ends in one sentence and exit code 1."""
-    with parting(), _without_late_threads():
+    with leave_on_exit(), _without_late_threads():
         _run(main)
     raise AssertionError("a command ends by exiting")
 

@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, Key
 
-from jax_ddpm.devices.processes import AXIS, devices_by_process, in_turn, process, several_processes
-from jax_ddpm.devices.sharding import DATA, FSDP, RULES, Rule, partition_specs
+from jax_ddpm.devices.processes import AXIS, finish_in_turn, is_distributed, process, sort_devices
+from jax_ddpm.devices.sharding import DATA, FSDP, RULES, Rule, make_partition_specs
 from jax_ddpm.errors import UserError
 from jax_ddpm.training.state import TrainState
 
@@ -27,7 +27,7 @@ class Layout:
     """Where a train state lies: on one device, whole on each, or in parts.
 
     `fsdp` (mesh only) is the number of devices over which each array is split that `rules` say so
-    of (see `partition_specs`); 1: no array is.
+    of (see `make_partition_specs`); 1: no array is.
     """
 
     mode: Mode
@@ -37,7 +37,7 @@ class Layout:
     @property
     def mesh(self) -> Mesh:
         """All devices, in the order of their processes."""
-        devices = devices_by_process()
+        devices = sort_devices()
         if self.mode == "mesh":
             return Mesh(devices.reshape(-1, self.fsdp), (DATA, FSDP))
         return Mesh(devices, (AXIS,))
@@ -48,7 +48,7 @@ class Layout:
             sharding = SingleDeviceSharding(jax.local_devices()[0])
             return jax.tree.map(lambda _: sharding, tree)
         mesh, rules = self.mesh, self.rules if self.fsdp > 1 else ()
-        specs = partition_specs(tree, rules, mesh.shape)
+        specs = make_partition_specs(tree, rules, mesh.shape)
         is_spec = lambda leaf: isinstance(leaf, PartitionSpec)  # noqa: E731 - in some versions a tuple
         return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec)
 
@@ -59,16 +59,16 @@ def choose_mode(parallel: Parallel, batch_size: int, fsdp: int = 1) -> Mode:
     Raises UserError if the batch does not divide over the devices, or they not by `fsdp`, and for
     jit in one of several processes.
     """
-    several = jax.local_device_count() > 1 or several_processes()
+    several = jax.local_device_count() > 1 or is_distributed()
     mode: Mode = ("pmap" if several else "jit") if parallel == "auto" else parallel
-    if mode == "jit" and several_processes():
+    if mode == "jit" and is_distributed():
         raise UserError(
             "--train.parallel jit runs on one device of one process: with --distributed take pmap "
             "or mesh"
         )
-    count = num_devices(mode)
+    count = count_devices(mode)
     if batch_size % count:
-        way_out = "" if several_processes() else ", or --train.parallel jit"
+        way_out = "" if is_distributed() else ", or --train.parallel jit"
         raise UserError(
             f"--train.batch-size {batch_size} does not divide over {count} devices: "
             f"use a multiple of {count}{way_out}"
@@ -81,38 +81,38 @@ def choose_mode(parallel: Parallel, batch_size: int, fsdp: int = 1) -> Mode:
     return mode
 
 
-def num_devices(mode: Mode) -> int:
+def count_devices(mode: Mode) -> int:
     """How many devices a step runs on, over all processes."""
     return 1 if mode == "jit" else jax.local_device_count() * process()[1]
 
 
-def put(tree: Any, layout: Layout) -> Any:
+def place_state(tree: Any, layout: Layout) -> Any:
     """A train state where `layout` wants it; one that lies on these devices is left as it is."""
     first = jax.tree.leaves(tree)[0]
     devices = getattr(first, "sharding", None) and first.sharding.device_set
     if devices == set(layout.mesh.devices.flat):
         return tree
-    return jax.tree.map(place, tree, layout.of(tree))
+    return jax.tree.map(place_array, tree, layout.of(tree))
 
 
-def place(leaf: Any, sharding: Any) -> Any:
+def place_array(leaf: Any, sharding: Any) -> Any:
     """An array that every process has, on the devices of `sharding`."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = jax.random.key_data(leaf)
-        return jax.random.wrap_key_data(place(data, sharding), impl=jax.random.key_impl(leaf))
+        return jax.random.wrap_key_data(place_array(data, sharding), impl=jax.random.key_impl(leaf))
     if sharding.is_fully_addressable:
         return jax.device_put(leaf, sharding)
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return leaf if leaf.sharding == sharding else resharded(sharding)(leaf)
+        return leaf if leaf.sharding == sharding else make_reshard_fn(sharding)(leaf)
     values = np.asarray(leaf)
     return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
 
 @cache
-def resharded(sharding: Any) -> Callable[[Any], Any]:
+def make_reshard_fn(sharding: Any) -> Callable[[Any], Any]:
     """A program that leaves an array of several processes as it is, but lying elsewhere."""
     program = jax.jit(lambda a: a, out_shardings=sharding)
-    return lambda a: in_turn(program(a))
+    return lambda a: finish_in_turn(program(a))
 
 
 def make_state(init: Callable[[Any], TrainState], key: Key[Array, ""], layout: Layout) -> Any:
@@ -120,13 +120,13 @@ def make_state(init: Callable[[Any], TrainState], key: Key[Array, ""], layout: L
     if layout.fsdp == 1:
         state = jax.jit(init)(key)
         if layout.mode != "jit":
-            return put(state, layout)
+            return place_state(state, layout)
         # Bound to the device, as a step leaves it, lest the second step be compiled once more.
         return jax.tree.map(jax.device_put, state, layout.of(state))
     return jax.jit(init, out_shardings=layout.of(jax.eval_shape(init, key)))(key)
 
 
-def shapes_for(mode: Mode, shapes: Any, fsdp: int = 1) -> Any:
+def assign_shardings(mode: Mode, shapes: Any, fsdp: int = 1) -> Any:
     """Shapes that say where their arrays go, whoever saved them; jit: to the first local device."""
     shardings = Layout(mode, fsdp).of(shapes)
     return jax.tree.map(
@@ -135,30 +135,30 @@ def shapes_for(mode: Mode, shapes: Any, fsdp: int = 1) -> Any:
     )  # fmt: skip
 
 
-def on_all_devices(tree: Any, mode: Mode) -> Any:
+def replicate(tree: Any, mode: Mode) -> Any:
     """Arrays that every process has, as data that each device of a step holds whole."""
     if mode == "jit":
         return jax.device_put(tree, jax.local_devices()[0])
     everywhere = NamedSharding(Layout(mode).mesh, PartitionSpec())
-    return jax.tree.map(lambda leaf: place(leaf, everywhere), tree)
+    return jax.tree.map(lambda leaf: place_array(leaf, everywhere), tree)
 
 
-def on_one_device(tree: Any) -> Any:
+def to_one_device(tree: Any) -> Any:
     """The arrays, wherever they lie, whole and on the first local device."""
 
     def whole(leaf: Any) -> Any:
         if not leaf.is_fully_replicated:
-            leaf = resharded(NamedSharding(leaf.sharding.mesh, PartitionSpec()))(leaf)
+            leaf = make_reshard_fn(NamedSharding(leaf.sharding.mesh, PartitionSpec()))(leaf)
         return leaf.addressable_data(0)
 
     return jax.tree.map(whole, tree)
 
 
-def shapes_on_one_device(shapes: Any) -> Any:
-    """`shapes_for` one device, or for all devices of several processes."""
-    return shapes_for("pmap" if several_processes() else "jit", shapes)
+def shapes_to_load(shapes: Any) -> Any:
+    """`assign_shardings` one device, or for all devices of several processes."""
+    return assign_shardings("pmap" if is_distributed() else "jit", shapes)
 
 
-def device_name() -> str:
+def get_device_name() -> str:
     """The kind of the default device, as its maker calls it."""
     return str(jax.devices()[0].device_kind)

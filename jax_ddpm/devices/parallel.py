@@ -8,11 +8,12 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 
-from jax_ddpm.devices.layout import Layout, Mode, put
-from jax_ddpm.devices.processes import AXIS, in_turn, several_processes
+from jax_ddpm.devices.layout import Layout, Mode, place_state
+from jax_ddpm.devices.processes import AXIS, finish_in_turn, is_distributed
 from jax_ddpm.devices.sharding import DATA, FSDP, RULES, Rule
 from jax_ddpm.training.state import TrainState
-from jax_ddpm.training.step import Batch, Metrics, TrainStep
+from jax_ddpm.training.step import StepInput, TrainStep
+from jax_ddpm.training.update import Metrics
 
 MakeStep = Callable[[str | None], TrainStep]
 
@@ -23,7 +24,7 @@ CPU_OPTIONS = {
 }
 
 
-def compiler_options() -> dict[str, Any] | None:
+def get_compiler_options() -> dict[str, Any] | None:
     """Options for jax.jit that suit the default backend."""
     return CPU_OPTIONS if jax.default_backend() == "cpu" else None
 
@@ -43,31 +44,35 @@ def parallelize(
     says. The state has no axis of devices.
 
     NumPy arrays in a batch are the rows of this process, along `batch_axis` (1 after
-    `scan_steps`); JAX arrays are data that every device holds as a whole (see `on_all_devices`).
+    `scan_steps`); JAX arrays are data that every device holds as a whole (see `replicate`).
     """
     if mode == "jit":
-        return jax.jit(make_step(None), donate_argnums=0, compiler_options=compiler_options())
+        return jax.jit(make_step(None), donate_argnums=0, compiler_options=get_compiler_options())
     layout = Layout(mode, fsdp, rules)
     if mode == "pmap":
-        return pmapped(make_step(AXIS), layout, batch_axis)
-    program = mesh_program(make_step(None), layout)
+        return compile_by_pmap(make_step(AXIS), layout, batch_axis)
+    program = compile_on_mesh(make_step(None), layout)
     rows = NamedSharding(layout.mesh, PartitionSpec(*[None] * batch_axis, (DATA, FSDP)))
 
-    def step(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState, batch: StepInput, key: Key[Array, ""]
+    ) -> tuple[TrainState, Metrics]:
         def spread(leaf: Any) -> Any:
             if isinstance(leaf, jax.Array):
                 return leaf
             return jax.make_array_from_process_local_data(rows, leaf)
 
-        return in_turn(program(put(state, layout), jax.tree.map(spread, batch), key))
+        return finish_in_turn(program(place_state(state, layout), jax.tree.map(spread, batch), key))
 
     return step
 
 
-def mesh_program(step: TrainStep, layout: Layout) -> Any:
+def compile_on_mesh(step: TrainStep, layout: Layout) -> Any:
     """`step`, compiled for arrays on the mesh of `layout`; it leaves the state where it was."""
 
-    def on_mesh(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
+    def on_mesh(
+        state: TrainState, batch: StepInput, key: Key[Array, ""]
+    ) -> tuple[TrainState, Metrics]:
         new, metrics = step(state, batch, key)
         everywhere = NamedSharding(layout.mesh, PartitionSpec())
         return jax.lax.with_sharding_constraint((new, metrics), (layout.of(new), everywhere))
@@ -75,7 +80,7 @@ def mesh_program(step: TrainStep, layout: Layout) -> Any:
     return jax.jit(on_mesh, donate_argnums=0)
 
 
-def pmapped(step: TrainStep, layout: Layout, batch_axis: int) -> TrainStep:
+def compile_by_pmap(step: TrainStep, layout: Layout, batch_axis: int) -> TrainStep:
     """`step` on every device, each with its part of the batch and the whole of the state."""
 
     @cache
@@ -89,18 +94,22 @@ def pmapped(step: TrainStep, layout: Layout, batch_axis: int) -> TrainStep:
         before, after = leaf.shape[:batch_axis], leaf.shape[batch_axis + 1 :]
         return leaf.reshape(*before, jax.local_device_count(), -1, *after)
 
-    def on_all(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
+    def on_all(
+        state: TrainState, batch: StepInput, key: Key[Array, ""]
+    ) -> tuple[TrainState, Metrics]:
         leaves, treedef = jax.tree.flatten(batch)
         fn = mapped(treedef, tuple(isinstance(leaf, jax.Array) for leaf in leaves))
-        if several_processes():
-            state = put(state, layout)
-        new, metrics = in_turn(fn(state, jax.tree.unflatten(treedef, map(split, leaves)), key))
-        return (as_global(new, layout) if several_processes() else new), metrics
+        if is_distributed():
+            state = place_state(state, layout)
+        new, metrics = finish_in_turn(
+            fn(state, jax.tree.unflatten(treedef, map(split, leaves)), key)
+        )
+        return (join_shards(new, layout) if is_distributed() else new), metrics
 
     return on_all
 
 
-def as_global(tree: Any, layout: Layout) -> Any:
+def join_shards(tree: Any, layout: Layout) -> Any:
     """What pmap returns in one of several processes as arrays of all devices, without a copy."""
     everywhere = NamedSharding(layout.mesh, PartitionSpec())
 

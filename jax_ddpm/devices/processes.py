@@ -100,7 +100,7 @@ def join(launch: Launch) -> None:
 
 
 @contextmanager
-def parting() -> Iterator[None]:
+def leave_on_exit() -> Iterator[None]:
     """End this process's part in the job, if it has one, as the program ends.
 
     With the others if all went well or all stopped; else at once and with exit code 1, for one that
@@ -145,24 +145,24 @@ def is_main_process() -> bool:
     return jax.process_index() == 0
 
 
-def several_processes() -> bool:
+def is_distributed() -> bool:
     """Whether there are others."""
     return jax.process_count() > 1
 
 
 def wait_for_all(name: str) -> None:
     """Return when every process has come to this place, which `name` tells from others."""
-    if several_processes():
+    if is_distributed():
         multihost_utils.sync_global_devices(name)
 
 
-def in_turn(tree: T) -> T:
+def finish_in_turn(tree: T) -> T:
     """`tree`, the result of a program; on CPUs of several processes once the program has ended.
 
     There programs that send messages and run at the same time can wait for each other for ever;
     other devices run them one by one.
     """
-    if several_processes() and jax.default_backend() == "cpu":
+    if is_distributed() and jax.default_backend() == "cpu":
         jax.block_until_ready(tree)
     return tree
 
@@ -179,23 +179,23 @@ class Agreement:
 
     def __call__(self, value: int) -> int:
         """The largest `value` (0 or more) of the call before; of one process, of this call."""
-        if not several_processes():
+        if not is_distributed():
             return value
-        before, self._asked = self._asked, _largest(value)
+        before, self._asked = self._asked, _start_maximum(value)
         return 0 if before is None else int(before)
 
 
-def largest(value: int) -> int:
+def max_over_processes(value: int) -> int:
     """The largest `value` of all processes, each of which must ask for it and waits for it."""
-    return int(_largest(value)) if several_processes() else value
+    return int(_start_maximum(value)) if is_distributed() else value
 
 
-def _largest(value: int) -> Any:
+def _start_maximum(value: int) -> Any:
     """The largest value of all processes, as an array that need not be there yet."""
-    mesh = Mesh(devices_by_process(), (AXIS,))
+    mesh = Mesh(sort_devices(), (AXIS,))
     rows = np.full(jax.local_device_count(), value, np.int32)
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
-    return in_turn(_maximum(mesh)(jax.make_array_from_process_local_data(sharding, rows)))
+    return finish_in_turn(_maximum(mesh)(jax.make_array_from_process_local_data(sharding, rows)))
 
 
 @cache
@@ -203,7 +203,7 @@ def _maximum(mesh: Mesh) -> Any:
     return jax.jit(lambda a: a.max(), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
-def devices_by_process() -> Any:
+def sort_devices() -> Any:
     """All devices as an array, those of process 0 first, then those of process 1, and so on.
 
     So the rows of a batch that process i holds are the i-th part of it.

@@ -16,7 +16,7 @@ SpecOfShape = Callable[[Shape, int], PartitionSpec]
 Rule = tuple[str, PartitionSpec | SpecOfShape]
 
 
-def largest_dimension(shape: Shape, parts: int, *, min_size: int = MIN_SIZE) -> PartitionSpec:
+def split_largest_dimension(shape: Shape, parts: int, *, min_size: int = MIN_SIZE) -> PartitionSpec:
     """The largest dimension that divides into `parts`, of equal ones the last; small: none."""
     fitting = [(length, i) for i, length in enumerate(shape) if length % parts == 0 and length]
     if math.prod(shape) < min_size or not fitting:
@@ -30,11 +30,11 @@ def largest_dimension(shape: Shape, parts: int, *, min_size: int = MIN_SIZE) -> 
 # opt_state/1/0/mu/ in place of params/, so that a rule for a parameter is one for its moments too.
 RULES: tuple[Rule, ...] = (
     (r"^(step|skipped|loss_history)\b", PartitionSpec()),
-    (r"", largest_dimension),
+    (r"", split_largest_dimension),
 )
 
 
-def partition_specs(tree: Any, rules: Sequence[Rule], mesh_shape: Mapping[str, int]) -> Any:
+def make_partition_specs(tree: Any, rules: Sequence[Rule], mesh_shape: Mapping[str, int]) -> Any:
     """A PartitionSpec for each array (or shape) of `tree`, by the first of `rules` that fits.
 
     A rule is a regular expression for the path, and a spec or a function (shape, size of the axis
@@ -46,12 +46,14 @@ def partition_specs(tree: Any, rules: Sequence[Rule], mesh_shape: Mapping[str, i
         rule = next((rule for pattern, rule in rules if re.search(pattern, name)), PartitionSpec())
         if not isinstance(rule, PartitionSpec):
             rule = rule(leaf.shape, mesh_shape[FSDP])
-        return what_divides(rule, leaf.shape, mesh_shape)
+        return drop_uneven_axes(rule, leaf.shape, mesh_shape)
 
     return jax.tree_util.tree_map_with_path(spec, tree)
 
 
-def what_divides(spec: PartitionSpec, shape: Shape, mesh_shape: Mapping[str, int]) -> PartitionSpec:
+def drop_uneven_axes(
+    spec: PartitionSpec, shape: Shape, mesh_shape: Mapping[str, int]
+) -> PartitionSpec:
     """`spec` without the axes that do not divide their dimension of `shape`, or are of one device.
 
     A spec that is longer than the shape loses its end.

@@ -100,7 +100,7 @@ def build(config: Config, image_shape: tuple[int, int, int], dtype: Any = None) 
         optimizer,
         ema,
         diffusion,
-        num_classes(config),
+        count_classes(config),
         model.self_conditioned,
         more_ema=tuple(more_ema),
         posthoc_ema=tuple(map(make_posthoc_ema, train.posthoc_ema)),
@@ -121,7 +121,7 @@ def open_data(data: SourceConfig, split: Split = "train") -> ImageSource:
     )
 
 
-def num_classes(config: Config) -> int | None:
+def count_classes(config: Config) -> int | None:
     """The classes of the data that the network knows: all but that for "no class", if it has it."""
     labels = config.model.num_labels
     return labels - 1 if labels is not None and config.diffusion.label_dropout else labels
@@ -151,7 +151,7 @@ def build_network(config: Config, image_shape: tuple[int, int, int], dtype: Any)
     out_channels = image_shape[-1] * (2 if learned else 1)
     network = make_network(config.model.module(out_channels, dtype), image_shape)
     try:
-        found = output_shape(network, image_shape, config.model.num_labels)
+        found = infer_output_shape(network, image_shape, config.model.num_labels)
     except (ValueError, TypeError) as error:
         raise UserError(f"the network does not take images of {shape}: {error}") from error
     if found != (*image_shape[:2], out_channels):
@@ -166,7 +166,7 @@ def build_network(config: Config, image_shape: tuple[int, int, int], dtype: Any)
     return network
 
 
-def output_shape(
+def infer_output_shape(
     network: NetworkFns, image_shape: tuple[int, int, int], num_labels: int | None
 ) -> tuple[int, ...]:
     """(height, width, channels) of what the network makes of an image, without computing it."""
@@ -179,7 +179,7 @@ def output_shape(
     return jax.eval_shape(output, jax.random.key(0)).shape[1:]
 
 
-def sampling_levels(sample: SampleConfig, schedule: Schedule) -> Level:
+def make_sampling_levels(sample: SampleConfig, schedule: Schedule) -> Level:
     """The S + 1 levels that `sample` visits, from noise to the clean image."""
     match sample.spacing:
         case ("log_snr" | "karras") as spacing if not visits_timesteps(sample):

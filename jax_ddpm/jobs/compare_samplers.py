@@ -14,7 +14,7 @@ from tqdm import tqdm
 from jax_ddpm import runs
 from jax_ddpm.config.run import Config, SampleConfig, validate_sampling, validate_seed
 from jax_ddpm.data.sources import ImageSource
-from jax_ddpm.devices.by_example import spread
+from jax_ddpm.devices.per_example import replicate_params
 from jax_ddpm.errors import UserError
 from jax_ddpm.files.atomic import require_writable, write_atomically
 from jax_ddpm.files.figures import save_quality
@@ -128,7 +128,7 @@ def draw(
     """The images of one setting, uint8 [n, h, w, c]."""
     batches = generate_images(
         make_generate_fn(parts, settings, image_shape),
-        spread(params, min(args.batch_size, args.num)),
+        replicate_params(params, min(args.batch_size, args.num)),
         args.num,
         seed=args.seed,
         batch_size=args.batch_size,

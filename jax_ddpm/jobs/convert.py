@@ -24,9 +24,9 @@ from jax_ddpm.jobs.build import build, open_data
 from jax_ddpm.jobs.sample import load_state
 from jax_ddpm.models import Architecture, ModelConfig
 from jax_ddpm.process.schedules import BETAS, ScheduleName, rescale_zero_terminal_snr
-from jax_ddpm.runs.averages import chosen_params, require_choice
+from jax_ddpm.runs.averages import check_selection, select_params
 from jax_ddpm.runs.checkpoint import open_checkpoints, save
-from jax_ddpm.training.state import starting_from
+from jax_ddpm.training.state import restart_from
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def write_run(run: runs.Run, network: Network) -> None:
         draft = replace(run, folder=temporary)
         state = build(run.config, run.image_shape).init_state(jax.random.key(run.config.seed))
         params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), network.params)
-        state = starting_from(params, state)
+        state = restart_from(params, state)
         with open_checkpoints(draft.checkpoints) as checkpoints:
             save(checkpoints, state, runs.describe(run))
         runs.write_config(draft)
@@ -165,9 +165,9 @@ def export_weights(args: ExportArgs) -> Path:
     run = runs.load(args.run)
     if args.out is not None:
         require_suffix(args.out, "--out")
-    require_choice(run.config, args.weights, args.posthoc_ema, args.posthoc_step)
+    check_selection(run.config, args.weights, args.posthoc_ema, args.posthoc_step)
     state = load_state(run, build(run.config, run.image_shape))
-    params, what = chosen_params(run, state, args.weights, args.posthoc_ema, args.posthoc_step)
+    params, what = select_params(run, state, args.weights, args.posthoc_ema, args.posthoc_step)
     imported_from = run.imported_from if run.imported_from in PEERS else None
     asked = args.source or imported_from
     sources = [asked] if asked else list(PEERS)

@@ -139,13 +139,13 @@ def inpainting(image: Picture, fill: Mask, repaint: tuple[int, int] | None, step
     """Draw the pixels of `fill` anew, on a grid of `steps` steps; with `repaint` going back up."""
     order = np.arange(steps + 1) if repaint is None else repaint_order(steps, *repaint)
 
-    def wrap(sampler: Sampler, given: Any) -> Sampler:
-        image, fill = given
+    def wrap(sampler: Sampler, pictures: Any) -> Sampler:
+        image, fill = pictures
         painted = inpaint(sampler, image, ~fill)
         return painted if repaint is None else go_up_too(painted)
 
     return Edit(
-        given=lambda numbers: (as_floats(image), fill[None]),
+        pictures=(as_floats(image), fill[None]),
         levels=lambda levels: Level(*(field[order] for field in levels)),
         wrap=wrap,
     )
@@ -154,39 +154,39 @@ def inpainting(image: Picture, fill: Mask, repaint: tuple[int, int] | None, step
 def image_to_image(image: Picture, first: int) -> Edit:
     """Begin with `image`, noised to the level number `first` of the grid (SDEdit)."""
 
-    def start(x_T: Images, levels: Level, alone: Any, given: Any) -> Images:
-        return add_noise(first_of(levels), given, x_T)
+    def start(x_T: Images, levels: Level, alone: Any, pictures: Any, weights: Any) -> Images:
+        return add_noise(first_of(levels), pictures[0], x_T)
 
-    return Edit(lambda numbers: as_floats(image), levels=from_number(first), start=start)
+    return Edit((as_floats(image),), levels=from_number(first), start=start)
 
 
 def stochastic(a: Picture, b: Picture, num: int, first: int) -> Edit:
     """A row from `a` to `b`, mixed at the level number `first` of the grid with the same noise."""
 
-    def start(x_T: Images, levels: Level, alone: Any, given: Any) -> Images:
-        *ends, weight = given
-        one, other = (jnp.broadcast_to(end, x_T.shape) for end in ends)
-        return mix_noisy(first_of(levels), (one, other), weight, (x_T, x_T))
+    def start(x_T: Images, levels: Level, alone: Any, pictures: Any, weights: Any) -> Images:
+        one, other = (jnp.broadcast_to(end, x_T.shape) for end in pictures)
+        return mix_noisy(first_of(levels), (one, other), weights, (x_T, x_T))
 
-    return Edit(row(a, b, num), levels=from_number(first), start=start, one_noise=True)
+    return Edit(*row(a, b, num), levels=from_number(first), start=start, one_noise=True)
 
 
 def between_latents(a: Picture, b: Picture, num: int, *, self_condition: bool = False) -> Edit:
     """A row from `a` to `b` along the circle between the noises that DDIM finds for both."""
 
-    def start(x_T: Images, levels: Level, alone: Any, given: Any) -> Images:
-        *ends, weight = given
-        both = jnp.concatenate(ends)
+    def start(x_T: Images, levels: Level, alone: Any, pictures: Any, weights: Any) -> Images:
+        both = jnp.concatenate(pictures)
         found = latents(invert_ddim(), alone(2), levels, both, self_condition=self_condition)
         one, other = (jnp.broadcast_to(end, x_T.shape) for end in jnp.split(found, 2))
-        return slerp(one, other, weight)
+        return slerp(one, other, weights)
 
-    return Edit(row(a, b, num), start=start, one_noise=True)
+    return Edit(*row(a, b, num), start=start, one_noise=True)
 
 
-def row(a: Picture, b: Picture, num: int) -> Callable[[Int[np.ndarray, " b"]], Any]:
-    """For images of these numbers: both ends, and how far along each image lies from 0 to 1."""
-    return lambda numbers: (as_floats(a), as_floats(b), np.minimum(numbers / (num - 1), 1.0))
+def row(
+    a: Picture, b: Picture, num: int
+) -> tuple[tuple[Any, Any], Callable[[Int[np.ndarray, " b"]], Any]]:
+    """Both ends, and for images of given numbers how far along each lies, from 0 to 1."""
+    return (as_floats(a), as_floats(b)), lambda numbers: np.minimum(numbers / (num - 1), 1.0)
 
 
 def from_number(first: int) -> Callable[[Level], Level]:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from jax_ddpm import runs
 from jax_ddpm.config.run import validate_seed
 from jax_ddpm.data.sources import ImageSource, Split
-from jax_ddpm.devices.by_example import fill_up, spread
+from jax_ddpm.devices.per_example import replicate_params, round_up
 from jax_ddpm.devices.processes import is_main_process
 from jax_ddpm.errors import UserError
 from jax_ddpm.files.atomic import require_writable, write_atomically
@@ -26,7 +26,7 @@ from jax_ddpm.jobs.likelihood import LikelihoodFn, flow_timesteps, make_bound_fn
 from jax_ddpm.jobs.sample import load_state
 from jax_ddpm.process.diffusion import Variance
 from jax_ddpm.process.grids import space_timesteps
-from jax_ddpm.runs.averages import chosen_params, require_choice
+from jax_ddpm.runs.averages import check_selection, select_params
 
 Values = dict[str, Float[np.ndarray, "n *S"]]
 
@@ -81,14 +81,14 @@ def evaluate_run(args: EvaluateArgs) -> Path:
     validate_seed(args.seed)
     require_positive(args)
     run = runs.load(args.run)
-    require_choice(run.config, args.weights, None, None)
+    check_selection(run.config, args.weights, None, None)
     plan = plan_of(args, run)
     source = images_of(args, run)
     if is_main_process():
         require_writable(out)
     parts = build(run.config, run.image_shape)
     state = load_state(run, parts, best=args.checkpoint == "best")
-    params, what = chosen_params(run, state, args.weights)
+    params, what = select_params(run, state, args.weights)
     kind = "test" if args.split == "test" else "training"
     data = f"{args.num} {kind} images of {run.config.data.name}"
     print(f"{data}, {plan.how}, {what}")
@@ -186,16 +186,15 @@ def collect(
     """What `likelihood_fn` says of each image, batch by batch, with a progress bar."""
     done: list[Values] = []
     size = min(args.batch_size, args.num)
-    params = spread(params, size)
+    params = replicate_params(params, size)
     with tqdm(total=args.num, unit="img", disable=not is_main_process()) as bar:
         for indices in batches_of(len(source.images), args.num, args.batch_size):
-            padded = np.resize(indices, fill_up(size, params))  # one shape, one program
+            padded = np.resize(indices, round_up(size, params))  # one shape, one program
             pixels = np.stack([source.images[i] for i in padded])
             labels = None
             if parts.num_labels is not None:
                 labels = np.array([source.labels[int(i)] for i in padded])
-            found = likelihood_fn(params, pixels, labels,
-                                  image_keys(args.seed, padded))  # fmt: skip
+            found = likelihood_fn(params, (pixels, labels, image_keys(args.seed, padded)))
             done.append({k: np.asarray(v, np.float64)[: len(indices)] for k, v in found.items()})
             bits = np.concatenate([batch["bits"] for batch in done])
             bar.set_postfix_str(f"{bits.mean():.3f} bits/dim")

@@ -10,10 +10,10 @@ from jaxtyping import Array, Int, Key, UInt8
 from tqdm import tqdm
 
 from jax_ddpm.config.sample import SampleConfig
-from jax_ddpm.devices.by_example import by_example, fill_up
+from jax_ddpm.devices.per_example import compile_per_example, round_up
 from jax_ddpm.devices.processes import is_main_process
 from jax_ddpm.files.images import stretch_to_uint8, to_uint8
-from jax_ddpm.jobs.build import Parts, make_sampler, sampling_levels
+from jax_ddpm.jobs.build import Parts, make_sampler, make_sampling_levels
 from jax_ddpm.process.denoiser import make_denoise_fn
 from jax_ddpm.process.guidance import guide_network, guide_score
 from jax_ddpm.process.levels import Level
@@ -30,11 +30,11 @@ class Samples(NamedTuple):
     frames: UInt8[np.ndarray, "f n h w c"]
 
 
-GenerateFn = Callable[..., tuple[Array, Array]]  # (params, keys, labels=None, given=())
+GenerateFn = Callable[..., tuple[Array, Array]]  # (params, (keys, labels, weights), pictures)
 GradientOf = Callable[[Any], GradientFn]
 
 
-def from_noise(x_T: Images, levels: Level, alone: Any, given: Any) -> Images:
+def from_noise(x_T: Images, levels: Level, alone: Any, pictures: Any, weights: Any) -> Images:
     """The start of images that are made of nothing else."""
     return x_T
 
@@ -42,16 +42,18 @@ def from_noise(x_T: Images, levels: Level, alone: Any, given: Any) -> Images:
 class Edit(NamedTuple):
     """What a job does with images that it is given; by default nothing, and images begin as noise.
 
-    `given(numbers)`: the arrays for images of these numbers, which the program takes as arguments.
-    `levels(grid)`: the levels visited. `wrap(sampler, given)`: the sampler used.
-    `start(x_T, levels, alone, given)`: the first x_t, where `alone(n)` denoises n images of the
-    first one's class. With `one_noise` all images have the noise of image 0.
+    The compiled program takes `pictures`, arrays that all images share, and `weights(numbers)`, one
+    value for each image of these numbers, as arguments. `levels(grid)`: the levels visited.
+    `wrap(sampler, pictures)`: the sampler used. `start(x_T, levels, alone, pictures, weights)`: the
+    first x_t, where `alone(n)` denoises n images of the first one's class. With `one_noise` all
+    images have the noise of image 0.
     """
 
-    given: Callable[[Int[np.ndarray, " b"]], Any] = lambda numbers: ()
+    pictures: tuple[Any, ...] = ()
+    weights: Callable[[Int[np.ndarray, " b"]], Any] = lambda numbers: None
     levels: Callable[[Level], Level] = lambda levels: levels
-    wrap: Callable[[Sampler, Any], Sampler] = lambda sampler, given: sampler
-    start: Callable[[Images, Level, Callable[[int], DenoiseFn], Any], Images] = from_noise
+    wrap: Callable[[Sampler, Any], Sampler] = lambda sampler, pictures: sampler
+    start: Callable[[Images, Level, Callable[[int], DenoiseFn], Any, Any], Images] = from_noise
     one_noise: bool = False
 
 
@@ -66,35 +68,37 @@ def make_generate_fn(
     edit: Edit = NO_EDIT,
     gradient_of: GradientOf | None = None,
 ) -> GenerateFn:
-    """One compiled program (params, keys[b], labels[b] or None, given) -> images [b, ...], frames.
+    """One compiled program (params, (keys, labels, weights), pictures) -> images [b, ...], frames.
 
     It computes in the dtype of the schedule in `parts`, and runs on the devices where the
-    parameters are (see `by_example`). The frames [f, b, h, w, c] begin with x_T.
+    parameters are (see `compile_per_example`). The frames [f, b, h, w, c] begin with x_T.
     `gradient_of(labels)` is the gradient of a classifier that guides (see `classifier_gradient`).
     """
-    levels = edit.levels(sampling_levels(settings, parts.schedule))
+    levels = edit.levels(make_sampling_levels(settings, parts.schedule))
     pixels = stretch_to_uint8 if settings.stretch else to_uint8
 
     def frame(state: SamplerState, prediction: Prediction) -> UInt8[Array, "b h w c"]:
         return pixels(state.x_t)
 
-    def generate(
-        params: Any, keys: Key[Array, " b"], labels: Labels | None = None, given: Any = ()
-    ) -> tuple[Array, Array]:
+    def generate(params: Any, examples: Any, pictures: Any) -> tuple[Array, Array]:
+        keys, labels, weights = examples
+
         def alone(n: int) -> DenoiseFn:
             label = None if labels is None else jnp.repeat(jnp.asarray(labels)[:1], n)
             return make_denoiser(parts, settings, params, label, gradient_of)
 
         dtype = parts.schedule.betas.dtype
         x_T, noise_fn = draw_noise(keys, image_shape, dtype)
-        given = jax.tree.map(lambda a: a if a.dtype == bool else a.astype(dtype), given)
-        start = edit.start(x_T, levels, alone, given)
+        pictures, weights = jax.tree.map(
+            lambda a: a if a.dtype == bool else a.astype(dtype), (pictures, weights)
+        )
+        start = edit.start(x_T, levels, alone, pictures, weights)
         gradient_fn = None if gradient_of is None else gradient_of(labels)
         sampler = make_sampler(
             settings, parts.diffusion, parts.schedule, len(levels.t) - 1, gradient_fn
         )
         x_0, frames = sample(
-            edit.wrap(sampler, given),
+            edit.wrap(sampler, pictures),
             make_denoiser(parts, settings, params, labels, gradient_of),
             levels,
             start,
@@ -105,7 +109,7 @@ def make_generate_fn(
         )
         return pixels(x_0), jnp.concatenate([pixels(start)[None], frames])
 
-    return by_example(generate)
+    return compile_per_example(generate)
 
 
 def make_denoiser(
@@ -173,10 +177,11 @@ def generate_images(
     """
     batch_size = min(batch_size, num_images)
     for first in range(0, num_images, batch_size):
-        indices = first + np.arange(fill_up(batch_size, params))
+        indices = first + np.arange(round_up(batch_size, params))
         labels = image_labels(num_labels, label, indices)
         keys = image_keys(seed, 0 * indices if edit.one_noise else indices)
-        images, frames = generate(params, keys, labels, edit.given(indices))
+        examples = keys, labels, edit.weights(indices)
+        images, frames = generate(params, examples, edit.pictures)
         n = min(batch_size, num_images - first)
         yield Samples(np.asarray(images)[:n], np.asarray(frames)[:, :n])
 

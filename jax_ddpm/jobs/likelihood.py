@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key, UInt8
+from jaxtyping import Array, Int
 
-from jax_ddpm.devices.by_example import by_example
+from jax_ddpm.devices.per_example import compile_per_example
 from jax_ddpm.files.images import from_uint8
 from jax_ddpm.jobs.build import Parts
 from jax_ddpm.process.denoiser import make_denoise_fn, respaced
@@ -27,24 +27,22 @@ from jax_ddpm.process.schedules import BETAS, Schedule, make_schedule, rescale_z
 from jax_ddpm.process.types import DenoiseFn, Images
 
 Labels = Int[Array | np.ndarray, " b"]
-LikelihoodFn = Callable[
-    [Any, UInt8[Array | np.ndarray, "b h w c"], Labels | None, Key[Array, " b"]], dict[str, Array]
-]
+Examples = tuple[Any, Any, Any]  # pixels: uint8 [b, h, w, c]; labels: [b] or None; keys: [b]
+LikelihoodFn = Callable[[Any, Examples], dict[str, Array]]
 
 
 def make_bound_fn(
     parts: Parts, *, variance: Variance, clip_x_0: bool, timesteps: Int[np.ndarray, " S+1"]
 ) -> LikelihoodFn:
-    """One compiled program (params, pixels, labels, keys) -> the bound of each image, by t.
+    """One compiled program (params, (pixels, labels, keys)) -> the bound of each image, by t.
 
     `timesteps` are visited, descending and ending in -1: all of the chain, or fewer (respacing).
     Bits per dimension: bits [b], prior [b], terms [b, S]; x_0_mse and eps_mse are [b, S].
     """
     schedule = schedule_of(parts, timesteps)
 
-    def bound(
-        params: Any, pixels: UInt8[Array, "b h w c"], labels: Labels | None, keys: Key[Array, " b"]
-    ) -> dict[str, Array]:
+    def bound(params: Any, examples: Examples, _: Any) -> dict[str, Array]:
+        pixels, labels, keys = examples
         x_0 = from_uint8(pixels)
         denoise_fn = respaced(denoiser_of(parts, params, labels, x_0, clip_x_0), timesteps)
         reverse_fn = reverse_process(schedule, denoise_fn, variance)
@@ -53,21 +51,20 @@ def make_bound_fn(
         by_image = {name: value.T for name, value in found._asdict().items()}
         return by_image | {"bits": found.total}
 
-    return by_example(bound)
+    return compile_per_example(bound)
 
 
 def make_flow_fn(
     parts: Parts, *, clip_x_0: bool, timesteps: Int[np.ndarray, " S"], num_probes: int
 ) -> LikelihoodFn:
-    """One compiled program (params, pixels, labels, keys) -> bits [b] by the probability flow.
+    """One compiled program (params, (pixels, labels, keys)) -> bits [b] by the probability flow.
 
     `timesteps` ascend: the levels between which Heun's method steps.
     """
     levels = level_at(parts.schedule, jnp.asarray(timesteps))
 
-    def flow(
-        params: Any, pixels: UInt8[Array, "b h w c"], labels: Labels | None, keys: Key[Array, " b"]
-    ) -> dict[str, Array]:
+    def flow(params: Any, examples: Examples, _: Any) -> dict[str, Array]:
+        pixels, labels, keys = examples
         x_0 = from_uint8(pixels)
         uniform_keys, probe_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
         shape, dtype = x_0.shape[1:], x_0.dtype
@@ -77,7 +74,7 @@ def make_flow_fn(
         log_density = flow_log_density(denoise_fn, levels, dequantize(x_0, uniform), probes)
         return {"bits": bits_per_dimension(log_density, x_0[0].size)}
 
-    return by_example(flow)
+    return compile_per_example(flow)
 
 
 def denoiser_of(

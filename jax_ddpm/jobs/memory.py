@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jax_ddpm.config.run import Config
 from jax_ddpm.jobs.build import build
-from jax_ddpm.jobs.training import compiled_step
+from jax_ddpm.jobs.training import compile_step
 
 
 class Memory(NamedTuple):
@@ -25,7 +25,7 @@ class Memory(NamedTuple):
         return self.arguments + self.outputs - self.alias + self.temporaries
 
 
-def step_memory(config: Config, image_shape: tuple[int, int, int]) -> Memory:
+def measure_step_memory(config: Config, image_shape: tuple[int, int, int]) -> Memory:
     """What one call of the train step of `config` takes on one device, whatever parallel is.
 
     Nothing is computed and no array is made. Of several devices each has its part of
@@ -40,7 +40,7 @@ def step_memory(config: Config, image_shape: tuple[int, int, int]) -> Memory:
     size = (*calls, train.batch_size)
     pixels = jax.ShapeDtypeStruct((*size, *image_shape), jnp.uint8)
     labels = jax.ShapeDtypeStruct(size, jnp.int32)
-    step = compiled_step(config, parts)
+    step = compile_step(config, parts)
     found = step.lower(state, (pixels, labels), key).compile().memory_analysis()  # type: ignore[attr-defined]
     return Memory(
         found.argument_size_in_bytes,

@@ -19,10 +19,10 @@ class Progress(NamedTuple):
     @property
     def num_steps(self) -> int:
         """How many steps `window` is of."""
-        return len(joined(self.window)["loss"]) if self.window else 0
+        return len(join_metrics(self.window)["loss"]) if self.window else 0
 
 
-def joined(window: Sequence[Any]) -> dict[str, Any]:
+def join_metrics(window: Sequence[Any]) -> dict[str, Any]:
     """The metrics of several calls, each of one or more steps, as one array per name."""
     rows = jax.device_get(tuple(window))
     return {name: np.concatenate([np.atleast_1d(row[name]) for row in rows]) for name in rows[0]}
@@ -30,7 +30,7 @@ def joined(window: Sequence[Any]) -> dict[str, Any]:
 
 def to_json(progress: Progress) -> dict[str, Any]:
     """`progress` as JSON values, with all digits; NaN and infinity too."""
-    window = joined(progress.window) if progress.window else {}
+    window = join_metrics(progress.window) if progress.window else {}
     numbers = {name: [repr(float(v)) for v in values] for name, values in window.items()}
     return {"window": numbers, "losses": [repr(float(loss)) for loss in progress.losses]}
 

@@ -12,13 +12,13 @@ import tyro
 from jax_ddpm import runs
 from jax_ddpm.config.run import validate_sampling, validate_seed
 from jax_ddpm.config.sample import SampleConfig
-from jax_ddpm.devices.by_example import spread
-from jax_ddpm.devices.layout import shapes_on_one_device
+from jax_ddpm.devices.layout import shapes_to_load
+from jax_ddpm.devices.per_example import replicate_params
 from jax_ddpm.devices.processes import is_main_process
 from jax_ddpm.errors import UserError
 from jax_ddpm.files.atomic import require_writable, write_atomically
 from jax_ddpm.files.images import Pixels, make_image_grid, save_gif, save_png
-from jax_ddpm.jobs.build import Parts, build, make_sampler, sampling_levels
+from jax_ddpm.jobs.build import Parts, build, make_sampler, make_sampling_levels
 from jax_ddpm.jobs.classifier import load_classifier, require_classifier
 from jax_ddpm.jobs.edit import (
     EditArgs,
@@ -38,8 +38,8 @@ from jax_ddpm.jobs.generate import (
 )
 from jax_ddpm.process.grids import GridName
 from jax_ddpm.process.guidance import classifier_gradient
-from jax_ddpm.runs.averages import chosen_params, require_choice
-from jax_ddpm.runs.checkpoint import best_step, open_checkpoints, restore
+from jax_ddpm.runs.averages import check_selection, select_params
+from jax_ddpm.runs.checkpoint import find_best_step, open_checkpoints, restore
 from jax_ddpm.samplers import SAMPLERS, SamplerName
 from jax_ddpm.training.state import TrainState
 
@@ -169,7 +169,7 @@ def checked_settings(args: SampleArgs, run: runs.Run) -> SampleConfig:
         )
     validate_seed(args.seed)
     require_one_grid(args)
-    require_choice(run.config, args.weights, args.posthoc_ema, args.posthoc_step)
+    check_selection(run.config, args.weights, args.posthoc_ema, args.posthoc_step)
     require_sense(args, args.num)
     require_latents(args)
     settings = interpolation_settings(args, args.settings(run.config.sample))
@@ -225,14 +225,14 @@ def draw_samples(args: SampleArgs, run: runs.Run, settings: SampleConfig) -> Sam
     generate = make_generate_fn(
         parts, settings, run.image_shape, edit=edit, gradient_of=gradient_of
     )
-    steps = len(edit.levels(sampling_levels(settings, parts.schedule)).t) - 1
+    steps = len(edit.levels(make_sampling_levels(settings, parts.schedule)).t) - 1
     how = f"{settings.sampler} in {steps} steps"
-    params, what = chosen_params(run, state, args.weights, args.posthoc_ema, args.posthoc_step)
+    params, what = select_params(run, state, args.weights, args.posthoc_ema, args.posthoc_step)
     print(f"{args.num} images by {how}, {what}")
     params = jax.tree.map(lambda leaf: leaf.astype(args.dtype), params)
     batches = generate_images(
         generate,
-        spread(params, min(args.batch_size, args.num)),
+        replicate_params(params, min(args.batch_size, args.num)),
         args.num,
         seed=args.seed,
         batch_size=args.batch_size,
@@ -251,7 +251,7 @@ def edit_of(
         args,
         image_shape,
         num=args.num,
-        timesteps=np.asarray(sampling_levels(settings, parts.schedule).t),
+        timesteps=np.asarray(make_sampling_levels(settings, parts.schedule).t),
         num_timesteps=parts.schedule.num_timesteps,
         self_condition=parts.self_condition,
     )
@@ -290,9 +290,9 @@ def load_state(run: runs.Run, parts: Parts, *, best: bool = False) -> TrainState
     """The newest whole checkpoint of `run`, or that of lowest loss, on one device."""
     if not run.checkpoints.is_dir():
         raise UserError(f"{run.folder} has no checkpoint yet: train it first")
-    like = shapes_on_one_device(jax.eval_shape(parts.init_state, jax.random.key(0)))
+    like = shapes_to_load(jax.eval_shape(parts.init_state, jax.random.key(0)))
     with open_checkpoints(run.checkpoints) as checkpoints:
-        step = best_step(checkpoints) if best else None
+        step = find_best_step(checkpoints) if best else None
         if best and step is None:
             raise UserError(f"{run.folder} was trained without --train.keep-best: there is no best")
         return restore(checkpoints, like, step=step)

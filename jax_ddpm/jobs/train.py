@@ -11,21 +11,21 @@ from tqdm import tqdm
 from jax_ddpm import runs
 from jax_ddpm.config.run import Config, validate
 from jax_ddpm.data.loader import batch_indices, require_full_batch, require_labels
-from jax_ddpm.devices.layout import make_state, num_devices, on_one_device
-from jax_ddpm.devices.processes import is_main_process, process, several_processes
+from jax_ddpm.devices.layout import count_devices, make_state, to_one_device
+from jax_ddpm.devices.processes import is_distributed, is_main_process, process
 from jax_ddpm.errors import Stopped, UserError
 from jax_ddpm.files.figures import save_loss_curve
 from jax_ddpm.files.images import make_image_grid
 from jax_ddpm.jobs.build import build, open_data
 from jax_ddpm.jobs.generate import Samples, generate_images
-from jax_ddpm.jobs.progress import Progress, from_json, joined, to_json
+from jax_ddpm.jobs.progress import Progress, from_json, join_metrics, to_json
 from jax_ddpm.jobs.sample import write_samples
-from jax_ddpm.jobs.training import Job, layout_of, prepared
+from jax_ddpm.jobs.training import Job, choose_layout, open_job
 from jax_ddpm.runs import checkpoint, metrics
 from jax_ddpm.runs.folder import Run
 from jax_ddpm.runs.snapshots import write_snapshots
-from jax_ddpm.training.feed import make_feed, read_ahead
-from jax_ddpm.training.state import TrainState, starting_from
+from jax_ddpm.training.feed import load_into_memory, make_feed
+from jax_ddpm.training.state import TrainState, restart_from
 
 GRID_IMAGES = 64
 
@@ -36,57 +36,57 @@ def train(config: Config) -> Run:
     Raises UserError for anything in the way, and Stopped after Ctrl-C or SIGTERM.
     """
     validate(config)
-    layout_of(config.train)  # refuses a batch or devices that do not divide
+    choose_layout(config.train)  # refuses a batch or devices that do not divide
     source = open_data(config.data)
     require_full_batch(source, config.train.batch_size)
     parts = build(config, source.image_shape)
     require_labels(source, parts.num_labels, parts.null_label)
-    source = read_ahead(source, config.train.data_on_device)
+    source = load_into_memory(source, config.train.data_on_device)
     with (
-        runs.locked_for_training(config, source.image_shape) as run,  # from here on it is written
-        prepared(run, parts, source) as job,
+        runs.lock_for_training(config, source.image_shape) as run,  # from here on it is written
+        open_job(run, parts, source) as job,
     ):
-        state, progress = first_state(job)
-        cut_back(job, int(state.step))
-        announce(job, state)
-        if not finished(job, state):
+        state, progress = load_or_make_state(job)
+        drop_later_records(job, int(state.step))
+        print_summary(job, state)
+        if not is_finished(job, state):
             state = fit(job, state, progress)
             finish(job, state)
     print(f"Finished: {run.final_grid}, {run.final_gif}, {run.loss_curve}", flush=True)
     return run
 
 
-def first_state(job: Job) -> tuple[TrainState, Progress]:
+def load_or_make_state(job: Job) -> tuple[TrainState, Progress]:
     """The newest whole checkpoint, or a fresh state from the seed, or from imported weights."""
     state = make_state(job.parts.init_state, jax.random.key(job.run.config.seed), job.layout)
-    if checkpoint.latest_step(job.checkpoints) is None:
+    if checkpoint.find_latest_step(job.checkpoints) is None:
         return state, Progress()
 
     def read(step: int) -> tuple[TrainState, Progress]:
         if step == 0:  # imported, maybe with another optimiser and other averages
             params = checkpoint.restore_params(job.checkpoints, state.params, step=step)
-            return starting_from(params, state), Progress()
-        about = checkpoint.about(job.checkpoints, step)
+            return restart_from(params, state), Progress()
+        about = checkpoint.describe(job.checkpoints, step)
         restored = checkpoint.restore(job.checkpoints, state, step=step)
         return restored, from_json(about.get("progress"))
 
-    return checkpoint.newest(job.checkpoints, read)
+    return checkpoint.read_newest(job.checkpoints, read)
 
 
-def cut_back(job: Job, step: int) -> None:
+def drop_later_records(job: Job, step: int) -> None:
     """Drop what was written of the steps after `step`, where training goes on."""
     if is_main_process():
-        metrics.keep_until(job.run.metrics, step)
+        metrics.drop_rows_after(job.run.metrics, step)
         job.board.start_after(step)
 
 
-def announce(job: Job, state: TrainState) -> None:
+def print_summary(job: Job, state: TrainState) -> None:
     """Say what is about to happen, in three lines."""
     run, train = job.run, job.run.config.train
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     mode = job.layout.mode
     size = "x".join(map(str, run.image_shape))
-    devices = f"{num_devices(mode)} {jax.default_backend()} device(s)"
+    devices = f"{count_devices(mode)} {jax.default_backend()} device(s)"
     data = f"{len(job.source.images):,} images of {size}"
     print(f"{run.config.preset}: {count:,} parameters, {data}, {mode} on {devices}")
     print(f"Run folder: {run.folder}")
@@ -94,7 +94,7 @@ def announce(job: Job, state: TrainState) -> None:
         print(f"Continuing after step {int(state.step)} of {train.num_steps}")
 
 
-def finished(job: Job, state: TrainState) -> bool:
+def is_finished(job: Job, state: TrainState) -> bool:
     """Whether the last step is done and its pictures are there."""
     return int(state.step) == job.run.config.train.num_steps and job.run.loss_curve.exists()
 
@@ -105,8 +105,8 @@ def fit(job: Job, state: TrainState, progress: Progress) -> TrainState:
     key = jax.random.fold_in(jax.random.key(config.seed), 1)  # key(seed) itself made the parameters
     step = int(state.step)
     end = min(train.num_steps, step + (train.max_steps or train.num_steps))
-    if job.stop.signum and step < end and not several_processes():
-        raise stopped(job, step, job.stop.signum)
+    if job.stop.signum and step < end and not is_distributed():
+        raise make_stopped(job, step, job.stop.signum)
     draw_missing_grid(job, state, step)
     feed = make_feed(
         job.source, train.batch_size, config.seed, start_step=step, end_step=end,
@@ -123,22 +123,22 @@ def fit(job: Job, state: TrainState, progress: Progress) -> TrainState:
             step += count
             last = step == train.num_steps
             if step % train.log_every == 0 or last:
-                rows, window = joined(window), []
+                rows, window = join_metrics(window), []
                 losses.append(log(job, step, rows, bar))
                 if last or step % train.snapshot_every == 0:
                     snapshot(job, state, step)  # before the checkpoint, lest a resumed run lack it
-                bad = too_many_bad(job, step, rows)
+                bad = check_bad_steps(job, step, rows)
             signum = job.agree(job.stop.signum or 0)
             stopping = bool(bad or signum) or step == end
             due = last or step % train.checkpoint_every == 0
             if stopping or due:
-                loss, losses = (mean_of_finite(losses), []) if due else (math.nan, losses)
+                loss, losses = (average_finite(losses), []) if due else (math.nan, losses)
                 save(job, state, loss, Progress(tuple(window), tuple(losses)))
             if bad:
                 checkpoint.wait(job.checkpoints)
                 raise bad
             if stopping and not last:
-                raise stopped(job, step, signum)
+                raise make_stopped(job, step, signum)
             if step % train.sample_every == 0 and not last:
                 draw_grid(job, state, step)
     return state
@@ -148,14 +148,14 @@ def draw_missing_grid(job: Job, state: TrainState, step: int) -> None:
     """Draw the grid of `step`, where training goes on, if it ended between checkpoint and grid."""
     train = job.run.config.train
     due = 0 < step < train.num_steps and step % train.sample_every == 0
-    if due and not grid_path(job, step).exists():
+    if due and not path_of_grid(job, step).exists():
         draw_grid(job, state, step)
 
 
 def log(job: Job, step: int, rows: dict[str, Any], bar: Any) -> float:
     """Write the means over the steps of `rows` that were not skipped; return that of the loss."""
     good = rows["skipped"] == 0
-    means = {name: mean_of_finite(rows[name][good]) for name in ("loss", "grad_norm")}
+    means = {name: average_finite(rows[name][good]) for name in ("loss", "grad_norm")}
     skipped = len(good) - int(good.sum())
     rate = float(job.parts.learning_rate(step - 1))
     row = metrics.Row(step, **means, learning_rate=rate, skipped=skipped)
@@ -176,14 +176,14 @@ def log(job: Job, step: int, rows: dict[str, Any], bar: Any) -> float:
     return row.loss
 
 
-def mean_of_finite(values: Any) -> float:
+def average_finite(values: Any) -> float:
     """The mean of the values that are finite numbers; NaN if none is."""
     values = np.asarray(values)
     finite = values[np.isfinite(values)]
     return float(np.mean(finite, dtype=np.float64)) if len(finite) else math.nan
 
 
-def too_many_bad(job: Job, step: int, rows: dict[str, Any]) -> UserError | None:
+def check_bad_steps(job: Job, step: int, rows: dict[str, Any]) -> UserError | None:
     """The error that ends the run if too many steps in a row were skipped, as `rows` say."""
     config, limit = job.run.config, job.run.config.train.max_bad_steps
     in_a_row = rows["skipped_in_a_row"]
@@ -206,7 +206,7 @@ def too_many_bad(job: Job, step: int, rows: dict[str, Any]) -> UserError | None:
 
 def snapshot(job: Job, state: TrainState, step: int) -> None:
     """Store the averages from which others are reconstructed, if the run has such."""
-    averages = on_one_device(state.posthoc_ema)
+    averages = to_one_device(state.posthoc_ema)
     if is_main_process():
         write_snapshots(job.run.snapshots, job.run.config.train.posthoc_ema, averages, step)
 
@@ -218,7 +218,7 @@ def save(job: Job, state: TrainState, loss: float, progress: Progress) -> None:
     checkpoint.save(job.checkpoints, state, about, loss=known)
 
 
-def stopped(job: Job, step: int, signum: int) -> Stopped:
+def make_stopped(job: Job, step: int, signum: int) -> Stopped:
     """The exception that ends a run before its last step, once its checkpoint is on disk."""
     checkpoint.wait(job.checkpoints)
     message = f"Stopped and saved after step {step} in {job.run.folder}"
@@ -236,20 +236,20 @@ def draw_grid(job: Job, state: TrainState, step: int) -> Samples:
             num_labels=job.parts.num_labels,
         )
     )
-    write_samples(grid_path(job, step), samples)
+    write_samples(path_of_grid(job, step), samples)
     if is_main_process():
         job.board.add_image("samples", make_image_grid(samples.images), step)
     return samples
 
 
-def grid_path(job: Job, step: int) -> Path:
+def path_of_grid(job: Job, step: int) -> Path:
     """The file of the sample grid of `step`."""
     return job.run.samples / f"step_{step:07d}.png"
 
 
 def finish(job: Job, state: TrainState) -> None:
     """Draw the final grid, the GIF and the loss curve; with keep_best, from the best checkpoint."""
-    best = checkpoint.best_step(job.checkpoints)
+    best = checkpoint.find_best_step(job.checkpoints)
     if job.run.config.train.keep_best and best not in (None, int(state.step)):
         print(f"The checkpoint of lowest loss is that of step {best}: the images are its own")
         state = checkpoint.restore(job.checkpoints, state, step=best)

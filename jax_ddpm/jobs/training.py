@@ -8,19 +8,21 @@ import numpy as np
 
 from jax_ddpm.config.run import Config, TrainConfig
 from jax_ddpm.data.sources import ImageSource
-from jax_ddpm.devices.layout import Layout, choose_mode, on_all_devices
+from jax_ddpm.devices.layout import Layout, choose_mode, replicate
 from jax_ddpm.devices.parallel import parallelize
 from jax_ddpm.devices.processes import Agreement
 from jax_ddpm.jobs.build import Parts
 from jax_ddpm.jobs.generate import GenerateFn, make_generate_fn
 from jax_ddpm.jobs.interrupt import StopRequest
 from jax_ddpm.models.remat import recomputed
+from jax_ddpm.process.losses import LossFn, make_loss_fn
 from jax_ddpm.process.timesteps import make_timestep_fn
 from jax_ddpm.runs import checkpoint
 from jax_ddpm.runs.board import Board
 from jax_ddpm.runs.folder import Run
-from jax_ddpm.training.feed import stays_on_device
-from jax_ddpm.training.step import TrainStep, make_train_step, make_update, scan_steps
+from jax_ddpm.training.feed import fits_on_device
+from jax_ddpm.training.step import TrainStep, make_train_step, scan_steps
+from jax_ddpm.training.update import make_update
 
 
 class Job(NamedTuple):
@@ -42,11 +44,11 @@ class Job(NamedTuple):
     @property
     def layout(self) -> Layout:
         """Where the train state lies."""
-        return layout_of(self.run.config.train)
+        return choose_layout(self.run.config.train)
 
 
 @contextmanager
-def prepared(run: Run, parts: Parts, source: ImageSource) -> Iterator[Job]:
+def open_job(run: Run, parts: Parts, source: ImageSource) -> Iterator[Job]:
     """The job of `run`; holds its checkpoints and the signals until it is left."""
     config = run.config
     with ExitStack() as stack:
@@ -61,49 +63,58 @@ def prepared(run: Run, parts: Parts, source: ImageSource) -> Iterator[Job]:
         )
         board = stack.enter_context(Board(run.tensorboard))
         generate = make_generate_fn(parts, config.sample, run.image_shape)
-        step, on_device = compiled_step(config, parts), data_on_devices(config.train, source)
+        step, on_device = compile_step(config, parts), put_data_on_devices(config.train, source)
         yield Job(
             run, parts, source, step, generate, checkpoints, board, stop, on_device, Agreement()
         )
 
 
-def layout_of(train: TrainConfig) -> Layout:
+def choose_layout(train: TrainConfig) -> Layout:
     """Where the train state of a run lies."""
     return Layout(choose_mode(train.parallel, train.batch_size, train.fsdp), train.fsdp)
 
 
-def data_on_devices(train: TrainConfig, source: ImageSource) -> Any | None:
+def put_data_on_devices(train: TrainConfig, source: ImageSource) -> Any | None:
     """All images and labels on the devices of a step, if they are to lie there."""
-    if not stays_on_device(source, train.data_on_device):
+    if not fits_on_device(source, train.data_on_device):
         return None
-    mode = layout_of(train).mode
-    return on_all_devices((source.images, np.asarray(source.labels, np.int32)), mode)
+    mode = choose_layout(train).mode
+    return replicate((source.images, np.asarray(source.labels, np.int32)), mode)
 
 
-def compiled_step(config: Config, parts: Parts) -> TrainStep:
+def build_loss(config: Config, parts: Parts) -> LossFn:
+    """Build the loss of `config`: one value per example."""
+    diffusion = config.diffusion
+    variance = diffusion.variance
+    return make_loss_fn(
+        recomputed(parts.network.apply_fn, config.train.remat),
+        parts.schedule,
+        prediction_type=diffusion.prediction_type,
+        loss_type=diffusion.loss_type,
+        weighting=diffusion.weighting,
+        min_snr_gamma=diffusion.min_snr_gamma,
+        p2_gamma=diffusion.p2_gamma,
+        p2_k=diffusion.p2_k,
+        objective=diffusion.objective,
+        vb_weight=diffusion.vb_weight,
+        variance=config.sample.variance if variance == "fixed" else variance,
+    )
+
+
+def compile_step(config: Config, parts: Parts) -> TrainStep:
     """The train step of `config`, compiled for the local devices."""
     diffusion, train = config.diffusion, config.train
-    learned = diffusion.variance != "fixed"
+    loss_fn = build_loss(config, parts)
 
     def make_step(axis_name: str | None) -> TrainStep:
         update = make_update(
-            recomputed(parts.network.apply_fn, train.remat),
+            loss_fn,
             parts.optimizer,
-            parts.schedule,
             ema=parts.ema,
             more_ema=parts.more_ema,
             posthoc_ema=parts.posthoc_ema,
             accumulate=train.accumulate,
             axis_name=axis_name,
-            prediction_type=diffusion.prediction_type,
-            loss_type=diffusion.loss_type,
-            weighting=diffusion.weighting,
-            min_snr_gamma=diffusion.min_snr_gamma,
-            p2_gamma=diffusion.p2_gamma,
-            p2_k=diffusion.p2_k,
-            objective=diffusion.objective,
-            vb_weight=diffusion.vb_weight,
-            variance=diffusion.variance if learned else config.sample.variance,
         )
         train_step = make_train_step(
             update,
@@ -124,6 +135,6 @@ def compiled_step(config: Config, parts: Parts) -> TrainStep:
         )
         return train_step if train.steps_per_call == 1 else scan_steps(train_step)
 
-    mode = layout_of(train).mode
+    mode = choose_layout(train).mode
     batch_axis = 0 if train.steps_per_call == 1 else 1
     return parallelize(make_step, mode, fsdp=train.fsdp, batch_axis=batch_axis)

@@ -13,9 +13,10 @@ from jax_ddpm.optim.optimizers import make_learning_rate, make_optimizer
 from jax_ddpm.parity.measure import peak_of
 from jax_ddpm.parity.quantities import Pair
 from jax_ddpm.parity.twins import draws, to_torch, tree_of, twin_networks
+from jax_ddpm.process.losses import make_loss_fn
 from jax_ddpm.process.schedules import linear_betas, make_schedule
 from jax_ddpm.training.state import TrainState, create_state
-from jax_ddpm.training.step import Metrics, make_update
+from jax_ddpm.training.update import Metrics, make_update
 from torch_ref.schedule import make_schedule as make_ref_schedule
 from torch_ref.train import Trainer
 
@@ -45,7 +46,7 @@ def our_steps(
     optimizer = make_optimizer(rate, betas=(0.9, 0.99), max_grad_norm=settings["max_grad_norm"])
     schedule = make_schedule(linear_betas(1000), dtype=dtype)
     ema = make_ema("ramp" if settings["ema_warmup"] else "constant", settings["ema_decay"])
-    update = jax.jit(make_update(network.apply_fn, optimizer, schedule, ema=ema))
+    update = jax.jit(make_update(make_loss_fn(network.apply_fn, schedule), optimizer, ema=ema))
     state = create_state(params, optimizer)
     for x_0, t, noise in batches:
         state, metrics = update(state, x_0, t, noise)

@@ -2,18 +2,18 @@
 
 from jax_ddpm.config.run import Config
 from jax_ddpm.errors import UserError
-from jax_ddpm.runs.folder import Run
-from jax_ddpm.runs.snapshots import reconstruct_from
 from jax_ddpm.optim.averages import Params
+from jax_ddpm.runs.folder import Run
+from jax_ddpm.runs.snapshots import reconstruct_average
 from jax_ddpm.training.state import TrainState
 
 
-def averaged_params(state: TrainState, config: Config, weights: str = "ema") -> Params:
+def select_average(state: TrainState, config: Config, weights: str = "ema") -> Params:
     """The parameters of `state` that `weights` names: ema, raw, or a decay of the run.
 
     Raises UserError if the run of `config` has no such average.
     """
-    require_weights(config, weights)
+    check_weights(config, weights)
     match weights:
         case "raw":
             return state.params
@@ -23,7 +23,7 @@ def averaged_params(state: TrainState, config: Config, weights: str = "ema") -> 
     return averages.get(float(weights), state.ema_params)
 
 
-def require_weights(config: Config, weights: str) -> None:
+def check_weights(config: Config, weights: str) -> None:
     """Raise UserError unless `weights` is ema, raw, or a decay of the run of `config`."""
     train = config.train
     decays = () if train.ema_form == "half_life" else (train.ema_decay, *train.ema_decays)
@@ -39,7 +39,7 @@ def _number(text: str) -> float | None:
         return None
 
 
-def chosen_params(
+def select_params(
     run: Run,
     state: TrainState,
     weights: str = "ema",
@@ -48,23 +48,23 @@ def chosen_params(
 ) -> tuple[Params, str]:
     """The parameters that the flags of a job ask for, and what they are in words.
 
-    `weights`: see `averaged_params`, of `state`. With `posthoc_ema`, the average of that relative
+    `weights`: see `select_average`, of `state`. With `posthoc_ema`, the average of that relative
     width after `posthoc_step` steps (default: those of the last snapshot), made of the snapshots of
     `run`. Raises UserError where there is none.
     """
     if posthoc_ema is None:
-        params = averaged_params(state, run.config, weights)
+        params = select_average(state, run.config, weights)
         return params, f"{weights} parameters of step {int(state.step)}"
-    found = reconstruct_from(run.snapshots, state.params, posthoc_ema, posthoc_step)
+    found = reconstruct_average(run.snapshots, state.params, posthoc_ema, posthoc_step)
     made = f"made of {found.num_snapshots} snapshots, its profile off by {found.error:.2g}"
     return found.params, f"average of relative width {posthoc_ema} at step {found.step} ({made})"
 
 
-def require_choice(
+def check_selection(
     config: Config, weights: str, posthoc_ema: float | None, posthoc_step: int | None
 ) -> None:
-    """Raise UserError, before any work, for flags of `chosen_params` that cannot be followed."""
-    require_weights(config, weights)
+    """Raise UserError, before any work, for flags of `select_params` that cannot be followed."""
+    check_weights(config, weights)
     if posthoc_ema is None and posthoc_step is not None:
         raise UserError(f"--posthoc-step {posthoc_step} needs --posthoc-ema WIDTH")
     if posthoc_ema is not None and weights != "ema":

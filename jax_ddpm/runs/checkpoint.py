@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from jax_ddpm.devices.processes import is_main_process, max_over_processes
 from jax_ddpm.errors import UserError
-from jax_ddpm.runs import stored
-from jax_ddpm.devices.processes import is_main_process, largest
-from jax_ddpm.runs.retention import Keep, best_of, kept
 from jax_ddpm.optim.averages import Params
-from jax_ddpm.training.state import TrainState
+from jax_ddpm.runs import stored
+from jax_ddpm.runs.retention import Keep, choose_kept, find_best
 from jax_ddpm.runs.stored import Damaged
+from jax_ddpm.training.state import TrainState
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ def open_checkpoints(
         try:
             wait(checkpoints)
         except UserError as failed:
-            stored.say(f"error: {failed}")
+            stored.warn(f"error: {failed}")
         raise
     wait(checkpoints)
 
@@ -88,7 +88,7 @@ def save(
     """
     wait(checkpoints)
     step = int(state.step)
-    if step in whole_steps(checkpoints):
+    if step in list_steps(checkpoints):
         return
     try:
         if is_main_process():
@@ -118,7 +118,7 @@ def wait(checkpoints: Checkpoints) -> None:
         _remove_old(checkpoints)
 
 
-def whole_steps(checkpoints: Checkpoints) -> list[int]:
+def list_steps(checkpoints: Checkpoints) -> list[int]:
     """The steps on disk, in ascending order, but for those found damaged."""
     if not checkpoints.directory.is_dir():
         return []
@@ -127,26 +127,26 @@ def whole_steps(checkpoints: Checkpoints) -> list[int]:
     return sorted(step for step in steps - checkpoints.damaged.keys() if str(step) in names)
 
 
-def latest_step(checkpoints: Checkpoints) -> int | None:
+def find_latest_step(checkpoints: Checkpoints) -> int | None:
     """The step of the newest checkpoint that has not been found damaged."""
-    return max(whole_steps(checkpoints), default=None)
+    return max(list_steps(checkpoints), default=None)
 
 
-def best_step(checkpoints: Checkpoints) -> int | None:
+def find_best_step(checkpoints: Checkpoints) -> int | None:
     """The step of the checkpoint of lowest loss."""
     wait(checkpoints)
-    return best_of(whole_steps(checkpoints), _losses(checkpoints))
+    return find_best(list_steps(checkpoints), _losses(checkpoints))
 
 
 def restore(checkpoints: Checkpoints, like: TrainState, *, step: int | None = None) -> TrainState:
     """The checkpoint of `step`, with the shapes, dtypes and devices of `like`, verified.
 
-    By default the newest that is whole: see `newest`. Raises UserError if there is none, if it
+    By default the newest that is whole: see `read_newest`. Raises UserError if there is none, if it
     belongs to another network or a newer version, and Damaged if that of `step` cannot be read.
     """
     wait(checkpoints)
     if step is None:
-        return newest(checkpoints, lambda step: restore(checkpoints, like, step=step))
+        return read_newest(checkpoints, lambda step: restore(checkpoints, like, step=step))
     return stored.read(_path(checkpoints, step), like)
 
 
@@ -158,14 +158,14 @@ def restore_params(checkpoints: Checkpoints, like: Params, *, step: int) -> Para
     return stored.read_params(_path(checkpoints, step), like)
 
 
-def about(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
+def describe(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
     """What the checkpoint of `step` says of itself: what `save` was given, and more."""
     path = _path(checkpoints, step)
-    with stored.agreed(path):
+    with stored.agree_on_damage(path):
         return stored.describe(path)
 
 
-def newest(checkpoints: Checkpoints, read: Callable[[int], T]) -> T:
+def read_newest(checkpoints: Checkpoints, read: Callable[[int], T]) -> T:
     """What `read(step)` gives for the newest step for which it does not raise Damaged.
 
     Says on stderr which ones were damaged. Raises UserError if there is none that is whole. While
@@ -174,8 +174,8 @@ def newest(checkpoints: Checkpoints, read: Callable[[int], T]) -> T:
     """
     gone: set[int] = set()
     while True:
-        step = max((step for step in whole_steps(checkpoints) if step not in gone), default=NONE)
-        step = -largest(-step)  # the newest that all have
+        step = max((step for step in list_steps(checkpoints) if step not in gone), default=NONE)
+        step = -max_over_processes(-step)  # the newest that all have
         if step == NONE:
             break
         try:
@@ -185,10 +185,10 @@ def newest(checkpoints: Checkpoints, read: Callable[[int], T]) -> T:
                 gone.add(step)
                 continue
             checkpoints.damaged[step] = error.reason
-            stored.say(f"{error}: it is passed over")
+            stored.warn(f"{error}: it is passed over")
             continue
         if checkpoints.damaged:
-            stored.say(f"The checkpoint of step {step} is whole and used instead.")
+            stored.warn(f"The checkpoint of step {step} is whole and used instead.")
         return found
     if checkpoints.damaged:
         bad = "; ".join(f"step {step}: {why}" for step, why in checkpoints.damaged.items())
@@ -206,10 +206,10 @@ def _path(checkpoints: Checkpoints, step: int) -> Path:
 def _losses(checkpoints: Checkpoints) -> dict[int, float]:
     """The losses of the checkpoints on disk, of those that have one."""
     known = checkpoints.losses
-    for step in whole_steps(checkpoints):
+    for step in list_steps(checkpoints):
         if step not in known:
             try:
-                known[step] = stored.loss_of(_path(checkpoints, step))
+                known[step] = stored.read_loss(_path(checkpoints, step))
             except Damaged:
                 known[step] = None
     return {step: loss for step, loss in known.items() if loss is not None}
@@ -231,9 +231,9 @@ def _make_room(checkpoints: Checkpoints, step: int) -> None:
 
 def _remove_old(checkpoints: Checkpoints) -> None:
     """Remove the checkpoints that are not kept, and damaged ones that are there again."""
-    steps = whole_steps(checkpoints)
+    steps = list_steps(checkpoints)
     losses = _losses(checkpoints) if checkpoints.keep.best else {}
-    old = [str(step) for step in set(steps) - kept(checkpoints.keep, steps, losses)]
+    old = [str(step) for step in set(steps) - choose_kept(checkpoints.keep, steps, losses)]
     for name in [*old, *(f"{step}{DAMAGED}" for step in steps)]:
         path = checkpoints.directory / name
         if path.exists():
@@ -251,12 +251,12 @@ def _remove_old(checkpoints: Checkpoints) -> None:
 
 def _failed(checkpoints: Checkpoints, step: int, error: Exception) -> UserError:
     _remove_unfinished(_path(checkpoints, step).with_name(f"{step}{UNFINISHED[0]}"))
-    before = latest_step(checkpoints)
+    before = find_latest_step(checkpoints)
     whole = "there is none before it" if before is None else f"that of step {before} is whole"
     return UserError(
         f"the checkpoint of step {step} could not be written to {checkpoints.directory} "
-        f"({stored.reason_of(error)}), {whole}: make sure that the folder can be written to and "
-        "that there is space, then run the same command again"
+        f"({stored.explain_error(error)}), {whole}: make sure that the folder can be written to "
+        "and that there is space, then run the same command again"
     )
 
 

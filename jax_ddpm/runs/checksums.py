@@ -24,19 +24,19 @@ def checksum(array: Array) -> Sums:
     does. Any other change goes unseen with a probability of about 2^-64. A sum over elements needs
     no gathering where the array is sharded, and comes out the same for every sharding.
     """
-    words = _words(array)
-    index = _index(words.shape)
-    return jnp.stack([jnp.sum(_mixed(words ^ _mixed(index + lane)), dtype=jnp.uint32)
+    words = _to_words(array)
+    index = _make_index(words.shape)
+    return jnp.stack([jnp.sum(_mix(words ^ _mix(index + lane)), dtype=jnp.uint32)
                       for lane in map(np.uint32, LANES)])  # fmt: skip
 
 
 @jax.jit
-def copied(array: Array) -> Array:
+def copy_array(array: Array) -> Array:
     """`array` in memory of its own."""
     return jnp.copy(array)
 
 
-def _words(array: Array) -> Array:
+def _to_words(array: Array) -> Array:
     """The bits of `array` as uint32, two along a last axis where an element has 64."""
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
@@ -50,7 +50,7 @@ def _words(array: Array) -> Array:
     return jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * size}")).astype(jnp.uint32)
 
 
-def _index(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+def _make_index(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
     """Each element's place in the whole array, mod 2^32; no reshape, which would gather shards."""
     index = jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape)):
@@ -59,7 +59,7 @@ def _index(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
     return index
 
 
-def _mixed(word: Array) -> Array:
+def _mix(word: Array) -> Array:
     """A one-to-one map of 32 bits in which each input bit moves half of the output bits.
 
     Source: the last lines of MurmurHash3 (Appleby).
@@ -71,16 +71,16 @@ def _mixed(word: Array) -> Array:
     return word ^ (word >> 16)
 
 
-def sealed(document: dict[str, Any]) -> dict[str, Any]:
+def seal(document: dict[str, Any]) -> dict[str, Any]:
     """`document`, JSON values, with a checksum of itself."""
-    return {**document, "seal": _seal(document)}
+    return {**document, "seal": _checksum_text(document)}
 
 
 def is_whole(document: dict[str, Any]) -> bool:
     """Whether `document` carries a seal, and its own."""
     rest = {name: value for name, value in document.items() if name != "seal"}
-    return document.get("seal") == _seal(rest)
+    return document.get("seal") == _checksum_text(rest)
 
 
-def _seal(document: dict[str, Any]) -> int:
+def _checksum_text(document: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(document, sort_keys=True).encode())

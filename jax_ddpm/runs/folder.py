@@ -14,12 +14,12 @@ from typing import Any
 import dacite
 
 from jax_ddpm.config.run import Config, validate
+from jax_ddpm.devices.processes import is_main_process, wait_for_all
 from jax_ddpm.errors import UserError
 from jax_ddpm.files.atomic import is_leftover, report_disk_errors, write_atomically
-from jax_ddpm.runs.formats import FORMAT, migrated
-from jax_ddpm.models import ARCHITECTURES
-from jax_ddpm.devices.processes import is_main_process, wait_for_all
 from jax_ddpm.files.untrusted import explain, read_json
+from jax_ddpm.models import ARCHITECTURES
+from jax_ddpm.runs.formats import FORMAT, migrate
 
 # Settings that do not change what a run computes.
 MAY_DIFFER = {"run", "train.parallel", "train.fsdp", "train.max_steps", "train.keep_checkpoints",
@@ -82,7 +82,7 @@ class Run:
 
 
 @contextmanager
-def locked_for_training(config: Config, image_shape: tuple[int, int, int]) -> Iterator[Run]:
+def lock_for_training(config: Config, image_shape: tuple[int, int, int]) -> Iterator[Run]:
     """`open_for_training`, and nobody else trains in the folder until this is left.
 
     Of several processes the first writes and locks. Raises UserError as `open_for_training` and
@@ -91,16 +91,16 @@ def locked_for_training(config: Config, image_shape: tuple[int, int, int]) -> It
     run, _ = _opened(config, image_shape)
     with ExitStack() as stack:
         if is_main_process():
-            stack.enter_context(locked(run.folder))
+            stack.enter_context(lock_folder(run.folder))
             run = open_for_training(config, image_shape)
             remove_leftovers(run)
         wait_for_all("the run folder is there")
         if not is_main_process():
-            run = load_of_first(config, image_shape)
+            run = load_from_first_process(config, image_shape)
         yield run
 
 
-def load_of_first(config: Config, image_shape: tuple[int, int, int]) -> Run:
+def load_from_first_process(config: Config, image_shape: tuple[int, int, int]) -> Run:
     """The run that the first of several processes has opened.
 
     Raises UserError if this one does not see it, or was started with other settings.
@@ -185,10 +185,10 @@ def load(folder: Path) -> Run:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder: it has no config.json")
-    require_no_way_out(folder)
+    require_no_outward_links(folder)
     document = read_json(path, "the configuration of a run")
     try:
-        document = migrated(document, path)
+        document = migrate(document, path)
         config, imported_from = from_dict(document["config"]), document.get("imported_from")
         run = Run(folder, config, _image_shape(document["image_shape"]), imported_from)
     except UserError:
@@ -203,7 +203,7 @@ def load(folder: Path) -> Run:
     return run
 
 
-def require_no_way_out(folder: Path) -> None:
+def require_no_outward_links(folder: Path) -> None:
     """Raise UserError if something in a run folder is a link to a place outside of it."""
     home = folder.resolve()
     for path in folder.iterdir():
@@ -279,7 +279,7 @@ def _flag(name: str) -> str:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Hold the lock of a run folder, made if need be; a killed process holds nothing.
 
     It holds between the processes of one machine, and over NFS where that has locks. Raises

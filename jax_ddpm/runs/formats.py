@@ -8,7 +8,7 @@ from jax_ddpm.errors import UserError
 FORMAT = 3
 
 
-def require_known(number: object, where: object) -> None:
+def check_format(number: object, where: object) -> None:
     """Raise UserError unless `number`, the format of `where`, is one that this version reads."""
     if isinstance(number, bool) or number not in range(1, FORMAT + 1):
         newer = isinstance(number, int) and number > FORMAT
@@ -18,13 +18,13 @@ def require_known(number: object, where: object) -> None:
         )
 
 
-def migrated(document: dict[str, Any], path: Path) -> dict[str, Any]:
+def migrate(document: dict[str, Any], path: Path) -> dict[str, Any]:
     """`document` in the format of this version. Raises UserError if it has none that is known.
 
     Format 1 had one architecture and one warm-up of the moving average; format 2 had no checksums
     in its checkpoints, and is otherwise the same.
     """
-    require_known(document["format"], path)
+    check_format(document["format"], path)
     if document["format"] > 1:
         return {**document, "format": FORMAT}
     config = dict(document["config"])

@@ -56,7 +56,7 @@ def read(path: Path) -> list[Row]:
     raise AssertionError("unreachable")
 
 
-def keep_until(path: Path, step: int) -> None:
+def drop_rows_after(path: Path, step: int) -> None:
     """Drop the rows after `step`, which is where training goes on."""
     lines = [_line(row) for row in read(path) if row.step <= step]
     write_atomically(path, lambda temporary: temporary.write_text("".join(lines)))

@@ -12,7 +12,7 @@ class Keep(NamedTuple):
     every: int | None = None
 
 
-def kept(keep: Keep, steps: Sequence[int], losses: Mapping[int, float]) -> set[int]:
+def choose_kept(keep: Keep, steps: Sequence[int], losses: Mapping[int, float]) -> set[int]:
     """The steps of `steps`, ascending, that stay; `losses` are those that are known.
 
     The newest always stays.
@@ -20,10 +20,10 @@ def kept(keep: Keep, steps: Sequence[int], losses: Mapping[int, float]) -> set[i
     found = set(steps if keep.last is None else steps[-max(keep.last, 1) :])
     if keep.every is not None:
         found |= {step for step in steps if step > 0 and step % keep.every == 0}
-    best = best_of(steps, losses) if keep.best else None
+    best = find_best(steps, losses) if keep.best else None
     return found if best is None else found | {best}
 
 
-def best_of(steps: Sequence[int], losses: Mapping[int, float]) -> int | None:
+def find_best(steps: Sequence[int], losses: Mapping[int, float]) -> int | None:
     """The step of lowest loss, of equal ones the first; None if no loss is known."""
     return min((step for step in steps if step in losses), key=losses.__getitem__, default=None)

@@ -14,9 +14,15 @@ import safetensors.numpy
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.files.atomic import write_atomically
-from jax_ddpm.optim.posthoc_ema import MAX_SIGMA_REL, gamma_from_sigma_rel, profile_error, reconstruct, solve_weights
-from jax_ddpm.optim.averages import Params
 from jax_ddpm.files.untrusted import explain
+from jax_ddpm.optim.averages import Params
+from jax_ddpm.optim.posthoc_ema import (
+    MAX_SIGMA_REL,
+    gamma_from_sigma_rel,
+    profile_error,
+    reconstruct,
+    solve_weights,
+)
 
 NAME = re.compile(r"sigma_rel_(?P<sigma_rel>[0-9.e-]+)_step_(?P<step>[0-9]+)\.safetensors")
 MIN_SIGMA_REL, MAX_STEP = 1e-4, 2**31
@@ -99,7 +105,7 @@ def read_snapshot(path: Path, like: Params) -> Params:
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in expected])
 
 
-def snapshots_until(folder: Path, step: int | None = None) -> tuple[list[Snapshot], int]:
+def select_snapshots(folder: Path, step: int | None = None) -> tuple[list[Snapshot], int]:
     """The snapshots of which an average at `step` (default: the last) is made, and that step.
 
     They are those up to the first that is not before `step`, so what training does later changes
@@ -116,7 +122,7 @@ def snapshots_until(folder: Path, step: int | None = None) -> tuple[list[Snapsho
     return [found for found in snapshots if found.step <= end], step
 
 
-def reconstruct_from(
+def reconstruct_average(
     folder: Path, like: Params, sigma_rel: float, step: int | None = None
 ) -> Reconstruction:
     """The average of relative width `sigma_rel` after `step` steps (default: the last snapshot's).
@@ -128,7 +134,7 @@ def reconstruct_from(
         gamma = gamma_from_sigma_rel(sigma_rel)
     except ValueError as error:
         raise UserError(str(error)) from error
-    used, step = snapshots_until(folder, step)
+    used, step = select_snapshots(folder, step)
     steps = np.array([found.step for found in used])
     gammas = np.array([gamma_from_sigma_rel(found.sigma_rel) for found in used])
     weights = solve_weights(steps, gammas, step, gamma)

@@ -18,13 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from jax_ddpm.devices.processes import finish_in_turn, max_over_processes
 from jax_ddpm.errors import UserError
-from jax_ddpm.runs.formats import require_known
-from jax_ddpm.runs.checksums import checksum, copied, is_whole, sealed
-from jax_ddpm.devices.processes import in_turn, largest
-from jax_ddpm.optim.averages import Params
-from jax_ddpm.training.state import TrainState
 from jax_ddpm.files.untrusted import require_bounded
+from jax_ddpm.optim.averages import Params
+from jax_ddpm.runs.checksums import checksum, copy_array, is_whole, seal
+from jax_ddpm.runs.formats import check_format
+from jax_ddpm.training.state import TrainState
 
 LATER_FIELDS = {"loss_history", "skipped"}  # of the state; a checkpoint may lack them: all zeros
 DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -48,9 +48,9 @@ def write(path: Path, state: TrainState, about: dict[str, Any], loss: float | No
     When this returns, the buffers of `state` are not needed any more. Raises whatever Orbax does.
     """
     held = jax.tree.map(_without_empty, _fields_with_arrays(state))
-    document = sealed({**about, "loss": loss, "leaves": _described(held)})
+    document = seal({**about, "loss": loss, "leaves": _described(held)})
     if jax.default_backend() == "cpu":  # where what Orbax takes for its own copy may be no copy
-        held = jax.tree.map(copied, held)
+        held = jax.tree.map(copy_array, held)
     with _orbax():
         return ocp.save_async(path, held, custom_metadata=document)
 
@@ -61,7 +61,7 @@ def read(path: Path, like: TrainState) -> TrainState:
     Raises Damaged, and UserError if it is of another network, of a newer version or forbidden.
     """
     expected = _fields_with_arrays(like)
-    with agreed(path):
+    with agree_on_damage(path):
         leaves = _leaves_of(path, describe(path))
         there = {name.split("/")[0] for name in leaves}
         later = {name: expected.pop(name) for name in LATER_FIELDS & expected.keys() - there}
@@ -71,21 +71,21 @@ def read(path: Path, like: TrainState) -> TrainState:
 
 def read_params(path: Path, like: Params) -> Params:
     """The parameters alone of the state in `path`. Raises as `read` does."""
-    with agreed(path):
+    with agree_on_damage(path):
         leaves = _leaves_of(path, describe(path))
     leaves = {name: leaf for name, leaf in leaves.items() if name.split("/")[0] == "params"}
     return _load(path, {"params": like}, leaves)["params"]
 
 
 @contextmanager
-def agreed(path: Path) -> Iterator[None]:
+def agree_on_damage(path: Path) -> Iterator[None]:
     """What one of several processes finds damaged is so for all, which go on with the same."""
     damaged = None
     try:
         yield
     except Damaged as error:
         damaged = error
-    if largest(int(damaged is not None)):
+    if max_over_processes(int(damaged is not None)):
         raise damaged or Damaged(path, "as another process found")
 
 
@@ -102,7 +102,7 @@ def describe(path: Path) -> dict[str, Any]:
         return document
     if not is_whole(document):
         raise Damaged(path, "its description has another checksum than when it was written")
-    require_known(document.get("format", 1), path)
+    check_format(document.get("format", 1), path)
     if not _is_well_formed(document):
         raise Damaged(path, "its description is not what a checkpoint says")
     return document
@@ -121,7 +121,7 @@ def _is_well_formed(document: dict[str, Any]) -> bool:
     )  # fmt: skip
 
 
-def loss_of(path: Path) -> float | None:
+def read_loss(path: Path) -> float | None:
     """The loss that was given when the checkpoint was written. Raises Damaged."""
     document = describe(path)
     if "leaves" in document:
@@ -132,7 +132,7 @@ def loss_of(path: Path) -> float | None:
         return None
 
 
-def reason_of(error: BaseException) -> str:
+def explain_error(error: BaseException) -> str:
     """What `error` says, without the libraries' own words around it, in at most 160 characters."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -144,7 +144,7 @@ def reason_of(error: BaseException) -> str:
     return (kind + " ".join(text))[:160].strip() or type(error).__name__
 
 
-def say(message: str) -> None:
+def warn(message: str) -> None:
     """Print `message` on stderr."""
     print(message, file=sys.stderr, flush=True)
 
@@ -166,7 +166,7 @@ def _fields_with_arrays(state: TrainState) -> dict[str, Any]:
 def _described(held: dict[str, Any]) -> dict[str, Any]:
     """Shape, dtype and checksum of each leaf, by name."""
     leaves = _by_name(held)
-    sums = jax.device_get({name: in_turn(checksum(leaf)) for name, leaf in leaves.items()})
+    sums = jax.device_get({name: finish_in_turn(checksum(leaf)) for name, leaf in leaves.items()})
     return {
         name: [list(leaf.shape), str(leaf.dtype), [int(lane) for lane in sums[name]]]
         for name, leaf in leaves.items()
@@ -192,11 +192,11 @@ def _load(path: Path, like: Any, leaves: dict[str, Any]) -> Any:
     """
     _require_same_shapes(path, leaves, like)
     require_bounded(_num_bytes(like), path)
-    with agreed(path):
+    with agree_on_damage(path):
         found = _as_stored(path, like, leaves)
     arrays = _by_name(found)
-    sums = jax.device_get({name: in_turn(checksum(array)) for name, array in arrays.items()})
-    with agreed(path):
+    sums = jax.device_get({name: finish_in_turn(checksum(array)) for name, array in arrays.items()})
+    with agree_on_damage(path):
         for name, array in arrays.items():
             _, dtype, lanes = leaves[name]
             if lanes is not None and (str(array.dtype) != dtype or sums[name].tolist() != lanes):
@@ -232,7 +232,7 @@ def _unreadable(path: Path, error: Exception) -> Exception:
     """Damaged, unless `error` says nothing of what is in `path`."""
     if isinstance(error, jax.errors.JaxRuntimeError):
         return error
-    reason = reason_of(error)
+    reason = explain_error(error)
     if getattr(error, "errno", None) in REFUSED or reason in map(os.strerror, REFUSED):
         return UserError(
             f"the checkpoint {path} cannot be read ({reason}): put that right, then run the same "

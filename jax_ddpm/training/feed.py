@@ -9,16 +9,16 @@ import numpy as np
 from jax_ddpm.data.loader import batches
 from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.errors import UserError
-from jax_ddpm.training.step import Batch, Indexed
+from jax_ddpm.training.step import Indexed, StepInput
 
 DataOnDevice = Literal["auto", "always", "never"]
 AUTO_BYTES = 2**30  # data sets of at most one GiB go to the devices unasked
 
 
-def stays_on_device(source: ImageSource, wanted: DataOnDevice) -> bool:
+def fits_on_device(source: ImageSource, wanted: DataOnDevice) -> bool:
     """Whether all images go to the devices; auto: if they take no more memory than AUTO_BYTES.
 
-    Images that are decoded as they are asked for do not; `read_ahead` makes arrays of them.
+    Images that are decoded as they are asked for do not; `load_into_memory` makes arrays of them.
     """
     images = source.images
     if wanted == "never" or not isinstance(images, np.ndarray):
@@ -26,7 +26,7 @@ def stays_on_device(source: ImageSource, wanted: DataOnDevice) -> bool:
     return wanted == "always" or images.nbytes <= AUTO_BYTES
 
 
-def read_ahead(source: ImageSource, wanted: DataOnDevice) -> ImageSource:
+def load_into_memory(source: ImageSource, wanted: DataOnDevice) -> ImageSource:
     """`source` with every image in memory where `wanted` is always.
 
     Raises UserError if they do not fit.
@@ -46,7 +46,7 @@ def read_ahead(source: ImageSource, wanted: DataOnDevice) -> ImageSource:
     return source._replace(images=pixels)
 
 
-def calls(first_step: int, last_step: int, steps_per_call: int) -> Iterator[range]:
+def plan_calls(first_step: int, last_step: int, steps_per_call: int) -> Iterator[range]:
     """The steps of each call: they begin at multiples of `steps_per_call`, but for the first."""
     step = first_step
     while step < last_step:
@@ -65,7 +65,7 @@ def make_feed(
     steps_per_call: int = 1,
     on_device: tuple[Any, Any] | None = None,
     process: tuple[int, int] = (0, 1),
-) -> Iterator[tuple[Batch, int]]:
+) -> Iterator[tuple[StepInput, int]]:
     """What each call from `start_step` to before `end_step` is given, and how many steps it takes.
 
     With `steps_per_call` of 1 a batch is [b, ...]; else it is [k, b, ...], k less where a call is
@@ -75,7 +75,7 @@ def make_feed(
     if on_device is not None:  # the images' numbers take the place of the images
         source = ImageSource(np.arange(len(source.images), dtype=np.int32), source.labels)
     stream = batches(source, batch_size, seed, start_step=start_step, process=process)
-    for steps in calls(start_step, end_step, steps_per_call):
+    for steps in plan_calls(start_step, end_step, steps_per_call):
         parts = [next(stream) for _ in steps]
         batch = parts[0] if steps_per_call == 1 else jax.tree.map(lambda *a: np.stack(a), *parts)
         yield batch if on_device is None else Indexed(batch.pixels, *on_device), len(steps)

@@ -47,10 +47,10 @@ def create_state(
         more_ema=(params,) * num_more_ema,
         posthoc_ema=(params,) * num_posthoc_ema,
     )
-    return starting_from(params, state)
+    return restart_from(params, state)
 
 
-def starting_from(params: Params, state: TrainState) -> TrainState:
+def restart_from(params: Params, state: TrainState) -> TrainState:
     """`state` with `params` in place of its own, and every moving average a copy of them."""
 
     def copy(average: Params) -> Params:

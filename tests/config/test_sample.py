@@ -7,7 +7,7 @@ import pytest
 from jax_ddpm.config.run import Config, DiffusionConfig, validate, validate_sampling
 from jax_ddpm.config.sample import SampleConfig, sampling_timesteps, validate_sample
 from jax_ddpm.errors import UserError
-from jax_ddpm.jobs.build import make_sampler, sampling_levels
+from jax_ddpm.jobs.build import make_sampler, make_sampling_levels
 from jax_ddpm.jobs.generate import make_denoiser
 from jax_ddpm.jobs.sample import SampleArgs, sample_run
 from jax_ddpm.models import PulferConfig
@@ -70,17 +70,17 @@ def test_the_run_says_what_its_network_and_its_schedule_can():
 def test_the_levels_of_whole_timesteps_are_those_of_the_tables():
     trailing = SampleConfig(spacing="trailing", num_steps=7)
     np.testing.assert_array_equal(
-        sampling_levels(trailing, SCHEDULE),
+        make_sampling_levels(trailing, SCHEDULE),
         level_at(SCHEDULE, jnp.asarray(timestep_grid(100, 7, "trailing"))),
     )
     listed = replace(trailing, timesteps="90,40,3", spacing="karras")
-    assert sampling_levels(listed, SCHEDULE).t.tolist() == [90, 40, 3, -1]
+    assert make_sampling_levels(listed, SCHEDULE).t.tolist() == [90, 40, 3, -1]
     assert sampling_timesteps(replace(trailing, respacing="ddim10"), 100)[0] == 90
 
 
 def test_levels_between_the_timesteps_have_no_whole_timesteps():
     between = SampleConfig(spacing="log_snr", num_steps=7)
-    levels = sampling_levels(between, SCHEDULE)
+    levels = make_sampling_levels(between, SCHEDULE)
     assert (len(levels.t), float(levels.t[0]), float(levels.t[-1])) == (8, 99, -1)
     with pytest.raises(ValueError, match="between the timesteps"):
         sampling_timesteps(between, 100)

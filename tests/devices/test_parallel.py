@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ddpm.devices.layout import Layout, choose_mode, make_state, on_all_devices, on_one_device
-from jax_ddpm.devices.parallel import compiler_options, parallelize
+from jax_ddpm.devices.layout import Layout, choose_mode, make_state, replicate, to_one_device
+from jax_ddpm.devices.parallel import get_compiler_options, parallelize
 from jax_ddpm.errors import UserError
 
 
@@ -43,9 +43,9 @@ def test_one_device_of_one_of_several_processes_is_refused(monkeypatch):
 
 
 def test_cpu_programs_get_options_and_others_none(monkeypatch):
-    assert compiler_options()
+    assert get_compiler_options()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert compiler_options() is None
+    assert get_compiler_options() is None
 
 
 def make_step(axis_name):
@@ -69,13 +69,13 @@ def test_the_state_has_no_device_axis_and_the_batch_is_spread(mode):
     assert state.shape == (3,)
     assert state.tolist() == [240] * 3
     assert metrics["total"] == 120
-    assert on_one_device({"state": state})["state"].devices() == {jax.local_devices()[0]}
+    assert to_one_device({"state": state})["state"].devices() == {jax.local_devices()[0]}
 
 
 def test_the_second_step_is_not_compiled_again():
     """A state that is not bound to its device becomes so by a step with data that are."""
     state = make_state(lambda key: jax.random.normal(key, (3,)), jax.random.key(0), Layout("jit"))
-    data = on_all_devices(np.ones(2), "jit")
+    data = replicate(np.ones(2), "jit")
     step = parallelize(lambda _: lambda state, batch, key: (state + batch.sum(), key), "jit")
     for _ in range(3):
         state, _ = step(state, data, jax.random.key(1))

@@ -10,15 +10,17 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jax_ddpm.config.presets import PRESETS
-from jax_ddpm.devices.layout import Layout, make_state, on_all_devices, on_one_device, shapes_for
+from jax_ddpm.devices.layout import Layout, assign_shardings, make_state, replicate, to_one_device
 from jax_ddpm.devices.parallel import parallelize
-from jax_ddpm.devices.sharding import RULES, largest_dimension, partition_specs
+from jax_ddpm.devices.sharding import RULES, make_partition_specs, split_largest_dimension
 from jax_ddpm.models import make_network
 from jax_ddpm.optim.averages import make_ema
+from jax_ddpm.process.losses import make_loss_fn
 from jax_ddpm.process.schedules import named_schedule
 from jax_ddpm.process.timesteps import empty_history, make_timestep_fn
 from jax_ddpm.training.state import create_state
-from jax_ddpm.training.step import Indexed, make_train_step, make_update, scan_steps
+from jax_ddpm.training.step import Indexed, make_train_step, scan_steps
+from jax_ddpm.training.update import make_update
 
 MESH = {"data": 2, "fsdp": 4}
 T = 20
@@ -37,13 +39,13 @@ T = 20
     ],
 )
 def test_the_largest_dimension_that_divides_is_split(shape, spec):
-    assert largest_dimension(shape, 4) == spec
+    assert split_largest_dimension(shape, 4) == spec
 
 
 def test_the_first_rule_that_fits_decides_and_what_does_not_divide_stays_whole():
     tree = {"mid": {"kernel": np.zeros((6, 8)), "bias": np.zeros(8)}, "out": np.zeros((8, 8))}
     rules = ((r"kernel$", P("fsdp", "data")), (r"^mid/", P(("data", "fsdp"))))
-    found = partition_specs(tree, rules, MESH)
+    found = make_partition_specs(tree, rules, MESH)
     assert found == {"mid": {"kernel": P(None, "data"), "bias": P(("data", "fsdp"))}, "out": P()}
 
 
@@ -59,7 +61,7 @@ def test_nearly_all_of_a_preset_is_split(name):
     size = 28 if name == "pulfer" else 32
     network = make_network(model.module(channels, jnp.float32), (size, size, channels))
     params = {"params": jax.eval_shape(network.init, jax.random.key(0))}
-    specs = partition_specs(params, RULES, {"data": 1, "fsdp": 8})
+    specs = make_partition_specs(params, RULES, {"data": 1, "fsdp": 8})
     split = jax.tree.map(lambda s, leaf: leaf.size / (8 if "fsdp" in s else 1), specs, params,
                          is_leaf=lambda leaf: isinstance(leaf, P))  # fmt: skip
     part = sum(jax.tree.leaves(split)) / sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -70,7 +72,10 @@ def test_nearly_all_of_a_preset_is_split(name):
 
 # A network that compiles in a blink, with matrices that can be split.
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 16, 4, 4, 1), dtype=np.uint8)
-SPLIT = ((r"^(step|skipped|loss_history)\b", P()), (r"", partial(largest_dimension, min_size=64)))
+SPLIT = (
+    (r"^(step|skipped|loss_history)\b", P()),
+    (r"", partial(split_largest_dimension, min_size=64)),
+)
 OPTIMIZER = optax.adam(1e-2)
 
 
@@ -101,7 +106,8 @@ def trained(mode, fsdp=1, *, accumulate=1, per_call=1, indexed=False, dtype="flo
     layout = Layout(mode, fsdp, SPLIT)
 
     def make_step(axis_name):
-        update = make_update(apply_fn, OPTIMIZER, schedule, ema=make_ema(decay=0.9),
+        loss_fn = make_loss_fn(apply_fn, schedule)
+        update = make_update(loss_fn, OPTIMIZER, ema=make_ema(decay=0.9),
                              accumulate=accumulate, axis_name=axis_name)  # fmt: skip
         step = make_train_step(update, T, random_flip=True, timestep_fn=draw, axis_name=axis_name)
         return step if per_call == 1 else scan_steps(step)
@@ -110,7 +116,7 @@ def trained(mode, fsdp=1, *, accumulate=1, per_call=1, indexed=False, dtype="flo
     step = parallelize(make_step, mode, fsdp=fsdp, rules=SPLIT, batch_axis=batch_axis)
     key = jax.random.key(3)
     state = make_state(lambda key: init(key, dtype), key, layout) if start is None else start
-    data = on_all_devices((PIXELS.reshape(64, 4, 4, 1), np.zeros(64, np.int32)), mode)
+    data = replicate((PIXELS.reshape(64, 4, 4, 1), np.zeros(64, np.int32)), mode)
     losses = []
     for i in range(0, 4, per_call):
         numbers = np.arange(64, dtype=np.int32).reshape(4, 16)[i : i + per_call]
@@ -126,7 +132,7 @@ def difference(one, other):
     def largest(a, b):
         return np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max()
 
-    return max(jax.tree.leaves(jax.tree.map(largest, on_one_device(one), on_one_device(other))))
+    return max(jax.tree.leaves(jax.tree.map(largest, to_one_device(one), to_one_device(other))))
 
 
 WAYS = {
@@ -170,8 +176,8 @@ def test_every_way_to_spread_a_step_gives_the_numbers_of_one_device(way, dtype):
                                                (("mesh", 2), ("jit", 1))])  # fmt: skip
 def test_a_state_goes_from_one_way_to_another_unchanged(before, after):
     state, _ = trained(*before)
-    whole = jax.tree.map(lambda leaf: np.array(leaf), on_one_device(state))  # not donated with it
-    wanted = shapes_for(after[0], jax.eval_shape(lambda: whole), after[1])
+    whole = jax.tree.map(lambda leaf: np.array(leaf), to_one_device(state))  # not donated with it
+    wanted = assign_shardings(after[0], jax.eval_shape(lambda: whole), after[1])
     moved = jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), whole, wanted)
     alone = jax.tree.map(jnp.asarray, whole)
     assert difference(moved, state) == difference(alone, state) == 0

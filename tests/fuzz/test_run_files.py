@@ -18,8 +18,8 @@ from jax_ddpm.config.run import Config
 from jax_ddpm.jobs.build import build
 from jax_ddpm.models.unet import UNetConfig
 from jax_ddpm.runs import checkpoint, metrics
-from jax_ddpm.runs.checksums import sealed
-from jax_ddpm.runs.snapshots import list_snapshots, read_snapshot, reconstruct_from
+from jax_ddpm.runs.checksums import seal
+from jax_ddpm.runs.snapshots import list_snapshots, read_snapshot, reconstruct_average
 from jax_ddpm.training.state import create_state
 from tests.shared.mutations import EXAMPLES, INTERESTING, answer, junk_or, spoilt
 
@@ -130,7 +130,7 @@ def test_metrics(scratch, raw):
     path.write_bytes(raw)
     rows = answer(lambda: metrics.read(path))
     if rows is not None:
-        metrics.keep_until(path, 2**70)
+        metrics.drop_rows_after(path, 2**70)
         np.testing.assert_equal(
             [tuple(row) for row in metrics.read(path)], [tuple(row) for row in rows]
         )
@@ -180,7 +180,7 @@ def test_names_of_snapshots(scratch, names, width):
         (folder / f"sigma_rel_{sigma_rel}_step_{step}.safetensors").write_bytes(SNAPSHOT)
     found = answer(lambda: list_snapshots(folder))
     if found:
-        answer(lambda: reconstruct_from(folder, PARAMS, width))
+        answer(lambda: reconstruct_average(folder, PARAMS, width))
 
 
 @pytest.fixture(scope="module")
@@ -209,14 +209,14 @@ def test_checkpoints(scratch, saved, data):
         document = data.draw(documents(json.loads(path.read_bytes())))
         if isinstance(document, dict) and isinstance(document.get("custom_metadata"), dict):
             about = {n: v for n, v in document["custom_metadata"].items() if n != "seal"}
-            document["custom_metadata"] = sealed(about)
+            document["custom_metadata"] = seal(about)
         path.write_bytes(text_of(document))
     else:
         path.write_bytes(data.draw(spoilt(path.read_bytes())))
 
     def read():
         with checkpoint.open_checkpoints(there) as checkpoints:
-            checkpoint.best_step(checkpoints)
+            checkpoint.find_best_step(checkpoints)
             return checkpoint.restore(checkpoints, like)
 
     found = answer(read)

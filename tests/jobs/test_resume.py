@@ -18,8 +18,8 @@ from jax_ddpm.jobs import train as loop
 from jax_ddpm.jobs.build import build
 from jax_ddpm.jobs.sample import SampleArgs, load_state, sample_run
 from jax_ddpm.runs import metrics
-from jax_ddpm.runs.averages import chosen_params
-from jax_ddpm.runs.checkpoint import latest_step, open_checkpoints
+from jax_ddpm.runs.averages import select_params
+from jax_ddpm.runs.checkpoint import find_latest_step, open_checkpoints
 from jax_ddpm.runs.folder import load
 from tests.shared.compared_runs import assert_same_run, newest_state, raise_at_batch, saved_steps
 from tests.shared.disk import file_size_limited
@@ -172,7 +172,7 @@ def test_images_are_drawn_with_any_average_of_a_run(averaged_run, tmp_path, caps
     state = load_state(run, build(run.config, run.image_shape))
 
     def kernel(*flags):
-        return np.asarray(chosen_params(run, state, *flags)[0]["conv_in"]["kernel"])
+        return np.asarray(select_params(run, state, *flags)[0]["conv_in"]["kernel"])
 
     found = [kernel(name) for name in ("raw", "ema", "0.5", "0.7")]
     found += [kernel("ema", width) for width in (0.05, 0.08, 0.2)] + [kernel("ema", 0.08, 6)]
@@ -265,7 +265,7 @@ def wait_for_step(process, folder, step):
     with open_checkpoints(folder / "checkpoints") as checkpoints:
         while time.monotonic() < deadline and process.poll() is None:
             rows = metrics.read(folder / "metrics.jsonl")
-            if rows and rows[-1].step >= step and latest_step(checkpoints) is not None:
+            if rows and rows[-1].step >= step and find_latest_step(checkpoints) is not None:
                 return
             time.sleep(0.01)
     process.kill()

@@ -171,7 +171,7 @@ def test_a_label_that_the_network_does_not_have_is_refused(label, num_labels, me
 
 
 def test_the_best_checkpoint_of_a_run_that_kept_none_is_refused(trained_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(generate, "best_step", lambda checkpoints: None)
+    monkeypatch.setattr(generate, "find_best_step", lambda checkpoints: None)
     args = SampleArgs(trained_run, num=1, out=tmp_path / "s.png", checkpoint="best")
     with pytest.raises(UserError, match=r"without --train.keep-best"):
         sample_run(args)

@@ -12,9 +12,9 @@ from jax_ddpm.config.run import Config, TrainConfig
 from jax_ddpm.errors import UserError
 from jax_ddpm.jobs.build import make_averages
 from jax_ddpm.optim.averages import ema_rate, make_ema, make_posthoc_ema
-from jax_ddpm.runs.averages import averaged_params, chosen_params, require_choice
-from jax_ddpm.training.state import create_state, starting_from
-from jax_ddpm.training.step import make_update_from
+from jax_ddpm.runs.averages import check_selection, select_average, select_params
+from jax_ddpm.training.state import create_state, restart_from
+from jax_ddpm.training.update import make_update
 
 
 def test_the_half_life_is_counted_in_steps():
@@ -64,7 +64,7 @@ def quadratic_step(**averages):
     def loss(params, x_0, t, noise, **_):
         return ((params["w"] - x_0) ** 2).sum(axis=(1, 2, 3))
 
-    update = make_update_from(loss, optax.sgd(0.1), **averages)
+    update = make_update(loss, optax.sgd(0.1), **averages)
     zeros = np.zeros(1, int), np.zeros((1, 1, 1, 1))
     return lambda state, target: update(state, np.full((1, 1, 1, 1), target), *zeros)[0]
 
@@ -86,7 +86,7 @@ def test_several_averages_are_each_what_they_would_be_alone():
 
 def test_every_average_has_buffers_of_its_own():
     state = create_state({"w": jnp.ones(3)}, optax.sgd(0.1), num_more_ema=2, num_posthoc_ema=2)
-    other = starting_from({"w": jnp.full(3, 5.0)}, jax.tree.map(jnp.copy, state))
+    other = restart_from({"w": jnp.full(3, 5.0)}, jax.tree.map(jnp.copy, state))
     donate = jax.jit(lambda state: jax.tree.map(lambda a: a + 1, state), donate_argnums=0)
     for given, expected in ((state, 2), (other, 6)):
         new = donate(given)  # a buffer that is there twice would be refused
@@ -108,19 +108,19 @@ def config(**train):
     [("raw", "raw"), ("ema", "0.9999"), ("0.9999", "0.9999"), ("0.50", "0.5"), ("0.99", "0.99")],
 )
 def test_an_average_is_named_by_its_decay(weights, expected):
-    assert averaged_params(STATE, config(), weights) == expected
+    assert select_average(STATE, config(), weights) == expected
 
 
 @pytest.mark.parametrize("weights", ["0.9", "best", "", "nan"])
 def test_an_average_that_the_run_does_not_have_is_refused_with_those_that_it_has(weights):
     message = f"--weights is {weights}, but this run has ema, raw, 0.9999, 0.5, 0.99"
     with pytest.raises(UserError, match=message):
-        averaged_params(STATE, config(), weights)
+        select_average(STATE, config(), weights)
 
 
 def test_a_half_life_has_no_decay_to_be_named_by():
     with pytest.raises(UserError, match=r"this run has ema, raw$"):
-        averaged_params(STATE, config(ema_form="half_life", ema_decays=()), "0.9999")
+        select_average(STATE, config(ema_form="half_life", ema_decays=()), "0.9999")
 
 
 @pytest.mark.parametrize(
@@ -134,12 +134,12 @@ def test_a_half_life_has_no_decay_to_be_named_by():
 )
 def test_flags_that_cannot_be_followed_are_refused_before_any_work(flags, message):
     with pytest.raises(UserError, match=message):
-        require_choice(config(), *flags)
-    require_choice(config(posthoc_ema=(0.05, 0.1)), "ema", 0.08, 7)
-    require_choice(config(), "0.5", None, None)
+        check_selection(config(), *flags)
+    check_selection(config(posthoc_ema=(0.05, 0.1)), "ema", 0.08, 7)
+    check_selection(config(), "0.5", None, None)
 
 
 def test_what_is_chosen_is_said_in_words():
     state = STATE.replace(step=jnp.array(12))
     run = type("Run", (), {"config": config()})()
-    assert chosen_params(run, state, "0.99") == ("0.99", "0.99 parameters of step 12")
+    assert select_params(run, state, "0.99") == ("0.99", "0.99 parameters of step 12")

@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from jax_ddpm.devices.parallel import parallelize
+from jax_ddpm.errors import UserError
+from jax_ddpm.optim.optimizers import make_optimizer
+from jax_ddpm.runs import checkpoint
+from jax_ddpm.training.state import create_state
 from tests.shared.disk import file_size_limited
 from tests.shared.saved_states import ABOUT, assert_same_bits, state_at
-
-from jax_ddpm.errors import UserError
-from jax_ddpm.runs import checkpoint
-from jax_ddpm.optim.optimizers import make_optimizer
-from jax_ddpm.devices.parallel import parallelize
-from jax_ddpm.training.state import create_state
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def saved(tmp_path_factory):
 
 def test_the_newest_state_comes_back_bit_by_bit(saved):
     with checkpoint.open_checkpoints(saved) as checkpoints:
-        assert checkpoint.latest_step(checkpoints) == 3
+        assert checkpoint.find_latest_step(checkpoints) == 3
         assert_same_bits(checkpoint.restore(checkpoints, state_at(0)), state_at(3))
 
 
@@ -38,12 +38,12 @@ def test_shapes_are_enough_to_restore(saved):
 
 def test_only_the_newest_are_kept(saved):
     with checkpoint.open_checkpoints(saved) as checkpoints:
-        assert checkpoint.whole_steps(checkpoints) == [2, 3]
+        assert checkpoint.list_steps(checkpoints) == [2, 3]
 
 
 def test_the_configuration_travels_with_the_state(saved):
     with checkpoint.open_checkpoints(saved) as checkpoints:
-        assert checkpoint.about(checkpoints, 3).items() >= ABOUT.items()
+        assert checkpoint.describe(checkpoints, 3).items() >= ABOUT.items()
 
 
 def test_a_step_that_is_there_already_is_left_as_it_is(tmp_path):
@@ -72,7 +72,7 @@ def test_a_checkpoint_of_another_network_is_refused_with_the_first_difference(sa
 
 def test_a_folder_without_checkpoint_is_refused(tmp_path):
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
-        assert checkpoint.latest_step(checkpoints) is None
+        assert checkpoint.find_latest_step(checkpoints) is None
         with pytest.raises(UserError, match="there is no checkpoint in"):
             checkpoint.restore(checkpoints, state_at(0))
 
@@ -96,21 +96,21 @@ def test_the_checkpoint_of_lowest_loss_stays_beside_the_newest(tmp_path):
         for step, loss in losses.items():
             checkpoint.save(checkpoints, state_at(step), ABOUT, loss=loss)
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
-        assert checkpoint.whole_steps(checkpoints) == [2, 4, 5]
-        assert checkpoint.best_step(checkpoints) == 2
-        assert checkpoint.latest_step(checkpoints) == 5
+        assert checkpoint.list_steps(checkpoints) == [2, 4, 5]
+        assert checkpoint.find_best_step(checkpoints) == 2
+        assert checkpoint.find_latest_step(checkpoints) == 5
         assert_same_bits(checkpoint.restore(checkpoints, state_at(0), step=2), state_at(2))
 
 
 def test_without_losses_there_is_no_best(saved):
     with checkpoint.open_checkpoints(saved) as checkpoints:
-        assert checkpoint.best_step(checkpoints) is None
+        assert checkpoint.find_best_step(checkpoints) is None
 
 
 def test_a_checkpoint_holds_no_field_that_is_not_in_use(saved):
     """So one that was written before the state had these fields is restored too."""
     with checkpoint.open_checkpoints(saved) as checkpoints:
-        leaves = checkpoint.about(checkpoints, 3)["leaves"]
+        leaves = checkpoint.describe(checkpoints, 3)["leaves"]
     found = {name.split("/")[0] for name in leaves}
     assert found == {"step", "params", "ema_params", "opt_state", "skipped"}
 
@@ -156,7 +156,7 @@ def test_a_save_that_fails_says_so_and_leaves_the_one_before(tmp_path, reported_
             checkpoint.wait(saved)
     with checkpoint.open_checkpoints(tmp_path) as saved:
         assert_same_bits(checkpoint.restore(saved, state_at(0)), state_at(1))
-        assert checkpoint.whole_steps(saved) == [1]
+        assert checkpoint.list_steps(saved) == [1]
         checkpoint.save(saved, state_at(2), ABOUT)  # there is space again
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
@@ -221,7 +221,7 @@ def test_the_state_may_be_donated_as_soon_as_saving_returns(tmp_path):
 
 def test_reading_a_folder_changes_nothing_in_it(tmp_path):
     with checkpoint.open_checkpoints(tmp_path / "none") as checkpoints:
-        assert checkpoint.latest_step(checkpoints) is None
+        assert checkpoint.find_latest_step(checkpoints) is None
     assert not (tmp_path / "none").exists()
 
 
@@ -229,7 +229,7 @@ def test_what_killed_processes_left_is_no_checkpoint_and_goes_with_the_next_save
     for name in ("5.orbax-checkpoint-tmp", "4.removed"):
         (tmp_path / name / "state").mkdir(parents=True)
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
-        assert checkpoint.latest_step(checkpoints) is None
+        assert checkpoint.find_latest_step(checkpoints) is None
         checkpoint.save(checkpoints, state_at(5), ABOUT)
         checkpoint.wait(checkpoints)
         assert [path.name for path in tmp_path.iterdir()] == ["5"]
@@ -240,7 +240,7 @@ def test_checkpoints_of_every_so_many_steps_stay_for_ever(tmp_path):
     with checkpoint.open_checkpoints(tmp_path, keep=1, keep_every=4) as checkpoints:
         for step in range(2, 11, 2):
             checkpoint.save(checkpoints, state_at(step), ABOUT)
-    assert checkpoint.whole_steps(checkpoints) == [4, 8, 10]
+    assert checkpoint.list_steps(checkpoints) == [4, 8, 10]
 
 
 def test_what_threads_still_write_after_a_failure_is_removed(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jax_ddpm.runs.checksums import checksum, is_whole, sealed
+from jax_ddpm.runs.checksums import checksum, is_whole, seal
 
 BITS = np.random.default_rng(0).bytes(8 * 24)
 
@@ -78,7 +78,7 @@ def test_keys_and_empty_arrays_have_sums_too():
 
 
 def test_a_document_is_whole_as_long_as_nothing_in_it_changes():
-    document = sealed({"format": 3, "loss": 0.1 + 0.2, "nan": None, "leaves": {"a": [[2], "f", 1]}})
+    document = seal({"format": 3, "loss": 0.1 + 0.2, "nan": None, "leaves": {"a": [[2], "f", 1]}})
     assert is_whole(document)
     assert not is_whole({**document, "loss": 0.3})
     assert not is_whole({**document, "more": 1})

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from jax_ddpm import runs
+from jax_ddpm.config.presets import PRESETS
 from jax_ddpm.config.run import Config
 from jax_ddpm.errors import UserError
 from jax_ddpm.models import UNetConfig
-from jax_ddpm.config.presets import PRESETS
 
 SHAPE = (28, 28, 1)
 
@@ -148,12 +148,12 @@ def test_a_configuration_of_another_format_is_refused(tmp_path):
 
 def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path):
     with (
-        runs.locked(tmp_path / "run"),
+        runs.lock_folder(tmp_path / "run"),
         pytest.raises(UserError, match=rf"training in .*run \(process {os.getpid()} on .*\w\)"),
-        runs.locked(tmp_path / "run"),
+        runs.lock_folder(tmp_path / "run"),
     ):
         pass
-    with runs.locked(tmp_path / "run"):
+    with runs.lock_folder(tmp_path / "run"):
         pass
 
 
@@ -162,7 +162,7 @@ def test_what_a_process_killed_at_its_very_start_leaves_does_not_refuse_the_next
     config.run.mkdir()
     for name in ("lock", ".config.json.123.tmp"):
         (config.run / name).write_text("{")
-    with runs.locked_for_training(config, SHAPE) as run:
+    with runs.lock_for_training(config, SHAPE) as run:
         assert runs.load(config.run) == run
     assert {path.name for path in config.run.iterdir()} == {"lock", "config.json"}
 
@@ -171,7 +171,7 @@ def test_a_folder_that_is_refused_gets_no_lock(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with (
         pytest.raises(UserError, match="is not a run folder"),
-        runs.locked_for_training(Config(run=tmp_path), SHAPE),
+        runs.lock_for_training(Config(run=tmp_path), SHAPE),
     ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

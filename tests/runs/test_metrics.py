@@ -2,8 +2,8 @@ import signal
 
 import pytest
 
-from jax_ddpm.runs import metrics
 from jax_ddpm.jobs.interrupt import StopRequest
+from jax_ddpm.runs import metrics
 
 ROWS = [metrics.Row(step, 1 / step, 0.1 + step, 1e-3) for step in (3, 6, 9)]
 
@@ -33,7 +33,7 @@ def test_a_half_written_line_is_left_out(path):
 @pytest.mark.parametrize(("step", "count"), [(0, 0), (5, 1), (6, 2), (100, 3)])
 def test_rows_after_the_checkpoint_are_dropped_and_the_others_keep_their_bytes(path, step, count):
     before = path.read_text().splitlines(True)
-    metrics.keep_until(path, step)
+    metrics.drop_rows_after(path, step)
     assert path.read_text().splitlines(True) == before[:count]
 
 

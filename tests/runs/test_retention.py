@@ -1,6 +1,6 @@
 import pytest
 
-from jax_ddpm.runs.retention import Keep, best_of, kept
+from jax_ddpm.runs.retention import Keep, choose_kept, find_best
 
 STEPS = [0, 10, 20, 30, 40, 45]
 LOSSES = {10: 3.0, 20: 1.0, 30: 1.0, 40: 2.0}
@@ -19,11 +19,11 @@ LOSSES = {10: 3.0, 20: 1.0, 30: 1.0, 40: 2.0}
     ],
 )
 def test_what_stays(keep, expected):
-    assert kept(keep, STEPS, LOSSES) == expected
+    assert choose_kept(keep, STEPS, LOSSES) == expected
 
 
 def test_the_best_is_the_first_of_lowest_loss_among_those_on_disk():
-    assert best_of(STEPS, LOSSES) == 20
-    assert best_of([10, 40, 45], LOSSES) == 40
-    assert best_of([0, 45], LOSSES) is None
-    assert kept(Keep(1, best=True), [0, 45], {}) == {45}
+    assert find_best(STEPS, LOSSES) == 20
+    assert find_best([10, 40, 45], LOSSES) == 40
+    assert find_best([0, 45], LOSSES) is None
+    assert choose_kept(Keep(1, best=True), [0, 45], {}) == {45}

@@ -3,8 +3,14 @@ import numpy as np
 import pytest
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.runs.snapshots import list_snapshots, read_snapshot, reconstruct_from, snapshots_until, write_snapshots
 from jax_ddpm.optim.averages import make_posthoc_ema
+from jax_ddpm.runs.snapshots import (
+    list_snapshots,
+    read_snapshot,
+    reconstruct_average,
+    select_snapshots,
+    write_snapshots,
+)
 
 PAIR = (0.05, 0.1)
 LIKE = {"a": {"kernel": np.zeros((2, 3), np.float32)}, "b": np.zeros(4, np.float32)}
@@ -64,14 +70,14 @@ def test_a_snapshot_that_is_written_again_is_the_same_file(stored, followed, tmp
 
 @pytest.mark.parametrize(("step", "last"), [(None, 40), (40, 40), (37, 40), (36, 36), (1, 4)])
 def test_later_snapshots_than_needed_are_left_out(stored, step, last):
-    used, at = snapshots_until(stored, step)
+    used, at = select_snapshots(stored, step)
     assert at == (step or 40)
     assert [s.step for s in used] == [n for n in range(4, last + 1, 4) for _ in PAIR]
 
 
 def test_a_stored_average_is_reconstructed_as_it_is_and_another_closely(stored, followed):
     for sigma_rel, tolerance in ((0.05, 4e-6), (0.08, 0.03)):
-        found = reconstruct_from(stored, LIKE, sigma_rel)
+        found = reconstruct_average(stored, LIKE, sigma_rel)
         expected = followed[sigma_rel][39]
         assert (found.step, found.num_snapshots) == (40, 20)
         assert found.params["b"].dtype == np.float32
@@ -92,13 +98,13 @@ def test_a_stored_average_is_reconstructed_as_it_is_and_another_closely(stored, 
 )
 def test_an_average_that_cannot_be_is_refused(stored, sigma_rel, step, message):
     with pytest.raises(UserError, match=message):
-        reconstruct_from(stored, LIKE, sigma_rel, step)
+        reconstruct_average(stored, LIKE, sigma_rel, step)
 
 
 def test_a_folder_without_snapshots_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(UserError, match=r"holds no snapshots: train with --train.posthoc-ema"):
-            reconstruct_from(folder, LIKE, 0.08)
+            reconstruct_average(folder, LIKE, 0.08)
 
 
 @pytest.mark.parametrize(

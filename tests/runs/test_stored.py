@@ -11,12 +11,12 @@ from unittest.mock import Mock
 import jax
 import jax.numpy as jnp
 import pytest
-from tests.shared.damage import damaged, damages
-from tests.shared.saved_states import ABOUT, assert_same_bits, state_at
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.runs import checkpoint, stored
-from jax_ddpm.runs.checksums import sealed
+from jax_ddpm.runs.checksums import seal
+from tests.shared.damage import damaged, damages
+from tests.shared.saved_states import ABOUT, assert_same_bits, state_at
 
 OLD = Path(__file__).with_name("format_2_checkpoints.zip")
 
@@ -88,7 +88,7 @@ def test_a_checkpoint_that_may_not_be_read_now_is_not_passed_over(copy, capsys):
                 return stored.read(copy / str(step), state_at(0))
 
         with pytest.raises(UserError, match=message):
-            checkpoint.newest(checkpoints, read)
+            checkpoint.read_newest(checkpoints, read)
     assert_same_bits(restored(copy), state_at(3))
     assert capsys.readouterr().err == ""
 
@@ -143,7 +143,7 @@ def test_a_damaged_checkpoint_is_replaced_when_its_step_is_saved_again(copy, cap
     shutil.rmtree(copy / "3" / "state" / "d")
     with checkpoint.open_checkpoints(copy, keep=2) as checkpoints:
         assert int(checkpoint.restore(checkpoints, state_at(0)).step) == 2
-        assert checkpoint.latest_step(checkpoints) == 2
+        assert checkpoint.find_latest_step(checkpoints) == 2
         assert (copy / "3").is_dir()  # nothing is thrown away before it is there again
         checkpoint.save(checkpoints, state_at(3), ABOUT)
     assert sorted(path.name for path in copy.iterdir()) == ["2", "3"]
@@ -201,7 +201,7 @@ def test_a_checkpoint_of_an_older_version_is_restored_and_new_fields_are_zero(tm
         assert_same_bits(checkpoint.restore(checkpoints, state_at(0)), state_at(3))
         shapes = jax.eval_shape(lambda: state_at(0))
         assert_same_bits(checkpoint.restore(checkpoints, shapes), state_at(3))
-        assert checkpoint.best_step(checkpoints) == 2
+        assert checkpoint.find_best_step(checkpoints) == 2
         with pytest.raises(UserError, match=r"of another network: .*/c/kernel is missing there"):
             checkpoint.restore(checkpoints, state_at(0, names=("a", "b", "c")))
 
@@ -239,6 +239,6 @@ def test_leaves_of_every_kind_come_back(tmp_path):
 
 def test_the_seal_is_of_what_is_written(two):
     with checkpoint.open_checkpoints(two) as checkpoints:
-        about = checkpoint.about(checkpoints, 3)
-    seal = about.pop("seal")
-    assert sealed(about)["seal"] == seal
+        about = checkpoint.describe(checkpoints, 3)
+    written = about.pop("seal")
+    assert seal(about)["seal"] == written

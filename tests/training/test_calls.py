@@ -11,25 +11,21 @@ import pytest
 from jax_ddpm.config.run import Config, DiffusionConfig, TrainConfig
 from jax_ddpm.data.loader import batches
 from jax_ddpm.data.sources import ImageSource
-from jax_ddpm.devices.layout import on_all_devices, on_one_device
+from jax_ddpm.devices.layout import replicate, to_one_device
 from jax_ddpm.devices.parallel import parallelize
 from jax_ddpm.errors import UserError
-from jax_ddpm.jobs.memory import step_memory
+from jax_ddpm.jobs.memory import measure_step_memory
 from jax_ddpm.models import UNetConfig
 from jax_ddpm.optim.averages import make_ema
 from jax_ddpm.optim.optimizers import make_optimizer
+from jax_ddpm.process.losses import make_loss_fn
 from jax_ddpm.process.schedules import named_schedule
 from jax_ddpm.process.timesteps import empty_history
 from jax_ddpm.training import feed
-from jax_ddpm.training.feed import calls, make_feed, read_ahead, stays_on_device
+from jax_ddpm.training.feed import fits_on_device, load_into_memory, make_feed, plan_calls
 from jax_ddpm.training.state import create_state
-from jax_ddpm.training.step import (
-    Indexed,
-    make_train_step,
-    make_update,
-    make_update_from,
-    scan_steps,
-)
+from jax_ddpm.training.step import Indexed, make_train_step, scan_steps
+from jax_ddpm.training.update import make_update
 
 T = 8
 KEY = jax.random.key(7)
@@ -53,7 +49,7 @@ def first_state():
 
 def make_step(axis_name, several=False):
     update = make_update(
-        network, OPTIMIZER, named_schedule("linear", T), ema=make_ema(decay=0.9),
+        make_loss_fn(network, named_schedule("linear", T)), OPTIMIZER, ema=make_ema(decay=0.9),
         more_ema=[make_ema(decay=0.5)], posthoc_ema=[make_ema(decay=0.7)], axis_name=axis_name,
     )  # fmt: skip
     step = make_train_step(update, T, class_conditional=True, axis_name=axis_name)
@@ -61,7 +57,7 @@ def make_step(axis_name, several=False):
 
 
 def host(tree):
-    return jax.device_get(on_one_device(tree))
+    return jax.device_get(to_one_device(tree))
 
 
 def differences(one, other):
@@ -120,7 +116,7 @@ def test_a_gradient_too_large_for_its_norm_is_a_bad_step_though_clipping_makes_i
 
     before = create_state({"w": jnp.float32(0.3)}, OPTIMIZER)
     nothing = jnp.zeros((2, 2, 2, 1))
-    update = jax.jit(make_update_from(loss_fn, OPTIMIZER))
+    update = jax.jit(make_update(loss_fn, OPTIMIZER))
     state, metrics = update(before, nothing, jnp.zeros(2, jnp.int32), nothing)
     assert np.isfinite(metrics["loss"])
     assert (metrics["grad_norm"], metrics["skipped"], state.skipped.total) == (np.inf, 1, 1)
@@ -136,7 +132,7 @@ def test_the_count_in_a_row_begins_anew_after_a_good_step():
 
 def test_a_change_that_is_not_finite_is_a_bad_step_though_loss_and_gradient_are():
     optimizer = optax.sgd(jnp.inf)
-    update = make_update(network, optimizer, named_schedule("linear", T))
+    update = make_update(make_loss_fn(network, named_schedule("linear", T)), optimizer)
     params = {"w": jnp.float32(0.3), "b": jnp.float32(0.1)}
     state, metrics = update(
         create_state(params, optimizer), jnp.ones((2, 2, 2, 1)), jnp.array([1, 2]),
@@ -151,7 +147,7 @@ def test_several_steps_in_a_call_and_images_picked_on_the_device_are_the_plain_s
     expected, rows = train("jit", sent(6, spoiled=(1,)))
     several = [stacked(part) for part in (sent(6, spoiled=(1,))[:4], sent(6)[4:])]
     found = {"several": train(mode, several, several=True)}
-    data = on_all_devices((IMAGES, np.arange(24, dtype=np.int32)), mode)
+    data = replicate((IMAGES, np.arange(24, dtype=np.int32)), mode)
     numbers = [batch.labels.astype(np.int32) for batch in sent(6)]  # the labels are the numbers
     plain = train("jit", sent(6))
     picked = train(mode, [Indexed(n, *data) for n in numbers])
@@ -174,7 +170,7 @@ def test_several_steps_in_a_call_and_images_picked_on_the_device_are_the_plain_s
     ],
 )
 def test_calls_begin_at_multiples_and_the_first_and_last_may_be_short(first, last, each, expected):
-    assert [(c.start, c.stop) for c in calls(first, last, each)] == expected
+    assert [(c.start, c.stop) for c in plan_calls(first, last, each)] == expected
 
 
 @pytest.mark.parametrize("process", [(0, 1), (1, 2)])
@@ -211,14 +207,14 @@ def test_small_data_in_memory_go_to_the_device_and_others_if_they_must(monkeypat
         "auto": (True, False), "always": (True, False), "never": (False, False),
     }  # fmt: skip
     for wanted, expected in answers.items():
-        assert (stays_on_device(SOURCE, wanted), stays_on_device(decoded, wanted)) == expected
-        assert read_ahead(SOURCE, wanted) is SOURCE
-    assert read_ahead(decoded, "auto") is decoded
-    ahead = read_ahead(decoded, "always")
+        assert (fits_on_device(SOURCE, wanted), fits_on_device(decoded, wanted)) == expected
+        assert load_into_memory(SOURCE, wanted) is SOURCE
+    assert load_into_memory(decoded, "auto") is decoded
+    ahead = load_into_memory(decoded, "always")
     np.testing.assert_array_equal(ahead.images, IMAGES)
-    assert stays_on_device(ahead, "always")
+    assert fits_on_device(ahead, "always")
     monkeypatch.setattr(feed, "AUTO_BYTES", IMAGES.nbytes - 1)
-    assert not stays_on_device(SOURCE, "auto") and stays_on_device(SOURCE, "always")
+    assert not fits_on_device(SOURCE, "auto") and fits_on_device(SOURCE, "always")
 
 
 def test_images_that_do_not_fit_into_memory_are_refused_in_a_sentence(monkeypatch):
@@ -227,7 +223,7 @@ def test_images_that_do_not_fit_into_memory_are_refused_in_a_sentence(monkeypatc
 
     monkeypatch.setattr(np, "empty", full)
     with pytest.raises(UserError, match=r"data-on-device always: 24 images take 0.0 GiB"):
-        read_ahead(ImageSource(Decoded(IMAGES), SOURCE.labels), "always")
+        load_into_memory(ImageSource(Decoded(IMAGES), SOURCE.labels), "always")
 
 
 @pytest.mark.slow
@@ -238,7 +234,7 @@ def test_the_new_state_takes_the_place_of_the_old_one():
     config = Config(
         model=model, diffusion=DiffusionConfig(num_timesteps=T), train=TrainConfig(batch_size=8)
     )
-    found = step_memory(config, (8, 8, 1))
+    found = measure_step_memory(config, (8, 8, 1))
     batch, key = 8 * 8 * 8, 2 * 4  # the labels are not used, so the program does not take them
     assert found.alias == found.arguments - batch - key  # all but these is the state
     assert found.peak == found.arguments + found.temporaries + found.outputs - found.alias

@@ -9,19 +9,14 @@ import numpy as np
 import optax
 import pytest
 
-from jax_ddpm.devices.layout import on_one_device
+from jax_ddpm.devices.layout import to_one_device
 from jax_ddpm.devices.parallel import parallelize
 from jax_ddpm.process.losses import make_loss_fn
 from jax_ddpm.process.schedules import named_schedule
 from jax_ddpm.process.timesteps import empty_history, importance, make_timestep_fn
 from jax_ddpm.training.state import create_state
-from jax_ddpm.training.step import (
-    all_in_order,
-    drop_labels,
-    example_keys,
-    make_train_step,
-    make_update,
-)
+from jax_ddpm.training.step import drop_labels, example_keys, make_train_step
+from jax_ddpm.training.update import gather_in_order, make_update
 
 T = 5
 KEY = jax.random.key(7)
@@ -54,7 +49,7 @@ def drawn(sampling, mode):
 
     def make_step(axis_name):
         def update(state, x_0, t, noise, dropout_keys, *, weight=None):
-            return state, all_in_order((t, weight), axis_name)
+            return state, gather_in_order((t, weight), axis_name)
 
         timestep_fn = make_timestep_fn(sampling, SCHEDULE)
         return make_train_step(update, 50, timestep_fn=timestep_fn, axis_name=axis_name)
@@ -63,7 +58,7 @@ def drawn(sampling, mode):
     history = empty_history(50, 2, jnp.float64).replace(losses=losses, counts=jnp.full(50, 2))
     state = first_state().replace(loss_history=history if sampling == "importance" else None)
     _, values = parallelize(make_step, mode)(state, PIXELS, KEY)
-    return on_one_device(values)
+    return to_one_device(values)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +90,7 @@ def test_the_gradient_is_that_of_the_weighted_mean_and_the_history_has_the_losse
 
     (_, losses), gradient = jax.jit(jax.value_and_grad(by_hand, has_aux=True))(first_state().params)
     for accumulate in (1, 4):
-        update = jax.jit(make_update(network, OPTIMIZER, SHORT, accumulate=accumulate))
+        update = jax.jit(make_update(loss_fn, OPTIMIZER, accumulate=accumulate))
         state = first_state().replace(loss_history=empty_history(T, 3, jnp.float64))
         state, metrics = update(state, x_0, t, noise, weight=weight)
         # Measured: at most 3e-16.
@@ -111,7 +106,8 @@ def by_importance(mode, accumulate=1):
     """Parameters, history and losses of nine steps; from the seventh on losses decide."""
 
     def make_step(axis_name):
-        update = make_update(network, OPTIMIZER, SHORT, accumulate=accumulate, axis_name=axis_name)
+        loss_fn = make_loss_fn(network, SHORT)
+        update = make_update(loss_fn, OPTIMIZER, accumulate=accumulate, axis_name=axis_name)
         timestep_fn = make_timestep_fn("importance", SHORT)
         return make_train_step(update, T, timestep_fn=timestep_fn, axis_name=axis_name)
 
@@ -120,7 +116,7 @@ def by_importance(mode, accumulate=1):
     for _ in range(9):
         state, metrics = step(state, PIXELS, KEY)
         rows.append(jax.device_get(metrics))
-    return on_one_device((state.params, state.loss_history)), rows
+    return to_one_device((state.params, state.loss_history)), rows
 
 
 @pytest.mark.parametrize(

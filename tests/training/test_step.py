@@ -4,15 +4,17 @@ import numpy as np
 import optax
 import pytest
 
-from jax_ddpm.devices.layout import on_one_device
+from jax_ddpm.devices.layout import to_one_device
 from jax_ddpm.devices.parallel import parallelize
 from jax_ddpm.jobs.build import Parts
 from jax_ddpm.models import NetworkFns, UNet, make_network
 from jax_ddpm.optim.averages import make_ema
 from jax_ddpm.optim.optimizers import make_optimizer
+from jax_ddpm.process.losses import make_loss_fn
 from jax_ddpm.process.schedules import named_schedule
 from jax_ddpm.training.state import create_state
-from jax_ddpm.training.step import example_keys, flip_at_random, make_train_step, make_update
+from jax_ddpm.training.step import example_keys, flip_at_random, make_train_step
+from jax_ddpm.training.update import make_update
 
 T = 50
 SHAPE = (8, 8, 1)
@@ -43,10 +45,8 @@ def start(parts):
 
 def maker(parts):
     def make_step(axis_name):
-        update = make_update(
-            parts.network.apply_fn, parts.optimizer, parts.schedule,
-            ema=make_ema(decay=0.9), axis_name=axis_name,
-        )  # fmt: skip
+        loss_fn = make_loss_fn(parts.network.apply_fn, parts.schedule)
+        update = make_update(loss_fn, parts.optimizer, ema=make_ema(decay=0.9), axis_name=axis_name)
         return make_train_step(update, T, random_flip=True, axis_name=axis_name)
 
     return make_step
@@ -62,7 +62,7 @@ def run(step, state, num_steps=3, key=KEY):
     for i in range(num_steps):
         state, metrics = step(state, PIXELS[i], key)
         rows.append(jax.device_get(metrics))
-    return on_one_device(state), rows
+    return to_one_device(state), rows
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,8 @@ def linear_parts():
 @pytest.mark.parametrize("form", ["constant", "ramp"])
 def test_an_update_is_gradient_descent_then_the_moving_average(form):
     network, schedule, optimizer = linear_parts()
-    update = make_update(network.apply_fn, optimizer, schedule, ema=make_ema(form, 0.75))
+    loss_fn = make_loss_fn(network.apply_fn, schedule)
+    update = make_update(loss_fn, optimizer, ema=make_ema(form, 0.75))
     state = create_state({"w": jnp.array(0.2, jnp.float64)}, optimizer)
     x_0, noise = jax.random.normal(jax.random.key(0), (2, 4, 2, 2, 1), jnp.float64)
     t = jnp.array([0, 10, 20, 49])

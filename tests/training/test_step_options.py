@@ -9,12 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from jax_ddpm.devices.layout import on_one_device
+from jax_ddpm.devices.layout import to_one_device
 from jax_ddpm.devices.parallel import parallelize
 from jax_ddpm.process.losses import make_loss_fn
 from jax_ddpm.process.schedules import named_schedule
 from jax_ddpm.training.state import create_state
-from jax_ddpm.training.step import make_train_step, make_update, make_update_from
+from jax_ddpm.training.step import make_train_step
+from jax_ddpm.training.update import make_update
 
 T = 50
 KEY = jax.random.key(7)
@@ -52,16 +53,15 @@ def train(mode="jit", accumulate=1, **options):
     """The parameters and metrics after three steps."""
 
     def make_step(axis_name):
-        update = make_update(
-            network, OPTIMIZER, SCHEDULE, accumulate=accumulate, axis_name=axis_name
-        )
+        loss_fn = make_loss_fn(network, SCHEDULE)
+        update = make_update(loss_fn, OPTIMIZER, accumulate=accumulate, axis_name=axis_name)
         return make_train_step(update, T, axis_name=axis_name, **options)
 
     step, state, rows = parallelize(make_step, mode), first_state(), []
     for _ in range(3):
         state, metrics = step(state, Batch(PIXELS, LABELS), KEY)
         rows.append(jax.device_get(metrics))
-    return jax.tree.map(float, on_one_device(state.params)), rows
+    return jax.tree.map(float, to_one_device(state.params)), rows
 
 
 ALL = {
@@ -84,7 +84,9 @@ def test_the_gradient_of_the_parts_is_that_of_the_batch():
     given = {"label": np.arange(8) % 3, "self_condition": jnp.array(True)}
     found = []
     for accumulate in (1, 4):
-        update = jax.jit(make_update(network, OPTIMIZER, SCHEDULE, accumulate=accumulate))
+        update = jax.jit(
+            make_update(make_loss_fn(network, SCHEDULE), OPTIMIZER, accumulate=accumulate)
+        )
         state, metrics = update(first_state(), *args, **given)
         found.append([float(leaf) for leaf in jax.tree.leaves((state.params, metrics))])
     np.testing.assert_allclose(found[1], found[0], rtol=1e-12)  # measured: 3e-16
@@ -140,24 +142,8 @@ def test_the_update_takes_any_loss():
         assert train
         return (params["image"] - x_0.mean((1, 2, 3))) ** 2
 
-    update = make_update_from(loss_fn, OPTIMIZER)
+    update = make_update(loss_fn, OPTIMIZER)
     x_0 = jnp.arange(4.0).reshape(4, 1, 1, 1)
     state, metrics = update(first_state(), x_0, None, None)
     np.testing.assert_allclose(state.params["image"], 1.5, rtol=1e-12)  # the mean, in one step
     np.testing.assert_allclose(metrics["loss"], ((0.3 - np.arange(4)) ** 2).mean(), rtol=1e-12)
-
-
-def test_the_settings_of_the_loss_go_through():
-    settings = {
-        "prediction_type": "v",
-        "loss_type": "huber",
-        "weighting": "min_snr",
-        "min_snr_gamma": 2,
-    }
-    x_0, noise = jax.random.normal(jax.random.key(0), (2, 4, 2, 2, 1), jnp.float64)
-    t = jnp.array([0, 10, 20, 49])
-    update = jax.jit(make_update(network, OPTIMIZER, SCHEDULE, **settings))
-    _, metrics = update(first_state(), x_0, t, noise)
-    loss_fn = make_loss_fn(network, SCHEDULE, **settings)
-    expected = jax.jit(loss_fn)(first_state().params, x_0, t, noise).mean()
-    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-13)

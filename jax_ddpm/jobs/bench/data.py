@@ -13,7 +13,7 @@ import numpy as np
 from jax_ddpm.data.loader import batches
 from jax_ddpm.data.sources import ImageSource, open_source
 from jax_ddpm.data.tfds_writer import write_prepared
-from jax_ddpm.devices.layout import on_all_devices
+from jax_ddpm.devices.layout import replicate
 from jax_ddpm.files.images import save_png
 from jax_ddpm.jobs.bench import timing
 
@@ -84,7 +84,7 @@ def reading(source: ImageSource, args: DataArgs) -> Callable[[], object]:
 
 def gathering(source: ImageSource, args: DataArgs) -> Callable[[], object]:
     """A call that gathers batches of images which lie on the device."""
-    pixels = on_all_devices(np.asarray(source.images), "jit")
+    pixels = replicate(np.asarray(source.images), "jit")
     numbers = np.random.default_rng(0).integers(0, len(pixels), (args.batches, args.batch_size))
     gather = jax.jit(lambda pixels, numbers: jnp.take(pixels, numbers, axis=0))
 

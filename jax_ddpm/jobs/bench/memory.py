@@ -9,9 +9,9 @@ import jax
 
 from jax_ddpm.config.presets import PRESETS, find_preset
 from jax_ddpm.config.run import Config
-from jax_ddpm.devices.layout import device_name
+from jax_ddpm.devices.layout import get_device_name
 from jax_ddpm.jobs.bench import timing
-from jax_ddpm.jobs.memory import step_memory
+from jax_ddpm.jobs.memory import measure_step_memory
 from jax_ddpm.models.remat import Remat
 
 GIB = 2**30
@@ -36,7 +36,7 @@ def bench_memory(args: MemoryArgs) -> list[dict[str, Any]]:
     names = tuple(PRESETS) if args.presets == ("all",) else args.presets
     rows = [row for name in names for row in rows_of(find_preset(name), args)]
     timing.show(rows)
-    device = device_name()
+    device = get_device_name()
     timing.save(args.out, {"device": device, "jax": jax.__version__}, rows)
     return rows
 
@@ -47,7 +47,7 @@ def rows_of(config: Config, args: MemoryArgs) -> Iterator[dict[str, Any]]:
     config = replace(config, train=replace(config.train, batch_size=size))
     side, channels = config.data.image_size or 28, config.data.channels or 1
     for setting, changed in variants(config) if args.settings else [("", config)]:
-        found = step_memory(changed, (side, side, channels))
+        found = measure_step_memory(changed, (side, side, channels))
         yield {
             "preset": config.preset,
             "batch": size,

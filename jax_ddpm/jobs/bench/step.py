@@ -11,12 +11,12 @@ import numpy as np
 from jax_ddpm.config.presets import find_preset
 from jax_ddpm.config.run import Config
 from jax_ddpm.config.sample import SampleConfig
-from jax_ddpm.devices.layout import device_name, on_all_devices
+from jax_ddpm.devices.layout import get_device_name, replicate
 from jax_ddpm.errors import UserError
 from jax_ddpm.jobs.bench import timing
 from jax_ddpm.jobs.build import build
 from jax_ddpm.jobs.generate import generate_images, make_generate_fn
-from jax_ddpm.jobs.training import compiled_step
+from jax_ddpm.jobs.training import compile_step
 from jax_ddpm.parity.speed import Peer, Work, their_images, their_steps
 
 
@@ -76,7 +76,7 @@ def report(
     """Time the contestants, print, save and return the rows."""
     rival = args.peers[0] if args.peers else None
     rows = timing.table(timing.in_turn(contestants, rounds=args.rounds), images, "images", rival)
-    device = device_name()
+    device = get_device_name()
     print(
         f"{args.batch_size} images of {args.image_size}x{args.image_size}x3, {args.dtype}, {device}"
     )
@@ -103,11 +103,11 @@ def our_steps(config: Config, args: StepArgs) -> Callable[[], object]:
         )
     shape = (args.image_size, args.image_size, 3)
     parts = build(config, shape)
-    step, key = compiled_step(config, parts), jax.random.key(0)
+    step, key = compile_step(config, parts), jax.random.key(0)
     state = jax.jit(parts.init_state)(key)
     per_call = () if args.steps_per_call == 1 else (args.steps_per_call,)
     pixels = np.random.default_rng(0).integers(0, 256, (*per_call, args.batch_size, *shape))
-    batch = on_all_devices(pixels.astype(np.uint8), "jit")
+    batch = replicate(pixels.astype(np.uint8), "jit")
 
     def run() -> None:
         nonlocal state

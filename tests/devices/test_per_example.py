@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from jax_ddpm.devices.by_example import by_example, fill_up, mesh_of, spread
-from jax_ddpm.devices.layout import Layout, put
+from jax_ddpm.devices.layout import Layout, place_state
+from jax_ddpm.devices.per_example import compile_per_example, find_mesh, replicate_params, round_up
 from jax_ddpm.jobs.build import build
 from jax_ddpm.jobs.generate import generate_images, make_generate_fn
 from jax_ddpm.jobs.sample import load_state
@@ -17,27 +17,28 @@ from jax_ddpm.runs.folder import load
 def test_options_for_cpus_are_not_for_programs_on_arrays_in_parts(monkeypatch):
     """XLA ended with "unsupported layout in YNN fusion" for the grids of a preset."""
     unknown = {"xla_no_such_option": True}
-    monkeypatch.setattr("jax_ddpm.devices.by_example.compiler_options", lambda: unknown)
-    program = by_example(lambda params, x: x @ params)
+    monkeypatch.setattr("jax_ddpm.devices.per_example.get_compiler_options", lambda: unknown)
+    program = compile_per_example(lambda params, x, _: x @ params)
     whole, x = jnp.eye(8), np.ones((16, 8))
     in_parts = Layout("mesh", 8, ((r"", PartitionSpec("fsdp")),))
-    np.testing.assert_array_equal(program(put(whole, in_parts), x), x)
+    np.testing.assert_array_equal(program(place_state(whole, in_parts), x), x)
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
-        program(spread(whole, 16), x)
+        program(replicate_params(whole, 16), x)
 
 
 def test_examples_are_split_over_the_devices_of_the_parameters():
     seen = []
 
-    def fn(params, x, given, label):
+    def fn(params, examples, shared):
+        x, label = examples
         seen.append(label)
-        return params * x + given, x.sum(axis=1)
+        return params * x + shared.sum(), x.sum(axis=1)
 
-    program = by_example(fn)
+    program = compile_per_example(fn)
     x = np.arange(48.0).reshape(16, 3)
-    whole, given = jnp.float64(3), np.ones((1, 3))
-    expected = program(whole, x, given, None)
-    found = program(spread(whole, 16), x, given, None)
+    whole, shared = jnp.float64(3), np.ones((16, 3))  # as long as the examples, and yet shared
+    expected = program(whole, (x, None), shared)
+    found = program(replicate_params(whole, 16), (x, None), shared)
     for one, other in zip(found, expected, strict=True):
         assert len(one.sharding.device_set) == 8
         assert len(other.sharding.device_set) == 1
@@ -49,10 +50,10 @@ def test_examples_are_split_over_the_devices_of_the_parameters():
     ("num", "devices", "filled"), [(1, 1, 1), (3, 3, 3), (8, 8, 8), (20, 8, 24)]
 )
 def test_there_are_no_more_devices_than_images_and_the_rest_is_filled_up(num, devices, filled):
-    params = spread({"w": jnp.ones(3)}, num)
+    params = replicate_params({"w": jnp.ones(3)}, num)
     assert len(params["w"].sharding.device_set) == devices
-    assert fill_up(num, params) == filled
-    assert spread(params, 2 * num) is params or mesh_of(params) is None
+    assert round_up(num, params) == filled
+    assert replicate_params(params, 2 * num) is params or find_mesh(params) is None
 
 
 @pytest.mark.slow
@@ -62,10 +63,11 @@ def test_eight_devices_draw_the_images_of_one(trained_run):
     params = load_state(run, parts).ema_params
     generate = make_generate_fn(parts, run.config.sample, run.image_shape)
     one, eight = (
-        next(generate_images(generate, p, 12, seed=3)) for p in (params, spread(params, 12))
+        next(generate_images(generate, p, 12, seed=3))
+        for p in (params, replicate_params(params, 12))
     )
     assert one.images.shape == eight.images.shape == (12, 8, 8, 1)
-    assert len(jax.tree.leaves(spread(params, 12))[0].sharding.device_set) == 8
+    assert len(jax.tree.leaves(replicate_params(params, 12))[0].sharding.device_set) == 8
     # Measured: 0, of the images and of all frames.
     for found, expected in zip(eight, one, strict=True):
         assert np.abs(found.astype(int) - expected).max() <= 1

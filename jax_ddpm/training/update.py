@@ -1,0 +1,178 @@
+"""The deterministic part of a train step: gradient, optimiser, moving averages."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key, Num
+
+from jax_ddpm.optim.averages import EmaFn, Params, make_ema
+from jax_ddpm.process.losses import LossFn
+from jax_ddpm.process.timesteps import record
+from jax_ddpm.process.types import Images, Labels, Losses, Timesteps
+from jax_ddpm.training.state import Skipped, TrainState
+
+Metrics = dict[str, Num[Array, "*k"]]
+UpdateFn = Callable[..., tuple[TrainState, Metrics]]
+
+DEFAULT_EMA = make_ema()
+
+
+def make_update(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema: EmaFn = DEFAULT_EMA,
+    more_ema: Sequence[EmaFn] = (),
+    posthoc_ema: Sequence[EmaFn] = (),
+    accumulate: int = 1,
+    axis_name: str | None = None,
+) -> UpdateFn:
+    """Build (state, x_0, t, noise, dropout_keys=None, **options) -> (state, metrics).
+
+    One step of gradient descent on the mean of `loss_fn` (Ho et al. 2020, algorithm 1), which gives
+    one loss per example (see `make_loss_fn`). x_0 is in [-1, 1]. The options are label [b],
+    self_condition (a truth value for the whole batch) and weight [b], a factor for each loss.
+
+    The batch is processed in `accumulate` equal parts, one after the other, to save memory; the
+    gradient is averaged over the parts and over the devices of `axis_name`. The moving averages of
+    the state follow by the rules `ema`, `more_ema` and `posthoc_ema`. If the state has a
+    `loss_history`, the unweighted losses are added to it.
+
+    If the loss, the gradient or the update is not finite, only the state's `step` and `skipped`
+    change. Raises ValueError if the batch does not divide into the parts.
+    """
+
+    def update(
+        state: TrainState,
+        x_0: Images,
+        t: Timesteps,
+        noise: Images,
+        dropout_keys: Key[Array, " b"] | None = None,
+        *,
+        label: Labels | None = None,
+        self_condition: Bool[Array, ""] | None = None,
+        weight: Losses | None = None,
+    ) -> tuple[TrainState, Metrics]:
+        options = {} if self_condition is None else {"self_condition": self_condition}
+        batch: dict[str, Any] = {"x_0": x_0, "t": t, "noise": noise, "dropout_keys": dropout_keys}
+        batch |= {} if label is None else {"label": label}
+        gradient_fn = average_over_parts(make_gradient(loss_fn, **options), accumulate)
+        means, losses = gradient_fn(state.params, (batch, weight))
+        loss, grads = average_over_devices(means, axis_name)
+        new, updates = apply_gradient(optimizer, state, grads)
+        new = new.replace(
+            ema_params=ema(state.ema_params, new.params, state.step),
+            more_ema=update_averages(more_ema, state.more_ema, new.params, state.step),
+            posthoc_ema=update_averages(posthoc_ema, state.posthoc_ema, new.params, state.step),
+        )
+        if state.loss_history is not None:
+            seen = gather_in_order((t, losses), axis_name)
+            new = new.replace(loss_history=record(state.loss_history, *seen))
+        return keep_if_finite(state, new, loss, grads, updates)
+
+    return update
+
+
+def make_gradient(loss_fn: LossFn, **options: Any) -> Callable[[Params, Any], Any]:
+    """Build (params, (examples, weight)) -> ((mean loss, gradient), losses [b])."""
+
+    def mean_loss(params: Params, part: Any) -> tuple[Float[Array, ""], Losses]:
+        examples, weight = part
+        losses = loss_fn(params, **examples, train=True, **options)
+        return (losses if weight is None else weight * losses).mean(), losses
+
+    def gradient(params: Params, part: Any) -> tuple[Any, Losses]:
+        (loss, losses), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, part)
+        return (loss, grads), losses
+
+    return gradient
+
+
+def apply_gradient(
+    optimizer: optax.GradientTransformation, state: TrainState, grads: Params
+) -> tuple[TrainState, Params]:
+    """Move the parameters of `state` as `optimizer` says; return the state and the change."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(params=params, opt_state=opt_state), updates
+
+
+def update_averages(
+    emas: Sequence[EmaFn], averages: tuple[Params, ...], params: Params, step: Int[Array, ""]
+) -> tuple[Params, ...]:
+    """Update each of several averages by its own rule."""
+    pairs = zip(emas, averages, strict=True)
+    return tuple(ema(average, params, step) for ema, average in pairs)
+
+
+def keep_if_finite(
+    old: TrainState, new: TrainState, loss: Float[Array, ""], grads: Params, updates: Params
+) -> tuple[TrainState, Metrics]:
+    """Return the state after a step, and its metrics: `new` if all is finite, else `old`.
+
+    The step counts either way.
+    """
+    norm = optax.tree.norm(grads)
+    good = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
+    bad = 1 - good.astype(jnp.int32)
+    skipped = Skipped(old.skipped.total + bad, (old.skipped.in_a_row + bad) * bad)
+    state = jax.lax.platform_dependent(
+        good, new, old, cpu=select_by_branch, default=select_by_element
+    )
+    metrics = {"loss": loss, "grad_norm": norm, "skipped": bad}
+    metrics |= {"skipped_in_a_row": skipped.in_a_row}
+    return state.replace(step=old.step + 1, skipped=skipped), metrics
+
+
+def select_by_element(good: Bool[Array, ""], new: TrainState, old: TrainState) -> TrainState:
+    """Return `new` if it is good, else `old`; on accelerators, this does not wait for the host."""
+    return jax.tree.map(lambda one, other: jnp.where(good, one, other), new, old)
+
+
+def select_by_branch(good: Bool[Array, ""], new: TrainState, old: TrainState) -> TrainState:
+    """`select_by_element` with lax.cond: on CPU, `where` would fuse with the update and change its
+    rounding.
+    """
+    return jax.lax.cond(good, lambda one, _: one, lambda _, other: other, new, old)
+
+
+def average_over_parts(fn: Callable[[Any, Any], Any], num_parts: int) -> Callable[[Any, Any], Any]:
+    """Apply `fn(params, batch) -> (means, values per example)` to equal parts of the batch in turn.
+
+    The means are averaged over the parts; the values per example are concatenated.
+    """
+    if num_parts == 1:
+        return fn
+
+    def apply_to_parts(params: Any, batch: Any) -> Any:
+        if any(len(leaf) % num_parts for leaf in jax.tree.leaves(batch)):
+            size = len(jax.tree.leaves(batch)[0])
+            raise ValueError(f"a batch of {size} does not divide into {num_parts} equal parts")
+        parts = jax.tree.map(lambda a: a.reshape(num_parts, -1, *a.shape[1:]), batch)
+
+        def add(total: Any, part: Any) -> tuple[Any, Any]:
+            means, per_example = fn(params, part)
+            return jax.tree.map(jnp.add, total, means), per_example
+
+        like, _ = jax.eval_shape(fn, params, jax.tree.map(lambda a: a[0], parts))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+        total, per_example = jax.lax.scan(add, zeros, parts)
+        per_example = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), per_example)
+        return jax.tree.map(lambda a: a / num_parts, total), per_example
+
+    return apply_to_parts
+
+
+def average_over_devices(tree: Any, axis_name: str | None) -> Any:
+    """Average every leaf over the devices of a pmap axis, if there is one."""
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+def gather_in_order(tree: Any, axis_name: str | None) -> Any:
+    """Gather per-example arrays from the devices of a pmap axis, in the order of the batch."""
+    if axis_name is None:
+        return tree
+    return jax.tree.map(lambda a: jax.lax.all_gather(a, axis_name, tiled=True), tree)

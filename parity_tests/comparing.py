@@ -94,7 +94,7 @@ def nchw_to_nhwc(array: np.ndarray) -> np.ndarray:
     return np.moveaxis(array, -3, -1)
 
 
-def check_recorded_unet(compare, dtype, case, module, source, layout=lambda array: array):
+def check_recorded_unet(compare, dtype, case, config, source, layout=lambda array: array):
     """Output, loss, gradient of the input, and three numbers of every parameter's gradient.
 
     These are its sum, its norm and its inner product with the parameter.
@@ -102,7 +102,7 @@ def check_recorded_unet(compare, dtype, case, module, source, layout=lambda arra
     manifest, io = golden(case)
     recorded = {name[4:]: io[name] for name in io if name.startswith(SHORT[dtype])}
     x, target = (layout(io[name]).astype(dtype) for name in ("in.x", "in.target"))
-    network = make_network(module, x.shape[1:])
+    network = make_network(config, x.shape[1:], dtype=dtype)
     like = jax.eval_shape(network.init, jax.random.key(0))
     weights = {k: v.astype(dtype) for k, v in load_weights(GOLDENS / case).items()}
     params = from_state_dict(weights, PEERS[source], like)

@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_ddpm import (
 )
 
 from jax_ddpm.interop import PEERS, from_state_dict
-from jax_ddpm.models import UNet, make_network
+from jax_ddpm.models import UNetConfig, make_network
 from jax_ddpm.process.denoiser import make_denoise_fn
 from jax_ddpm.process.grids import timestep_grid
 from jax_ddpm.process.levels import level_at
@@ -41,8 +41,10 @@ def models():
         norm_num_groups=4,
         attention_head_dim=None,
     ).eval()
-    module = UNet(channels=8, channel_mult=(1, 2), num_res_blocks=1, num_groups=4, dropout=0.0)
-    network = make_network(module, SHAPE[1:])
+    config = UNetConfig(
+        channels=8, channel_mult=(1, 2), num_res_blocks=1, num_groups=4, dropout=0.0
+    )
+    network = make_network(config, SHAPE[1:])
     like = jax.eval_shape(network.init, jax.random.key(0))
     weights = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     return theirs, network.apply_fn, from_state_dict(weights, PEERS["diffusers"], like)

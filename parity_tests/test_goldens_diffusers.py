@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ddpm.models import UNet
+from jax_ddpm.models import UNetConfig
 from jax_ddpm.process.denoiser import make_denoise_fn, threshold
 from jax_ddpm.process.diffusion import q_sample, v_from
 from jax_ddpm.process.grids import timestep_grid
@@ -194,7 +194,7 @@ def test_every_recorded_chain_is_compared(case):
 
 @pytest.mark.slow
 def test_unet(compare, dtype):
-    module = UNet(channels=8, num_groups=8, dropout=0.0, dtype=dtype)
+    config = UNetConfig(channels=8, num_groups=8, dropout=0.0)
     check_recorded_unet(
-        compare, dtype, "diffusers/unet_cifar_style", module, "diffusers", nchw_to_nhwc
+        compare, dtype, "diffusers/unet_cifar_style", config, "diffusers", nchw_to_nhwc
     )

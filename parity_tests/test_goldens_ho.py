@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ddpm.models import UNet
+from jax_ddpm.models import UNetConfig
 from jax_ddpm.process.denoiser import make_denoise_fn
 from jax_ddpm.process.diffusion import q_mean_variance, q_posterior, q_sample
 from jax_ddpm.process.levels import level_at
@@ -158,5 +158,5 @@ def betas_of(run):
 
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 def test_unet(compare, dtype):
-    module = UNet(channels=32, channel_mult=(1, 1), num_res_blocks=1, dropout=0.0, dtype=dtype)
-    check_recorded_unet(compare, dtype, "hojonathanho/unet", module, "ho")
+    config = UNetConfig(channels=32, channel_mult=(1, 1), num_res_blocks=1, dropout=0.0)
+    check_recorded_unet(compare, dtype, "hojonathanho/unet", config, "ho")

@@ -148,7 +148,7 @@ def make_apply(config: Architecture) -> Callable[..., Array]:
         x_t = jnp.asarray(x_t)
         dtype = jnp.result_type(x_t, *jax.tree.leaves(params))
         height, width, channels = x_t.shape[1:]
-        network = make_network(config.module(channels, dtype), (height, width, channels))
+        network = make_network(config, (height, width, channels), dtype=dtype)
         return network.apply_fn(params, x_t, jnp.asarray(t), label=label, x_self_cond=x_self_cond)
 
     return apply

@@ -149,7 +149,7 @@ def build_network(config: Config, image_shape: tuple[int, int, int], dtype: Any)
     shape = "x".join(map(str, image_shape))
     learned = config.diffusion.variance != "fixed"
     out_channels = image_shape[-1] * (2 if learned else 1)
-    network = make_network(config.model.module(out_channels, dtype), image_shape)
+    network = make_network(config.model, image_shape, out_channels=out_channels, dtype=dtype)
     try:
         found = infer_output_shape(network, image_shape, config.model.num_labels)
     except (ValueError, TypeError) as error:

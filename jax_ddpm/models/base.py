@@ -60,13 +60,25 @@ class NetworkFns(NamedTuple):
     apply_fn: Callable[..., Any]
 
 
-def make_network(network: nn.Module | Architecture, image_shape: ImageShape) -> NetworkFns:
-    """The pure functions of a Linen module for images of `image_shape` (h, w, c).
+def make_network(
+    network: Architecture | nn.Module,
+    image_shape: ImageShape,
+    *,
+    out_channels: int | None = None,
+    dtype: Any = None,
+) -> NetworkFns:
+    """The pure functions of a network for images of `image_shape` (h, w, c).
 
-    The module of a configuration returns as many channels as the images have.
+    `network` is a configuration, such as `UNetConfig()`, or a Linen module. A configuration's
+    network has as many output channels as the images unless `out_channels` is given, and computes
+    in its `compute_dtype` unless `dtype` is given.
+
+    Raises ValueError for a configuration that cannot work.
     """
     if isinstance(network, Architecture):
-        module = network.module(image_shape[-1], jnp.dtype(network.compute_dtype))
+        network.check()
+        dtype = jnp.dtype(dtype or network.compute_dtype)
+        module = network.module(out_channels or image_shape[-1], dtype)
     else:
         module = network
 
@@ -86,8 +98,7 @@ def make_network(network: nn.Module | Architecture, image_shape: ImageShape) -> 
 
 def parameter_shapes(config: Architecture) -> Any:
     """The tree of shapes of the parameters, without computing any."""
-    height, width, channels = config.example_shape
-    network = make_network(config.module(channels, jnp.float32), (height, width, channels))
+    network = make_network(config, config.example_shape)
     return jax.eval_shape(network.init, jax.random.key(0))
 
 

@@ -51,17 +51,7 @@ class UNetConfig(Architecture):
 
     def module(self, out_channels: int, dtype: Any) -> "UNet":
         """The Linen module; see the base class."""
-        return UNet(
-            out_channels=self.out_channels or out_channels,
-            channels=self.channels,
-            channel_mult=self.channel_mult,
-            num_res_blocks=self.num_res_blocks,
-            attn_levels=self.attn_levels,
-            dropout=self.dropout,
-            num_groups=self.num_groups,
-            num_classes=self.num_classes,
-            dtype=dtype,
-        )
+        return UNet(self, self.out_channels or out_channels, dtype)
 
     def check(self) -> None:
         """Raise ValueError for the first setting that cannot work."""
@@ -168,14 +158,8 @@ class UNet(nn.Module):
     2^(number of levels - 1) are padded with zeros inside, and the output is cropped.
     """
 
+    config: UNetConfig = UNetConfig()
     out_channels: int = 3
-    channels: int = 128
-    channel_mult: tuple[int, ...] = (1, 2, 2, 2)
-    num_res_blocks: int = 2
-    attn_levels: tuple[int, ...] = (1,)
-    dropout: float = 0.1
-    num_groups: int = 32
-    num_classes: int | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -193,29 +177,35 @@ class UNet(nn.Module):
         `label` in 0..num_classes-1 is for networks with classes, else it is a TypeError, as is none
         for these. Dropout is on where `train` is set and each example has a key.
         """
-        keys = dropout_keys if train else None
-        last = len(self.channel_mult) - 1
+        config, keys = self.config, dropout_keys if train else None
+        last = len(config.channel_mult) - 1
         x_t, crop = pad_to_multiple(x_t.astype(self.dtype), 2**last)
 
-        temb = self._add_label(TimeEmbedding(self.channels, self.dtype, name="temb")(t), label)
-        h = conv3x3(self.channels, "conv_in", self.dtype)(x_t)
+        temb = self._add_label(TimeEmbedding(config.channels, self.dtype, name="temb")(t), label)
+        h = conv3x3(config.channels, "conv_in", self.dtype)(x_t)
         skips = [h]
         for i in range(last + 1):
-            down = DownLevel(*self._level(i), self.num_res_blocks, i < last, name=f"down_{i}")
+            down = DownLevel(*self._level(i), config.num_res_blocks, i < last, name=f"down_{i}")
             skips += down(skips[-1], temb, keys)
-        args = (self.channels * self.channel_mult[-1], self.dropout, self.num_groups, self.dtype)
+        args = (
+            config.channels * config.channel_mult[-1],
+            config.dropout,
+            config.num_groups,
+            self.dtype,
+        )
         h = Middle(*args, name="mid")(skips[-1], temb, keys)
         for i in reversed(range(last + 1)):
             up = UpLevel(*self._level(i), i > 0, name=f"up_{i}")
-            h = up(h, [skips.pop() for _ in range(self.num_res_blocks + 1)], temb, keys)
+            h = up(h, [skips.pop() for _ in range(config.num_res_blocks + 1)], temb, keys)
 
-        h = nn.silu(GroupNorm(self.num_groups, self.dtype, name="norm_out")(h))
+        h = nn.silu(GroupNorm(config.num_groups, self.dtype, name="norm_out")(h))
         h = conv3x3(self.out_channels, "conv_out", self.dtype, scale=ZERO_SCALE)(h)
         return crop(h).astype(statistics_dtype(self.dtype))
 
     def _add_label(self, temb: Temb, label: Int[Array, " b"] | None) -> Temb:
-        if self.num_classes is not None:
-            return temb + LabelEmbedding(self.num_classes, self.dtype, name="label_emb")(
+        config = self.config
+        if config.num_classes is not None:
+            return temb + LabelEmbedding(config.num_classes, self.dtype, name="label_emb")(
                 temb, label
             )
         if label is not None:
@@ -223,8 +213,9 @@ class UNet(nn.Module):
         return temb
 
     def _level(self, i: int) -> tuple[int, bool, float, int, Any]:
-        features = self.channels * self.channel_mult[i]
-        return features, i in self.attn_levels, self.dropout, self.num_groups, self.dtype
+        config = self.config
+        features = config.channels * config.channel_mult[i]
+        return features, i in config.attn_levels, config.dropout, config.num_groups, self.dtype
 
 
 def pad_to_multiple(x: Features, multiple: int) -> tuple[Features, Callable[[Features], Features]]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from jax_ddpm.interop import PEERS, from_state_dict
-from jax_ddpm.models import NetworkFns, UNet, make_network
+from jax_ddpm.models import NetworkFns, UNetConfig, make_network
 from torch_ref.unet import UNet as TorchUNet
 
 TINY = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "attn_levels": (1,)}
@@ -51,8 +51,7 @@ def twin_networks(
             fan_in = parameter[0].numel() if parameter.ndim > 1 else 10
             parameter.add_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
     theirs = theirs.to(getattr(torch, dtype)).eval()
-    module = UNet(out_channels=channels, dtype=jnp.dtype(dtype), **config)
-    network = make_network(module, (8, 8, channels))
+    network = make_network(UNetConfig(**config), (8, 8, channels), dtype=dtype)
     return theirs, network, params_of(theirs, network)
 
 

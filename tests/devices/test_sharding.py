@@ -59,7 +59,7 @@ def test_nearly_all_of_a_preset_is_split(name):
     model = PRESETS[name].model
     channels = 1 if name.startswith(("fashion", "pulfer")) else 3
     size = 28 if name == "pulfer" else 32
-    network = make_network(model.module(channels, jnp.float32), (size, size, channels))
+    network = make_network(model, (size, size, channels), dtype=jnp.float32)
     params = {"params": jax.eval_shape(network.init, jax.random.key(0))}
     specs = make_partition_specs(params, RULES, {"data": 1, "fsdp": 8})
     split = jax.tree.map(lambda s, leaf: leaf.size / (8 if "fsdp" in s else 1), specs, params,

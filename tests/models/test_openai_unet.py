@@ -21,7 +21,7 @@ def images(*shape):
 
 
 def network_of(config, dtype=jnp.float32):
-    return make_network(config.module(3, dtype), config.example_shape)
+    return make_network(config, config.example_shape, dtype=dtype)
 
 
 def random_params(config):

@@ -70,7 +70,7 @@ def test_the_gradient_takes_less_memory():
     config = UNetConfig(
         channels=16, channel_mult=(1, 1), num_res_blocks=3, attn_levels=(), num_groups=4
     )
-    network = make_network(config.module(1, jnp.float32), (32, 32, 1))
+    network = make_network(config, (32, 32, 1))
     params = jax.eval_shape(network.init, jax.random.key(0))
     x_t, t = jax.ShapeDtypeStruct((16, 32, 32, 1), jnp.float32), jnp.zeros(16, jnp.int32)
 

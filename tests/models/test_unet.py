@@ -19,7 +19,7 @@ def images(*shape, seed=0):
 @pytest.fixture(scope="module")
 def small():
     """A small network whose parameters are all far from zero, unlike at initialisation."""
-    network = make_network(UNet(out_channels=1, dropout=0.5, **SMALL), (8, 8, 1))
+    network = make_network(UNetConfig(dropout=0.5, **SMALL), (8, 8, 1))
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     leaves, tree = jax.tree.flatten(shapes)
     numbers = np.random.default_rng(0)
@@ -28,8 +28,8 @@ def small():
     return apply_fn, jax.tree.unflatten(tree, params)
 
 
-def num_parameters(unet, size):
-    shapes = jax.eval_shape(make_network(unet, size).init, jax.random.key(0))
+def num_parameters(network, size):
+    shapes = jax.eval_shape(make_network(network, size).init, jax.random.key(0))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
@@ -38,7 +38,7 @@ def num_parameters(unet, size):
     [("ddpm-cifar10", (32, 32, 3), 35_746_307), ("ddpm-256", (256, 256, 3), 113_673_219)],
 )
 def test_presets_have_as_many_parameters_as_the_networks_of_ho_et_al(preset, size, expected):
-    assert num_parameters(PRESETS[preset].model.module(size[-1], jnp.float32), size) == expected
+    assert num_parameters(PRESETS[preset].model, size) == expected
 
 
 def test_the_defaults_are_the_cifar10_network():
@@ -51,8 +51,9 @@ SIZES = [(8, 8, 1), (8, 8, 4), (7, 5, 3), (28, 28, 1), (4, 12, 3), (1, 1, 1), (3
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("channel_mult", [(1,), (1, 2), (1, 1, 1, 1)])
 def test_the_output_has_the_shape_of_the_images(size, channel_mult):
-    unet = UNet(out_channels=size[-1], **(SMALL | {"channel_mult": channel_mult}))
-    network = make_network(unet, size)
+    network = make_network(
+        UNetConfig(**(SMALL | {"channel_mult": channel_mult}), attn_levels=()), size
+    )
     params = jax.eval_shape(network.init, jax.random.key(0))
     x_t, t = jax.ShapeDtypeStruct((2, *size), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
     out = jax.eval_shape(network.apply_fn, params, x_t, t)
@@ -72,8 +73,9 @@ def test_padding_is_even_zero_and_undone(size, multiple):
 
 
 def test_a_new_network_predicts_almost_zero():
-    unet = UNet(out_channels=1, **(SMALL | {"channel_mult": (1,)}))
-    network = make_network(unet, (8, 8, 1))
+    network = make_network(
+        UNetConfig(**(SMALL | {"channel_mult": (1,)}), attn_levels=()), (8, 8, 1)
+    )
     x_t = images(2, 8, 8, 1)
     out = jax.jit(lambda key: network.apply_fn(network.init(key), x_t, T))(jax.random.key(0))
     assert 0 < jnp.abs(out).max() < 1e-3  # measured: 2e-5
@@ -124,7 +126,7 @@ def test_gradients_are_finite_and_reach_every_parameter(small):
 
 def test_bfloat16_computes_near_float32_with_float32_parameters(small):
     apply_fn, params = small
-    narrow = make_network(UNet(out_channels=1, dtype=jnp.bfloat16, **SMALL), (8, 8, 1))
+    narrow = make_network(UNetConfig(**SMALL), (8, 8, 1), dtype=jnp.bfloat16)
     kinds = {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(narrow.init, jax.random.key(0)))}
     assert kinds == {jnp.dtype(jnp.float32)}
     x_t = images(2, 8, 8, 1)
@@ -136,7 +138,7 @@ def test_bfloat16_computes_near_float32_with_float32_parameters(small):
 
 
 def test_float64_is_used_throughout_when_asked_for():
-    network = make_network(UNet(out_channels=1, dtype=jnp.float64, **SMALL), (8, 8, 1))
+    network = make_network(UNetConfig(**SMALL), (8, 8, 1), dtype=jnp.float64)
     params = jax.eval_shape(network.init, jax.random.key(0))
     x_t, t = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float64), jax.ShapeDtypeStruct((2,), jnp.int32)
     jaxpr = str(jax.make_jaxpr(network.apply_fn)(params, x_t, t))
@@ -149,7 +151,7 @@ def test_labels_are_for_networks_with_classes(small):
     with pytest.raises(TypeError, match="no classes, but a label"):
         apply_fn(params, images(2, 8, 8, 1), T, label=jnp.array([0, 1]))
     config = UNetConfig(**SMALL, attn_levels=(), num_classes=3)
-    network = make_network(config.module(1, jnp.float32), (8, 8, 1))
+    network = make_network(config, (8, 8, 1))
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     assert (config.num_labels, shapes["label_emb"]["embedding"].shape) == (3, (3, 16))
     params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1), shapes)

@@ -63,7 +63,7 @@ EACH = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FA
 
 def network_of(config, dtype=jnp.float32):
     """The functions of the network of `config`."""
-    return make_network(config.module(config.example_shape[-1], dtype), config.example_shape)
+    return make_network(config, config.example_shape, dtype=dtype)
 
 
 def example(config, batch_size=2, dtype=jnp.float32):

@@ -7,7 +7,7 @@ import pytest
 from jax_ddpm.devices.layout import to_one_device
 from jax_ddpm.devices.parallel import parallelize
 from jax_ddpm.jobs.build import Parts
-from jax_ddpm.models import NetworkFns, UNet, make_network
+from jax_ddpm.models import NetworkFns, UNetConfig, make_network
 from jax_ddpm.optim.averages import make_ema
 from jax_ddpm.optim.optimizers import make_optimizer
 from jax_ddpm.process.losses import make_loss_fn
@@ -25,13 +25,13 @@ KEY = jax.random.key(7)
 @pytest.fixture(scope="module")
 def parts():
     """A float64 network with dropout, so that rounding cannot hide a difference."""
-    unet = UNet(
-        out_channels=1, channels=4, channel_mult=(1,), num_res_blocks=1, attn_levels=(),
-        num_groups=2, dropout=0.3, dtype=jnp.float64,
-    )  # fmt: skip
+    config = UNetConfig(
+        channels=4, channel_mult=(1,), num_res_blocks=1, attn_levels=(), num_groups=2, dropout=0.3
+    )
+    network = make_network(config, SHAPE, dtype=jnp.float64)
     schedule = named_schedule("linear", T, dtype=jnp.float64)
     rate = optax.constant_schedule(1e-3)
-    return Parts(make_network(unet, SHAPE), schedule, rate, make_optimizer(rate))
+    return Parts(network, schedule, rate, make_optimizer(rate))
 
 
 @pytest.fixture(scope="module")

@@ -134,6 +134,13 @@ def test_half_precision_weights_go_back_bit_for_bit():
     assert_equal_arrays(to_torch(from_torch(weights, IMPROVED, recorded(case)[0])), weights)
 
 
+@pytest.mark.parametrize("name", ["use_checkpoint", "dims"])
+def test_arguments_that_change_no_result_are_accepted(name):
+    config, _, network = recorded(PLAIN)
+    weights = load_weights(GOLDENS / PLAIN)
+    assert from_torch(weights, IMPROVED, config | {name: 2}).config == network.config
+
+
 def assert_equal_arrays(found, expected):
     assert found.keys() == expected.keys()
     for name, array in expected.items():

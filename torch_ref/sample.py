@@ -27,7 +27,7 @@ from .unet import UNet
 
 Settings = dict[str, Any]
 Shape = tuple[int, int, int]
-FORMATS = 1, 2, 3  # of config.json; they differ in how training is described
+FORMATS = 1, 2, 3, 4  # of config.json; they differ in how training is described
 
 
 def make_unet(model: Settings, channels: int) -> UNet:

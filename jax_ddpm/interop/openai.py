@@ -27,7 +27,7 @@ NAMES = [
 LAYOUTS: dict[str, Layout] = {"qkv.weight": "pointwise_1d", "proj_out.weight": "pointwise_1d"}
 
 # Either changes no result, or says what is true here anyway.
-WITHOUT_EFFECT = ("image_size", "use_fp16", "dims")
+WITHOUT_EFFECT = ("image_size", "use_fp16", "dims", "use_checkpoint")
 OF_IMPROVED = (
     "in_channels", "model_channels", "out_channels", "num_res_blocks", "attention_resolutions",
     "dropout", "channel_mult", "conv_resample", "dims", "num_classes", "use_checkpoint",

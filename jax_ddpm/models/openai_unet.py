@@ -42,8 +42,6 @@ class OpenAIConfig(Architecture):
     """Convolutions where the resolution changes; else means of 2x2 pixels, and repeated pixels."""
     num_classes: int | None = None
     """Number of classes the images are labelled with; None: without labels."""
-    use_checkpoint: bool = False
-    """Compute features again in the backward pass instead of keeping them: slower, less memory."""
     num_heads: int = 1
     """Heads of each attention."""
     num_heads_upsample: int = -1
@@ -215,18 +213,17 @@ class OpenAIUNet(nn.Module):
 
     def _make(self, kind: str, path: Path, features: int, name: str) -> Any:
         config = self.config
-        again = nn.remat if config.use_checkpoint else lambda module: module
         match kind:
             case "attention":
                 heads = config.heads(features, path)
-                return again(AttentionBlock)(heads, self.qkv_first, self.dtype, name=name)
+                return AttentionBlock(heads, self.qkv_first, self.dtype, name=name)
             case "downsample" if not self.resblock_updown:
                 return Downsample(config.conv_resample, self.dtype, name=name)
             case "upsample" if not self.resblock_updown:
                 return Upsample(config.conv_resample, self.dtype, name=name)
         resampling = {"downsample": "down", "upsample": "up"}.get(kind)
         args = (features, config.dropout, config.use_scale_shift_norm, resampling, self.dtype)
-        return again(ResBlock)(*args, name=name)
+        return ResBlock(*args, name=name)
 
 
 def check_sides(sides: tuple[int, ...], num_levels: int) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from jax_ddpm.errors import UserError
 
-FORMAT = 3
+FORMAT = 4
 
 
 def check_format(number: object, where: object) -> None:
@@ -19,16 +19,32 @@ def check_format(number: object, where: object) -> None:
 
 
 def migrate(document: dict[str, Any], path: Path) -> dict[str, Any]:
-    """`document` in the format of this version. Raises UserError if it has none that is known.
+    """`document` in the format of this version.
 
-    Format 1 had one architecture and one warm-up of the moving average; format 2 had no checksums
-    in its checkpoints, and is otherwise the same.
+    Format 2 brought a choice of architectures and of warm-ups of the moving average, format 3
+    checksums in checkpoints. Format 4 dropped the networks' own use_checkpoint.
+
+    Raises UserError for an unknown format.
     """
-    check_format(document["format"], path)
-    if document["format"] > 1:
-        return {**document, "format": FORMAT}
+    number = document["format"]
+    check_format(number, path)
     config = dict(document["config"])
-    config["model"] = {"architecture": "unet", **config["model"]}
+    if number < 2:
+        config = _migrate_from_1(config)
+    if number < 4:
+        config = _migrate_from_3(config)
+    return {**document, "format": FORMAT, "config": config}
+
+
+def _migrate_from_1(config: dict[str, Any]) -> dict[str, Any]:
     train = dict(config["train"])
     train["ema_form"] = "ramp" if train.pop("ema_warmup") else "constant"
-    return {**document, "format": FORMAT, "config": {**config, "train": train}}
+    return {**config, "model": {"architecture": "unet", **config["model"]}, "train": train}
+
+
+def _migrate_from_3(config: dict[str, Any]) -> dict[str, Any]:
+    """`model.use_checkpoint` becomes `train.remat`, which did the same for every network."""
+    model, train = dict(config["model"]), dict(config["train"])
+    if model.pop("use_checkpoint", False) and train.get("remat", "none") == "none":
+        train["remat"] = "nothing_saveable"
+    return {**config, "model": model, "train": train}

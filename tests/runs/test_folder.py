@@ -7,9 +7,9 @@ import pytest
 
 from jax_ddpm import runs
 from jax_ddpm.config.presets import PRESETS
-from jax_ddpm.config.run import Config
+from jax_ddpm.config.run import Config, TrainConfig
 from jax_ddpm.errors import UserError
-from jax_ddpm.models import UNetConfig
+from jax_ddpm.models import GuidedDiffusionConfig, UNetConfig
 
 SHAPE = (28, 28, 1)
 
@@ -142,7 +142,7 @@ def test_a_configuration_with_a_value_that_is_none_is_refused(tmp_path, path, va
 
 def test_a_configuration_of_another_format_is_refused(tmp_path):
     whole = document(tmp_path) | {"format": 99}
-    with pytest.raises(UserError, match="has format 99, this version reads 1 to 3"):
+    with pytest.raises(UserError, match="has format 99, this version reads 1 to 4"):
         load_text(tmp_path, json.dumps(whole).encode())
 
 
@@ -188,6 +188,24 @@ def test_a_run_of_the_first_format_is_read(tmp_path, warmup):
     run = runs.load(tmp_path)
     assert run.config.train.ema_form == ("ramp" if warmup else "constant")
     assert isinstance(run.config.model, UNetConfig)
+
+
+@pytest.mark.parametrize(
+    ("used", "remat", "expected"),
+    [
+        (True, "none", "nothing_saveable"),
+        (True, "dots_saveable", "dots_saveable"),
+        (False, "none", "none"),
+    ],
+)
+def test_a_run_of_the_third_format_recomputes_features_as_it_did(tmp_path, used, remat, expected):
+    config = Config(run=tmp_path, model=GuidedDiffusionConfig(), train=TrainConfig(remat=remat))
+    runs.write_config(runs.Run(tmp_path, config, SHAPE))
+    old = document(tmp_path) | {"format": 3}
+    old["config"]["model"]["use_checkpoint"] = used
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    run = runs.load(tmp_path)
+    assert run.config == replace(config, run=run.config.run, train=TrainConfig(remat=expected))
 
 
 def test_an_unknown_architecture_is_refused(tmp_path):

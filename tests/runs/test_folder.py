@@ -200,12 +200,10 @@ def test_a_run_of_the_first_format_is_read(tmp_path, warmup):
 )
 def test_a_run_of_the_third_format_recomputes_features_as_it_did(tmp_path, used, remat, expected):
     config = Config(run=tmp_path, model=GuidedDiffusionConfig(), train=TrainConfig(remat=remat))
-    runs.write_config(runs.Run(tmp_path, config, SHAPE))
-    old = document(tmp_path) | {"format": 3}
+    old = runs.describe(runs.Run(tmp_path, config, SHAPE)) | {"format": 3}
     old["config"]["model"]["use_checkpoint"] = used
     (tmp_path / "config.json").write_text(json.dumps(old))
-    run = runs.load(tmp_path)
-    assert run.config == replace(config, run=run.config.run, train=TrainConfig(remat=expected))
+    assert runs.load(tmp_path).config == replace(config, train=TrainConfig(remat=expected))
 
 
 def test_an_unknown_architecture_is_refused(tmp_path):

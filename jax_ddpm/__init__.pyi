@@ -175,6 +175,7 @@ from jax_ddpm.data.loader import (
 )
 from jax_ddpm.files.images import (
     from_uint8 as from_uint8,
+    make_image_grid as make_image_grid,
     save_gif as save_gif,
     save_png as save_png,
     to_uint8 as to_uint8,

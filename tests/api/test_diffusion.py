@@ -62,8 +62,8 @@ SETTINGS = [
 def test_the_loss_is_that_of_a_training_step_with_the_same_key(images, settings):
     apply_fn = with_variance if "learned_range" in settings.values() else network
     optimizer = optax.sgd(0.0)
-    update = jd.make_update(lambda p, x, t, **_: apply_fn(p, x, t), optimizer, SCHEDULE, **settings)
-    step = jd.make_train_step(update, SCHEDULE.num_timesteps)
+    loss_fn = jd.make_loss_fn(lambda p, x, t, **_: apply_fn(p, x, t), SCHEDULE, **settings)
+    step = jd.make_train_step(jd.make_update(loss_fn, optimizer), SCHEDULE.num_timesteps)
     pixels = jd.to_uint8(images)
     state = jd.create_state(PARAMS, optimizer)
 

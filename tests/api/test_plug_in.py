@@ -81,7 +81,8 @@ def converted():
 
 
 def library():
-    network = jd.make_network(jd.UNetConfig(channels=4, channel_mult=(1,), num_groups=2), SHAPE[1:])
+    config = jd.UNetConfig(channels=4, channel_mult=(1,), attn_levels=(), num_groups=2)
+    network = jd.make_network(config, SHAPE[1:])
     return network.apply_fn, network.init(jax.random.key(0))
 
 

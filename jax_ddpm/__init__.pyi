@@ -26,8 +26,8 @@ from jax_ddpm.process.levels import (
 )
 from jax_ddpm.process.grids import (
     continuous_levels as continuous_levels,
-    listed_timesteps as listed_timesteps,
-    respaced_betas as respaced_betas,
+    parse_timesteps as parse_timesteps,
+    respace_betas as respace_betas,
     space_timesteps as space_timesteps,
     timestep_grid as timestep_grid,
 )
@@ -39,32 +39,38 @@ from jax_ddpm.process.types import (
     Prediction as Prediction,
 )
 from jax_ddpm.process.diffusion import (
-    eps_from_v as eps_from_v,
-    eps_from_x_0 as eps_from_x_0,
     p_mean_variance as p_mean_variance,
-    prediction_target as prediction_target,
     q_mean_variance as q_mean_variance,
     q_posterior as q_posterior,
     q_sample as q_sample,
     q_step as q_step,
+    x_0_from_x_prev as x_0_from_x_prev,
+)
+from jax_ddpm.process.predictions import (
+    eps_from_v as eps_from_v,
+    eps_from_x_0 as eps_from_x_0,
+    prediction_target as prediction_target,
     to_prediction as to_prediction,
     v_from as v_from,
     x_0_from_eps as x_0_from_eps,
     x_0_from_v as x_0_from_v,
-    x_0_from_x_prev as x_0_from_x_prev,
 )
 from jax_ddpm.process.denoiser import (
     make_denoise_fn as make_denoise_fn,
     rescale_timesteps as rescale_timesteps,
-    respaced as respaced,
+    respace_denoiser as respace_denoiser,
 )
 
 # Losses, and which timesteps are trained.
 from jax_ddpm.process.losses import (
     diffusion_loss as diffusion_loss,
-    draw as draw,
-    loss_weight as loss_weight,
     make_loss_fn as make_loss_fn,
+)
+from jax_ddpm.process.weighting import (
+    loss_weight as loss_weight,
+)
+from jax_ddpm.process.drawing import (
+    draw as draw,
 )
 from jax_ddpm.process.timesteps import (
     make_timestep_fn as make_timestep_fn,
@@ -93,7 +99,6 @@ from jax_ddpm.samplers import (
 )
 from jax_ddpm.process.guidance import (
     classifier_gradient as classifier_gradient,
-    guide_mean as guide_mean,
     guide_network as guide_network,
     guide_score as guide_score,
 )

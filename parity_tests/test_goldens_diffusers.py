@@ -6,9 +6,10 @@ import pytest
 
 from jax_ddpm.models import UNetConfig
 from jax_ddpm.process.denoiser import make_denoise_fn, threshold
-from jax_ddpm.process.diffusion import q_sample, v_from
+from jax_ddpm.process.diffusion import q_sample
 from jax_ddpm.process.grids import timestep_grid
 from jax_ddpm.process.levels import level_at
+from jax_ddpm.process.predictions import v_from
 from jax_ddpm.process.schedules import (
     BETAS,
     make_schedule,

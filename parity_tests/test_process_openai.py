@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jax_ddpm.process.diffusion import LEARNED, q_mean_variance, q_posterior, q_sample
-from jax_ddpm.process.grids import respaced_betas, space_timesteps
+from jax_ddpm.process.grids import respace_betas, space_timesteps
 from jax_ddpm.process.levels import Level, level_at
 from jax_ddpm.process.likelihood import vb_term
 from jax_ddpm.process.schedules import BETAS, make_schedule, named_schedule
@@ -209,7 +209,7 @@ def test_respaced_tables(compare, tag):
     run, io = respaced(tag)
     timesteps = space_timesteps(run["T"], run["spacing"])
     schedule = make_schedule(
-        respaced_betas(BETAS[run["schedule"]](run["T"]), timesteps), dtype="float64"
+        respace_betas(BETAS[run["schedule"]](run["T"]), timesteps), dtype="float64"
     )
     for name in ("betas", "alphas_cumprod", "posterior_log_variance_clipped"):
         compare("schedule tables", getattr(schedule, name), io[f"f64.{tag}/{name}"], "float64")
@@ -221,7 +221,7 @@ def test_respaced_losses(compare, dtype, tag):
     """The network is told the timestep of the full chain."""
     run, io = respaced(tag)
     betas, timesteps = BETAS[run["schedule"]](run["T"]), space_timesteps(run["T"], run["spacing"])
-    schedule = make_schedule(respaced_betas(betas, timesteps), dtype=dtype)
+    schedule = make_schedule(respace_betas(betas, timesteps), dtype=dtype)
     network, visited = network_of(run, run["T"]), jnp.asarray(timesteps[-2::-1])
     x_0, noise = (
         jnp.asarray(nchw_to_nhwc(a).astype(dtype)) for a in (io["in.x0"], io["in.noise"][0])

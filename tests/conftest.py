@@ -20,6 +20,7 @@ import pytest
 from jax_ddpm.config.run import Config, DataConfig, DiffusionConfig, SampleConfig, TrainConfig
 from jax_ddpm.data.idx import write_idx
 from jax_ddpm.models import UNetConfig
+from tests.shared.type_checks import unchecked_types  # noqa: F401 - a fixture
 
 jax.config.update("jax_enable_x64", True)
 

@@ -24,7 +24,8 @@ from jax_ddpm.api.checks import (
 )
 from jax_ddpm.errors import UserError, check_choice, require
 from jax_ddpm.process.denoiser import make_denoise_fn
-from jax_ddpm.process.diffusion import LEARNED, PredictionType, Variance
+from jax_ddpm.process.diffusion import LEARNED, Variance
+from jax_ddpm.process.drawing import draw
 from jax_ddpm.process.grids import CONTINUOUS, GridName, continuous_levels, timestep_grid
 from jax_ddpm.process.levels import Level, level_at, level_of_sigma, level_of_t
 from jax_ddpm.process.likelihood import (
@@ -33,9 +34,11 @@ from jax_ddpm.process.likelihood import (
     reverse_process,
     variational_bound,
 )
-from jax_ddpm.process.losses import LossType, Objective, Weighting, draw, make_loss_fn
+from jax_ddpm.process.losses import LossType, Objective, make_loss_fn
+from jax_ddpm.process.predictions import PredictionType
 from jax_ddpm.process.schedules import Schedule
 from jax_ddpm.process.types import ApplyFn, DenoiseFn, Images, Losses
+from jax_ddpm.process.weighting import Weighting
 from jax_ddpm.samplers import SAMPLERS, Sampler, draw_noise, sample
 from jax_ddpm.samplers.registry import Options
 

@@ -14,10 +14,11 @@ from jax_ddpm.data.sources import SourceName
 from jax_ddpm.errors import UserError
 from jax_ddpm.errors import require as _require
 from jax_ddpm.models import ModelConfig, UNetConfig
-from jax_ddpm.process.diffusion import PredictionType
-from jax_ddpm.process.losses import LossType, Objective, Weighting
+from jax_ddpm.process.losses import LossType, Objective
+from jax_ddpm.process.predictions import PredictionType
 from jax_ddpm.process.schedules import ClippedLogVariance, ScheduleName, named_schedule
 from jax_ddpm.process.timesteps import TimestepSampling
+from jax_ddpm.process.weighting import Weighting
 
 MAX_SIDE, MAX_TIMESTEPS = 65_536, 1_000_000
 

@@ -12,7 +12,7 @@ from jax_ddpm.errors import require as _require
 from jax_ddpm.process.grids import (
     CONTINUOUS,
     GridName,
-    listed_timesteps,
+    parse_timesteps,
     space_timesteps,
     timestep_grid,
 )
@@ -158,7 +158,7 @@ def sampling_timesteps(sample: SampleConfig, num_timesteps: int) -> Int[np.ndarr
     Raises ValueError where there is no such choice, and for levels between the timesteps.
     """
     if sample.timesteps is not None:
-        return listed_timesteps(num_timesteps, sample.timesteps)
+        return parse_timesteps(num_timesteps, sample.timesteps)
     if sample.respacing is not None:
         return space_timesteps(num_timesteps, sample.respacing)
     if sample.spacing == "log_snr" or sample.spacing == "karras":

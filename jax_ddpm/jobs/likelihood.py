@@ -12,9 +12,9 @@ from jaxtyping import Array, Int
 from jax_ddpm.devices.per_example import compile_per_example
 from jax_ddpm.files.images import from_uint8
 from jax_ddpm.jobs.build import Parts
-from jax_ddpm.process.denoiser import make_denoise_fn, respaced
+from jax_ddpm.process.denoiser import make_denoise_fn, respace_denoiser
 from jax_ddpm.process.diffusion import Variance
-from jax_ddpm.process.grids import respaced_betas
+from jax_ddpm.process.grids import respace_betas
 from jax_ddpm.process.levels import level_at
 from jax_ddpm.process.likelihood import noise_by_timestep, reverse_process, variational_bound
 from jax_ddpm.process.probability_flow import (
@@ -44,7 +44,7 @@ def make_bound_fn(
     def bound(params: Any, examples: Examples, _: Any) -> dict[str, Array]:
         pixels, labels, keys = examples
         x_0 = from_uint8(pixels)
-        denoise_fn = respaced(denoiser_of(parts, params, labels, x_0, clip_x_0), timesteps)
+        denoise_fn = respace_denoiser(denoiser_of(parts, params, labels, x_0, clip_x_0), timesteps)
         reverse_fn = reverse_process(schedule, denoise_fn, variance)
         noise_fn = noise_by_timestep(keys, x_0.shape[1:])
         found = variational_bound(schedule, reverse_fn, x_0, noise_fn)
@@ -104,7 +104,7 @@ def schedule_of(parts: Parts, timesteps: Int[np.ndarray, " S+1"]) -> Schedule:
     if diffusion.zero_terminal_snr:
         betas = rescale_zero_terminal_snr(betas)
     return make_schedule(
-        respaced_betas(betas, timesteps), clipped_log_variance=diffusion.clipped_log_variance
+        respace_betas(betas, timesteps), clipped_log_variance=diffusion.clipped_log_variance
     )
 
 

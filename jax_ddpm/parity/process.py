@@ -11,6 +11,7 @@ import torch
 from jax_ddpm.parity.quantities import Pair
 from jax_ddpm.parity.twins import draws, to_jax, to_torch
 from jax_ddpm.process import diffusion as ours
+from jax_ddpm.process import predictions as read
 from jax_ddpm.process.denoiser import make_denoise_fn
 from jax_ddpm.process.levels import level_at
 from jax_ddpm.process.losses import LossType, diffusion_loss
@@ -30,7 +31,7 @@ REF_BETAS: dict[str, Callable[[int], np.ndarray]] = {
     "cosine_epita": lambda T: ref_schedule.cosine_betas(T, clip=(1e-4, 0.02)),
     "quadratic_slip": lambda T: ref_schedule.quadratic_betas(T, start=1e-4**4, end=0.02**4),
 }
-PREDICTION_TYPES: tuple[ours.PredictionType, ...] = ("eps", "x_0", "v")
+PREDICTION_TYPES: tuple[str, ...] = ("eps", "x_0", "v")
 SHAPE = (5, 4, 6, 3)
 T = np.array([0, 1, 250, 998, 999])
 
@@ -40,7 +41,7 @@ def schedules_in(
 ) -> tuple[Schedule, ref_schedule.Schedule]:
     """The schedule called `name` with T = 1000 in both frameworks, each with its own betas."""
     mine = make_schedule(
-        BETAS[name](1000), dtype=dtype, clipped_log_variance=clipped_log_variance  # type: ignore[index]
+        BETAS[name](1000), dtype=dtype, clipped_log_variance=clipped_log_variance
     )  # fmt: skip
     betas = REF_BETAS[name](1000)
     return mine, ref_schedule.make_schedule(betas, getattr(torch, dtype), clipped_log_variance)
@@ -90,11 +91,11 @@ def _conversions(
     level = level_at(mine, jnp.asarray(T))
     a, b, c, t = to_torch(x_0), to_torch(given), to_torch(x_t), to_torch(T)
     pairs = {
-        "x_0 from eps": (ours.x_0_from_eps(level, x_t, given), ref.x_0_from_eps(theirs, c, t, b)),
-        "eps from x_0": (ours.eps_from_x_0(level, x_t, given), ref.eps_from_x_0(theirs, c, t, b)),
-        "x_0 from v": (ours.x_0_from_v(level, x_t, given), ref.x_0_from_v(theirs, c, t, b)),
-        "eps from v": (ours.eps_from_v(level, x_t, given), ref.eps_from_v(theirs, c, t, b)),
-        "v": (ours.v_from(level, x_0, given), ref.v_from_x_0_and_eps(theirs, a, b, t)),
+        "x_0 from eps": (read.x_0_from_eps(level, x_t, given), ref.x_0_from_eps(theirs, c, t, b)),
+        "eps from x_0": (read.eps_from_x_0(level, x_t, given), ref.eps_from_x_0(theirs, c, t, b)),
+        "x_0 from v": (read.x_0_from_v(level, x_t, given), ref.x_0_from_v(theirs, c, t, b)),
+        "eps from v": (read.eps_from_v(level, x_t, given), ref.eps_from_v(theirs, c, t, b)),
+        "v": (read.v_from(level, x_0, given), ref.v_from_x_0_and_eps(theirs, a, b, t)),
     }
     for what, (value, reference) in pairs.items():
         kind = "eps, x_0 and v conversions"

@@ -11,9 +11,9 @@ from jax_ddpm.parity.process import schedules_in
 from jax_ddpm.parity.quantities import Pair
 from jax_ddpm.parity.twins import draws, to_jax, to_torch, twin_networks
 from jax_ddpm.process.denoiser import make_denoise_fn
-from jax_ddpm.process.diffusion import PredictionType
 from jax_ddpm.process.grids import timestep_grid
 from jax_ddpm.process.levels import Level, level_at
+from jax_ddpm.process.predictions import PredictionType
 from jax_ddpm.process.types import Prediction
 from jax_ddpm.samplers import SamplerState, ddim, ddpm, sample
 from torch_ref import sampler as ref

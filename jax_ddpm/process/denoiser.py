@@ -4,45 +4,60 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Int, Num
 
-from jax_ddpm.process.diffusion import (
-    PredictionType,
+from jax_ddpm.process.checks import check_network_args, check_output
+from jax_ddpm.process.levels import Level
+from jax_ddpm.process.predictions import (
+    check_prediction_type,
     eps_from_x_0,
-    expand,
     split_output,
     to_prediction,
 )
-from jax_ddpm.process.levels import Level
+from jax_ddpm.process.shapes import expand
 from jax_ddpm.process.types import ApplyFn, DenoiseFn, Images, Prediction
+
+SETTINGS = (
+    "prediction_type",
+    "clip_x_0",
+    "rederive_eps",
+    "dynamic_threshold",
+    "learned_variance",
+)  # of make_denoise_fn
 
 
 def make_denoise_fn(
     apply_fn: ApplyFn,
     params: Any,
     *,
-    prediction_type: PredictionType = "eps",
+    prediction_type: str = "eps",
     clip_x_0: bool = True,
     rederive_eps: bool = True,
     dynamic_threshold: float | None = None,
     learned_variance: bool = False,
     **network_args: Any,
 ) -> DenoiseFn:
-    """A function (x_t, level) -> Prediction(x_0, eps) of the network's output.
+    """A function (x_t, level) -> Prediction(x_0, eps) from a network.
 
     `clip_x_0` clips x_0 to [-1, 1], as the sampler of Ho et al. 2020 does (it is not in the paper).
-    eps then follows from the clipped x_0, so that both stay consistent; `rederive_eps=False` keeps
-    the network's own eps (the default of diffusers' DDIM), as does the clean image, whose x_0 tells
-    nothing of it. `dynamic_threshold`, a quantile, takes the place of clipping: see `threshold`.
-    With `learned_variance` the second half of the output's channels is the prediction's
-    `raw_variance`. `network_args` go to `apply_fn`; so does the function's own optional
-    `x_self_cond`, an earlier x_0 (see `sample`).
+    eps is then recomputed from the clipped x_0, so that both stay consistent; `rederive_eps=False`
+    keeps the network's own eps (the default of diffusers' DDIM). At the clean level, where x_0
+    does not determine eps, the network's own is kept too. `dynamic_threshold`, a quantile, takes
+    the place of clipping: see `threshold`. With `learned_variance` the second half of the output's
+    channels becomes the prediction's `raw_variance`.
+
+    `network_args` go to `apply_fn`; so does the returned function's optional argument
+    `x_self_cond`, an earlier x_0 (see `sample`). Raises UserError for a name among them that looks
+    like a setting misspelt, and for an output whose shape does not fit x_t.
     """
+    prediction_type = check_prediction_type(prediction_type)
+    check_network_args(network_args, SETTINGS, "make_denoise_fn")
 
     def denoise(x_t: Images, level: Level, x_self_cond: Images | None = None) -> Prediction:
         given = {} if x_self_cond is None else {"x_self_cond": x_self_cond}
         t = jnp.broadcast_to(level.t, x_t.shape[:1])
         output = apply_fn(params, x_t, t, **network_args, **given).astype(x_t.dtype)
+        check_output(output, x_t, learned_variance)
         output, raw_variance = split_output(output, learned_variance)
         x_0, eps, _ = to_prediction(output, x_t, level, prediction_type)
         if clip_x_0 or dynamic_threshold is not None:
@@ -56,10 +71,11 @@ def make_denoise_fn(
 
 
 def threshold(x_0: Images, quantile: float, largest: float = float("inf")) -> Images:
-    """Clip each image to the `quantile`, 0 to 1, of its absolute pixels, and divide by that.
+    """Clip each image to the `quantile`, 0 to 1, of its absolute pixels, and divide by it.
 
-    The quantile counts as 1 where it is smaller: then this is clipping to [-1, 1] (Saharia et al.
-    2022, section 2.3). With `largest` it counts as that where it is larger (diffusers).
+    A quantile below 1 counts as 1, which is clipping to [-1, 1] (Saharia et al. 2022, section 2.3).
+    One above `largest` counts as `largest` (diffusers' `sample_max_value`; only comparisons with
+    recordings of diffusers use it).
     """
     sizes = jnp.quantile(jnp.abs(x_0), quantile, axis=(1, 2, 3), keepdims=True)
     limit = jnp.clip(sizes, 1, largest)
@@ -67,22 +83,22 @@ def threshold(x_0: Images, quantile: float, largest: float = float("inf")) -> Im
 
 
 def rescale_timesteps(apply_fn: ApplyFn, num_timesteps: int) -> ApplyFn:
-    """The same network, told t * 1000 / T, a float, instead of t (code of Nichol & Dhariwal 2021).
+    """The same network, called with the float t * 1000 / T (code of Nichol & Dhariwal 2021).
 
-    So a network trained with any T sees times between 0 and 1000.
+    It then sees times between 0 and 1000, whatever T it was trained with.
     """
 
-    def rescaled(params: Any, x_t: Images, t: Any, **network_args: Any) -> Images:
+    def rescaled(params: Any, x_t: Images, t: Num[Array, " b"], **network_args: Any) -> Images:
         dtype = jnp.promote_types(x_t.dtype, jnp.float32)
         return apply_fn(params, x_t, t.astype(dtype) * (1000 / num_timesteps), **network_args)
 
     return rescaled
 
 
-def respaced(denoise_fn: DenoiseFn, timesteps: Int[np.ndarray, " S+1"]) -> DenoiseFn:
-    """The same denoiser, at steps 0..S-1 of the chain of `respaced_betas(betas, timesteps)`.
+def respace_denoiser(denoise_fn: DenoiseFn, timesteps: Int[np.ndarray, " num_levels"]) -> DenoiseFn:
+    """The same denoiser at steps 0..S-1 of the chain of `respace_betas(betas, timesteps)`.
 
-    The network is told the timestep of the full chain (code of Nichol & Dhariwal 2021).
+    The network is called with the timestep of the full chain (code of Nichol & Dhariwal 2021).
     """
     visited = jnp.asarray(timesteps[-2::-1])
 

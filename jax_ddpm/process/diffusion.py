@@ -1,46 +1,57 @@
-"""The algebra of the forward process: q_sample, q_posterior, and eps <-> x_0 <-> v.
+"""The algebra of the forward process and its reversal: q_sample, q_posterior, p_mean_variance.
 
 Pure functions of arrays: no randomness, no network. Images are [b, h, w, c]; timesteps and the
 fields of a `Level` are scalars or [b].
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_ddpm.errors import UserError, check_choice
+from jax_ddpm.process.checks import check_images, check_timesteps
 from jax_ddpm.process.levels import Level, level_at
 from jax_ddpm.process.schedules import Schedule
+from jax_ddpm.process.shapes import expand
 from jax_ddpm.process.types import Gaussian, Images, Prediction, Timesteps
 
-PredictionType = Literal["eps", "x_0", "v"]
-Variance = Literal["fixed_small", "fixed_large", "learned_range", "learned"]
-LEARNED: tuple[Variance, ...] = ("learned_range", "learned")
+FIXED = ("fixed_small", "fixed_large")
 
 
-def expand(a: Float[Array, "*b"], images: Images) -> Float[Array, "*b 1 1 1"]:
-    """Append axes of length 1 to a per-example value, so that it broadcasts over pixels."""
-    return a.reshape(a.shape + (1,) * (images.ndim - a.ndim)) if a.ndim else a
+LEARNED = ("learned_range", "learned")
+
+
+VARIANCES = FIXED + LEARNED
 
 
 def add_noise(level: Level, x_0: Images, noise: Images) -> Images:
-    """x_t = signal x_0 + sigma noise (Ho et al. 2020, Eq. 4)."""
+    """x_t = signal x_0 + sigma noise (Ho et al. 2020, Eq. 4).
+
+    Raises UserError for integer images, and for images with the channels in front.
+    """
+    check_images("x_0", x_0)
     return expand(level.signal, x_0) * x_0 + expand(level.sigma, x_0) * noise
 
 
 def q_sample(schedule: Schedule, x_0: Images, t: Timesteps, noise: Images) -> Images:
-    """Draw x_t from q(x_t | x_0) with the given noise, t in 0..T-1 (Ho et al. 2020, Eq. 4)."""
+    """Draw x_t from q(x_t | x_0) with the given noise, t in 0..T-1 (Ho et al. 2020, Eq. 4).
+
+    x_0 [b, h, w, c] in [-1, 1], t a scalar or [b], noise standard normal and shaped like x_0.
+    """
     return add_noise(level_at(schedule, t), x_0, noise)
 
 
 def q_step(schedule: Schedule, x_prev: Images, t: Timesteps, noise: Images) -> Images:
-    """Draw x_t from q(x_t | x_{t-1}) with the given noise (Ho et al. 2020, Eq. 2)."""
+    """Draw x_t from q(x_t | x_{t-1}) with the given noise, t in 0..T-1 (Ho et al. 2020, Eq. 2)."""
+    check_timesteps(t, schedule.num_timesteps)
     beta = expand(schedule.betas[t], x_prev)
     return jnp.sqrt(1 - beta) * x_prev + jnp.sqrt(beta) * noise
 
 
 def q_posterior(schedule: Schedule, x_0: Images, x_t: Images, t: Timesteps) -> Gaussian:
     """q(x_{t-1} | x_t, x_0), t in 0..T-1 (Ho et al. 2020, Eqs. 6 and 7)."""
+    check_timesteps(t, schedule.num_timesteps)
     coef1 = expand(schedule.posterior_mean_coef1[t], x_t)
     coef2 = expand(schedule.posterior_mean_coef2[t], x_t)
     return Gaussian(
@@ -52,6 +63,7 @@ def q_posterior(schedule: Schedule, x_0: Images, x_t: Images, t: Timesteps) -> G
 
 def q_mean_variance(schedule: Schedule, x_0: Images, t: Timesteps) -> Gaussian:
     """q(x_t | x_0), t in 0..T-1 (Ho et al. 2020, Eq. 4)."""
+    check_timesteps(t, schedule.num_timesteps)
     return Gaussian(
         mean=expand(schedule.sqrt_alphas_cumprod[t], x_0) * x_0,
         variance=expand(schedule.sqrt_one_minus_alphas_cumprod[t] ** 2, x_0),
@@ -60,15 +72,16 @@ def q_mean_variance(schedule: Schedule, x_0: Images, t: Timesteps) -> Gaussian:
 
 
 def p_mean_variance(
-    schedule: Schedule, prediction: Prediction, x_t: Images, t: Timesteps, variance: Variance
+    schedule: Schedule, prediction: Prediction, x_t: Images, t: Timesteps, variance: str
 ) -> Gaussian:
-    """p(x_{t-1} | x_t) of a predicted x_0, t in 0..T-1 (Ho et al. 2020, section 3.2).
+    """p(x_{t-1} | x_t) at a predicted x_0, t in 0..T-1 (Ho et al. 2020, section 3.2).
 
     The variance is beta-tilde ("fixed_small"), beta ("fixed_large"), between the two
     ("learned_range"), or the exponential of the network's own output ("learned"). At t = 0
     "fixed_large" has the clipped beta-tilde too, for a better likelihood (code of Ho et al.).
-    Raises ValueError for a learned variance that was not predicted.
+    Raises UserError for a learned variance that was not predicted.
     """
+    variance = check_choice("variance", variance, VARIANCES)
     posterior = q_posterior(schedule, prediction.x_0, x_t, t)
     if variance == "fixed_small":
         return posterior
@@ -82,18 +95,18 @@ def p_mean_variance(
 
 def learned_log_variance(
     prediction: Prediction,
-    variance: Variance,
-    log_small: Float[Array, "*b 1 1 1"],
-    log_large: Float[Array, "*b 1 1 1"],
+    variance: str,
+    log_small: Float[Array, "..."],
+    log_large: Float[Array, "..."],
 ) -> Images:
-    """What the network says of log variance: itself ("learned"), or a place between the bounds.
+    """The predicted log variance: the output itself ("learned"), or between the two bounds.
 
     "learned_range": -1 is the small variance, 1 the large one (Nichol & Dhariwal 2021, Eq. 15).
-    Raises ValueError if the prediction has no variance.
+    Raises UserError if the prediction has no variance.
     """
     raw = prediction.raw_variance
     if raw is None:
-        raise ValueError(
+        raise UserError(
             f"variance {variance!r} needs a network that predicts it: learned_variance=True"
         )
     if variance == "learned":
@@ -105,69 +118,15 @@ def learned_log_variance(
 def x_0_from_x_prev(schedule: Schedule, x_t: Images, t: Timesteps, x_prev: Images) -> Images:
     """The x_0 at which the mean of q(x_{t-1} | x_t, x_0) is `x_prev` (Ho et al. 2020, Eq. 7).
 
-    For networks that predict that mean. Their target is `q_posterior(...).mean`.
+    For networks that predict this mean. Their target is `q_posterior(...).mean`.
     """
+    check_timesteps(t, schedule.num_timesteps)
     coef1 = expand(schedule.posterior_mean_coef1[t], x_t)
     coef2 = expand(schedule.posterior_mean_coef2[t], x_t)
     return x_prev / coef1 - coef2 / coef1 * x_t
 
 
-def x_0_from_eps(level: Level, x_t: Images, eps: Images) -> Images:
-    """x_0 = (x_t - sigma eps) / signal (Ho et al. 2020, Eq. 15)."""
-    return (x_t - expand(level.sigma, x_t) * eps) / expand(level.signal, x_t)
-
-
-def eps_from_x_0(level: Level, x_t: Images, x_0: Images) -> Images:
-    """eps = (x_t - signal x_0) / sigma; not defined for the clean image, sigma = 0."""
-    return (x_t - expand(level.signal, x_t) * x_0) / expand(level.sigma, x_t)
-
-
-def v_from(level: Level, x_0: Images, eps: Images) -> Images:
-    """v = signal eps - sigma x_0 (Salimans & Ho 2022, section 4)."""
-    return expand(level.signal, x_0) * eps - expand(level.sigma, x_0) * x_0
-
-
-def x_0_from_v(level: Level, x_t: Images, v: Images) -> Images:
-    """x_0 = signal x_t - sigma v (Salimans & Ho 2022, appendix D)."""
-    return expand(level.signal, x_t) * x_t - expand(level.sigma, x_t) * v
-
-
-def eps_from_v(level: Level, x_t: Images, v: Images) -> Images:
-    """eps = sigma x_t + signal v (Salimans & Ho 2022, appendix D)."""
-    return expand(level.sigma, x_t) * x_t + expand(level.signal, x_t) * v
-
-
-def split_output(
-    output: Float[Array, "b h w o"], learned_variance: bool
-) -> tuple[Images, Images | None]:
-    """The network's prediction and, if it learns the variance, the second half of its channels."""
-    if not learned_variance:
-        return output, None
-    prediction, raw_variance = jnp.split(output, 2, axis=-1)
-    return prediction, raw_variance
-
-
-def to_prediction(
-    output: Images, x_t: Images, level: Level, prediction_type: PredictionType
-) -> Prediction:
-    """Read the network's output as a prediction of eps, x_0 or v, and give x_0 and eps."""
-    match prediction_type:
-        case "eps":
-            return Prediction(x_0_from_eps(level, x_t, output), output)
-        case "x_0":
-            return Prediction(output, eps_from_x_0(level, x_t, output))
-        case "v":
-            return Prediction(x_0_from_v(level, x_t, output), eps_from_v(level, x_t, output))
-
-
-def prediction_target(
-    level: Level, x_0: Images, noise: Images, prediction_type: PredictionType
-) -> Images:
-    """What the network's output is compared with: the drawn noise, the clean image, or v."""
-    match prediction_type:
-        case "eps":
-            return noise
-        case "x_0":
-            return x_0
-        case "v":
-            return v_from(level, x_0, noise)
+if TYPE_CHECKING:
+    Variance = str
+else:
+    Variance = Literal[VARIANCES]

@@ -3,17 +3,19 @@
 import numpy as np
 from jaxtyping import Float
 
+from jax_ddpm.errors import UserError
+
 Points = Float[np.ndarray, "n d"]
 
 
 def energy_distance(x: Points, y: Points) -> float:
     """2 E|x - y| - E|x - x'| - E|y - y'| without bias (Szekely & Rizzo 2013, Eq. 2.1).
 
-    Zero in expectation for two samples of one distribution, positive for any two that differ.
-    Raises ValueError for fewer than two points in either.
+    Its expectation is zero for two samples of the same distribution and positive for samples of two
+    that differ. Raises UserError for fewer than two points in either.
     """
     if len(x) < 2 or len(y) < 2:
-        raise ValueError(f"two sets of at least 2 points are needed, got {len(x)} and {len(y)}")
+        raise UserError(f"two sets of at least 2 points are needed, got {len(x)} and {len(y)}")
     within = sum(distances(a, a).sum() / (len(a) * (len(a) - 1)) for a in (x, y))
     return float(2 * distances(x, y).mean() - within)
 

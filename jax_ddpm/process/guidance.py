@@ -8,28 +8,30 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from jax_ddpm.process.diffusion import expand, split_output
 from jax_ddpm.process.levels import Level
+from jax_ddpm.process.predictions import split_output
+from jax_ddpm.process.shapes import expand, pixel_axes
 from jax_ddpm.process.types import (
     ApplyFn,
     DenoiseFn,
     GradientFn,
     Images,
     Labels,
+    Losses,
     Prediction,
     Timesteps,
 )
 
-LogProbFn = Callable[[Images, Timesteps, Labels], Float[Array, " b"]]
+LogProbFn = Callable[[Images, Timesteps, Labels], Losses]
 
 
 def guide(uncond: Images, cond: Images, scale: float) -> Images:
     """uncond + scale (cond - uncond) (Ho & Salimans 2022, Eq. 6, where w is scale - 1).
 
-    0 is the unconditional output, 1 the conditional one, and more goes beyond it. It may be eps,
-    x_0 or v: all three are linear in each other at a given x_t.
+    0 gives the unconditional output, 1 the conditional one; larger scales push further. The outputs
+    may be eps, x_0 or v: all three are linear in each other at a given x_t.
     """
     return uncond + scale * (cond - uncond)
 
@@ -37,10 +39,9 @@ def guide(uncond: Images, cond: Images, scale: float) -> Images:
 def rescale_guided(guided: Images, cond: Images, fraction: float) -> Images:
     """Give `guided` the standard deviation of `cond`, image by image, to the extent of `fraction`.
 
-    0 leaves it as it is, 1 does it fully (Lin et al. 2023, Eqs. 15 and 16, their phi).
+    0 leaves it as it is, 1 rescales it fully (Lin et al. 2023, Eqs. 15 and 16, their phi).
     """
-    axes = tuple(range(1, cond.ndim))
-    wanted, found = (jnp.std(a, axis=axes, keepdims=True) for a in (cond, guided))
+    wanted, found = (jnp.std(a, axis=pixel_axes(a), keepdims=True) for a in (cond, guided))
     ratio = jnp.where(found > 0, wanted / jnp.where(found > 0, found, 1), 1)
     return fraction * (guided * ratio) + (1 - fraction) * guided
 
@@ -56,10 +57,10 @@ def guide_network(
 ) -> ApplyFn:
     """The network `apply_fn` with classifier-free guidance, in one call of twice the batch.
 
-    `null_label` is the label that it was taught to read as "no class". Outside the timesteps
+    `null_label` is the label that stands for "no class" in training. Outside the timesteps
     `interval` (lo, hi), both included, the output is the conditional one (Kynkaanniemi et al.
-    2024); `rescale` is the fraction of `rescale_guided`. With `learned_variance` the second half of
-    the channels is that of the conditional output.
+    2024). `rescale` is the fraction of `rescale_guided`. With `learned_variance` the second half of
+    the channels comes from the conditional output.
     """
 
     def guided(
@@ -71,9 +72,11 @@ def guide_network(
         x_self_cond: Images | None = None,
         **network_args: Any,
     ) -> Images:
-        given = {} if x_self_cond is None else {"x_self_cond": _twice(x_self_cond)}
+        given = {} if x_self_cond is None else {"x_self_cond": repeat_batch(x_self_cond)}
         labels = jnp.concatenate([label, jnp.full_like(label, null_label)])
-        both = apply_fn(params, _twice(x_t), _twice(t), label=labels, **given, **network_args)
+        both = apply_fn(
+            params, repeat_batch(x_t), repeat_batch(t), label=labels, **given, **network_args
+        )
         (cond, variance), (uncond, _) = (
             split_output(half, learned_variance) for half in jnp.split(both, 2)
         )
@@ -86,14 +89,15 @@ def guide_network(
     return guided
 
 
-def _twice(a: Array) -> Array:
+def repeat_batch(a: Array) -> Array:
+    """The batch twice, one copy after the other."""
     return jnp.concatenate([a, a])
 
 
 def classifier_gradient(log_prob: LogProbFn, label: Labels, scale: float = 1.0) -> GradientFn:
     """(x_t, level) -> scale times the gradient in x_t of log p(label | x_t), image by image.
 
-    `log_prob(x_t, t, label)` gives one number per image, of that image alone.
+    `log_prob(x_t, t, label)` gives one number per image, which depends on that image alone.
     """
 
     def gradient(x_t: Images, level: Level) -> Images:
@@ -106,7 +110,8 @@ def classifier_gradient(log_prob: LogProbFn, label: Labels, scale: float = 1.0) 
 def guide_score(denoise_fn: DenoiseFn, gradient_fn: GradientFn) -> DenoiseFn:
     """Classifier guidance for every sampler: eps - sigma gradient (Dhariwal & Nichol 2021, alg. 2).
 
-    x_0 follows, so that both stay consistent; it needs a level with signal > 0.
+    x_0 changes with it, so that both stay consistent; this needs a level with signal > 0. Ancestral
+    sampling can move its mean instead (algorithm 1): `ddpm(variance, gradient_fn)`.
     """
 
     def denoise(x_t: Images, level: Level, **given: Any) -> Prediction:
@@ -117,11 +122,3 @@ def guide_score(denoise_fn: DenoiseFn, gradient_fn: GradientFn) -> DenoiseFn:
         return Prediction(x_0, eps, prediction.raw_variance)
 
     return denoise
-
-
-def guide_mean(mean: Images, variance: Array, gradient: Images) -> Images:
-    """mean + variance gradient, a classifier's reverse step (Dhariwal & Nichol 2021, alg. 1).
-
-    For ancestral sampling: `ddpm(variance, gradient_fn)` does the same.
-    """
-    return mean + variance * gradient

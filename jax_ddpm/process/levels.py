@@ -7,13 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
+from jax_ddpm.process.checks import check_timesteps
 from jax_ddpm.process.schedules import Schedule
 
 
 class Level(NamedTuple):
     """Noise levels: x_t = signal * x_0 + sigma * noise. t = -1 is the clean image (1, 0).
 
-    Between two timesteps t is a float: networks that embed t take any, a table of times does not.
+    A level is one for all images (shape []) or one per image ([b]); a grid of levels has the steps
+    in front ([S + 1] or [S + 1, b]). Between two timesteps t is a float: networks that embed t
+    take any, a table of times does not.
     """
 
     t: Num[Array, "*n"]
@@ -21,9 +24,14 @@ class Level(NamedTuple):
     sigma: Float[Array, "*n"]
 
 
-def level_at(schedule: Schedule, t: Int[Array, "*n"]) -> Level:
-    """The noise levels of timesteps `t` (any shape, -1..T-1)."""
+def level_at(schedule: Schedule, t: Int[Array | np.ndarray, "*n"] | int) -> Level:
+    """The noise levels of timesteps `t` (any shape, -1..T-1).
+
+    Raises UserError for a timestep outside. Under `jax.jit` values are not known and therefore not
+    checked: a timestep beyond T - 1 then has the level of T - 1.
+    """
     t = jnp.asarray(t)
+    check_timesteps(t, schedule.num_timesteps, lowest=-1)
     clean = t < 0
     signal = jnp.where(clean, 1, schedule.sqrt_alphas_cumprod[t])
     sigma = jnp.where(clean, 0, schedule.sqrt_one_minus_alphas_cumprod[t])
@@ -31,13 +39,16 @@ def level_at(schedule: Schedule, t: Int[Array, "*n"]) -> Level:
 
 
 def level_list(
-    schedule: Schedule, t: Float[np.ndarray, " S"], sigmas: Float[np.ndarray, " S"]
+    schedule: Schedule, t: Num[np.ndarray, " S"], sigmas: Float[np.ndarray, " S"]
 ) -> Level:
-    """Levels told as (t, sigma / signal), as other packages tabulate them, and the clean image."""
-    return with_clean_image(np.asarray(t), np.asarray(sigmas), schedule.betas.dtype)
+    """Levels given as (t, sigma / signal), as other packages tabulate them, and the clean image."""
+    return append_clean_image(t, sigmas, schedule.betas.dtype)
 
 
-def with_clean_image(t: Any, sigmas: Any, dtype: Any) -> Level:
+def append_clean_image(
+    t: Num[np.ndarray, " S"], sigmas: Float[np.ndarray, " S"], dtype: Any
+) -> Level:
+    """The levels of (t, sigma / signal), followed by t = -1."""
     signal = 1 / np.sqrt(1 + sigmas**2)
     fields = np.append(t, -1.0), np.append(signal, 1.0), np.append(signal * sigmas, 0.0)
     return Level(*(jnp.asarray(field, dtype) for field in fields))
@@ -50,10 +61,10 @@ def log_sigma_table(schedule: Schedule) -> Float[np.ndarray, " T"]:
 
 
 def level_of_sigma(schedule: Schedule) -> Callable[[Float[Array, "*n"]], Level]:
-    """The level of a given sigma / signal > 0.
+    """A function from sigma / signal > 0 to the level.
 
-    Its t lies on the line through log(sigma / signal) over the timesteps, and is cut off at 0 and
-    T - 1 (K. Crowson's k-diffusion).
+    t is interpolated linearly in log(sigma / signal) and clipped to 0..T-1 (K. Crowson's
+    k-diffusion).
     """
     table = log_sigma_table(schedule)
 
@@ -67,7 +78,7 @@ def level_of_sigma(schedule: Schedule) -> Callable[[Float[Array, "*n"]], Level]:
 
 
 def level_of_t(schedule: Schedule) -> Callable[[Num[Array, "*n"]], Level]:
-    """The level of a timestep: that of the tables of a whole one, between them of a float.
+    """A function from timesteps to levels: integers are looked up, floats lie in between.
 
     Between two timesteps log(sigma / signal) is linear, so that `level_of_sigma` gives t back.
     """
@@ -76,10 +87,8 @@ def level_of_t(schedule: Schedule) -> Callable[[Num[Array, "*n"]], Level]:
     def level(t: Num[Array, "*n"]) -> Level:
         if jnp.issubdtype(t.dtype, jnp.integer):
             return level_at(schedule, t)
-        log_sigma = jnp.interp(
-            t, jnp.arange(len(table), dtype=t.dtype), jnp.asarray(table, t.dtype)
-        )
-        sigma = jnp.exp(log_sigma)
+        log_sigmas = jnp.asarray(table, t.dtype)
+        sigma = jnp.exp(jnp.interp(t, jnp.arange(len(table), dtype=t.dtype), log_sigmas))
         signal = 1 / jnp.sqrt(1 + sigma**2)
         return Level(t, signal, signal * sigma)
 

@@ -1,6 +1,6 @@
-"""The variational bound on the likelihood, term by term: Gaussians' divergence, 8-bit pixels, bits.
+"""The variational bound on the likelihood, term by term: KL divergences, 8-bit pixels, bits.
 
-Pure functions of arrays. Images are [b, h, w, c] in [-1, 1], made of 8-bit pixels.
+Pure functions of arrays. Images are [b, h, w, c] in [-1, 1] and consist of 8-bit pixels.
 """
 
 import math
@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from jax_ddpm.errors import check_choice
 from jax_ddpm.process.diffusion import (
-    Variance,
-    expand,
+    VARIANCES,
     p_mean_variance,
     q_mean_variance,
     q_posterior,
@@ -21,7 +21,16 @@ from jax_ddpm.process.diffusion import (
 )
 from jax_ddpm.process.levels import level_at
 from jax_ddpm.process.schedules import Schedule
-from jax_ddpm.process.types import DenoiseFn, Gaussian, Images, NoiseFn, Prediction, Timesteps
+from jax_ddpm.process.shapes import expand, mean_over_pixels
+from jax_ddpm.process.types import (
+    DenoiseFn,
+    Gaussian,
+    Images,
+    Losses,
+    NoiseFn,
+    Prediction,
+    Timesteps,
+)
 
 ReverseFn = Callable[[Images, Timesteps], tuple[Prediction, Gaussian]]
 
@@ -31,7 +40,7 @@ SATURATED = 20.0  # beyond it the approximate cdf is exactly 0 or 1, in float64 
 class Bound(NamedTuple):
     """The bound on -log2 p(x_0) of each image, in bits per pixel and channel, and two errors by t.
 
-    `terms[t]` is that of `vb_term`; `x_0_mse` and `eps_mse` are the mean squared errors of the
+    `terms[t]` is the `vb_term` of t; `x_0_mse` and `eps_mse` are the mean squared errors of the
     prediction at the same x_t.
     """
 
@@ -42,7 +51,7 @@ class Bound(NamedTuple):
 
     @property
     def total(self) -> Float[Array, " b"]:
-        """The bound itself: the sum of all terms and the prior's."""
+        """The bound itself: the sum of the prior and all terms."""
         return self.prior + self.terms.sum(axis=0)
 
 
@@ -56,8 +65,8 @@ def variational_bound(
 ) -> Bound:
     """Every term of the bound, at one x_t per image and t, in one scan (Ho et al. 2020, Eq. 5).
 
-    x_0 in [-1, 1], made of 8-bit pixels; `reverse_fn(x_t, t)` is that of `reverse_process`;
-    `noise_fn(t)` is the noise [b, h, w, c] of timestep t. The convention at t = 0 is that of
+    x_0 in [-1, 1] consists of 8-bit pixels; `reverse_fn(x_t, t)` comes from `reverse_process`;
+    `noise_fn(t)` is the noise [b, h, w, c] of timestep t. The convention at t = 0 follows from
     `schedule` (clipped_log_variance) and `log_floor`.
     """
 
@@ -75,11 +84,13 @@ def variational_bound(
     return Bound(prior_term(schedule, x_0), *by_t)
 
 
-def reverse_process(schedule: Schedule, denoise_fn: DenoiseFn, variance: Variance) -> ReverseFn:
-    """The function (x_t, t) -> prediction, p(x_{t-1} | x_t) of a denoiser; see `p_mean_variance`.
+def reverse_process(schedule: Schedule, denoise_fn: DenoiseFn, variance: str) -> ReverseFn:
+    """A function (x_t, t) -> (prediction, p(x_{t-1} | x_t)) from a denoiser; see `p_mean_variance`.
 
-    For fewer timesteps, `schedule` is that of `respaced_betas` and the denoiser one of `respaced`.
+    For fewer timesteps, take the schedule of `respace_betas` and the denoiser of
+    `respace_denoiser`.
     """
+    variance = check_choice("variance", variance, VARIANCES)
 
     def reverse_fn(x_t: Images, t: Timesteps) -> tuple[Prediction, Gaussian]:
         prediction = denoise_fn(x_t, level_at(schedule, t))
@@ -91,9 +102,9 @@ def reverse_process(schedule: Schedule, denoise_fn: DenoiseFn, variance: Varianc
 def noise_by_timestep(
     keys: Key[Array, " b"], image_shape: tuple[int, ...], dtype: Any = jnp.float32
 ) -> NoiseFn:
-    """The function t -> standard normal noise, image by image from its own key."""
+    """A function t -> standard normal noise, each image from its own key."""
 
-    def noise_fn(t: Int[Array, ""]) -> Images:
+    def noise_fn(t: Int[Array, ""] | int) -> Images:
         return jax.vmap(
             lambda key: jax.random.normal(jax.random.fold_in(key, t), image_shape, dtype)
         )(keys)
@@ -109,8 +120,8 @@ def normal_kl(p: Gaussian, q: Gaussian) -> Images:
 
 
 def approx_normal_cdf(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """The standard normal's cumulative distribution through tanh, off by less than 2e-4."""
-    x = jnp.clip(x, -SATURATED, SATURATED)  # or the gradient is 0 times infinity far out
+    """The standard normal's cumulative distribution through tanh, to within 2e-4."""
+    x = jnp.clip(x, -SATURATED, SATURATED)  # far out the gradient would be 0 times infinity
     return 0.5 * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
@@ -136,14 +147,14 @@ def vb_term(
     model: Gaussian,
     *,
     log_floor: float = 1e-12,
-) -> Float[Array, " b"]:
+) -> Losses:
     """One term of the bound, in bits per pixel and channel (Ho et al. 2020, Eq. 5).
 
     `model` is p(x_{t-1} | x_t), see `p_mean_variance`. The term is KL(q(x_{t-1} | x_t, x_0) | p),
     and -log p(x_0 | x_1) at t = 0, where p has the clipped variance of `schedule`.
     """
     decoded, posterior = expand(t, x_t) == 0, q_posterior(schedule, x_0, x_t, t)
-    # At t = 0 the divergence is not used; with a tiny variance it would poison the gradient.
+    # At t = 0 the divergence is not used, but with a tiny variance it would poison the gradient.
     later = model._replace(
         log_variance=jnp.where(decoded, posterior.log_variance, model.log_variance)
     )
@@ -153,8 +164,8 @@ def vb_term(
     return mean_bits(jnp.where(decoded, nll, kl))
 
 
-def prior_term(schedule: Schedule, x_0: Images) -> Float[Array, " b"]:
-    """KL(q(x_T | x_0) | N(0, 1)) in bits per pixel and channel: what is left of the image."""
+def prior_term(schedule: Schedule, x_0: Images) -> Losses:
+    """KL(q(x_T | x_0) | N(0, 1)) in bits per pixel and channel: what the noise leaves of x_0."""
     last = jnp.full(len(x_0), schedule.num_timesteps - 1)
     zero = jnp.zeros((), x_0.dtype)
     return mean_bits(
@@ -162,11 +173,6 @@ def prior_term(schedule: Schedule, x_0: Images) -> Float[Array, " b"]:
     )
 
 
-def mean_bits(nats: Images) -> Float[Array, " b"]:
+def mean_bits(nats: Images) -> Losses:
     """Nats per pixel and channel as bits, averaged over each image."""
     return mean_over_pixels(nats) / math.log(2)
-
-
-def mean_over_pixels(values: Images) -> Float[Array, " b"]:
-    """The mean over pixels and channels of each image."""
-    return values.mean(axis=tuple(range(1, values.ndim)))

@@ -1,24 +1,36 @@
 """The exact likelihood of a denoiser's probability flow (Song et al. 2021, section 4.3).
 
 The flow carries an image to noise without any randomness. With x_t = signal x_0 + sigma eps and
-signal = cos(angle), sigma = sin(angle), it is dx_t / d angle = v, with v = signal eps - sigma x_0
-(Salimans & Ho 2022, appendix D). That is d(x_t / signal) / d(sigma / signal) = eps in variables
-that stay bounded at both ends. Pure functions of arrays; images are [b, h, w, c].
+signal = cos(angle), sigma = sin(angle), it is dx_t / d angle = v, where v = signal eps - sigma x_0
+(Salimans & Ho 2022, appendix D). That is d(x_t / signal) / d(sigma / signal) = eps, written in
+variables that stay bounded at both ends. Pure functions of arrays; images are [b, h, w, c].
 """
 
 import math
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jax_ddpm.process.diffusion import v_from
+from jax_ddpm.errors import check_choice
+from jax_ddpm.process.checks import check_images
 from jax_ddpm.process.levels import Level
+from jax_ddpm.process.predictions import v_from
+from jax_ddpm.process.shapes import sum_over_pixels
 from jax_ddpm.process.types import DenoiseFn, Images
 
 Probes = Float[Array, "k b h w c"]
-ProbeKind = Literal["rademacher", "normal"]
+
+PROBES: dict[str, Callable[..., Array]] = {
+    "rademacher": jax.random.rademacher,
+    "normal": jax.random.normal,
+}
+if TYPE_CHECKING:
+    ProbeKind = str
+else:
+    ProbeKind = Literal[tuple(PROBES)]
 
 HALF_RANGE = 127.5  # 8-bit pixels p are x = p / 127.5 - 1
 
@@ -29,15 +41,16 @@ def flow_log_density(
     """log p(x) in nats of each image under the flow (Song et al. 2021, Eq. 39), to second order.
 
     `levels` are N + 1 noise levels with signal^2 + sigma^2 = 1, the least noise first; each of the
-    N steps of Heun's method asks the denoiser twice. The prior N(0, 1) holds at the last level.
+    N steps of Heun's method evaluates the denoiser twice. At the last level the prior is N(0, 1).
     `probes` estimate the divergence, see `velocity_and_divergence`; an image keeps its own along
     the way.
 
-    Below the first level nothing is done: the density is that of x_t / signal there, the images
-    with the noise sigma / signal of that level left in them. The denoiser should not clip x_0.
+    The flow stops at the first level: the result is the density of x_t / signal there, of images
+    that still hold the noise sigma / signal of that level. The denoiser should not clip x_0.
     """
+    check_images("x", x)
     angles = jnp.arctan2(levels.sigma, levels.signal)
-    cur, nxt = Level(*(field[:-1] for field in levels)), Level(*(field[1:] for field in levels))
+    cur, nxt = jax.tree.map(lambda a: a[:-1], levels), jax.tree.map(lambda a: a[1:], levels)
 
     def step(carry: tuple[Images, Array], at: Any) -> tuple[tuple[Images, Array], None]:
         (x_t, growth), (cur, nxt, size) = carry, at
@@ -51,7 +64,7 @@ def flow_log_density(
     start = (levels.signal[0] * x, jnp.zeros(len(x), x.dtype))
     (x_T, growth), _ = jax.lax.scan(step, start, (cur, nxt, jnp.diff(angles)))
     prior = -0.5 * (x_T**2 + math.log(2 * math.pi))
-    return sum_pixels(prior + jnp.log(levels.signal[0])) + growth
+    return sum_over_pixels(prior + jnp.log(levels.signal[0])) + growth
 
 
 def velocity_and_divergence(
@@ -68,11 +81,13 @@ def velocity_and_divergence(
         return v_from(level, x_0, eps)
 
     v, derivative = jax.linearize(velocity, x_t)
-    return v, jax.vmap(lambda probe: sum_pixels(probe * derivative(probe)))(probes).mean(axis=0)
+    return v, jax.vmap(lambda probe: sum_over_pixels(probe * derivative(probe)))(probes).mean(
+        axis=0
+    )
 
 
 def exact_probes(x: Images) -> Probes:
-    """As many probes as an image has numbers, with which the divergence is exact: sqrt(D) e_i."""
+    """As many probes as an image has D numbers, sqrt(D) e_i: they make the divergence exact."""
     num = math.prod(x.shape[1:])
     basis = math.sqrt(num) * jnp.eye(num, dtype=x.dtype)
     return jnp.broadcast_to(basis.reshape(num, 1, *x.shape[1:]), (num, *x.shape))
@@ -84,10 +99,10 @@ def draw_probes(
     num_probes: int,
     dtype: Any = jnp.float32,
     *,
-    kind: ProbeKind = "rademacher",
+    kind: str = "rademacher",
 ) -> Probes:
-    """Probes of signs (rademacher) or standard normal numbers, image by image from its own key."""
-    draw = jax.random.rademacher if kind == "rademacher" else jax.random.normal
+    """Probes of signs (rademacher) or standard normal numbers, each image's from its own key."""
+    draw = PROBES[check_choice("kind of probes", kind, PROBES)]
 
     def draw_one(key: Key[Array, ""]) -> Float[Array, "k h w c"]:
         return draw(key, (num_probes, *image_shape), dtype)
@@ -96,7 +111,7 @@ def draw_probes(
 
 
 def dequantize(x_0: Images, uniform: Images) -> Images:
-    """8-bit images in [-1, 1] spread over their bins by numbers `uniform` in [0, 1)."""
+    """Spread 8-bit pixels in [-1, 1] over their bins by numbers `uniform` in [0, 1)."""
     return x_0 + (uniform - 0.5) / HALF_RANGE
 
 
@@ -107,8 +122,3 @@ def bits_per_dimension(log_density: Float[Array, " b"], num_dims: int) -> Float[
     (Theis et al. 2016, Eq. 3).
     """
     return (math.log(HALF_RANGE) - log_density / num_dims) / math.log(2)
-
-
-def sum_pixels(values: Images) -> Float[Array, " b"]:
-    """The sum over pixels and channels of each image."""
-    return values.sum(axis=tuple(range(1, values.ndim)))

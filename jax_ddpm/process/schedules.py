@@ -1,30 +1,16 @@
-"""Noise schedules: betas in numpy float64, and every table derived from them."""
+"""Noise schedules: betas in NumPy float64, and every table derived from them."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
+from jax_ddpm.errors import UserError, check_choice
+
 Betas = Float[np.ndarray, " T"]
-
-
-ClippedLogVariance = Literal["second_entry", "floor"]
-
-
-ScheduleName = Literal[
-    "linear",
-    "linear_rescaled",
-    "quadratic",
-    "sigmoid",
-    "sigmoid_cumprod",
-    "cosine",
-    "cosine_clipped",
-    "cosine_epita",
-    "quadratic_slip",
-]
 
 
 def linear_betas(
@@ -36,7 +22,7 @@ def linear_betas(
     (Nichol & Dhariwal 2021). With the default ends that needs T > 20: at T = 20 the last beta is 1.
     """
     if rescale and 1000 / num_timesteps * end >= 1:
-        raise ValueError(
+        raise UserError(
             f"the rescaled linear schedule needs more than {1000 * end:g} timesteps, "
             f"got {num_timesteps}"
         )
@@ -50,15 +36,16 @@ def quadratic_betas(num_timesteps: int, *, start: float = 1e-4, end: float = 0.0
 
 
 def quadratic_slip_betas(num_timesteps: int, *, start: float = 1e-4, end: float = 0.02) -> Betas:
-    """Squares of numbers between the squared ends: the slip of the first Annotated Diffusion Model.
+    """Squares of numbers between the squared ends: a slip of the first Annotated Diffusion Model.
 
-    It meant roots, as in `quadratic_betas`. The last beta is 1.6e-7: next to no noise is added.
+    Its authors meant square roots, as in `quadratic_betas`. The last beta is 1.6e-7, so that hardly
+    any noise is added.
     """
     return np.linspace(start**2, end**2, num_timesteps, dtype=np.float64) ** 2
 
 
 def sigmoid_betas(num_timesteps: int, *, start: float = 1e-4, end: float = 0.02) -> Betas:
-    """Betas on a logistic curve between `start` and `end`, its argument running from -6 to 6."""
+    """Betas on a logistic curve from `start` to `end`; its argument runs from -6 to 6."""
     return (end - start) * _sigmoid(np.linspace(-6.0, 6.0, num_timesteps)) + start
 
 
@@ -67,7 +54,7 @@ def cosine_betas(
 ) -> Betas:
     """Betas of the squared-cosine alphas_cumprod (Nichol & Dhariwal 2021, Eq. 17).
 
-    `clip` bounds each beta. The paper clips at 0.999; several tutorials at [1e-4, 0.9999].
+    `clip` bounds each beta. The paper clips at 0.999; several tutorials clip to [1e-4, 0.9999].
     """
     u = np.linspace(0.0, 1.0, num_timesteps + 1)
     return betas_from_alphas_cumprod(np.cos((u + s) / (1 + s) * np.pi / 2) ** 2, clip=clip)
@@ -89,21 +76,21 @@ def sigmoid_cumprod_betas(
 
 
 def betas_from_alphas_cumprod(
-    f: Float[np.ndarray, " T+1"], *, clip: tuple[float, float] = (0.0, 0.999)
-) -> Betas:
+    f: Float[np.ndarray, " num_points"], *, clip: tuple[float, float] = (0.0, 0.999)
+) -> Float[np.ndarray, " num_points-1"]:
     """beta_t = 1 - f_{t+1} / f_t, clipped, for a decreasing curve f sampled at T + 1 points."""
     return np.clip(1 - f[1:] / f[:-1], *clip)
 
 
 def rescale_zero_terminal_snr(betas: Betas) -> Betas:
-    """Betas whose chain ends in pure noise: sqrt(alphas_cumprod) is shifted to 0 at the end.
+    """Betas whose chain ends in pure noise: sqrt(alphas_cumprod) is shifted to 0 at its end.
 
-    A scale keeps its first value, so the first beta; the last beta becomes 1 (Lin et al. 2023,
-    algorithm 1). Raises ValueError for a chain of one timestep.
+    It is then scaled so that its first value, and with it the first beta, stays the same. The last
+    beta becomes 1 (Lin et al. 2023, algorithm 1). Raises UserError for a chain of one timestep.
     """
     signal = np.sqrt(np.cumprod(1 - np.asarray(betas, np.float64)))
     if signal.size < 2:
-        raise ValueError("a schedule of one timestep cannot be rescaled to end in pure noise")
+        raise UserError("a schedule of one timestep cannot be rescaled to end in pure noise")
     signal = (signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1]))
     alphas_cumprod = signal**2
     return 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
@@ -113,7 +100,7 @@ def _sigmoid(x: Any) -> Any:
     return 1 / (1 + np.exp(-x))
 
 
-BETAS: dict[ScheduleName, Callable[[int], Betas]] = {
+BETAS: dict[str, Callable[[int], Betas]] = {
     "linear": linear_betas,
     "linear_rescaled": lambda num_timesteps: linear_betas(num_timesteps, rescale=True),
     "quadratic": quadratic_betas,
@@ -121,10 +108,25 @@ BETAS: dict[ScheduleName, Callable[[int], Betas]] = {
     "sigmoid_cumprod": sigmoid_cumprod_betas,
     "cosine": cosine_betas,
     "cosine_clipped": lambda num_timesteps: cosine_betas(num_timesteps, clip=(1e-4, 0.9999)),
-    # the EPITA practical's notebook; its page clips like cosine_clipped
+    # The EPITA practical's notebook; its web page clips like cosine_clipped.
     "cosine_epita": lambda num_timesteps: cosine_betas(num_timesteps, clip=(1e-4, 0.02)),
     "quadratic_slip": quadratic_slip_betas,
 }
+SCHEDULE_ALIASES = {"squaredcos_cap_v2": "cosine", "scaled_linear": "quadratic"}  # diffusers
+
+# What the logarithm of the posterior variance is taken of: at t = 0 the variance itself is 0.
+CLIPPED_LOG_VARIANCES: dict[str, Callable[[Betas], Betas]] = {
+    "second_entry": lambda variance: np.append(variance[:2][-1], variance[1:]),
+    "floor": lambda variance: variance,
+}
+LOG_FLOOR = 1e-20
+
+if TYPE_CHECKING:
+    ScheduleName = str
+    ClippedLogVariance = str
+else:
+    ScheduleName = Literal[tuple(BETAS)]
+    ClippedLogVariance = Literal[tuple(CLIPPED_LOG_VARIANCES)]
 
 
 class Schedule(struct.PyTreeNode):
@@ -154,26 +156,24 @@ class Schedule(struct.PyTreeNode):
 
 
 def make_schedule(
-    betas: Betas,
-    *,
-    dtype: Any = jnp.float32,
-    clipped_log_variance: ClippedLogVariance = "second_entry",
+    betas: Betas, *, dtype: Any = jnp.float32, clipped_log_variance: str = "second_entry"
 ) -> Schedule:
     """Derive every table from `betas` in float64 and cast to `dtype` (Ho et al. 2020, Eqs. 4-7).
 
-    The posterior variance at t = 0 is zero. Its clipped logarithm takes the value of t = 1 there
+    The posterior variance at t = 0 is zero. Its clipped logarithm there is the one of t = 1
     ("second_entry": Ho et al., OpenAI) or the logarithm of 1e-20 ("floor": lucidrains, diffusers).
     Where the last beta is 1, sqrt_recip_alphas_cumprod and sqrt_recipm1_alphas_cumprod end in
     infinity and every other table is finite.
 
-    Raises ValueError unless betas is a non-empty vector with 0 < beta < 1; its last may be 1.
+    Raises UserError unless betas is a non-empty vector with 0 < beta < 1; its last may be 1.
     """
-    betas = _checked(betas)
+    betas = _check_betas(betas)
     alphas_cumprod = np.cumprod(1 - betas)
     alphas_cumprod_prev = np.append(1.0, alphas_cumprod[:-1])
     posterior_variance = betas * (1 - alphas_cumprod_prev) / (1 - alphas_cumprod)
     with np.errstate(divide="ignore"):
         recip_alphas_cumprod = 1 / alphas_cumprod
+    coef2 = (1 - alphas_cumprod_prev) * np.sqrt(1 - betas) / (1 - alphas_cumprod)
     tables = {
         "betas": betas,
         "alphas_cumprod": alphas_cumprod,
@@ -184,48 +184,55 @@ def make_schedule(
         "sqrt_recip_alphas_cumprod": np.sqrt(recip_alphas_cumprod),
         "sqrt_recipm1_alphas_cumprod": np.sqrt(recip_alphas_cumprod - 1),
         "posterior_variance": posterior_variance,
-        "posterior_log_variance_clipped": _clipped_log(posterior_variance, clipped_log_variance),
+        "posterior_log_variance_clipped": _log_clipped(posterior_variance, clipped_log_variance),
         "posterior_mean_coef1": betas * np.sqrt(alphas_cumprod_prev) / (1 - alphas_cumprod),
-        "posterior_mean_coef2": (1 - alphas_cumprod_prev)
-        * np.sqrt(1 - betas)
-        / (1 - alphas_cumprod),
+        "posterior_mean_coef2": coef2,
     }
     return Schedule(**{name: jnp.asarray(table, dtype) for name, table in tables.items()})
 
 
-def _checked(betas: Betas) -> Betas:
+def _check_betas(betas: Any) -> Betas:
     betas = np.asarray(betas, np.float64)
     if betas.ndim != 1 or betas.size == 0:
-        raise ValueError(f"betas must be a non-empty vector, got shape {betas.shape}")
+        raise UserError(f"betas must be a non-empty vector, got shape {betas.shape}")
     if not (np.all(betas > 0) and np.all(betas[:-1] < 1) and betas[-1] <= 1):
-        raise ValueError(
+        raise UserError(
             f"every beta must lie in (0, 1), got {betas.min():.6g} to {betas.max():.6g}: "
-            f"with T = {betas.size} this schedule is not valid, use a longer chain"
+            f"this schedule does not work with T = {betas.size}, use a longer chain"
         )
     return betas
 
 
-def _clipped_log(variance: Betas, clip: ClippedLogVariance) -> Betas:
-    if clip == "second_entry":
-        variance = np.append(variance[min(1, variance.size - 1)], variance[1:])
-    return np.log(np.maximum(variance, 1e-20))
+def _log_clipped(variance: Betas, clip: str) -> Betas:
+    clip = check_choice("clipped_log_variance", clip, CLIPPED_LOG_VARIANCES)
+    return np.log(np.maximum(CLIPPED_LOG_VARIANCES[clip](variance), LOG_FLOOR))
+
+
+def named_betas(name: str, num_timesteps: int, *, zero_terminal_snr: bool = False) -> Betas:
+    """The T = `num_timesteps` betas of the schedule called `name` (a key of BETAS, or an alias).
+
+    `zero_terminal_snr`: see `rescale_zero_terminal_snr`. Raises UserError for another name, for
+    T < 1, and where the schedule does not work at that T.
+    """
+    name = check_choice("schedule", name, BETAS, SCHEDULE_ALIASES)
+    if num_timesteps < 1:
+        raise UserError(f"the number of timesteps must be at least 1, got {num_timesteps}")
+    betas = BETAS[name](num_timesteps)
+    return rescale_zero_terminal_snr(betas) if zero_terminal_snr else betas
 
 
 def named_schedule(
-    name: ScheduleName,
+    name: str,
     num_timesteps: int,
     *,
     dtype: Any = jnp.float32,
-    clipped_log_variance: ClippedLogVariance = "second_entry",
+    clipped_log_variance: str = "second_entry",
     zero_terminal_snr: bool = False,
 ) -> Schedule:
-    """The schedule called `name` (a key of BETAS) with T = `num_timesteps`.
+    """The schedule of `named_betas`, with the tables of `make_schedule`.
 
-    `zero_terminal_snr`: see `rescale_zero_terminal_snr`. Raises ValueError for T < 1, and where the
-    schedule is not valid at that T.
+    >>> named_schedule("cosine", 1000).num_timesteps
+    1000
     """
-    if num_timesteps < 1:
-        raise ValueError(f"the number of timesteps must be at least 1, got {num_timesteps}")
-    betas = BETAS[name](num_timesteps)
-    betas = rescale_zero_terminal_snr(betas) if zero_terminal_snr else betas
+    betas = named_betas(name, num_timesteps, zero_terminal_snr=zero_terminal_snr)
     return make_schedule(betas, dtype=dtype, clipped_log_variance=clipped_log_variance)

@@ -2,15 +2,14 @@
 
 import jax.numpy as jnp
 
-from jax_ddpm.process.diffusion import LEARNED, Variance, learned_log_variance
+from jax_ddpm.errors import check_choice
+from jax_ddpm.process.diffusion import LEARNED, VARIANCES, learned_log_variance
 from jax_ddpm.process.levels import Level
 from jax_ddpm.process.types import DenoiseFn, GradientFn, Images, Prediction
 from jax_ddpm.samplers.base import Sampler, SamplerState, beta_between
 
-__all__ = ["Variance", "ddpm"]
 
-
-def ddpm(variance: Variance = "fixed_small", gradient_fn: GradientFn | None = None) -> Sampler:
+def ddpm(variance: str = "fixed_large", gradient_fn: GradientFn | None = None) -> Sampler:
     """Draw x_{t-1} from q(x_{t-1} | x_t, x_0) at the predicted x_0 (Ho et al. 2020, Eqs. 6, 7, 11).
 
     On a sub-sequence of timesteps posterior and betas are those of the skipped chain. The variance
@@ -19,6 +18,7 @@ def ddpm(variance: Variance = "fixed_small", gradient_fn: GradientFn | None = No
     is added on the last step. `gradient_fn(x_t, level)`, that of a classifier, moves the mean by
     variance times itself (Dhariwal & Nichol 2021, algorithm 1, at x_t as in their code).
     """
+    variance = check_choice("variance", variance, VARIANCES)
 
     def step(
         state: SamplerState, noise: Images, cur: Level, nxt: Level, denoise_fn: DenoiseFn

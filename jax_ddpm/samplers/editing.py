@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_ddpm.process.diffusion import add_noise, expand, x_0_from_eps
+from jax_ddpm.process.diffusion import add_noise
 from jax_ddpm.process.levels import Level
+from jax_ddpm.process.predictions import x_0_from_eps
+from jax_ddpm.process.shapes import expand
 from jax_ddpm.process.types import DenoiseFn, Images, Prediction
 from jax_ddpm.samplers import Sampler, SamplerState, sample
 from jax_ddpm.samplers.base import beta_between

@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from jax_ddpm.process.diffusion import eps_from_x_0
 from jax_ddpm.process.levels import Level
+from jax_ddpm.process.predictions import eps_from_x_0
 from jax_ddpm.process.types import DenoiseFn, Images, Prediction
 from jax_ddpm.samplers.base import Sampler, SamplerState, move, noise_kept
 

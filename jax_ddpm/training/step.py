@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Int, Key, UInt8
 
 from jax_ddpm.files.images import from_uint8
-from jax_ddpm.process.losses import draw_training_noise, timestep_keys
-from jax_ddpm.process.timesteps import Place, TimestepFn, uniform_timesteps
+from jax_ddpm.process.drawing import draw_training_noise, timestep_keys
+from jax_ddpm.process.timesteps import BatchPart, TimestepFn, uniform_timesteps
 from jax_ddpm.process.types import Images, Labels, Timesteps
 from jax_ddpm.training.state import TrainState
 from jax_ddpm.training.update import Metrics, UpdateFn
@@ -130,13 +130,13 @@ def fold_each(keys: Key[Array, " b"], use: int) -> Key[Array, " b"]:
     return jax.vmap(jax.random.fold_in, (0, None))(keys, use)
 
 
-def locate_in_batch(key: Key[Array, ""], num_local: int, axis_name: str | None) -> Place:
+def locate_in_batch(key: Key[Array, ""], num_local: int, axis_name: str | None) -> BatchPart:
     """Return where the examples on this device are in the global batch; `key` is the step's key."""
     indices, batch_size = jnp.arange(num_local), num_local
     if axis_name is not None:
         indices += jax.lax.axis_index(axis_name) * num_local
         batch_size *= jax.lax.axis_size(axis_name)
-    return Place(indices, batch_size, jax.random.fold_in(key, SHARED))
+    return BatchPart(indices, batch_size, jax.random.fold_in(key, SHARED))
 
 
 def drop_labels(

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from jax_ddpm.process.denoiser import make_denoise_fn, rescale_timesteps, threshold
-from jax_ddpm.process.diffusion import add_noise, to_prediction
+from jax_ddpm.process.diffusion import add_noise
 from jax_ddpm.process.levels import level_at
+from jax_ddpm.process.predictions import to_prediction
 from jax_ddpm.process.schedules import named_schedule
 
 SCHEDULE = named_schedule("linear", 100, dtype=jnp.float64)

@@ -6,24 +6,26 @@ import numpy as np
 import pytest
 
 from jax_ddpm.process.diffusion import (
-    PredictionType,
     add_noise,
-    eps_from_v,
-    eps_from_x_0,
-    expand,
     p_mean_variance,
-    prediction_target,
     q_posterior,
     q_sample,
     q_step,
+    x_0_from_x_prev,
+)
+from jax_ddpm.process.levels import Level, level_at
+from jax_ddpm.process.predictions import (
+    PredictionType,
+    eps_from_v,
+    eps_from_x_0,
+    prediction_target,
     to_prediction,
     v_from,
     x_0_from_eps,
     x_0_from_v,
-    x_0_from_x_prev,
 )
-from jax_ddpm.process.levels import Level, level_at
 from jax_ddpm.process.schedules import named_schedule
+from jax_ddpm.process.shapes import expand
 from jax_ddpm.process.types import Prediction
 
 TYPES = get_args(PredictionType)

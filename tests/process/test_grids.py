@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ddpm.process.grids import CONTINUOUS, continuous_levels, listed_timesteps
+from jax_ddpm.process.grids import CONTINUOUS, continuous_levels, parse_timesteps
 from jax_ddpm.process.levels import level_at, level_list, level_of_sigma, level_of_t
 from jax_ddpm.process.schedules import named_schedule
 
@@ -78,9 +78,9 @@ def test_tabulated_levels_end_with_the_clean_image():
 
 def test_listed_timesteps_are_visited_as_listed():
     align_your_steps = "999,850,736,645,545,455,343,233,124,24"
-    found = listed_timesteps(1000, align_your_steps)
+    found = parse_timesteps(1000, align_your_steps)
     assert found.tolist() == [*map(int, align_your_steps.split(",")), -1]
-    assert listed_timesteps(10, " 9, 0 ").tolist() == [9, 0, -1]
+    assert parse_timesteps(10, " 9, 0 ").tolist() == [9, 0, -1]
 
 
 @pytest.mark.parametrize(
@@ -96,4 +96,4 @@ def test_listed_timesteps_are_visited_as_listed():
 )
 def test_lists_that_are_no_grid_are_refused(listed, message):
     with pytest.raises(ValueError, match=message):
-        listed_timesteps(1000, listed)
+        parse_timesteps(1000, listed)

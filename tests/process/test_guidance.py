@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from jax_ddpm.process.denoiser import make_denoise_fn
-from jax_ddpm.process.diffusion import to_prediction, v_from
 from jax_ddpm.process.guidance import (
     classifier_gradient,
     guide,
@@ -15,6 +14,7 @@ from jax_ddpm.process.guidance import (
     rescale_guided,
 )
 from jax_ddpm.process.levels import level_at
+from jax_ddpm.process.predictions import to_prediction, v_from
 from jax_ddpm.process.schedules import named_schedule
 from jax_ddpm.samplers import ddim, ddpm
 from tests.shared.gaussian import exact_moments, gaussian_denoiser

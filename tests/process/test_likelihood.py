@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jax_ddpm.process.denoiser import respaced
+from jax_ddpm.process.denoiser import respace_denoiser
 from jax_ddpm.process.diffusion import p_mean_variance, q_posterior, q_sample
-from jax_ddpm.process.grids import respaced_betas, space_timesteps
+from jax_ddpm.process.grids import respace_betas, space_timesteps
 from jax_ddpm.process.likelihood import (
     approx_normal_cdf,
     discretized_gaussian_log_likelihood,
@@ -207,7 +207,7 @@ def test_noise_belongs_to_image_and_timestep():
 
 def test_a_respaced_chain_has_the_noise_of_the_timesteps_that_the_network_is_told():
     betas, timesteps = BETAS["cosine"](T), space_timesteps(T, "7,3")
-    schedule = make_schedule(respaced_betas(betas, timesteps), dtype=jnp.float64)
+    schedule = make_schedule(respace_betas(betas, timesteps), dtype=jnp.float64)
     seen = []
 
     def spy(x_t, level, **given):
@@ -215,8 +215,8 @@ def test_a_respaced_chain_has_the_noise_of_the_timesteps_that_the_network_is_tol
         return Prediction(x_t, x_t)
 
     x_t, steps = normal(0, (10, 2, 2, 1)), jnp.arange(10)
-    reverse_process(schedule, respaced(spy, timesteps), "fixed_small")(x_t, steps)
-    respaced(spy, timesteps)(x_t, seen[0][0]._replace(t=steps), x_self_cond=1)
+    reverse_process(schedule, respace_denoiser(spy, timesteps), "fixed_small")(x_t, steps)
+    respace_denoiser(spy, timesteps)(x_t, seen[0][0]._replace(t=steps), x_self_cond=1)
     (level, given), (_, given_later) = seen
     visited = timesteps[-2::-1]
     np.testing.assert_array_equal(level.t, visited)

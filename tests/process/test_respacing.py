@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jax_ddpm.process.denoiser import make_denoise_fn
-from jax_ddpm.process.grids import respaced_betas, space_timesteps, timestep_grid
+from jax_ddpm.process.grids import respace_betas, space_timesteps, timestep_grid
 from jax_ddpm.process.levels import level_at
 from jax_ddpm.process.schedules import cosine_betas, make_schedule
 from jax_ddpm.samplers import ddim, ddpm, sample
@@ -41,13 +41,13 @@ def test_every_section_keeps_its_ends_and_its_count():
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ("60,10", "60 timesteps cannot be taken from a part of 50"),
-        ("ddim33", "no whole stride takes exactly 33 of T = 100 timesteps"),
+        ("60,10", "60 timesteps do not fit into a section of 50"),
+        ("ddim33", "no integer stride gives exactly 33 of T = 100 timesteps"),
         ("ddim", 'must be like "25"'),
         ("3,x", 'must be like "25"'),
         ("", 'must be like "25"'),
         ("0", "at least one timestep"),
-        ([-1], "-1 timesteps cannot be taken"),
+        ([-1], "-1 timesteps do not fit into a section"),
     ],
 )
 def test_what_cannot_be_is_refused(sections, message):
@@ -56,14 +56,14 @@ def test_what_cannot_be_is_refused(sections, message):
 
 
 def test_all_timesteps_are_the_chain_itself():
-    found = respaced_betas(BETAS, timestep_grid(90, 90))
+    found = respace_betas(BETAS, timestep_grid(90, 90))
     np.testing.assert_allclose(found, BETAS, rtol=1e-12)  # measured: 7e-15
 
 
 def test_the_respaced_chain_visits_the_same_levels():
     timesteps = space_timesteps(90, "5,3,2")
     schedule = make_schedule(BETAS, dtype=jnp.float64)
-    respaced = make_schedule(respaced_betas(BETAS, timesteps), dtype=jnp.float64)
+    respaced = make_schedule(respace_betas(BETAS, timesteps), dtype=jnp.float64)
     few = level_at(respaced, jnp.arange(9, -2, -1))
     kept = level_at(schedule, jnp.asarray(timesteps))
     np.testing.assert_allclose(few.signal, kept.signal, rtol=0, atol=1e-13)  # measured: 8e-15
@@ -74,7 +74,7 @@ def test_the_respaced_chain_visits_the_same_levels():
 def test_a_chain_over_the_respaced_schedule_is_one_over_the_visited_timesteps(sampler):
     timesteps = space_timesteps(90, "5,3,2")
     schedule = make_schedule(BETAS, dtype=jnp.float64)
-    respaced = make_schedule(respaced_betas(BETAS, timesteps), dtype=jnp.float64)
+    respaced = make_schedule(respace_betas(BETAS, timesteps), dtype=jnp.float64)
     noises = jnp.asarray(np.random.default_rng(0).standard_normal((11, 2, 3, 3, 1)))
     visited = jnp.asarray(timesteps[-2::-1])
 

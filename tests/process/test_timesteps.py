@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jax_ddpm.process.losses import draw, timestep_keys
+from jax_ddpm.process.drawing import draw, timestep_keys
 from jax_ddpm.process.schedules import named_schedule
 from jax_ddpm.process.timesteps import (
+    BatchPart,
     LossHistory,
-    Place,
     antithetic_timesteps,
     empty_history,
     importance,
@@ -28,7 +28,7 @@ FULL = LossHistory(jnp.arange(1.0, 31).reshape(T, 3), jnp.full(T, 3))
 
 
 def place(keys, key=3):
-    return Place(jnp.arange(len(keys)), len(keys), jax.random.key(key))
+    return BatchPart(jnp.arange(len(keys)), len(keys), jax.random.key(key))
 
 
 def drawn(sampling, schedule=SCHEDULE, keys=KEYS, history=None, **settings):
@@ -59,7 +59,7 @@ def test_each_example_has_its_own_part_of_the_chain():
 
 
 def test_stratified_timesteps_are_uniform_within_each_part():
-    parts = Place(jnp.full(len(KEYS), 2), 4, jax.random.key(0))  # the third quarter of forty
+    parts = BatchPart(jnp.full(len(KEYS), 2), 4, jax.random.key(0))  # the third quarter of forty
     t, _ = make_timestep_fn("stratified", named_schedule("linear", 40))(KEYS, parts, None)
     assert fits(np.asarray(t) - 20, np.full(10, 0.1)) > 1e-3  # measured with these keys: 0.67
 
@@ -68,7 +68,7 @@ def test_antithetic_timesteps_lie_at_equal_distances_around_one_draw():
     t = antithetic_timesteps(jnp.float64(0.62), jnp.arange(8), 8, 1000)
     np.testing.assert_array_equal(t, (620 + 125 * np.arange(8)) % 1000)
     timestep_fn = make_timestep_fn("antithetic", SCHEDULE)
-    many = jax.vmap(lambda key: timestep_fn(KEYS[:4], Place(jnp.arange(4), 4, key), None)[0])
+    many = jax.vmap(lambda key: timestep_fn(KEYS[:4], BatchPart(jnp.arange(4), 4, key), None)[0])
     for example in many(KEYS[:5000]).T:  # measured with these keys: at least 0.4
         assert fits(example, np.full(T, 1 / T)) > 1e-3
 
@@ -124,7 +124,7 @@ def test_until_every_timestep_has_its_losses_all_are_equally_likely(counts):
 
 
 def test_importance_needs_a_history():
-    with pytest.raises(ValueError, match="needs the earlier losses"):
+    with pytest.raises(ValueError, match="needs the history of their losses"):
         drawn("importance")
 
 
@@ -152,7 +152,7 @@ def test_half_a_batch_draws_what_it_would_in_the_whole(sampling):
 
     @jax.jit
     def three(keys, others):
-        half = Place(jnp.arange(6, 12), 12, jax.random.key(3))
+        half = BatchPart(jnp.arange(6, 12), 12, jax.random.key(3))
         batches = (keys, place(keys)), (keys[6:], half), (others, place(keys, 4))
         return [timestep_fn(*batch, history)[0] for batch in batches]
 

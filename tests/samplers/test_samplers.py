@@ -159,7 +159,7 @@ def test_a_batch_split_in_two_gives_the_same_images():
     @jax.jit
     def images(keys):
         x_T, noise_fn = draw_noise(keys, (3, 3, 1), jnp.float64)
-        return sample(ddpm(), gaussian_denoiser(0.2, 0.6), levels, x_T, noise_fn)[0]
+        return sample(ddpm("fixed_small"), gaussian_denoiser(0.2, 0.6), levels, x_T, noise_fn)[0]
 
     together = images(keys)
     np.testing.assert_array_equal(jnp.concatenate([images(keys[:1]), images(keys[1:])]), together)
@@ -188,7 +188,7 @@ def test_dtype_and_shape_are_those_of_the_start(sampler, dtype):
 
 @pytest.mark.parametrize(
     ("sampler", "spacing"),
-    [(ddpm(), spacing) for spacing in ("leading", "trailing", "linspace", "quad", "lucidrains")]
+    [(ddpm("fixed_small"), spacing) for spacing in ("leading", "trailing", "linspace", "quad", "lucidrains")]
     + [(sampler, "leading") for sampler in SAMPLERS.values()],
 )
 def test_the_levels_visited_are_those_of_the_grid(sampler, spacing):
@@ -210,7 +210,7 @@ def test_the_levels_visited_are_those_of_the_grid(sampler, spacing):
 def frames_of(num_steps, num_frames):
     noises = fixed_noise(num_steps, (2, 3, 3, 1))
     return sample(
-        ddpm(), gaussian_denoiser(0.2, 0.6), levels_of(100, num_steps), noises[-1],
+        ddpm("fixed_small"), gaussian_denoiser(0.2, 0.6), levels_of(100, num_steps), noises[-1],
         lambda i: noises[i],
         trace=lambda state, prediction: state.x_t, num_frames=num_frames,
     )  # fmt: skip

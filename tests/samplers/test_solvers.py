@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ddpm.process.diffusion import eps_from_x_0
+from jax_ddpm.process.predictions import eps_from_x_0
 from jax_ddpm.samplers import (
     SamplerState,
     ddim,

@@ -11,7 +11,8 @@ from jax_ddpm.process.denoiser import make_denoise_fn, rescale_timesteps
 from jax_ddpm.process.diffusion import LEARNED, p_mean_variance, q_posterior, x_0_from_x_prev
 from jax_ddpm.process.levels import level_at
 from jax_ddpm.process.likelihood import vb_term
-from jax_ddpm.process.losses import make_loss_fn, mean_loss
+from jax_ddpm.process.losses import make_loss_fn
+from jax_ddpm.process.pixel_losses import mean_loss
 from jax_ddpm.process.predictions import eps_from_x_0, split_output
 from jax_ddpm.process.types import Prediction
 from jax_ddpm.samplers import SamplerState, ddim, ddpm, sample

@@ -12,7 +12,8 @@ from jax_ddpm.process.diffusion import p_mean_variance, q_posterior, q_sample
 from jax_ddpm.process.drawing import add_offset
 from jax_ddpm.process.grids import timestep_grid
 from jax_ddpm.process.levels import level_at
-from jax_ddpm.process.losses import make_loss_fn, mean_loss
+from jax_ddpm.process.losses import make_loss_fn
+from jax_ddpm.process.pixel_losses import mean_loss
 from jax_ddpm.process.predictions import eps_from_x_0, v_from, x_0_from_eps, x_0_from_v
 from jax_ddpm.process.schedules import named_schedule
 from jax_ddpm.process.weighting import loss_weight

@@ -34,7 +34,9 @@ from jax_ddpm.process.likelihood import (
     reverse_process,
     variational_bound,
 )
-from jax_ddpm.process.losses import LossType, Objective, make_loss_fn
+from jax_ddpm.process.losses import make_loss_fn
+from jax_ddpm.process.objectives import Objective
+from jax_ddpm.process.pixel_losses import LossType
 from jax_ddpm.process.predictions import PredictionType
 from jax_ddpm.process.schedules import Schedule
 from jax_ddpm.process.types import ApplyFn, DenoiseFn, Images, Losses

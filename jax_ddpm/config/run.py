@@ -14,7 +14,8 @@ from jax_ddpm.data.sources import SourceName
 from jax_ddpm.errors import UserError
 from jax_ddpm.errors import require as _require
 from jax_ddpm.models import ModelConfig, UNetConfig
-from jax_ddpm.process.losses import LossType, Objective
+from jax_ddpm.process.objectives import Objective
+from jax_ddpm.process.pixel_losses import LossType
 from jax_ddpm.process.predictions import PredictionType
 from jax_ddpm.process.schedules import ClippedLogVariance, ScheduleName, named_schedule
 from jax_ddpm.process.timesteps import TimestepSampling

@@ -14,7 +14,8 @@ from jax_ddpm.process import diffusion as ours
 from jax_ddpm.process import predictions as read
 from jax_ddpm.process.denoiser import make_denoise_fn
 from jax_ddpm.process.levels import level_at
-from jax_ddpm.process.losses import LossType, diffusion_loss
+from jax_ddpm.process.losses import diffusion_loss
+from jax_ddpm.process.pixel_losses import LossType
 from jax_ddpm.process.schedules import BETAS, Schedule, make_schedule
 from torch_ref import diffusion as ref
 from torch_ref import schedule as ref_schedule

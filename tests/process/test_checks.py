@@ -11,7 +11,8 @@ from jax_ddpm.process.diffusion import p_mean_variance, q_posterior, q_sample, q
 from jax_ddpm.process.grids import continuous_levels, timestep_grid
 from jax_ddpm.process.levels import level_at
 from jax_ddpm.process.likelihood import reverse_process
-from jax_ddpm.process.losses import diffusion_loss, make_loss_fn, pixel_loss
+from jax_ddpm.process.losses import diffusion_loss, make_loss_fn
+from jax_ddpm.process.pixel_losses import pixel_loss
 from jax_ddpm.process.predictions import prediction_target, to_prediction
 from jax_ddpm.process.probability_flow import draw_probes
 from jax_ddpm.process.schedules import linear_betas, make_schedule, named_schedule

@@ -10,13 +10,8 @@ from jax_ddpm.process.diffusion import add_noise, p_mean_variance
 from jax_ddpm.process.drawing import add_offset, draw
 from jax_ddpm.process.levels import level_at
 from jax_ddpm.process.likelihood import vb_term
-from jax_ddpm.process.losses import (
-    LossType,
-    change_dropout_keys,
-    diffusion_loss,
-    make_loss_fn,
-    pixel_loss,
-)
+from jax_ddpm.process.losses import change_dropout_keys, diffusion_loss, make_loss_fn
+from jax_ddpm.process.pixel_losses import LossType, pixel_loss
 from jax_ddpm.process.predictions import PredictionType, prediction_target, to_prediction
 from jax_ddpm.process.schedules import named_schedule
 from jax_ddpm.process.weighting import Weighting, loss_weight
@@ -238,6 +233,19 @@ def test_in_the_hybrid_loss_the_bound_trains_the_variance_alone():
     np.testing.assert_allclose(of_hybrid["mean"], of_simple["mean"], rtol=1e-13)
     np.testing.assert_allclose(of_hybrid["variance"], of_bound["variance"], rtol=1e-13)
     assert abs(of_bound["mean"]) > 1e-3
+
+
+def test_error_and_bound_are_available_apart():
+    x_0, noise, t = jnp.clip(images(0), -1, 1), images(1), jnp.array([0, 50, 99])
+    settings = {"variance": "learned_range", "vb_weight": 0.5}
+    hybrid = make_loss_fn(two_headed, SCHEDULE, objective="hybrid", **settings)
+    bound = make_loss_fn(two_headed, SCHEDULE, objective="vlb", **settings)
+    parts = hybrid.parts(PARAMS, x_0, t, noise)
+    simple = diffusion_loss(lambda p, x_t, t: p["mean"] * x_t, PARAMS, SCHEDULE, x_0, t, noise)
+    np.testing.assert_array_equal(parts.error, simple)
+    np.testing.assert_array_equal(parts.bound, bound(PARAMS, x_0, t, noise))
+    np.testing.assert_array_equal(hybrid(PARAMS, x_0, t, noise), parts.error + parts.bound)
+    np.testing.assert_array_equal(bound.parts(PARAMS, x_0, t, noise).error, [0, 0, 0])
 
 
 def test_the_bound_is_weighted_so_that_it_estimates_the_whole():

@@ -43,19 +43,26 @@ def check_network(apply_fn: Any, params: Any) -> None:
 
 
 def check_network_args(
-    apply_fn: Callable[..., Any], given: Iterable[str], settings: Collection[str]
+    apply_fn: Callable[..., Any],
+    given: Iterable[str],
+    *,
+    settings: Collection[str],
+    own: Collection[str] = (),
 ) -> None:
     """Raise UserError for keywords that are settings of Diffusion, or that the network lacks.
 
     A network that takes any keyword is given those of the contract, and others that it names.
+    `own` are the keywords of the method itself, one of which may be meant.
     """
+    named, any_other = keywords_of(apply_fn)
+    known = dict.fromkeys([*named, *NETWORK_ARGS * any_other])
     for name in given:
         if name in settings:
             raise UserError(
                 f"{name} is a setting of Diffusion: say it once, Diffusion(schedule, {name}=...)"
             )
-    named, any_other = keywords_of(apply_fn)
-    check_keywords("the network", given, dict.fromkeys([*named, *NETWORK_ARGS * any_other]))
+        if name not in known:
+            check_keywords("the network", [name], [*known, *own])
 
 
 def keywords_of(apply_fn: Callable[..., Any]) -> tuple[list[str], bool]:
@@ -105,9 +112,7 @@ def check_images(images: Any, *, clipped: bool) -> None:
     if not isinstance(images, np.ndarray | jax.Array):
         raise UserError(f"images is {type(images).__name__}, but it must be an array [b, h, w, c]")
     if images.dtype == np.uint8:
-        raise UserError(
-            "images are uint8: convert them to [-1, 1] with jax_ddpm.from_uint8(images)"
-        )
+        raise UserError("images are uint8: convert them to [-1, 1] with jd.from_uint8(images)")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise UserError(f"images are {images.dtype}, but they must be floats in [-1, 1]")
     check_shape(images.shape, "images have")

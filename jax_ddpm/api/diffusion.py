@@ -165,6 +165,7 @@ class Diffusion(struct.PyTreeNode):
         of steps. A new lambda is a new network: give the same function again.
         """
         check_shape(shape)
+        self._network(apply_fn, params, network_args)
         spacing = spacing or own_spacing(sampler) or "trailing"
         levels = self.levels(steps, spacing)
         chosen = self._sampler(sampler, levels)
@@ -189,6 +190,7 @@ class Diffusion(struct.PyTreeNode):
         bound [b]. It takes T evaluations of the network, compiled once for each shape and network.
         """
         check_images(images, clipped=True)
+        self._network(apply_fn, params, network_args)
         arrays, others = split_arrays(network_args)
 
         def program(
@@ -232,7 +234,7 @@ class Diffusion(struct.PyTreeNode):
 
     def _network(self, apply_fn: ApplyFn, params: Any, network_args: dict[str, Any]) -> ApplyFn:
         check_network(apply_fn, params)
-        check_network_args(apply_fn, network_args, SETTINGS)
+        check_network_args(apply_fn, network_args, settings=SETTINGS, own=SAMPLE)
         return check_output(apply_fn, 2 if self.learned_variance else 1)
 
     def _sampler(self, sampler: Any, levels: Level) -> Sampler:
@@ -254,6 +256,7 @@ class Diffusion(struct.PyTreeNode):
         return {name: getattr(self, name) for name in names}
 
 
+SAMPLE = ("sampler", "steps", "spacing")
 DENOISER = ("prediction_type", "clip_x_0", "rederive_eps", "dynamic_threshold")
 LOSS = (
     "prediction_type",

@@ -1,0 +1,158 @@
+"""What a new user does wrong in Python, and the one sentence that each mistake gets."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_ddpm as jd
+
+KEY = jax.random.key(0)
+SHAPE = (4, 8, 8, 3)
+SCHEDULE = jd.named_schedule("cosine", 10)
+DIFFUSION = jd.Diffusion(SCHEDULE, prediction_type="v")
+IMAGES = jnp.zeros(SHAPE, jnp.float32)
+PARAMS = {"scale": jnp.float32(1)}
+
+
+def network(params, x_t, t, *, label=None):
+    return params["scale"] * x_t
+
+
+def any_keyword(params, x_t, t, **network_args):
+    return params["scale"] * x_t
+
+
+def loss(apply_fn=network, params=PARAMS, images=IMAGES, key=KEY, **network_args):
+    return DIFFUSION.loss(apply_fn, params, images, key, **network_args)
+
+
+def sample(apply_fn=network, params=PARAMS, key=KEY, shape=SHAPE, **settings):
+    return DIFFUSION.sample(apply_fn, params, key, shape, **{"steps": 2} | settings)
+
+
+ZERO_SNR = jd.named_schedule("cosine", 10, zero_terminal_snr=True)
+MISTAKES = {
+    "a misspelt keyword": (
+        lambda: jd.Diffusion(SCHEDULE, predicton_type="v"),
+        "Diffusion takes no keyword 'predicton_type': did you mean 'prediction_type'?",
+    ),
+    "a schedule by its name": (
+        lambda: jd.Diffusion("cosine"),
+        "schedule is a str, but it must be a Schedule, such as named_schedule",
+    ),
+    "betas for a schedule": (
+        lambda: jd.Diffusion(jd.linear_betas(10)),
+        "schedule is a ndarray, but it must be a Schedule, such as .* or make_schedule",
+    ),
+    "an impossible quantile": (
+        lambda: jd.Diffusion(SCHEDULE, dynamic_threshold=99.5),
+        "dynamic_threshold is 99.5, but it must be a quantile, above 0 and at most 1",
+    ),
+    "a setting told a method": (
+        lambda: loss(prediction_type="v"),
+        "prediction_type is a setting of Diffusion: say it once, Diffusion",
+    ),
+    "a misspelt keyword of the network": (
+        lambda: loss(lable=0),
+        "the network takes no keyword 'lable': did you mean 'label'?",
+    ),
+    "a misspelt keyword of a network that takes any": (
+        lambda: sample(any_keyword, trian=True),
+        "the network takes no keyword 'trian': did you mean 'train'?",
+    ),
+    "a misspelt keyword of sample": (
+        lambda: sample(any_keyword, samplr="ddim"),
+        "did you mean 'sampler'?",
+    ),
+    "pixels": (
+        lambda: loss(images=jnp.zeros(SHAPE, jnp.uint8)),
+        r"images are uint8: convert them to \[-1, 1\] with jd.from_uint8\(images\)",
+    ),
+    "whole numbers": (
+        lambda: loss(images=jnp.zeros(SHAPE, int)),
+        r"images are int64, but they must be floats in \[-1, 1\]",
+    ),
+    "floats up to 255": (
+        lambda: loss(images=255 + IMAGES),
+        "images go from 255 to 255, but samples are clipped",
+    ),
+    "a list of images": (lambda: loss(images=[[0.0]]), "images is list, but it must be an array"),
+    "one image": (
+        lambda: loss(images=IMAGES[0]),
+        r"images have shape \(8, 8, 3\), but must be \(images, height, width, channels\)",
+    ),
+    "channels first": (
+        lambda: loss(images=jnp.moveaxis(IMAGES, -1, 1)),
+        r"shape \(4, 3, 8, 8\), which looks like channels first: .* jnp.moveaxis\(images, 1, -1\)",
+    ),
+    "the shape of images with channels first": (
+        lambda: sample(shape=(4, 1, 28, 28)),
+        r"shape is \(4, 1, 28, 28\), which looks like channels first",
+    ),
+    "the shape of one image": (
+        lambda: sample(shape=(8, 8, 3)),
+        r"shape is \(8, 8, 3\), but must be \(images, height, width, channels\)",
+    ),
+    "a number for a shape": (lambda: sample(shape=16), "shape is 16, but must be"),
+    "a seed": (
+        lambda: loss(key=0),
+        r"key is 0, but it must be a random key .* jax.random.key\(0\)",
+    ),
+    "no key": (lambda: sample(key=None), "key is NoneType, but it must be a random key"),
+    "keys of other images": (
+        lambda: loss(key=jax.random.split(KEY, 3)),
+        r"key has shape \(3,\) for 4 images: give one key, or one per image",
+    ),
+    "no parameters": (lambda: loss(params=None), "params is None, .* such as network.init"),
+    "a network for its function": (
+        lambda: loss(jd.NetworkFns(lambda key: PARAMS, network)),
+        "apply_fn is a network: give its function, network.apply_fn",
+    ),
+    "no function": (lambda: sample("unet"), "apply_fn is str, but it must be a function"),
+    "a network with other channels": (
+        lambda: sample(lambda params, x_t, t: x_t[..., :1]),
+        r"the network returned images of shape \(4, 8, 8, 1\) .* must return \(4, 8, 8, 3\)",
+    ),
+    "a network without a variance": (
+        lambda: jd.Diffusion(SCHEDULE, objective="hybrid", variance="learned").loss(
+            network, PARAMS, IMAGES, KEY
+        ),
+        r"must return \(4, 8, 8, 6\) \(twice the channels, for the learned variance\)",
+    ),
+    "a network that returns two things": (
+        lambda: loss(lambda params, x_t, t: (x_t, t)),
+        "the network returned a tuple for x_t",
+    ),
+    "an unknown sampler": (
+        lambda: sample(sampler="dimm"),
+        "sampler is 'dimm', but it must be ddpm, ddim, .*: did you mean 'ddim'?",
+    ),
+    "a sampler that was not called": (
+        lambda: sample(sampler=jd.ddim),
+        r"sampler is a function: call it, as in ddim\(eta=0.0\)",
+    ),
+    "more steps than timesteps": (lambda: sample(steps=11), "between 1 and T = 10, got 11"),
+    "no steps": (lambda: sample(steps=0), "between 1 and T = 10, got 0"),
+    "a sampler that cannot start from pure noise": (
+        lambda: jd.Diffusion(ZERO_SNR, prediction_type="v").sample(
+            network, PARAMS, KEY, SHAPE, sampler="heun", spacing="trailing", steps=2
+        ),
+        "sampler 'heun' cannot start from pure noise, .* spacing=\"leading\"",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_sentence(mistake):
+    make, message = MISTAKES[mistake]
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_what_looks_unusual_but_is_right_is_not_refused():
+    assert loss(images=np.zeros((4, 1, 12, 7), np.float32)).shape == (4,)  # series of 12 steps
+    assert loss(images=np.zeros((4, 3, 3, 3), np.float32)).shape == (4,)
+    unclipped = jd.Diffusion(SCHEDULE, clip_x_0=False)  # latents go beyond 1
+    assert unclipped.loss(network, PARAMS, 5 + IMAGES, KEY).shape == (4,)
+    assert sample(lambda params, x_t, t: 0 * x_t, params={}).shape == SHAPE

@@ -1,4 +1,4 @@
-"""What the parity tests share: comparing, layouts, golden arrays, a toy denoiser, tiny networks."""
+"""What the parity tests share: comparison, layouts, recorded arrays, a toy denoiser, networks."""
 
 import json
 from dataclasses import dataclass, field
@@ -13,14 +13,22 @@ import safetensors.numpy
 
 from jax_ddpm.interop import PEERS, from_state_dict
 from jax_ddpm.models import make_network
-from jax_ddpm.parity.measure import difference, peak_of, side_by_side
+from jax_ddpm.parity.measure import find_peak, measure_difference, zip_leaves
 from jax_ddpm.parity.tolerances import TOLERANCES
 
-# the tests take these from here as well
-from jax_ddpm.parity.twins import TINY, draws, params_of, to_jax, to_torch, tree_of, twin_networks  # noqa: F401
+# The tests import these from here as well.
+from jax_ddpm.parity.twins import (  # noqa: F401
+    TINY,
+    convert_params,
+    convert_tree,
+    draws,
+    make_twin_networks,
+    to_jax,
+    to_torch,
+)
 
 GOLDENS = Path(__file__).parent / "goldens"
-# For tests whose compilation takes long: single precision is left to the slow run.
+# For tests that compile for long: float32 is left to the slow tests.
 DOUBLE_FIRST = ["float64", pytest.param("float32", marks=pytest.mark.slow)]
 SHORT = {"float32": "f32", "float64": "f64"}
 
@@ -34,7 +42,7 @@ class Comparison:
     tolerance: dict[str, float] = field(default_factory=dict)
 
     def add(self, other: "Comparison") -> None:
-        """Take in what another process has compared."""
+        """Include what another process has compared."""
         self.arrays += other.arrays
         self.tolerance |= other.tolerance
         for dtype, gap in other.worst.items():
@@ -48,9 +56,9 @@ class Comparison:
 
 @dataclass
 class Recorder:
-    """Compares arrays or trees, notes the difference, and fails if it is out of tolerance.
+    """Compares arrays or trees, records the difference, and fails if it is out of tolerance.
 
-    The difference is max|ours - theirs| / max|theirs|, the latter over a whole tree, or `peak`.
+    The difference is max |ours - theirs| over `peak`, by default max |theirs| of the whole tree.
     """
 
     table: dict[tuple[str, str], Comparison]
@@ -61,9 +69,9 @@ class Recorder:
     ) -> None:
         tolerance = getattr(TOLERANCES[what], dtype)
         row = self.table.setdefault((what, self.theirs), Comparison())
-        peak = peak or peak_of(theirs)
-        for path, a, b in side_by_side(ours, theirs, dtype):
-            gap = difference(a, b, peak).relative
+        peak = peak or find_peak(theirs)
+        for path, a, b in zip_leaves(ours, theirs, dtype):
+            gap = measure_difference(a, b, peak).relative
             row.add(Comparison(1, {dtype: gap}, {dtype: tolerance}))
             assert gap <= tolerance, f"{what}{path}: {gap:.2e} > {tolerance}"
 
@@ -84,7 +92,7 @@ def load_weights(folder: Path) -> dict[str, np.ndarray]:
 
 
 def toy_denoiser(params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
-    """The function that stands for a network in the recorded chains."""
+    """The function that replaces a network in the recorded chains."""
     angle = t.astype(x.dtype)[:, None, None, None] / 100
     return 0.5 * x + 0.2 * jnp.sin(x) + 0.05 * jnp.cos(angle)
 
@@ -95,9 +103,9 @@ def nchw_to_nhwc(array: np.ndarray) -> np.ndarray:
 
 
 def check_recorded_unet(compare, dtype, case, config, source, layout=lambda array: array):
-    """Output, loss, gradient of the input, and three numbers of every parameter's gradient.
+    """Compare output, loss, gradient of the input, and three numbers of each parameter's gradient.
 
-    These are its sum, its norm and its inner product with the parameter.
+    They are its sum, its norm and its inner product with the parameter.
     """
     manifest, io = golden(case)
     recorded = {name[4:]: io[name] for name in io if name.startswith(SHORT[dtype])}
@@ -125,7 +133,7 @@ def check_recorded_unet(compare, dtype, case, config, source, layout=lambda arra
 
 
 def row_order(names, weights, source, like):
-    """Which recorded row belongs to which of our parameters: row numbers sent through the names."""
+    """The recorded row of each of our parameters: row numbers converted like weights."""
     numbers = {name: np.full(weights[name].shape, i) for i, name in enumerate(names)}
     return [
         np.ravel(leaf)[0] for leaf in jax.tree.leaves(from_state_dict(numbers, PEERS[source], like))

@@ -1,4 +1,4 @@
-"""Both frameworks on the CPU in double precision where asked, and the parity table at the end."""
+"""Runs both frameworks on the CPU, allows float64, and prints the parity table at the end."""
 
 import os
 from dataclasses import asdict
@@ -23,7 +23,7 @@ def _torch_threads():
 
 @pytest.fixture(autouse=True)
 def _torch_seed():
-    """What PyTorch draws for a test does not depend on the tests before it."""
+    """PyTorch's random numbers in a test do not depend on the tests before it."""
     torch.manual_seed(0)
 
 
@@ -34,7 +34,7 @@ def dtype(request):
 
 @pytest.fixture
 def compare(request):
-    """compare(what, ours, theirs, dtype): both equal within the tolerance of `what`, and noted."""
+    """compare(what, ours, theirs, dtype): require the tolerance of `what`; record the difference."""
     return Recorder(request.config.stash.setdefault(TABLE, {}), theirs=request.node.module.THEIRS)
 
 
@@ -42,7 +42,7 @@ TABLE = pytest.StashKey[dict[tuple[str, str], Comparison]]()
 
 
 def pytest_sessionfinish(session):
-    """A test process hands its part of the table to the one that prints it."""
+    """A test process passes its part of the table to the process that prints it."""
     if hasattr(session.config, "workeroutput"):
         table = session.config.stash.get(TABLE, {})
         session.config.workeroutput["parity"] = [(*key, asdict(row)) for key, row in table.items()]

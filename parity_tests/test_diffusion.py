@@ -4,14 +4,14 @@ from functools import cache
 
 import pytest
 
-from jax_ddpm.parity.process import forward_process, losses
+from jax_ddpm.parity.process import pair_forward_process, pair_losses
 
 THEIRS = "torch_ref"
 
 
 @cache
 def quantities(dtype):
-    return [*forward_process(dtype, 0), *losses(dtype, 0)]
+    return [*pair_forward_process(dtype, 0), *pair_losses(dtype, 0)]
 
 
 @pytest.fixture

@@ -1,57 +1,52 @@
-"""The parity report: what it measures, what it writes, and that it fails when it should."""
+"""The parity report: it measures, writes and fails as it should, also from an installed wheel."""
 
 import json
+import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
-import jax
 import numpy as np
 import pytest
 import torch
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.interop import PEERS, from_torch
-from jax_ddpm.parity.blocks import Block, in_our_layout, matching_blocks
-from jax_ddpm.parity.measure import difference, peak_of
-from jax_ddpm.parity.page import render
+from jax_ddpm.parity.blocks import Block, match_blocks, read_outputs
+from jax_ddpm.parity.measure import find_peak, measure_difference
+from jax_ddpm.parity.page import render_page
+from jax_ddpm.parity.parts import PartName
 from jax_ddpm.parity.peers import (
     PACKAGES,
     TWINS,
-    diffusers_embedding,
+    embed_as_diffusers,
     find_reference,
-    openai_in_double,
+    openai_in_float64,
 )
 from jax_ddpm.parity.quantities import Pair, Part, measure_part
-from jax_ddpm.parity.record import as_record
-from jax_ddpm.parity.report import Args, line, report
+from jax_ddpm.parity.record import make_record
+from jax_ddpm.parity.report import ParityArgs, format_line, write_report
 from jax_ddpm.parity.tolerances import TOLERANCES, Tolerance
-from jax_ddpm.parity.twins import twin_networks
+from jax_ddpm.parity.twins import make_twin_networks
 from parity_tests.comparing import GOLDENS, load_weights
 from tests.shared.long_tests import others_long
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "parity.py"
-MEASURE = {"absolute", "relative", "ulp", "tolerance", "rounding", "arrays", "numbers", "curve",
-           "ok"}  # fmt: skip
-QUANTITY = {"part", "group", "what", "against", "tolerance_of", "along", "float64", "float32", "ok"}
-RECORD = {"version", "subject", "seed", "created", "ok", "summary", "environment", "parts",
-          "quantities"}  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def same_precision_afterwards():
-    before = jax.config.jax_default_matmul_precision
-    yield
-    jax.config.update("jax_default_matmul_precision", before)
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "scripts" / "parity.py"
+MEASURE = set(["absolute", "relative", "ulp", "tolerance", "rounding", "arrays", "numbers", "curve", "ok"])
+QUANTITY = set(["part", "group", "what", "against", "tolerance_of", "along", "float64", "float32", "ok"])
+RECORD = set(["version", "subject", "seed", "created", "ok", "summary", "environment", "parts", "quantities"])
 
 
 def test_differences_in_three_units():
     b = np.array([4, -2, 1e-3], np.float32)
     a = b + np.array([0, 2**-21, 1e-3], np.float32)  # 2^-22 is the spacing at 2
-    found = difference(a, b, peak_of(b))
+    found = measure_difference(a, b, find_peak(b))
     assert found.absolute == pytest.approx(1e-3)
     assert found.relative == pytest.approx(1e-3 / 4)
     assert found.ulp == 2  # the third entry is too small to be counted
@@ -67,18 +62,18 @@ def test_differences_in_three_units():
         ([2, 1], [np.nan, 1], True),
     ],
 )
-def test_what_is_not_finite_is_far_away_unless_it_is_the_same_infinity(a, b, far):
+def test_a_non_finite_number_is_far_away_unless_both_are_the_same_infinity(a, b, far):
     a, b = np.array(a), np.array(b)
-    assert difference(a, b, peak_of(b)).relative == (np.inf if far else 0)
+    assert measure_difference(a, b, find_peak(b)).relative == (np.inf if far else 0)
 
 
-def test_differences_are_counted_in_ulp_only_where_entries_are_large():
-    assert difference(np.full(2, 1e-9), np.zeros(2), 1.0).ulp is None
+def test_ulp_are_counted_only_for_large_entries():
+    assert measure_difference(np.full(2, 1e-9), np.zeros(2), 1.0).ulp is None
 
 
 @pytest.fixture
 def quantity(monkeypatch):
-    """quantity(gap): one whose float32 is `gap` off in the second of three steps."""
+    """quantity(gap): its float32 result is off by `gap` in the second of three steps."""
 
     def make(gap):
         def pairs(dtype, seed):
@@ -99,28 +94,28 @@ def test_a_quantity_within_tolerance(quantity):
     assert found.ok and found.float64.relative == 0
     assert found.float32.relative == pytest.approx(3 * 2**-20, rel=1e-6)
     assert found.float32.curve == [0, found.float32.relative, 0]
-    assert found.float32.rounding == pytest.approx(3e-8, rel=0.1)  # of 1/3 as float32
-    assert line(found).endswith("ok")
+    assert found.float32.rounding == pytest.approx(3e-8, rel=0.1)  # of 1/3 in float32
+    assert format_line(found).endswith("ok")
 
 
 @pytest.mark.parametrize("gap", [1e-4, np.nan, np.inf])
 def test_a_quantity_out_of_tolerance(quantity, gap):
     found = quantity(gap)
     assert found.float64.ok and not found.float32.ok and not found.ok
-    assert line(found).endswith("OUT OF TOLERANCE")
+    assert format_line(found).endswith("OUT OF TOLERANCE")
 
 
 def test_a_nan_is_written_as_null_and_shown_as_not_finite(quantity):
     part = Part("a part", "A part", "", "torch_ref", lambda dtype, seed: iter(()))
-    record = as_record([quantity(np.nan)], [part], "the library", 0)
+    record = make_record([quantity(np.nan)], [part], "the library", 0)
     json.dumps(record, allow_nan=False)
     found = record["quantities"][0]["float32"]
     assert found["relative"] is None and found["curve"] == [0, None, 0] and not found["ok"]
-    assert "<td>not finite<td>" in render(record)
+    assert "<td>not finite<td>" in render_page(record)
 
 
 def test_slack_follows_the_rounding_of_pytorch():
-    """A network that amplifies rounding is excused; a result of ours that is far off is not."""
+    """A network may amplify rounding, but a result of ours that is far off is refused."""
 
     def quantity(ours, theirs, **settings):
         def pairs(dtype, seed):
@@ -136,7 +131,7 @@ def test_slack_follows_the_rounding_of_pytorch():
 
 
 class Tags(HTMLParser):
-    """Every tag, and every attribute that could load something."""
+    """Collects every tag, and every attribute that could load something."""
 
     def __init__(self):
         super().__init__()
@@ -148,7 +143,7 @@ class Tags(HTMLParser):
 
 
 def check_files(folder):
-    """The record of a report, after checking its keys and that the page needs nothing else."""
+    """Check the keys of a report and that its page loads nothing; return both."""
     record = json.loads((folder / "report.json").read_text(), parse_constant=pytest.fail)
     assert record.keys() == RECORD and record["version"] == 1
     names = [part["name"] for part in record["parts"]]
@@ -169,7 +164,7 @@ def check_files(folder):
 
 
 def test_the_files_of_a_report(tmp_path, capsys):
-    assert report(Args(out=tmp_path, parts=("schedules", "losses")))
+    assert write_report(ParityArgs(out=tmp_path, parts=("schedules", "losses")))
     record, page = check_files(tmp_path)
     assert record["ok"] and "all within tolerance" in page
     assert {q["part"] for q in record["quantities"]} == {"schedules", "losses"}
@@ -187,7 +182,7 @@ def run_script(monkeypatch, *args):
     return exit_.value.code
 
 
-def test_a_broken_tolerance_ends_in_exit_code_1(monkeypatch, tmp_path, capsys):
+def test_a_difference_out_of_tolerance_gives_exit_code_1(monkeypatch, tmp_path, capsys):
     assert run_script(monkeypatch, "--out", tmp_path, "--parts", "losses") == 0
     monkeypatch.setitem(TOLERANCES, "losses", Tolerance(1e-13, 1e-9))
     assert run_script(monkeypatch, "--out", tmp_path, "--parts", "losses") == 1
@@ -201,35 +196,40 @@ def test_a_broken_tolerance_ends_in_exit_code_1(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--weights", "w.npz"], "--weights FILE and --source NAME belong together"),
-        (["--source", "ho"], "--weights FILE and --source NAME belong together"),
+        (["--weights", "w.npz"], "give both --weights FILE and --source NAME"),
+        (["--source", "ho"], "give both --weights FILE and --source NAME"),
         (["--weights", "none.npz", "--source", "ho"], "there is no file none.npz"),
         (["--wieghts", "w.npz"], "did you mean --weights?"),
     ],
 )
-def test_a_mistake_ends_in_one_sentence(monkeypatch, tmp_path, args, message):
+def test_a_mistake_gives_one_sentence(monkeypatch, tmp_path, args, message):
     code = run_script(monkeypatch, "--out", tmp_path / "out", *args)
     assert code.startswith("error: ") and message in code and "\n" not in code
     assert not (tmp_path / "out").exists()
 
 
-def test_every_source_has_something_to_be_compared_with():
+def test_there_is_a_network_to_compare_every_source_with():
     assert PACKAGES.keys() | TWINS.keys() == PEERS.keys()
 
 
 def test_blocks_are_found_by_the_parameters_they_hold():
-    """Of two modules around the same parameters, the one with our output; no layers of blocks."""
+    """Of two modules that hold the same parameters, the one with our output; no inner layers."""
     image = np.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)  # NHWC
     tensor = torch.from_numpy(np.moveaxis(image, -1, 1).copy())
-    names = {"a.inner.w.weight": "b.w.kernel", "a.inner.v.weight": "b.v.kernel",
-             "c.weight": "d.kernel", "e.weight": "e_0.kernel", "g.weight": "g.kernel"}  # fmt: skip
+    names = {
+        "a.inner.w.weight": "b.w.kernel",
+        "a.inner.v.weight": "b.v.kernel",
+        "c.weight": "d.kernel",
+        "e.weight": "e_0.kernel",
+        "g.weight": "g.kernel",
+    }
     theirs = {
         "a.inner.w": Block(tensor, None),
         "a.inner": Block(tensor * 3, None),
         "a": Block(tensor, None),
         "c": Block(tensor.flatten(2), None),
         "e": Block(tensor - 1, torch.ones_like(tensor)),  # the residual connection is outside
-        "g": Block(tensor + 1, torch.ones_like(tensor)),  # inside, while ours is outside
+        "g": Block(tensor + 1, torch.ones_like(tensor)),  # inside, ours is outside
     }
     ours = {
         "b": image,
@@ -239,7 +239,7 @@ def test_blocks_are_found_by_the_parameters_they_hold():
         "f": image,
         "g": image,
     }
-    found = matching_blocks(ours, theirs, names)
+    found = match_blocks(ours, theirs, names)
     labels = {path: match.label for path, match in found.items()}
     assert labels == {"b": "b = a.inner", "d": "d = c", "e_0": "e_0 = e", "g": "g"}
     for path, match in found.items():
@@ -248,12 +248,12 @@ def test_blocks_are_found_by_the_parameters_they_hold():
 
 
 def test_outputs_of_another_size_are_not_compared():
-    assert in_our_layout(Block(torch.zeros(2, 5, 3, 4), None), (2, 3, 4, 6)) == []
+    assert read_outputs(Block(torch.zeros(2, 5, 3, 4), None), (2, 3, 4, 6)) == []
 
 
 def test_weights_go_into_the_twin(monkeypatch):
-    """What is compared with a checkpoint holds the checkpoint's weights."""
-    theirs, _, _ = twin_networks("float32")
+    """The network that a checkpoint is compared with holds its weights."""
+    theirs, _, _ = make_twin_networks("float32")
     weights = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     network = from_torch(weights, "torch_ref", {"num_groups": 4})
     reference = find_reference(network)
@@ -265,19 +265,21 @@ def test_weights_go_into_the_twin(monkeypatch):
         find_reference(network)
 
 
-def test_the_twin_stands_in_for_a_package_that_is_missing_or_cannot(monkeypatch, capsys):
+def test_the_twin_stands_in_for_a_package_that_is_missing_or_does_not_fit(monkeypatch, capsys):
     network = recorded_network("lucidrains/unet_learned_variance", "lucidrains")
     twin = TWINS["lucidrains"]
     missing = PACKAGES["lucidrains"]._replace(module="no_such_package.unet")
     monkeypatch.setitem(PACKAGES, "lucidrains", missing)
     assert find_reference(network).against == "torch_ref.lucidrains"
 
-    other = twin._replace(renamed={"dim": lambda config: 2 * config.dim})  # as another version
+    other = twin._replace(
+        renamed={"dim": lambda config: 2 * config.dim}
+    )  # like another version of the package
     monkeypatch.setitem(PACKAGES, "lucidrains", other)
     assert find_reference(network).against == "torch_ref.lucidrains"
-    assert "note: torch_ref.lucidrains does not take these" in capsys.readouterr().err
+    assert "note: torch_ref.lucidrains does not accept these" in capsys.readouterr().err
     monkeypatch.setitem(TWINS, "lucidrains", other)
-    with pytest.raises(UserError, match="does not take these weights"):
+    with pytest.raises(UserError, match="does not accept these weights"):
         find_reference(network)
 
 
@@ -288,17 +290,17 @@ def recorded_network(case, source):
 
 
 @pytest.mark.parametrize("settings", [{}, {"flip_sin_to_cos": True, "downscale_freq_shift": 0}])
-def test_embeddings_of_diffusers_in_double_precision(settings):
+def test_the_embedding_of_diffusers_in_float64(settings):
     from diffusers.models.embeddings import get_timestep_embedding
 
     t = torch.tensor([0, 1, 13])
-    single, double = get_timestep_embedding(t, 9, **settings), diffusers_embedding(t, 9, **settings)
+    single, double = (f(t, 9, **settings) for f in (get_timestep_embedding, embed_as_diffusers))
     assert single.dtype == torch.float32 and double.dtype == torch.float64
     assert (double - single).abs().max() < 1e-6  # measured: 2.6e-7
 
 
 class Norm(torch.nn.GroupNorm):
-    """As OpenAI's: in float32, whatever comes in."""
+    """Like OpenAI's: it computes in float32 whatever it is given."""
 
     def forward(self, x):
         return super().forward(x.float()).type(x.dtype)
@@ -308,9 +310,9 @@ def timestep_embedding(t, dim):
     raise AssertionError("not replaced")
 
 
-def test_casts_of_openai_in_double_precision():
+def test_the_casts_of_openai_in_float64():
     x, layer = torch.randn(2, 4, 3, 3, dtype=torch.float64), Norm(2, 4).double()
-    with openai_in_double(layer):
+    with openai_in_float64(layer):
         assert layer.dtype == torch.float64
         gap = (layer(x) - torch.nn.functional.group_norm(x, 2)).abs().max()
         assert gap < 1e-14  # measured: 4.4e-16; 1e-7 with the cast
@@ -335,15 +337,15 @@ CHECKPOINTS = {
 def test_the_network_of_a_checkpoint(tmp_path, case):
     (recorded,) = GOLDENS.joinpath(case).glob("weights.*")
     weights = recorded
-    if recorded.suffix == ".npz":  # packed more tightly than files from outside may be
+    if recorded.suffix == ".npz":  # packed more tightly than untrusted files may be
         weights = tmp_path / recorded.name
         np.savez(weights, **np.load(recorded))
     config = json.loads((GOLDENS / case / "manifest.json").read_text())["config"]
     config.pop("grad_rows")
     (tmp_path / "config.json").write_text(json.dumps(config))
     source = CHECKPOINTS[case]
-    args = Args(tmp_path, weights, source, tmp_path / "config.json")
-    assert report(args)
+    args = ParityArgs(tmp_path, weights, source, tmp_path / "config.json")
+    assert write_report(args)
     record, _ = check_files(tmp_path)
     groups = [q["group"] for q in record["quantities"]]
     assert groups.count("blocks, from the first to the last") >= 10
@@ -351,14 +353,14 @@ def test_the_network_of_a_checkpoint(tmp_path, case):
 
 @pytest.mark.slow
 def test_other_weights_are_out_of_tolerance(tmp_path, monkeypatch):
-    """What the comparison is for: one number of one weight, a thousandth off."""
+    """One number of one weight is off by a thousandth."""
     network = recorded_network("hojonathanho/unet", "ho")
     reference = find_reference(network)
     with torch.no_grad():
         reference.module.conv_in.weight[0, 0, 0, 0] *= 1.001
-    monkeypatch.setattr("report.chapters.find_reference", lambda network: reference)
-    monkeypatch.setattr("report.command.read_network", lambda args: network)
-    assert not report(Args(tmp_path, Path("weights"), "ho"))
+    monkeypatch.setattr("jax_ddpm.parity.peers.find_reference", lambda network: reference)
+    monkeypatch.setattr("jax_ddpm.parity.report.read_network", lambda args: network)
+    assert not write_report(ParityArgs(tmp_path, Path("weights"), "ho"))
     record, _ = check_files(tmp_path)
     output = next(q for q in record["quantities"] if q["what"] == "output")
     assert not output["float64"]["ok"] and not output["float32"]["ok"]
@@ -370,11 +372,48 @@ def test_the_whole_command(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     record, page = check_files(tmp_path / "found")
-    assert [part["name"] for part in record["parts"]] == [
-        "schedules", "process", "losses", "network", "steps", "chains", "training",
-    ]  # fmt: skip
+    assert [part["name"] for part in record["parts"]] == list(get_args(PartName))
     for part in ("chains", "training"):
         chosen = [q for q in record["quantities"] if q["part"] == part]
         assert chosen and all(len(q["float32"]["curve"]) >= 50 for q in chosen)
     assert page.count("<svg") == 3
     assert re.search(r"\d+ quantities, all within tolerance", done.stdout)
+
+
+def test_without_pytorch_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=r"needs PyTorch, .* pip install 'jax_ddpm\[parity\]'"):
+        write_report(ParityArgs())
+
+
+REPORT = """
+import sys
+from pathlib import Path
+import jax_ddpm
+from jax_ddpm.parity.report import ParityArgs, write_report
+assert Path(jax_ddpm.__file__).is_relative_to(sys.argv[1]), jax_ddpm.__file__
+sys.exit(not write_report(ParityArgs(Path("found"), parts=("process", "network"))))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.guard
+def test_an_installed_wheel_compares_the_frameworks(tmp_path):
+    """Away from the checkout: without its tests, pytest or the page's style beside the code."""
+    checkout, site = tmp_path / "checkout", tmp_path / "site"
+    for name in ("jax_ddpm", "torch_ref"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, checkout)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    wheel = ["wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(checkout)]
+    subprocess.run([*pip, *wheel], check=True)
+    (built,) = tmp_path.glob("jax_ddpm-*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(built)], check=True)
+    shutil.rmtree(checkout)
+    block = "import sys; sys.modules.update(pytest=None, parity_tests=None, tests=None)\n"
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    command = [sys.executable, "-P", "-c", block + REPORT, str(site)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_files(tmp_path / "found")

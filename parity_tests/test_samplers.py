@@ -2,7 +2,7 @@
 
 import pytest
 
-from jax_ddpm.parity.sampling import CHAINS, JUMPS, SAMPLERS, Chain, one_step, trajectories
+from jax_ddpm.parity.sampling import CHAINS, JUMPS, SAMPLERS, Chain, run_chain, take_one_step
 from parity_tests.comparing import DOUBLE_FIRST
 
 THEIRS = "torch_ref"
@@ -13,7 +13,7 @@ SLOW = Chain("chain of 1000 ancestral steps", "ddpm fixed_small", 1000, "cosine"
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_one_step(compare, dtype, sampler, schedule, jump):
-    compare("one sampler step", *one_step(dtype, schedule, sampler, jump), dtype)
+    compare("one sampler step", *take_one_step(dtype, schedule, sampler, jump), dtype)
 
 
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)
@@ -22,4 +22,4 @@ def test_one_step(compare, dtype, sampler, schedule, jump):
     [CHAINS[0], *(pytest.param(chain, marks=pytest.mark.slow) for chain in [*CHAINS[1:], SLOW])],
 )
 def test_whole_chain_through_the_same_network(compare, dtype, chain):
-    compare(chain.tolerance, *trajectories(dtype, chain, 0), dtype)
+    compare(chain.tolerance, *run_chain(dtype, chain, 0), dtype)

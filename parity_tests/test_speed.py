@@ -1,9 +1,12 @@
-"""The benchmarks measure what they say they do; not how fast anything is."""
+"""The benchmarks measure what they claim to; these tests do not measure speed."""
 
 import json
+import sys
+from dataclasses import replace
 
 import pytest
 
+from jax_ddpm.errors import UserError
 from jax_ddpm.jobs.bench import timing
 from jax_ddpm.jobs.bench.data import DataArgs, bench_data
 from jax_ddpm.jobs.bench.memory import MemoryArgs, bench_memory
@@ -12,19 +15,18 @@ from jax_ddpm.jobs.bench.step import SamplingArgs, StepArgs, bench_sampling, ben
 
 def test_a_table_has_medians_and_the_ratio_of_each_round():
     times = {"ours": [1.0, 2.0, 4.0], "theirs": [2.0, 8.0, 8.0]}
-    ours, theirs = timing.table(times, work=8, unit="images", rival="theirs")
-    assert ours == {
-        "contestant": "ours", "images/s": 4.0, "lowest": 2.0, "highest": 8.0, "times theirs": 2.0,
-    }  # fmt: skip
+    ours, theirs = timing.make_rows(times, work=8, unit="images", rival="theirs")
+    rates = {"images/s": 4.0, "lowest": 2.0, "highest": 8.0}
+    assert ours == {"contestant": "ours", **rates, "times theirs": 2.0}
     assert theirs["times theirs"] == 1
 
 
 def test_contestants_take_turns_after_their_warm_up(capsys):
     calls = []
     contestants = {name: lambda name=name: calls.append(name) for name in "ab"}
-    times = timing.in_turn(contestants, rounds=2, warmup=1)
+    times = timing.time_in_turn(contestants, rounds=2, warmup=1)
     assert calls == ["a", "b", "a", "b", "a", "b"]
-    assert {name: len(taken) for name, taken in times.items()} == {"a": 2, "b": 2}
+    assert {name: len(seconds) for name, seconds in times.items()} == {"a": 2, "b": 2}
     assert "a: warm after" in capsys.readouterr().out
 
 
@@ -46,7 +48,7 @@ def test_both_frameworks_are_measured(bench, args):
 
 
 @pytest.mark.slow
-def test_every_path_of_the_data_is_measured(tmp_path):
+def test_every_way_to_read_the_data_is_measured(tmp_path):
     out = tmp_path / "data.json"
     bench_data(DataArgs(batch_size=8, batches=2, rounds=1, images=40, out=out))
     rows = json.loads(out.read_text())["rows"]
@@ -55,6 +57,16 @@ def test_every_path_of_the_data_is_measured(tmp_path):
 
 
 @pytest.mark.slow
-def test_memory_is_that_of_the_state_and_more():
+def test_the_peak_of_memory_exceeds_the_state():
     (row,) = bench_memory(MemoryArgs(settings=False, batch_size=2))
     assert 0 < row["state GiB"] < row["peak GiB"] < row["peak without donation GiB"]
+
+
+@pytest.mark.parametrize("bench", [bench_step, bench_sampling])
+def test_without_diffusers_only_a_peer_is_refused(bench, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    monkeypatch.setattr(timing, "time_in_turn", lambda contestants, rounds: {"jax_ddpm": [1.0]})
+    args = (StepArgs if bench is bench_step else SamplingArgs)(**SMALL)
+    with pytest.raises(UserError, match=r"--peers eager needs diffusers, .*'jax_ddpm\[parity\]'"):
+        bench(args)
+    assert bench(replace(args, peers=()))[0]["contestant"] == "jax_ddpm"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jax_ddpm.parity.training import SETTINGS, lockstep
+from jax_ddpm.parity.training import SETTINGS, pair_training
 from parity_tests.comparing import DOUBLE_FIRST
 
 THEIRS = "torch_ref"
@@ -21,5 +21,5 @@ THEIRS = "torch_ref"
     ],
 )
 def test_twenty_steps(compare, dtype, changes):
-    for pair in lockstep(dtype, 0, 20, SETTINGS | changes):
+    for pair in pair_training(dtype, 0, 20, SETTINGS | changes):
         compare(pair.tolerance, pair.ours, pair.theirs, dtype, pair.peak)

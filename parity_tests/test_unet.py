@@ -9,7 +9,14 @@ import torch
 from jax_ddpm.interop import PEERS, from_state_dict
 from jax_ddpm.models import UNet, layers
 from jax_ddpm.models.layers import GroupNorm, ResnetBlock, SelfAttention, TimeEmbedding
-from parity_tests.comparing import DOUBLE_FIRST, draws, to_jax, to_torch, tree_of, twin_networks
+from parity_tests.comparing import (
+    DOUBLE_FIRST,
+    convert_tree,
+    draws,
+    make_twin_networks,
+    to_jax,
+    to_torch,
+)
 from torch_ref.unet import UNet as TorchUNet
 from torch_ref.unet import timestep_embedding
 
@@ -50,7 +57,7 @@ def check_block(compare, what, dtype, module, params, theirs, *args):
 @pytest.fixture(scope="module")
 def twins():
     """One pair of networks per precision."""
-    return {dtype: twin_networks(dtype) for dtype in ("float64", "float32")}
+    return {dtype: make_twin_networks(dtype) for dtype in ("float64", "float32")}
 
 
 @pytest.mark.parametrize("dim", [2 * 8, 32])
@@ -132,12 +139,12 @@ def test_whole_network(compare, dtype, twins, size):
     named = {name.removeprefix("model."): grad for name, grad in ref_params.items()}
     compare("U-Net", out, to_jax(ref_out), dtype)
     compare("U-Net: gradients", grad_x, to_jax(ref_grad_x), dtype)
-    compare("U-Net: gradients", grad_params, tree_of(named, network), dtype)
+    compare("U-Net: gradients", grad_params, convert_tree(named, network), dtype)
 
 
 @pytest.mark.slow
 def test_network_with_classes(compare, dtype):
-    theirs, network, params = twin_networks(dtype, channel_mult=(1,), attn_levels=(), num_classes=5)
+    theirs, network, params = make_twin_networks(dtype, channel_mult=(1,), attn_levels=(), num_classes=5)
     x, t, label = draws((3, 4, 4, 3), dtype, 3), np.array([3, 977, 3]), np.array([4, 0, 2])
 
     def apply(params, x):
@@ -149,7 +156,7 @@ def test_network_with_classes(compare, dtype):
     named = {name.removeprefix("model."): grad for name, grad in ref_params.items()}
     assert params["label_emb"]["embedding"].shape == (5, 32)
     compare("U-Net", out, to_jax(ref_out), dtype)
-    compare("U-Net: gradients", grad_params, tree_of(named, network), dtype)
+    compare("U-Net: gradients", grad_params, convert_tree(named, network), dtype)
 
 
 class _At(torch.nn.Module):

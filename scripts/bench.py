@@ -4,7 +4,6 @@ import os
 import sys
 
 from jax_ddpm.cli import parsing as cli
-from jax_ddpm.errors import UserError
 
 
 def main() -> None:
@@ -16,20 +15,15 @@ def main() -> None:
 
     name = cli.command(sys.argv[1:], ["step", "sampling", "data", "memory"], prog="bench.py")
     args, prog = sys.argv[2:], f"bench.py {name}"
-    try:
-        match name:
-            case "step":
-                bench_step(cli.parse(StepArgs, args, prog=prog))
-            case "sampling":
-                bench_sampling(cli.parse(SamplingArgs, args, prog=prog))
-            case "data":
-                bench_data(cli.parse(DataArgs, args, prog=prog))
-            case "memory":
-                bench_memory(cli.parse(MemoryArgs, args, prog=prog))
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{error.name} is missing, install it with pip install -e '.[test]'"
-        ) from error
+    match name:
+        case "step":
+            bench_step(cli.parse(StepArgs, args, prog=prog))
+        case "sampling":
+            bench_sampling(cli.parse(SamplingArgs, args, prog=prog))
+        case "data":
+            bench_data(cli.parse(DataArgs, args, prog=prog))
+        case "memory":
+            bench_memory(cli.parse(MemoryArgs, args, prog=prog))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from jax_ddpm.errors import UserError, check_choice
 from jax_ddpm.files.untrusted import explain
 
 Picture = UInt8[np.ndarray, "h w c"]
-Place = tuple[float, float]
+Position = tuple[float, float]
 """Where a square lies in a picture: two numbers in [0, 1), from the left and from the top."""
 
 MODES = {1: "L", 3: "RGB"}
@@ -24,26 +24,26 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # th
 IN_MEMORY = 2**28  # data sets of at most 256 MiB are decoded at once and kept in memory
 
 
-def crop_center(image: Image.Image, place: Place | None) -> Image.Image:
+def crop_center(image: Image.Image, position: Position | None) -> Image.Image:
     """The largest square in the centre of `image`."""
     return crop_at(image, None)
 
 
-def crop_at(image: Image.Image, place: Place | None) -> Image.Image:
-    """The largest square of `image` at `place`; the one in the centre if there is no place."""
+def crop_at(image: Image.Image, position: Position | None) -> Image.Image:
+    """The largest square of `image` at `position`, or in the centre if that is None."""
     side = min(image.size)
     spare = (image.width - side, image.height - side)
-    if place is None:
+    if position is None:
         left, top = (room // 2 for room in spare)
     else:
-        left, top = (int(part * (room + 1)) for part, room in zip(place, spare, strict=True))
+        left, top = (int(part * (room + 1)) for part, room in zip(position, spare, strict=True))
     return image.crop((left, top, left + side, top + side))
 
 
-CROPS: dict[str, Callable[[Image.Image, Place | None], Image.Image]] = {
+CROPS: dict[str, Callable[[Image.Image, Position | None], Image.Image]] = {
     "center": crop_center,
     "random": crop_at,
-    "none": lambda image, place: image,
+    "none": lambda image, position: image,
 }
 
 
@@ -108,11 +108,11 @@ class Form(NamedTuple):
         return not self.is_random and count * height * width * self.channels <= IN_MEMORY
 
 
-def fit_picture(image: Image.Image, form: Form, place: Place | None = None) -> Picture:
-    """`image` in `form`, cut at `place` if the form cuts at random; transparency becomes white."""
+def fit_picture(image: Image.Image, form: Form, position: Position | None = None) -> Picture:
+    """`image` in `form`; only a random crop uses `position`. Transparency becomes white."""
     image = flatten_to_8_bits(image).convert(MODES[form.channels])
     if form.size is not None and image.size != (form.size, form.size):
-        image = RESIZES[form.resize](CROPS[form.crop](image, place), form.size)
+        image = RESIZES[form.resize](CROPS[form.crop](image, position), form.size)
     array = np.asarray(image, np.uint8)
     return array.reshape(*array.shape[:2], form.channels)
 
@@ -157,10 +157,10 @@ def require_few_pixels(image: Image.Image) -> None:
         raise ValueError(f"{image.width}x{image.height} are more than {MAX_PIXELS:,} pixels")
 
 
-def read_picture(path: Path, form: Form, place: Place | None = None) -> Picture:
+def read_picture(path: Path, form: Form, position: Position | None = None) -> Picture:
     """The picture in a file, in `form`. Raises UserError if the file holds no picture."""
     try:
-        return fit_picture(open_upright(path), form, place)
+        return fit_picture(open_upright(path), form, position)
     except Exception as error:  # decoders raise errors of every kind for damaged data
         raise UserError(f"{path} cannot be read as a picture: {explain_decoding(error)}") from error
 
@@ -189,9 +189,9 @@ class FittedArrays(Sequence[Picture]):
     def __getitem__(self, index: Any) -> Any:
         return self.cut_at(index, None)
 
-    def cut_at(self, index: Any, place: Place | None) -> Any:
-        """Picture number `index`, cut at `place`."""
-        return fit_picture(from_array(np.asarray(self.arrays[index])), self.form, place)
+    def cut_at(self, index: Any, position: Position | None) -> Any:
+        """Picture number `index`, cut at `position`."""
+        return fit_picture(from_array(np.asarray(self.arrays[index])), self.form, position)
 
 
 class FolderPictures(Sequence[Picture]):
@@ -209,9 +209,9 @@ class FolderPictures(Sequence[Picture]):
     def __getitem__(self, index: Any) -> Any:
         return self.cut_at(index, None)
 
-    def cut_at(self, index: Any, place: Place | None) -> Any:
-        """Picture number `index`, cut at `place`. Raises UserError if it can no longer be read."""
-        picture = read_picture(self.paths[index], self.form, place)
+    def cut_at(self, index: Any, position: Position | None) -> Any:
+        """Picture number `index`, cut at `position`. Raises UserError if it is gone or damaged."""
+        picture = read_picture(self.paths[index], self.form, position)
         if self.size is not None and picture.shape[1::-1] != self.size:
             width, height = self.size
             raise UserError(f"{self.paths[index]} was {width}x{height} and has been replaced")

@@ -1,4 +1,7 @@
-"""The figures of the page, as SVG that takes its colours from the page."""
+"""The figures of the page, as SVG that takes its colours from the page.
+
+matplotlib takes most of a second to import, so it is imported when a figure is drawn.
+"""
 
 import io
 import math
@@ -6,11 +9,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from jaxtyping import Float
 
 Record = dict[str, Any]
 COLOURS = {"float64": "#3f8efc", "float32": "#e8833a"}
@@ -37,98 +37,102 @@ STYLE = {
 }
 
 
-def overview(parts: list[Record], quantities: list[Record]) -> str:
-    """Every quantity as a dot at its relative difference, a row per part."""
+def draw_overview(parts: list[Record], quantities: list[Record]) -> str:
+    """Every quantity as a dot at its relative difference, one row per part."""
 
-    def draw() -> Figure:
-        figure = Figure(figsize=(10, 0.55 * len(parts) + 1.1), layout="constrained")
+    def draw(figure: Any) -> None:
+        figure.set_size_inches(10, 0.55 * len(parts) + 1.1)
         axes = figure.subplots()
         for row, part in enumerate(parts):
             chosen = [q for q in quantities if q["part"] == part["name"]]
-            for i, dtype in enumerate(COLOURS):
-                gaps = [drawn(q[dtype]["relative"]) for q in chosen]
-                height = row + 0.22 * (2 * i - 1) + _spread(len(gaps))
-                axes.scatter(gaps, height, s=11, color=COLOURS[dtype], alpha=0.65, linewidths=0)
+            for i, (dtype, colour) in enumerate(COLOURS.items()):
+                gaps = [place_on_axis(q[dtype]["relative"]) for q in chosen]
+                height = row + 0.22 * (2 * i - 1) + _spread_dots(len(gaps))
+                axes.scatter(gaps, height, s=11, color=colour, alpha=0.65, linewidths=0)
         for dtype, value in EPSILON.items():
-            axes.axvline(value, color=COLOURS[dtype], linewidth=1, linestyle=":")
-            axes.annotate(f"{dtype}: spacing at 1", (value, -0.6), color=COLOURS[dtype], fontsize=8,
-                          xytext=(3, 0), textcoords="offset points", va="center")  # fmt: skip
+            colour, label = COLOURS[dtype], f"{dtype}: spacing at 1"
+            axes.axvline(value, color=colour, linewidth=1, linestyle=":")
+            looks = {"color": colour, "fontsize": 8, "va": "center"}
+            axes.annotate(label, (value, -0.6), (3, 0), textcoords="offset points", **looks)
         axes.set(ylim=(len(parts) - 0.5, -0.8), xlabel="difference, relative to the largest entry")
         axes.set_yticks(range(len(parts)), [part["title"] for part in parts])
-        _log_axis(axes, "x", 1.0)
-        return figure
+        _set_log_axis(axes, "x", 1.0)
 
-    return to_svg(draw)
+    return render_svg(draw)
 
 
-def _spread(count: int) -> np.ndarray:
-    """Small vertical offsets, the same every time, so that dots do not hide each other."""
+def _spread_dots(count: int) -> Float[np.ndarray, " count"]:
+    """Small vertical offsets, always the same, so that dots do not hide each other."""
     return 0.16 * ((np.arange(count) * 0.618) % 1 - 0.5)
 
 
-def curves(quantities: list[Record]) -> str:
-    """The difference along the steps: a panel per quantity, tolerances dashed."""
+def draw_curves(quantities: list[Record]) -> str:
+    """The difference along the steps, one panel per quantity; tolerances are dashed."""
+    from matplotlib.lines import Line2D
 
-    def draw() -> Figure:
+    def draw(figure: Any) -> None:
         columns = min(COLUMNS, len(quantities))
         rows = math.ceil(len(quantities) / columns)
-        figure = Figure(figsize=(10, 2.4 * rows + 0.3), layout="constrained")
-        grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-        for axes, quantity in zip(grid.flat, quantities, strict=False):
-            _draw_curves(axes, quantity)
-        for axes in grid.flat[len(quantities) :]:
+        figure.set_size_inches(10, 2.4 * rows + 0.3)
+        panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
+        for axes, quantity in zip(panels.flat, quantities, strict=False):
+            _draw_panel(axes, quantity)
+        for axes in panels.flat[len(quantities) :]:
             axes.set_visible(False)
-        for axes in grid[:, 0]:
+        for axes in panels[:, 0]:
             axes.set_ylabel("relative difference")
         lines = [Line2D([], [], color=colour, label=dtype) for dtype, colour in COLOURS.items()]
         figure.legend(handles=lines, loc="outside upper right", ncols=2)
-        return figure
 
-    return to_svg(draw)
+    return render_svg(draw)
 
 
-def _draw_curves(axes: Axes, quantity: Record) -> None:
+def _draw_panel(axes: Any, quantity: Record) -> None:
     for dtype, colour in COLOURS.items():
         measure = quantity[dtype]
-        gaps = [drawn(gap) for gap in measure["curve"]]
+        gaps = [place_on_axis(gap) for gap in measure["curve"]]
         line = axes.plot(range(1, len(gaps) + 1), gaps, color=colour, linewidth=1.1)
         if gaps.count(ZERO) > len(gaps) / 10:  # a line would jump up and down
             line[0].set(linestyle="none", marker=".", markersize=3)
         axes.axhline(measure["tolerance"], color=colour, linewidth=0.9, linestyle="--")
-    axes.set_title(_wrapped(quantity["what"]))
+    axes.set_title(_wrap_title(quantity["what"]))
     axes.set_xlabel(quantity["along"])
-    _log_axis(axes, "y", 1e-1)
+    _set_log_axis(axes, "y", 1e-1)
 
 
-def _wrapped(text: str) -> str:
-    """A title of at most two lines, broken at a comma."""
+def _wrap_title(text: str) -> str:
+    """`text` in at most two lines, broken at a comma."""
     first, _, rest = text.partition(", ")
     return f"{first},\n{rest}" if len(text) > 28 and rest else text
 
 
-def drawn(gap: float | None) -> float:
-    """Where a difference is drawn: 0 at the left end, what is not finite at the right."""
+def place_on_axis(gap: float | None) -> float:
+    """Where a difference is drawn: 0 at the left end, infinity and NaN (None) at the right."""
     return 1.0 if gap is None else max(gap, ZERO)
 
 
-def _log_axis(axes: Axes, which: str, end: float) -> None:
-    """A logarithmic axis whose first tick is exactly 0."""
-    ticks = [
-        ZERO,
-        *(10.0**k for k in range(-17, int(math.log10(end)) + 1, 2 if which == "x" else 4)),
-    ]
-    labels = ["0", *(f"1e{round(math.log10(tick))}" for tick in ticks[1:])]
+def _set_log_axis(axes: Any, which: str, end: float) -> None:
+    """Make an axis logarithmic, with exactly 0 as its first tick."""
+    from matplotlib.ticker import NullLocator
+
+    step = 2 if which == "x" else 4
+    powers = range(-17, int(math.log10(end)) + 1, step)
+    ticks, labels = [ZERO, *(10.0**k for k in powers)], ["0", *(f"1e{k}" for k in powers)]
     axes.set(**{f"{which}scale": "log", f"{which}lim": (ZERO / 3, end * 1.5)})
     getattr(axes, f"set_{which}ticks")(ticks, labels)
-    getattr(axes, f"{which}axis").set_minor_locator(matplotlib.ticker.NullLocator())
-    axes.grid(alpha=0.6, linewidth=0.6, axis=which)  # type: ignore[arg-type]
+    getattr(axes, f"{which}axis").set_minor_locator(NullLocator())
+    axes.grid(alpha=0.6, linewidth=0.6, axis=which)
 
 
-def to_svg(draw: Callable[[], Figure]) -> str:
-    """The SVG element alone: no size, no metadata, no font, and the page's colours."""
+def render_svg(draw: Callable[[Any], None]) -> str:
+    """The SVG element of what `draw` puts on a figure: no size, metadata or fonts of its own."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
-        buffer = io.StringIO()
-        draw().savefig(buffer, format="svg", metadata={"Date": None})
+        figure, buffer = Figure(layout="constrained"), io.StringIO()
+        draw(figure)
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     svg = text[text.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -7,25 +7,23 @@ import jax
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
-# Units of last place are counted where an entry is at least this fraction of the largest one.
-# Next to a sum that cancels to almost nothing, any rounding at all is many of them.
+# Units of last place are counted only for entries of at least this fraction of the largest one.
+# Where a sum cancels to almost nothing, any rounding at all is many of them.
 LARGE = 0.1
 
 
 class Difference(NamedTuple):
-    """The largest of all entries: |a - b|, that over the peak max|b|, and that over spacing(b).
-
-    The last is None where no entry is large enough to be counted.
-    """
+    """The largest difference of all entries, in three units."""
 
     absolute: float
+    """max |a - b|"""
     relative: float
+    """The same over the peak, max |b|."""
     ulp: float | None
+    """max |a - b| / spacing(b); None if no entry is large enough to be counted."""
 
 
-def side_by_side(
-    ours: Any, theirs: Any, dtype: str
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def zip_leaves(ours: Any, theirs: Any, dtype: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """(path, our leaf, their leaf) of two trees; AssertionError unless shapes and dtypes agree."""
     leaves, expected = tree_leaves_with_path(ours), jax.tree.leaves(theirs)
     assert len(leaves) == len(expected)
@@ -36,18 +34,18 @@ def side_by_side(
         yield keystr(path), a, b
 
 
-def peak_of(tree: Any) -> float:
-    """The largest finite absolute value of a tree, 1 where that is 0.
+def find_peak(tree: Any) -> float:
+    """The largest finite absolute value in a tree, or 1 if that is 0.
 
-    Of a whole tree, because some gradients are exactly zero in theory (that of an attention's key
-    bias) and noise in practice.
+    It is taken over the whole tree because some gradients, such as the gradient of an attention's
+    key bias, are zero in theory and noise in practice.
     """
     leaves = [np.abs(leaf) for leaf in jax.tree.leaves(tree)]
     return max((float(a.max(initial=0, where=np.isfinite(a))) for a in leaves), default=0.0) or 1.0
 
 
-def difference(a: np.ndarray, b: np.ndarray, peak: float) -> Difference:
-    """How far `a` is from `b`, whose tree peaks at `peak`; infinitely far where one is NaN."""
+def measure_difference(a: np.ndarray, b: np.ndarray, peak: float) -> Difference:
+    """The difference between `a` and `b`, whose tree peaks at `peak`; infinite if one is NaN."""
     same = a == b  # infinities too
     gap = np.abs(np.where(same, 0, a) - np.where(same, 0, b))
     gap = np.where(np.isnan(gap), np.inf, gap)

@@ -1,4 +1,4 @@
-"""One network in both frameworks: every block's output, and every gradient."""
+"""One network in both frameworks: the output of every block, and every gradient."""
 
 import copy
 import inspect
@@ -11,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from jax_ddpm.interop import PEERS, Network, Source, from_state_dict
+from jax_ddpm.interop import PEERS, Network, Source, from_state_dict, from_torch
 from jax_ddpm.interop.state_dict import count_levels, our_name, shapes_of
 from jax_ddpm.models import parameter_shapes
-from jax_ddpm.parity.blocks import Block, matching_blocks
-from jax_ddpm.parity.measure import peak_of
+from jax_ddpm.models.layers import timestep_embedding
+from jax_ddpm.parity.blocks import Block, match_blocks
+from jax_ddpm.parity.measure import find_peak
 from jax_ddpm.parity.quantities import Pair
-from jax_ddpm.parity.twins import draws, to_jax, to_torch
+from jax_ddpm.parity.twins import draws, make_twin_networks, to_jax, to_torch
+from torch_ref import unet as ref
 
 TIMESTEPS = (0, 417, 999)
 
@@ -26,23 +28,24 @@ class Reference(NamedTuple):
     """The same network in PyTorch, in float32, with the same weights."""
 
     against: str
+    """Its package or module, for the report."""
     source: Source
-    """Whose names its parameters have."""
+    """The implementation whose parameter names it has."""
     module: torch.nn.Module
-    in_double: Callable[[torch.nn.Module], AbstractContextManager[Any]] = nullcontext
-    """What has to be around it for it to compute in float64."""
+    in_float64: Callable[[torch.nn.Module], AbstractContextManager[Any]] = nullcontext
+    """The context in which it computes in float64."""
 
 
 class Inputs(NamedTuple):
-    """Images [b, h, w, c], timesteps, and what conditional networks take."""
+    """What a network is given."""
 
     x_t: np.ndarray
     t: np.ndarray
     optional: dict[str, Any]
-    """label and x_self_cond, where the network has them."""
+    """label and x_self_cond, if the network takes them."""
 
 
-class Run(NamedTuple):
+class Outcome(NamedTuple):
     """What came out of one network, as NHWC arrays."""
 
     out: Any
@@ -50,20 +53,34 @@ class Run(NamedTuple):
     """Outputs of its modules by name, in the order in which they ran."""
     grad_x: Any
     grads: Any
-    """A tree of ours."""
+    """A tree like our parameters."""
 
 
-def network_pairs(
+def pair_library_network(dtype: str, seed: int) -> Iterator[Pair]:
+    """The time embedding, and the small U-Net of the tests as if its weights came from a file."""
+    from jax_ddpm.parity.peers import find_reference
+
+    theirs, _, _ = make_twin_networks("float32", seed=seed)
+    weights = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    network = from_torch(weights, "torch_ref", {"num_groups": 4, "dropout": 0.0})
+    t = np.array([0, 1, 17, 417, 999])
+    ours = timestep_embedding(jnp.asarray(t), 128, dtype)
+    embedding = ref.timestep_embedding(torch.from_numpy(t), 128, getattr(torch, dtype)).numpy()
+    yield Pair("time", "sinusoidal embedding of t", "timestep embedding", ours, embedding)
+    yield from pair_network(network, find_reference(network), "U-Net", dtype, seed)
+
+
+def pair_network(
     network: Network, reference: Reference, tolerance: str, dtype: str, seed: int
 ) -> Iterator[Pair]:
-    """Run both on the same random images; compare outputs block by block and all gradients.
+    """Run both on the same random images; pair outputs block by block, and all gradients.
 
-    `tolerance` is an entry of TOLERANCES; gradients are held to the entry "TOLERANCE: gradients".
+    `tolerance` is an entry of TOLERANCES. The entry "TOLERANCE: gradients" applies to gradients.
     """
     inputs = make_inputs(network.config, dtype, seed)
     theirs, names = run_theirs(network, reference, inputs, dtype)
     ours = run_ours(network, inputs, dtype)
-    found = matching_blocks(ours.blocks, theirs.blocks, names)
+    found = match_blocks(ours.blocks, theirs.blocks, names)
     for match in found.values():
         group = "blocks, from the first to the last"
         yield Pair(group, match.label, tolerance, match.ours, match.theirs)
@@ -71,16 +88,17 @@ def network_pairs(
     yield Pair(group, "output", tolerance, ours.out, theirs.out)
     tolerance = f"{tolerance}: gradients"
     yield Pair(group, "gradient of the input", tolerance, ours.grad_x, theirs.grad_x)
-    norms = [
-        np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(run.grads)))
-        for run in (ours, theirs)
-    ]
-    yield Pair(group, "norm of the gradient", tolerance, *norms)
-    yield from _gradient_pairs(ours.grads, theirs.grads, list(found), tolerance)
+    our_norm, their_norm = _measure_norm(ours.grads), _measure_norm(theirs.grads)
+    yield Pair(group, "norm of the gradient", tolerance, our_norm, their_norm)
+    yield from _pair_gradients(ours.grads, theirs.grads, list(found), tolerance)
+
+
+def _measure_norm(tree: Any) -> np.ndarray:
+    return np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
 def make_inputs(config: Any, dtype: str, seed: int) -> Inputs:
-    """Normal images of the network's size at several t, and random conditions where it has some."""
+    """Normal images of the network's size at several t, and random conditions if it takes any."""
     height, width, channels = config.example_shape
     shape = (len(TIMESTEPS), height, width, channels)
     t = np.array(TIMESTEPS) * (getattr(config, "n_steps", 1000) - 1) // 999
@@ -93,71 +111,81 @@ def make_inputs(config: Any, dtype: str, seed: int) -> Inputs:
     return Inputs(draws(shape, dtype, seed), t, optional)
 
 
-def run_ours(network: Network, inputs: Inputs, dtype: str) -> Run:
-    """Our network with its intermediates, and the gradients of the mean of its output's square."""
+def run_ours(network: Network, inputs: Inputs, dtype: str) -> Outcome:
+    """Our network with its intermediates, and the gradients of its mean squared output."""
     module = network.config.module(inputs.x_t.shape[-1], jnp.dtype(dtype))
+    wanted: dict[str, Any] = {"capture_intermediates": True, "mutable": ["intermediates"]}
 
     def loss_fn(params: Any, x_t: jax.Array) -> Any:
-        out, state = module.apply(
-            {"params": params}, x_t, jnp.asarray(inputs.t), **inputs.optional,
-            capture_intermediates=True, mutable=["intermediates"],
-        )  # fmt: skip
+        variables, t = {"params": params}, jnp.asarray(inputs.t)
+        out, state = module.apply(variables, x_t, t, **inputs.optional, **wanted)
         return (out**2).mean(), (out, state["intermediates"])
 
     params = jax.tree.map(lambda p: jnp.asarray(p, dtype), network.params)
     gradient = jax.jit(jax.grad(loss_fn, (0, 1), has_aux=True))
     (grads, grad_x), (out, state) = gradient(params, inputs.x_t)
-    blocks = dict(_outputs(state))
+    blocks = dict(_list_outputs(state))
     blocks.pop("", None)
-    return Run(out, blocks, grad_x, grads)
+    return Outcome(out, blocks, grad_x, grads)
 
 
-def _outputs(state: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, jax.Array]]:
-    """What each module that ran once returned, where that is one array, by its dotted path."""
+def _list_outputs(state: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, jax.Array]]:
+    """(dotted path, output) of each module that ran once and returned one array."""
     for name, value in state.items():
         if isinstance(value, Mapping):
-            yield from _outputs(value, f"{path}.{name}" if path else name)
+            yield from _list_outputs(value, f"{path}.{name}" if path else name)
         elif len(value) == 1 and isinstance(value[0], jax.Array):
             yield path, value[0]
 
 
 def run_theirs(
     network: Network, reference: Reference, inputs: Inputs, dtype: str
-) -> tuple[Run, dict[str, str]]:
-    """The same of the reference; and our names of its parameters."""
-    # torch.nn's own .to(): diffusers' says more than it does
+) -> tuple[Outcome, dict[str, str]]:
+    """The same for the reference, and a map from its parameter names to ours."""
+    # the method of torch.nn.Module: diffusers' own warns about more than it does
     module = torch.nn.Module.to(copy.deepcopy(reference.module), getattr(torch, dtype))
-    around = reference.in_double(module) if dtype == "float64" else nullcontext()
-    calls: dict[str, list[Block]] = {}
-    hooks = [
-        child.register_forward_hook(
-            lambda _, args, out, name=name: calls.setdefault(name, []).append(
-                Block(out, args[0] if args else None)
-            )
-        )
-        for name, child in module.named_modules()
-        if name
-    ]
+    context = reference.in_float64(module) if dtype == "float64" else nullcontext()
     x_t = to_torch(inputs.x_t).requires_grad_()
-    with default_dtype(dtype), around:
-        out = call(module, x_t, inputs)
+    with use_default_dtype(dtype), context, record_calls(module) as calls:
+        out = call_network(module, x_t, inputs)
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         grad_x, *grads = torch.autograd.grad(
             (out**2).mean(), [x_t, *trained.values()], allow_unused=True, materialize_grads=True
         )
-    for hook in hooks:
-        hook.remove()
-    blocks = {name: made[0] for name, made in calls.items()
-              if len(made) == 1 and isinstance(made[0].out, torch.Tensor)}  # fmt: skip
+    blocks = {
+        name: made[0]
+        for name, made in calls.items()
+        if len(made) == 1 and isinstance(made[0].out, torch.Tensor)
+    }
     named = {name: torch.zeros_like(p) for name, p in module.named_parameters()}
     named |= dict(zip(trained, grads, strict=True))
-    tree, names = _as_ours(network, reference, named)
-    return Run(to_jax(out), blocks, to_jax(grad_x), tree), names
+    tree, names = _convert_gradients(network, reference, named)
+    return Outcome(to_jax(out), blocks, to_jax(grad_x), tree), names
 
 
 @contextmanager
-def default_dtype(dtype: str) -> Iterator[None]:
-    """Numbers that PyTorch code makes without saying of which type are of `dtype`."""
+def record_calls(module: torch.nn.Module) -> Iterator[dict[str, list[Block]]]:
+    """Collect what every submodule is given and returns, by its name."""
+    calls: dict[str, list[Block]] = {}
+
+    def make_hook(name: str) -> Callable[..., None]:
+        def hook(_: Any, args: Any, out: Any) -> None:
+            calls.setdefault(name, []).append(Block(out, args[0] if args else None))
+
+        return hook
+
+    named = [(name, child) for name, child in module.named_modules() if name]
+    hooks = [child.register_forward_hook(make_hook(name)) for name, child in named]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def use_default_dtype(dtype: str) -> Iterator[None]:
+    """Make `dtype` the type of tensors that PyTorch code creates without naming one."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
     try:
@@ -166,22 +194,22 @@ def default_dtype(dtype: str) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def call(module: torch.nn.Module, x_t: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-    """Call a network of any of the implementations: they differ in the names of conditions."""
+def call_network(module: torch.nn.Module, x_t: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+    """Call a network of any implementation: each has its own names for the conditions."""
     theirs = {"label": ("label", "y", "class_labels"), "x_self_cond": ("x_self_cond",)}
-    taken = inspect.signature(module.forward).parameters
+    known = inspect.signature(module.forward).parameters
     optional = {
-        next(name for name in theirs[ours] if name in taken): to_torch(value)
+        next(name for name in theirs[ours] if name in known): to_torch(value)
         for ours, value in inputs.optional.items()
     }
     out = module(x_t, torch.from_numpy(inputs.t), **optional)
     return out if isinstance(out, torch.Tensor) else out.sample
 
 
-def _as_ours(
+def _convert_gradients(
     network: Network, reference: Reference, grads: Mapping[str, torch.Tensor]
 ) -> tuple[Any, dict[str, str]]:
-    """The gradients of all parameters as a tree of ours, and our name of each."""
+    """The gradients of all parameters as a tree like ours, and our name of each parameter."""
     like, peer = parameter_shapes(network.config), PEERS[reference.source]
     places, levels = shapes_of(like), count_levels(like)
     arrays = {name: grad.numpy() for name, grad in grads.items()}
@@ -189,12 +217,10 @@ def _as_ours(
     return from_state_dict(arrays, peer, like), names
 
 
-def _gradient_pairs(ours: Any, theirs: Any, blocks: list[str], tolerance: str) -> Iterator[Pair]:
-    """The gradients of the parameters of each block, relative to the largest of all."""
-    peak = peak_of(theirs)
-    named = [{jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
-              for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-             for tree in (ours, theirs)]  # fmt: skip
+def _pair_gradients(ours: Any, theirs: Any, blocks: list[str], tolerance: str) -> Iterator[Pair]:
+    """The gradients of each block's parameters, relative to the largest of all gradients."""
+    peak = find_peak(theirs)
+    named = [_name_leaves(tree) for tree in (ours, theirs)]
     owner = {
         name: max((b for b in blocks if name.startswith(f"{b}.")), key=len, default="the rest")
         for name in named[0]
@@ -203,3 +229,10 @@ def _gradient_pairs(ours: Any, theirs: Any, blocks: list[str], tolerance: str) -
         mine, reference = ({n: g for n, g in tree.items() if owner[n] == block} for tree in named)
         if mine:
             yield Pair("gradients of all parameters", block, tolerance, mine, reference, "", peak)
+
+
+def _name_leaves(tree: Any) -> dict[str, np.ndarray]:
+    """The leaves of `tree` by dotted path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    keystr = jax.tree_util.keystr
+    return {keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}

@@ -1,4 +1,4 @@
-"""Whose code a checkpoint is compared with: the package it comes from, else our PyTorch twin."""
+"""Finds the code to compare a checkpoint with: the package it comes from, or our PyTorch twin."""
 
 import importlib
 import importlib.metadata
@@ -21,167 +21,176 @@ from jax_ddpm.parity.network import Reference
 Context = Callable[[torch.nn.Module], AbstractContextManager[Any]]
 
 
-class Place(NamedTuple):
-    """Where to find a network."""
+class Location(NamedTuple):
+    """Where to find a network class."""
 
     module: str
     name: str
     renamed: Mapping[str, Callable[[Any], Any]] = MappingProxyType({})
-    """Arguments that our configuration has otherwise, from it."""
-    in_double: Context = nullcontext
-    """What lets code that asks for float32 by name follow a network in float64."""
+    """Arguments that our configuration does not have by that name, each computed from it."""
+    in_float64: Context = nullcontext
+    """The context in which code that casts to float32 follows a float64 network."""
 
 
 @contextmanager
-def diffusers_in_double(module: torch.nn.Module) -> Iterator[None]:
-    """Its sinusoidal embedding is float32 whatever the network is."""
-    with patch("diffusers.models.embeddings.get_timestep_embedding", diffusers_embedding):
+def diffusers_in_float64(module: torch.nn.Module) -> Iterator[None]:
+    """Replace the sinusoidal embedding, which is float32 even in a float64 network."""
+    with patch("diffusers.models.embeddings.get_timestep_embedding", embed_as_diffusers):
         yield
 
 
-def diffusers_embedding(
-    timesteps: torch.Tensor, embedding_dim: int, flip_sin_to_cos: bool = False,
-    downscale_freq_shift: float = 1, scale: float = 1, max_period: int = 10000,
-) -> torch.Tensor:  # fmt: skip
+def embed_as_diffusers(
+    timesteps: torch.Tensor,
+    embedding_dim: int,
+    flip_sin_to_cos: bool = False,
+    downscale_freq_shift: float = 1,
+    scale: float = 1,
+    max_period: int = 10000,
+) -> torch.Tensor:
     """diffusers' get_timestep_embedding in float64."""
     denominator = embedding_dim // 2 - downscale_freq_shift
-    args = timesteps, embedding_dim, denominator, max_period
-    return _sinusoids(*args, cos_first=flip_sin_to_cos, scale=scale)
+    args = scale * timesteps.double(), embedding_dim, denominator, max_period
+    return _embed(*args, cos_first=flip_sin_to_cos)
 
 
 @contextmanager
-def openai_in_double(module: torch.nn.Module) -> Iterator[None]:
-    """Its norms, softmax and sinusoidal embedding cast to float32 whatever the network is."""
+def openai_in_float64(module: torch.nn.Module) -> Iterator[None]:
+    """Replace the casts to float32 of the norms, the softmax and the sinusoidal embedding."""
     unet = sys.modules[type(module).__module__]
     with (
         patch.object(torch.Tensor, "float", torch.Tensor.double),
-        patch.object(unet, "timestep_embedding", openai_embedding),
+        patch.object(unet, "timestep_embedding", embed_as_openai),
         patch.object(module, "dtype", torch.float64, create=True),
     ):
         yield
 
 
-def openai_embedding(timesteps: torch.Tensor, dim: int, max_period: int = 10000) -> torch.Tensor:
+def embed_as_openai(timesteps: torch.Tensor, dim: int, max_period: int = 10000) -> torch.Tensor:
     """OpenAI's timestep_embedding in float64."""
-    return _sinusoids(timesteps, dim, dim // 2, max_period, cos_first=True)
+    return _embed(timesteps.double(), dim, dim // 2, max_period, cos_first=True)
 
 
-def _sinusoids(
-    t: torch.Tensor, dim: int, denominator: float, max_period: float, *, cos_first: bool,
-    scale: float = 1.0,
-) -> torch.Tensor:  # fmt: skip
+def _embed(
+    t: torch.Tensor, dim: int, denominator: float, max_period: float, *, cos_first: bool
+) -> torch.Tensor:
     index = torch.arange(dim // 2, dtype=torch.float64)
-    angles = scale * t.double()[:, None] * torch.exp(-math.log(max_period) * index / denominator)
+    angles = t[:, None] * torch.exp(-math.log(max_period) * index / denominator)
     parts = [angles.cos(), angles.sin()] if cos_first else [angles.sin(), angles.cos()]
     return torch.nn.functional.pad(torch.cat(parts, dim=1), (0, dim % 2))
 
 
-PACKAGES: dict[str, Place] = {
-    "lucidrains": Place("denoising_diffusion_pytorch", "Unet"),
-    "diffusers": Place("diffusers", "UNet2DModel", in_double=diffusers_in_double),
-    "guided_diffusion": Place(
+PACKAGES: dict[str, Location] = {
+    "lucidrains": Location("denoising_diffusion_pytorch", "Unet"),
+    "diffusers": Location("diffusers", "UNet2DModel", in_float64=diffusers_in_float64),
+    "guided_diffusion": Location(
         "guided_diffusion.unet",
         "UNetModel",
         {"image_size": lambda config: config.example_shape[0]},
-        openai_in_double,
+        openai_in_float64,
     ),
-    "improved_diffusion": Place("improved_diffusion.unet", "UNetModel", in_double=openai_in_double),
+    "improved_diffusion": Location(
+        "improved_diffusion.unet", "UNetModel", in_float64=openai_in_float64
+    ),
 }
-ANNOTATED = Place(
+ANNOTATED = Location(
     "torch_ref.annotated", "AnnotatedUNet", {"layer": lambda config: config.norm == "layer"}
 )
-TWINS: dict[str, Place] = {
-    "torch_ref": Place("torch_ref.unet", "UNet"),
-    "ho": Place("torch_ref.unet", "UNet"),
-    "lucidrains": Place("torch_ref.lucidrains", "LucidrainsUNet"),
+TWINS: dict[str, Location] = {
+    "torch_ref": Location("torch_ref.unet", "UNet"),
+    "ho": Location("torch_ref.unet", "UNet"),
+    "lucidrains": Location("torch_ref.lucidrains", "LucidrainsUNet"),
     "annotated": ANNOTATED,
     "annotated_layernorm": ANNOTATED,
     "epita": ANNOTATED,
-    "annotated_ws": Place(
+    "annotated_ws": Location(
         "torch_ref.annotated_ws",
         "AnnotatedWSUNet",
         {"divide": lambda config: config.weight_standardization == "divide"},
     ),
-    "guided_diffusion": Place("torch_ref.openai", "UNetModel"),
-    "improved_diffusion": Place("torch_ref.openai", "UNetModel"),
-    "pulfer": Place("torch_ref.pulfer", "PulferUNet"),
+    "guided_diffusion": Location("torch_ref.openai", "UNetModel"),
+    "improved_diffusion": Location("torch_ref.openai", "UNetModel"),
+    "pulfer": Location("torch_ref.pulfer", "PulferUNet"),
 }
 
 
 def find_reference(network: Network) -> Reference:
-    """The network of the package that its weights come from, else of our twin.
+    """The network of the package that the weights come from, or of our twin.
 
-    Raises UserError if there is neither, or if neither takes the weights.
+    Raises UserError if there is neither, or if neither accepts the weights.
     """
     refused: list[str] = []
-    for place in (PACKAGES.get(network.source), TWINS.get(network.source)):
-        kind = import_kind(place)
-        if place is not None and kind is not None:
+    for location in (PACKAGES.get(network.source), TWINS.get(network.source)):
+        network_class = import_class(location)
+        if location is not None and network_class is not None:
             try:
-                module = build(kind, place, network)
+                module = build_network(network_class, location, network)
             except UserError as error:
                 refused.append(str(error))
                 continue
             for sentence in refused:
                 print(f"note: {sentence}", file=sys.stderr)
-            return Reference(name_of(place), naming(network), module, place.in_double)
-    raise UserError(refused[0] if refused else no_reference(network.source))
+            source = find_naming(network)
+            return Reference(describe(location), source, module, location.in_float64)
+    raise UserError(refused[0] if refused else explain_missing(network.source))
 
 
-def no_reference(source: str) -> str:
-    """What is said where there is nothing to compare with."""
+def explain_missing(source: str) -> str:
+    """The sentence for a source that there is nothing to compare with."""
     package = PACKAGES.get(source)
     way_out = f": install the package {package.module.split('.')[0]}" if package else ""
     return f"there is no PyTorch network to compare {source} with{way_out}"
 
 
-def import_kind(place: Place | None) -> Any:
-    """The class at `place`, None if it is not installed."""
+def import_class(location: Location | None) -> Any:
+    """The network class at `location`; None if it is not installed."""
     try:
-        return place and getattr(importlib.import_module(place.module), place.name)
+        return location and getattr(importlib.import_module(location.module), location.name)
     except ImportError:
         return None
 
 
-def naming(network: Network) -> Source:
-    """Whose names the PyTorch network's parameters have: Ho et al. themselves used TensorFlow."""
+def find_naming(network: Network) -> Source:
+    """The source whose parameter names the PyTorch network has: Ho et al. used TensorFlow."""
     return "torch_ref" if network.source == "ho" else network.source
 
 
-def build(kind: Any, place: Place, network: Network) -> torch.nn.Module:
-    """The network at `place`, in float32 and evaluation mode, with the weights of `network`.
+def build_network(network_class: Any, location: Location, network: Network) -> torch.nn.Module:
+    """A `network_class` in float32 and evaluation mode, with the weights of `network`.
 
-    Raises UserError if it does not take the weights.
+    Raises UserError if it does not accept the weights.
     """
-    weights = to_state_dict(network.params, PEERS[naming(network)])
+    weights = to_state_dict(network.params, PEERS[find_naming(network)])
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
     try:
-        module: torch.nn.Module = kind(**arguments(kind, place, network.config))
+        arguments = choose_arguments(network_class, location, network.config)
+        module: torch.nn.Module = network_class(**arguments)
         module.load_state_dict(tensors)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{name_of(place)} does not take these weights: {reason}") from error
+        raise UserError(f"{describe(location)} does not accept these weights: {reason}") from error
     return module.eval()
 
 
-def name_of(place: Place) -> str:
+def describe(location: Location) -> str:
     """The package and its version, or our module."""
-    package = place.module.split(".")[0]
-    return place.module if package == "torch_ref" else f"{package} {version(package)}".strip()
+    package = location.module.split(".")[0]
+    if package == "torch_ref":
+        return location.module
+    return f"{package} {find_version(package)}".strip()
 
 
-def arguments(kind: Any, place: Place, config: Any) -> dict[str, Any]:
-    """Those of a constructor's arguments that our configuration has, by name or renamed."""
+def choose_arguments(network_class: Any, location: Location, config: Any) -> dict[str, Any]:
+    """The constructor's arguments that our configuration has, by name or renamed."""
     named = {
         name: getattr(config, name)
-        for name in inspect.signature(kind).parameters
+        for name in inspect.signature(network_class).parameters
         if hasattr(config, name)
     }
-    return named | {name: value(config) for name, value in place.renamed.items()}
+    return named | {name: value(config) for name, value in location.renamed.items()}
 
 
-def version(package: str) -> str:
-    """The installed version of a package, empty if it was never installed."""
+def find_version(package: str) -> str:
+    """The installed version of a package; empty if it is only on the path."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

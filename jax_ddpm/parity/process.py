@@ -1,8 +1,8 @@
-"""Schedules, forward process and losses: jax_ddpm beside torch_ref."""
+"""Schedules, forward process and losses: jax_ddpm and torch_ref."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from typing import Any, get_args
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,12 +15,12 @@ from jax_ddpm.process import predictions as read
 from jax_ddpm.process.denoiser import make_denoise_fn
 from jax_ddpm.process.levels import level_at
 from jax_ddpm.process.losses import diffusion_loss
-from jax_ddpm.process.pixel_losses import LossType
+from jax_ddpm.process.pixel_losses import PIXEL_LOSSES
 from jax_ddpm.process.schedules import BETAS, Schedule, make_schedule
 from torch_ref import diffusion as ref
 from torch_ref import schedule as ref_schedule
 
-# The schedules by our names, as the reference computes them.
+# Our schedules, as the reference computes them.
 REF_BETAS: dict[str, Callable[[int], np.ndarray]] = {
     "linear": ref_schedule.linear_betas,
     "linear_rescaled": lambda T: ref_schedule.linear_betas(T, rescale=True),
@@ -33,64 +33,66 @@ REF_BETAS: dict[str, Callable[[int], np.ndarray]] = {
     "quadratic_slip": lambda T: ref_schedule.quadratic_betas(T, start=1e-4**4, end=0.02**4),
 }
 PREDICTION_TYPES: tuple[str, ...] = ("eps", "x_0", "v")
+LOSS_TYPES = tuple(PIXEL_LOSSES)
 SHAPE = (5, 4, 6, 3)
 T = np.array([0, 1, 250, 998, 999])
 
 
-def schedules_in(
-    dtype: str, name: str = "linear", clipped_log_variance: Any = "second_entry"
+def make_schedules(
+    dtype: str, name: Any = "linear", clipped_log_variance: Any = "second_entry"
 ) -> tuple[Schedule, ref_schedule.Schedule]:
-    """The schedule called `name` with T = 1000 in both frameworks, each with its own betas."""
-    mine = make_schedule(
-        BETAS[name](1000), dtype=dtype, clipped_log_variance=clipped_log_variance
-    )  # fmt: skip
+    """The schedule `name` with T = 1000 in both frameworks, each from its own betas."""
+    mine = make_schedule(BETAS[name](1000), dtype=dtype, clipped_log_variance=clipped_log_variance)
     betas = REF_BETAS[name](1000)
     return mine, ref_schedule.make_schedule(betas, getattr(torch, dtype), clipped_log_variance)
 
 
-def schedule_tables(dtype: str, seed: int) -> Iterator[Pair]:
-    """Every table of every schedule, and the other form of the clipped logarithm."""
+def pair_schedules(dtype: str, seed: int) -> Iterator[Pair]:
+    """Every table of every schedule, and both forms of the clipped logarithm."""
     for name in BETAS:
-        mine, theirs = schedules_in(dtype, name)
+        mine, theirs = make_schedules(dtype, name)
         for table in fields(theirs):
             a, b = getattr(mine, table.name), getattr(theirs, table.name).numpy()
             yield Pair(name, table.name, "schedule tables", a, b)
-        mine, theirs = schedules_in(dtype, name, "floor")
+        mine, theirs = make_schedules(dtype, name, "floor")
         a, b = mine.posterior_log_variance_clipped, theirs.posterior_log_variance_clipped.numpy()
         yield Pair(name, "posterior_log_variance_clipped, floor", "schedule tables", a, b)
 
 
-def forward_process(dtype: str, seed: int) -> Iterator[Pair]:
+def pair_forward_process(dtype: str, seed: int) -> Iterator[Pair]:
     """q_sample, q_step, the posterior, the conversions, and a network's output read three ways."""
-    mine, theirs = schedules_in(dtype)
+    mine, theirs = make_schedules(dtype)
     x_0 = np.clip(draws(SHAPE, dtype, seed), -1, 1)
     noise, x_t = draws(SHAPE, dtype, seed + 1), draws(SHAPE, dtype, seed + 2)
-    a, b, c, t = to_torch(x_0), to_torch(noise), to_torch(x_t), to_torch(T)
-    names = ("mean", "variance", "log variance")
-    posterior = ours.q_posterior(mine, x_0, x_t, jnp.asarray(T))
-    expected = [to_jax(part) for part in ref.q_posterior(theirs, a, c, t)]
-    group = "q, the forward process"
-    yield Pair(
-        group, "q_sample: x_0 to x_t", "q_sample",
-        ours.q_sample(mine, x_0, jnp.asarray(T), noise), to_jax(ref.q_sample(theirs, a, t, b)),
-    )  # fmt: skip
-    yield Pair(
-        group, "q_step: x_t-1 to x_t", "one-step q",
-        ours.q_step(mine, x_0, jnp.asarray(T), noise), to_jax(ref.q_step(theirs, a, t, b)),
-    )  # fmt: skip
-    for name, value, reference in zip(names, posterior, expected, strict=True):
-        reference = reference.reshape(value.shape)
-        yield Pair(group, f"q_posterior: {name}", "q_posterior", value, reference)
-    yield from _conversions(mine, theirs, x_0, noise, x_t)
-    yield from _predictions(dtype, mine, theirs, noise, x_t)
+    yield from _pair_q(mine, theirs, x_0, noise, x_t)
+    yield from _pair_conversions(mine, theirs, x_0, noise, x_t)
+    yield from _pair_predictions(mine, theirs, noise, x_t)
 
 
-def _conversions(
-    mine: Schedule, theirs: ref_schedule.Schedule, x_0: Any, given: Any, x_t: Any
+def _pair_q(
+    mine: Schedule, theirs: ref_schedule.Schedule, x_0: Any, noise: Any, x_t: Any
 ) -> Iterator[Pair]:
-    """`given` stands for a prediction of eps, x_0 or v."""
+    a, b, c, t = to_torch(x_0), to_torch(noise), to_torch(x_t), to_torch(T)
+    x_0, noise, x_t, timesteps = map(jnp.asarray, (x_0, noise, x_t, T))
+    group = "q, the forward process"
+    sampled, expected = ours.q_sample(mine, x_0, timesteps, noise), ref.q_sample(theirs, a, t, b)
+    yield Pair(group, "q_sample: x_0 to x_t", "q_sample", sampled, to_jax(expected))
+    stepped, expected = ours.q_step(mine, x_0, timesteps, noise), ref.q_step(theirs, a, t, b)
+    yield Pair(group, "q_step: x_t-1 to x_t", "one-step q", stepped, to_jax(expected))
+    posterior = ours.q_posterior(mine, x_0, x_t, timesteps)
+    names = ("mean", "variance", "log variance")
+    for name, value, tensor in zip(names, posterior, ref.q_posterior(theirs, a, c, t), strict=True):
+        reference = to_jax(tensor).reshape(value.shape)
+        yield Pair(group, f"q_posterior: {name}", "q_posterior", value, reference)
+
+
+def _pair_conversions(
+    mine: Schedule, theirs: ref_schedule.Schedule, x_0: Any, output: Any, x_t: Any
+) -> Iterator[Pair]:
+    """`output` stands for a prediction of eps, x_0 or v."""
     level = level_at(mine, jnp.asarray(T))
-    a, b, c, t = to_torch(x_0), to_torch(given), to_torch(x_t), to_torch(T)
+    a, b, c, t = to_torch(x_0), to_torch(output), to_torch(x_t), to_torch(T)
+    x_0, given, x_t = map(jnp.asarray, (x_0, output, x_t))
     pairs = {
         "x_0 from eps": (read.x_0_from_eps(level, x_t, given), ref.x_0_from_eps(theirs, c, t, b)),
         "eps from x_0": (read.eps_from_x_0(level, x_t, given), ref.eps_from_x_0(theirs, c, t, b)),
@@ -99,23 +101,22 @@ def _conversions(
         "v": (read.v_from(level, x_0, given), ref.v_from_x_0_and_eps(theirs, a, b, t)),
     }
     for what, (value, reference) in pairs.items():
-        kind = "eps, x_0 and v conversions"
-        yield Pair("eps, x_0 and v", what, kind, value, to_jax(reference))
+        tolerance = "eps, x_0 and v conversions"
+        yield Pair("eps, x_0 and v", what, tolerance, value, to_jax(reference))
 
 
-def _predictions(
-    dtype: str, mine: Schedule, theirs: ref_schedule.Schedule, output: Any, x_t: Any
+def _pair_predictions(
+    mine: Schedule, theirs: ref_schedule.Schedule, output: Any, x_t: Any
 ) -> Iterator[Pair]:
-    level, t = level_at(mine, jnp.asarray(T)), to_torch(T)
+    level = level_at(mine, jnp.asarray(T))
+    b, c, t = to_torch(output), to_torch(x_t), to_torch(T)
     for kind in PREDICTION_TYPES:
         for clip in (True, False):
             denoise_fn = make_denoise_fn(
                 lambda params, x, t: jnp.asarray(output), None, prediction_type=kind, clip_x_0=clip
             )
             prediction = denoise_fn(jnp.asarray(x_t), level)
-            reference = ref.to_x_0_and_eps(
-                theirs, to_torch(output), to_torch(x_t), t, kind, clip
-            )  # fmt: skip
+            reference = ref.to_x_0_and_eps(theirs, b, c, t, kind, clip)
             yield Pair(
                 "a network's output, as x_0 and eps",
                 f"{kind}, {'clipped' if clip else 'not clipped'}",
@@ -125,19 +126,22 @@ def _predictions(
             )
 
 
-def losses(dtype: str, seed: int) -> Iterator[Pair]:
+def pair_losses(dtype: str, seed: int) -> Iterator[Pair]:
     """Every loss of every prediction type, per example."""
-    mine, theirs = schedules_in(dtype)
+    mine, theirs = make_schedules(dtype)
     x_0 = np.clip(draws(SHAPE, dtype, seed), -1, 1)
     noise, output = draws(SHAPE, dtype, seed + 1), draws(SHAPE, dtype, seed + 2)
+    a, b, t = to_torch(x_0), to_torch(noise), to_torch(T)
+
+    def apply_fn(params: Any, x: Any, t: Any) -> Any:
+        return jnp.asarray(output)
+
+    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return to_torch(output)
+
+    args = apply_fn, None, mine, jnp.asarray(x_0), jnp.asarray(T), jnp.asarray(noise)
     for kind in PREDICTION_TYPES:
-        for loss_type in get_args(LossType):
-            value = diffusion_loss(
-                lambda params, x, t: jnp.asarray(output), None, mine, x_0, jnp.asarray(T), noise,
-                prediction_type=kind, loss_type=loss_type,
-            )  # fmt: skip
-            reference = ref.training_loss(
-                lambda x, t: to_torch(output), theirs, to_torch(x_0), to_torch(T), to_torch(noise),
-                kind, loss_type,
-            )  # fmt: skip
+        for loss_type in LOSS_TYPES:
+            value = diffusion_loss(*args, prediction_type=kind, loss_type=loss_type)
+            reference = ref.training_loss(model, theirs, a, t, b, kind, loss_type)
             yield Pair(f"prediction of {kind}", loss_type, "losses", value, reference.numpy())

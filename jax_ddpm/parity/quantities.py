@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jax_ddpm.parity.measure import Difference, difference, peak_of, side_by_side
+from jax_ddpm.parity.measure import Difference, find_peak, measure_difference, zip_leaves
 from jax_ddpm.parity.tolerances import TOLERANCES
 
 
@@ -15,16 +15,16 @@ class Pair(NamedTuple):
     """One quantity in one precision: an array or a tree from each framework."""
 
     group: str
-    """What it belongs to within its part."""
+    """The group within its part of the report."""
     what: str
     tolerance: str
-    """Which entry of TOLERANCES it is held to."""
+    """The entry of TOLERANCES that applies."""
     ours: Any
     theirs: Any
     along: str = ""
-    """What the first axis counts, if the difference is to be drawn along it."""
+    """What the first axis counts, if the difference is to be plotted along it."""
     peak: float | None = None
-    """The size that differences are relative to, if not the largest entry of `theirs`."""
+    """What differences are relative to, if not the largest entry of `theirs`."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Measure:
     relative: float
     ulp: float | None
     tolerance: float
-    """For `relative`."""
+    """The largest `relative` that is accepted."""
     rounding: float | None
-    """In float32: how far PyTorch's result is from its own in float64, relative."""
+    """In float32: the relative difference between PyTorch's result and its own in float64."""
     arrays: int
     numbers: int
     curve: list[float] | None
@@ -68,62 +68,71 @@ class Quantity:
 
 
 class Part(NamedTuple):
-    """A chapter of the report; `pairs(dtype, seed)` yields the same quantities in any precision."""
+    """One part of the report."""
 
     name: str
     title: str
     text: str
     against: str
+    """The code on PyTorch's side."""
     pairs: Callable[[str, int], Iterator[Pair]]
+    """`pairs(dtype, seed)` yields the same quantities for each dtype."""
     slack: float = 0.0
-    """How many times PyTorch's own rounding a difference may be, where that is more than the
+    """Accept differences up to this many times PyTorch's own rounding, if that is more than the
     tolerance: some networks amplify rounding."""
 
 
 def measure_part(part: Part, seed: int) -> Iterator[Quantity]:
-    """Compute a part in both precisions, side by side, and compare."""
+    """Compute a part in both precisions and compare the frameworks in each."""
     runs = [part.pairs(dtype, seed) for dtype in ("float64", "float32")]
     for double, single in zip(*runs, strict=True):
-        rounding = _rounding(single.theirs, double.theirs, double.peak or peak_of(double.theirs))
+        rounding = _measure_rounding(single.theirs, double)
         allowed = part.slack * rounding
         yield Quantity(
-            part.name, double.group, double.what, part.against, double.tolerance, double.along,
-            measure(double, "float64", None, allowed),
-            measure(single, "float32", rounding, allowed),
-        )  # fmt: skip
+            part=part.name,
+            group=double.group,
+            what=double.what,
+            against=part.against,
+            tolerance_of=double.tolerance,
+            along=double.along,
+            float64=measure_pair(double, "float64", None, allowed),
+            float32=measure_pair(single, "float32", rounding, allowed),
+        )
 
 
-def _rounding(single: Any, double: Any, peak: float) -> float:
-    """How far a float32 result is from the same in float64, relative to the latter's peak."""
-    leaves = zip(jax.tree.leaves(single), jax.tree.leaves(double), strict=True)
+def _measure_rounding(single: Any, double: Pair) -> float:
+    """How far PyTorch's float32 result is from its float64 result, relative to the latter."""
+    peak = double.peak or find_peak(double.theirs)
+    leaves = zip(jax.tree.leaves(single), jax.tree.leaves(double.theirs), strict=True)
     pairs = [(np.asarray(a, np.float64), np.asarray(b)) for a, b in leaves]
-    return max(difference(a, b, peak).relative for a, b in pairs)
+    return max(measure_difference(a, b, peak).relative for a, b in pairs)
 
 
-def measure(pair: Pair, dtype: str, rounding: float | None, allowed: float) -> Measure:
-    """Compare the two sides of `pair`; differences up to `allowed` in float32 are accepted."""
-    peak = pair.peak or peak_of(pair.theirs)
-    leaves = list(side_by_side(pair.ours, pair.theirs, dtype))
+def measure_pair(pair: Pair, dtype: str, rounding: float | None, allowed: float) -> Measure:
+    """Compare the two sides of `pair`; float32 may always differ by `allowed`."""
+    peak = pair.peak or find_peak(pair.theirs)
+    leaves = list(zip_leaves(pair.ours, pair.theirs, dtype))
     allowed *= float(np.finfo(dtype).eps / np.finfo(np.float32).eps)
     return Measure(
-        *_worst([difference(a, b, peak) for _, a, b in leaves]),
+        *_find_worst([measure_difference(a, b, peak) for _, a, b in leaves]),
         tolerance=max(getattr(TOLERANCES[pair.tolerance], dtype), allowed),
         rounding=rounding,
         arrays=len(leaves),
         numbers=sum(b.size for _, _, b in leaves),
-        curve=_curve([(a, b) for _, a, b in leaves], peak) if pair.along else None,
+        curve=_measure_curve([(a, b) for _, a, b in leaves], peak) if pair.along else None,
     )
 
 
-def _worst(differences: list[Difference]) -> Difference:
+def _find_worst(differences: list[Difference]) -> Difference:
     absolute, relative, ulps = zip(*differences, strict=True)
     counted = [ulp for ulp in ulps if ulp is not None]
     return Difference(max(absolute), max(relative), max(counted) if counted else None)
 
 
-def _curve(leaves: list[tuple[np.ndarray, np.ndarray]], peak: float) -> list[float]:
+def _measure_curve(leaves: list[tuple[np.ndarray, np.ndarray]], peak: float) -> list[float]:
     """The relative difference at each entry of the first axis, the largest of all leaves."""
     steps = [
-        [difference(x, y, peak).relative for x, y in zip(a, b, strict=True)] for a, b in leaves
+        [measure_difference(x, y, peak).relative for x, y in zip(a, b, strict=True)]
+        for a, b in leaves
     ]
     return [max(values) for values in zip(*steps, strict=True)]

@@ -1,4 +1,4 @@
-"""A report as plain values: what its JSON file holds and its page shows."""
+"""A report as plain values: the content of its JSON file, which its page shows."""
 
 import platform
 from dataclasses import asdict
@@ -13,14 +13,16 @@ import numpy as np
 from jax_ddpm.parity.quantities import Part, Quantity
 
 VERSION = 1  # goes up when a key changes its meaning
+DTYPES = ("float64", "float32")
 
 
-def as_record(
+def make_record(
     quantities: list[Quantity], parts: list[Part], subject: str, seed: int
 ) -> dict[str, Any]:
-    """The report as plain values: what the JSON file holds and the page shows."""
+    """The whole report as plain values."""
     failed = sum(not quantity.ok for quantity in quantities)
     verdict = "all within tolerance" if not failed else f"{failed} OUT OF TOLERANCE"
+    identical = {d: sum(getattr(q, d).absolute == 0 for q in quantities) for d in DTYPES}
     return {
         "version": VERSION,
         "subject": subject,
@@ -31,47 +33,48 @@ def as_record(
             "sentence": f"{len(quantities)} quantities, {verdict}.",
             "quantities": len(quantities),
             "out_of_tolerance": failed,
-            "identical": {dtype: sum(getattr(q, dtype).absolute == 0 for q in quantities)
-                          for dtype in ("float64", "float32")},
+            "identical": identical,
         },
-        "environment": environment(),
-        "parts": [{"name": part.name, "title": part.title, "text": part.text,
-                   "against": part.against} for part in parts],
-        "quantities": [record_of(quantity) for quantity in quantities],
-    }  # fmt: skip
+        "environment": describe_environment(),
+        "parts": [
+            {name: getattr(part, name) for name in ("name", "title", "text", "against")}
+            for part in parts
+        ],
+        "quantities": [record_quantity(quantity) for quantity in quantities],
+    }
 
 
-def record_of(quantity: Quantity) -> dict[str, Any]:
-    """A quantity as plain values; what is not finite, such as the distance to a NaN, is null."""
+def record_quantity(quantity: Quantity) -> dict[str, Any]:
+    """A quantity as plain values; null stands for infinities and NaN, as JSON has neither."""
     record = asdict(quantity)
-    for dtype in ("float64", "float32"):
+    for dtype in DTYPES:
         measure = getattr(quantity, dtype)
-        record[dtype] = {name: finite(value) for name, value in record[dtype].items()}
+        record[dtype] = {name: replace_non_finite(value) for name, value in record[dtype].items()}
         record[dtype]["ok"] = measure.ok
     return record | {"ok": quantity.ok}
 
 
-def finite(value: Any) -> Any:
-    """None in place of infinities and NaN, also in a list."""
+def replace_non_finite(value: Any) -> Any:
+    """`value` with None in place of infinities and NaN, also inside a list."""
     if isinstance(value, list):
-        return [finite(item) for item in value]
+        return [replace_non_finite(item) for item in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def environment() -> dict[str, str]:
-    """What the numbers depend on."""
+def describe_environment() -> dict[str, str]:
+    """Versions, machine and backend: what the numbers depend on."""
     packages = ("jax", "jaxlib", "flax", "optax", "torch", "numpy")
     return {
         **{name: version(name) for name in packages},
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
-        "processor": processor(),
+        "processor": find_processor(),
         "jax_backend": jax.default_backend(),
     }
 
 
-def processor() -> str:
-    """The processor's name, where the system tells it."""
+def find_processor() -> str:
+    """The name of the processor; empty if the system does not tell it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Sampler steps, and whole chains through the same network: jax_ddpm beside torch_ref."""
+"""Sampler steps, and whole chains through the same network: jax_ddpm and torch_ref."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -7,19 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ddpm.parity.process import schedules_in
+from jax_ddpm.parity.process import make_schedules
 from jax_ddpm.parity.quantities import Pair
-from jax_ddpm.parity.twins import draws, to_jax, to_torch, twin_networks
+from jax_ddpm.parity.twins import draws, make_twin_networks, to_jax, to_torch
 from jax_ddpm.process.denoiser import make_denoise_fn
 from jax_ddpm.process.grids import timestep_grid
-from jax_ddpm.process.levels import Level, level_at
+from jax_ddpm.process.levels import level_at
 from jax_ddpm.process.predictions import PredictionType
 from jax_ddpm.process.types import Prediction
 from jax_ddpm.samplers import SamplerState, ddim, ddpm, sample
 from torch_ref import sampler as ref
 
 SHAPE = (1, 8, 8, 3)
-# Our samplers, and what the reference calls the same.
+# Our samplers, and the arguments that select the same in the reference.
 SAMPLERS = {
     "ddpm fixed_small": (ddpm("fixed_small"), {"variance": "fixed_small"}),
     "ddpm fixed_large": (ddpm("fixed_large"), {"variance": "fixed_large"}),
@@ -30,24 +30,23 @@ SAMPLERS = {
 JUMPS = [(999, 998), (500, 480), (1, 0), (999, 0), (0, -1)]
 
 
-def sampler_steps(dtype: str, seed: int) -> Iterator[Pair]:
-    """One step of every sampler: neighbours, jumps, and the step to the clean image."""
+def pair_steps(dtype: str, seed: int) -> Iterator[Pair]:
+    """One step of every sampler: to the next level, over jumps, and to the clean image."""
     for schedule in ("linear", "cosine"):
         for name in SAMPLERS:
-            steps = [one_step(dtype, schedule, name, jump, seed) for jump in JUMPS]
+            steps = [take_one_step(dtype, schedule, name, jump, seed) for jump in JUMPS]
             ours, theirs = zip(*steps, strict=True)
             yield Pair(f"one step, {schedule} schedule", name, "one sampler step", ours, theirs)
 
 
-def one_step(
+def take_one_step(
     dtype: str, schedule: str, name: str, jump: tuple[int, int], seed: int = 0
 ) -> tuple[jax.Array, np.ndarray]:
-    """x after the step t -> t_prev of a sampler, ours and theirs, from the same draws."""
-    mine, theirs = schedules_in(dtype, schedule)
+    """x after the step t -> t_prev of a sampler, in ours and in theirs, from the same numbers."""
+    mine, theirs = make_schedules(dtype, schedule)
     sampler, settings = SAMPLERS[name]
     x_t, x_0, eps, noise = (draws(SHAPE, dtype, 4 * seed + i) for i in range(4))
-    levels = level_at(mine, jnp.array(jump))
-    cur, nxt = (Level(*(field[i] for field in levels)) for i in (0, 1))
+    cur, nxt = (level_at(mine, jnp.array(t)) for t in jump)
     state = SamplerState(jnp.asarray(x_t))
     state, _ = sampler.step(state, noise, cur, nxt, lambda x, level: Prediction(x_0, eps))
     a, b, c, d = map(to_torch, (x_t, x_0, eps, noise))
@@ -59,7 +58,7 @@ def one_step(
 
 
 class Chain(NamedTuple):
-    """A whole run of a sampler."""
+    """A sampler from x_T to the clean image."""
 
     tolerance: str
     sampler: str
@@ -75,20 +74,19 @@ CHAINS = [
 ]
 
 
-def chains(dtype: str, seed: int) -> Iterator[Pair]:
-    """Whole chains, every image of the way compared."""
+def pair_chains(dtype: str, seed: int) -> Iterator[Pair]:
+    """Whole chains, with every intermediate image."""
     for chain in CHAINS:
-        what = (
-            f"{chain.sampler}, {chain.num_steps} steps, {chain.schedule}, {chain.prediction_type}"
-        )
-        ours, theirs = trajectories(dtype, chain, seed)
+        about = chain.sampler, f"{chain.num_steps} steps", chain.schedule, chain.prediction_type
+        what = ", ".join(about)
+        ours, theirs = run_chain(dtype, chain, seed)
         yield Pair("chains through a U-Net", what, chain.tolerance, ours, theirs, "sampling step")
 
 
-def trajectories(dtype: str, chain: Chain, seed: int) -> tuple[jax.Array, np.ndarray]:
-    """Every image of a chain [S, b, h, w, c], ours and theirs, from the same noise."""
-    model, network, params = twin_networks(dtype, seed=seed + 1)
-    mine, theirs = schedules_in(dtype, chain.schedule)
+def run_chain(dtype: str, chain: Chain, seed: int) -> tuple[jax.Array, np.ndarray]:
+    """Every image of a chain [S, b, h, w, c], in ours and in theirs, from the same noise."""
+    model, network, params = make_twin_networks(dtype, seed=seed + 1)
+    mine, theirs = make_schedules(dtype, chain.schedule)
     grid = timestep_grid(1000, chain.num_steps)
     x_T, noises = draws(SHAPE, dtype, seed), draws((chain.num_steps, *SHAPE), dtype, seed + 1)
     sampler, settings = SAMPLERS[chain.sampler]
@@ -99,11 +97,18 @@ def trajectories(dtype: str, chain: Chain, seed: int) -> tuple[jax.Array, np.nda
             network.apply_fn, params, prediction_type=chain.prediction_type
         )
         levels = level_at(mine, jnp.asarray(grid))
-        noise_fn = lambda i: noises[i]  # noqa: E731
-        return sample(sampler, denoise_fn, levels, x_T, noise_fn, trace=lambda s, p: s.x_t)[1]
+        return sample(
+            sampler, denoise_fn, levels, x_T, lambda i: noises[i], trace=lambda s, p: s.x_t
+        )[1]
 
     _, steps = ref.sample(
-        model, theirs, grid.tolist(), to_torch(x_T), [to_torch(noise) for noise in noises],
-        sampler=chain.sampler.split()[0], prediction_type=chain.prediction_type, **settings,  # type: ignore[arg-type]
-    )  # fmt: skip
+        model,
+        theirs,
+        grid.tolist(),
+        to_torch(x_T),
+        [to_torch(noise) for noise in noises],
+        sampler=chain.sampler.split()[0],
+        prediction_type=chain.prediction_type,
+        **settings,  # type: ignore[arg-type]
+    )
     return run(params, x_T, noises), np.stack([to_jax(x) for x in steps[1:]])

@@ -1,4 +1,7 @@
-"""The work of the benchmarks in PyTorch: diffusers' network, its training step, its sampling."""
+"""The work of the benchmarks in PyTorch: diffusers' network, training step and sampling.
+
+PyTorch and diffusers are imported when a contestant is made.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,35 +9,51 @@ from typing import Any, Literal
 
 import jax
 
+from jax_ddpm.parity.packages import require_packages
+
 Peer = Literal["eager", "channels_last", "compile"]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one call does, the same in both frameworks."""
+    """The work of one call, the same in both frameworks."""
 
     batch_size: int
     image_size: int
     channels: tuple[int, ...]
+    """Channels of each resolution; the second one has attention."""
     dtype: str
     steps: int
 
+    @property
+    def down_block_types(self) -> tuple[str, ...]:
+        """diffusers' names of the blocks on the way down."""
+        return ("DownBlock2D", "AttnDownBlock2D", *["DownBlock2D"] * (len(self.channels) - 2))
 
-def their_network(peer: Peer, work: Work) -> Any:
-    """diffusers' UNet2DModel in the layout of google/ddpm-cifar10-32, and its device."""
+    @property
+    def up_block_types(self) -> tuple[str, ...]:
+        """diffusers' names of the blocks on the way up."""
+        return (*["UpBlock2D"] * (len(self.channels) - 2), "AttnUpBlock2D", "UpBlock2D")
+
+
+def make_their_network(peer: Peer, work: Work) -> Any:
+    """diffusers' UNet2DModel in the layout of google/ddpm-cifar10-32, on the device.
+
+    Raises UserError if PyTorch or diffusers is missing.
+    """
+    require_packages(f"--peers {peer}", "torch", "diffusers")
     import torch
     from diffusers import UNet2DModel
 
-    torch.set_float32_matmul_precision("high")  # as XLA does: TF32 on accelerators that have it
+    torch.set_float32_matmul_precision("high")  # TF32 on accelerators that have it, as in XLA
     torch.backends.cudnn.benchmark = True
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    levels = len(work.channels)
-    kind: Any = UNet2DModel
-    model = kind(
+    model_class: Any = UNet2DModel
+    model = model_class(
         sample_size=work.image_size,
         block_out_channels=work.channels,
-        down_block_types=["DownBlock2D", "AttnDownBlock2D", *["DownBlock2D"] * (levels - 2)],
-        up_block_types=[*["UpBlock2D"] * (levels - 2), "AttnUpBlock2D", "UpBlock2D"],
+        down_block_types=work.down_block_types,
+        up_block_types=work.up_block_types,
         layers_per_block=2,
         downsample_padding=0,
         flip_sin_to_cos=False,
@@ -48,17 +67,17 @@ def their_network(peer: Peer, work: Work) -> Any:
 
 
 def autocast(work: Work, device: str) -> Any:
-    """Mixed precision as asked for."""
+    """The context of mixed precision, if the work asks for it."""
     import torch
 
     return torch.autocast(device, torch.bfloat16, enabled=work.dtype == "bfloat16")
 
 
-def their_steps(peer: Peer, work: Work) -> Callable[[], object]:
-    """A call that takes `work.steps` steps in PyTorch, with the same work in each."""
+def make_their_steps(peer: Peer, work: Work) -> Callable[[], object]:
+    """A function that takes `work.steps` training steps in PyTorch."""
+    model = make_their_network(peer, work)
     import torch
 
-    model = their_network(peer, work)
     params = list(model.parameters())
     device = params[0].device
     averages = [p.detach().clone() for p in params]
@@ -93,12 +112,12 @@ def their_steps(peer: Peer, work: Work) -> Callable[[], object]:
     return run
 
 
-def their_images(peer: Peer, work: Work) -> Callable[[], object]:
-    """A call that draws one batch with diffusers' DDIMScheduler, as its pipeline does."""
+def make_their_sampling(peer: Peer, work: Work) -> Callable[[], object]:
+    """A function that draws one batch with diffusers' DDIMScheduler, as its pipeline does."""
+    model = make_their_network(peer, work).eval()
     import torch
     from diffusers import DDIMScheduler
 
-    model = their_network(peer, work).eval()
     device = next(model.parameters()).device
     scheduler: Any = DDIMScheduler(clip_sample=True)
     scheduler.set_timesteps(work.steps)

@@ -1,7 +1,7 @@
-"""Every tolerance of the parity tests, with the largest difference that was measured beside it.
+"""Every tolerance of the parity report and tests, with the largest measured difference beside it.
 
-Differences are max|ours - theirs| / max|theirs| of an array. In float64 they prove that the
-algorithm is the same; in float32 they are what rounding explains. `pytest parity_tests` prints the
+Differences are max |ours - theirs| / max |theirs| of an array. In float64 they prove that the
+algorithm is the same; in float32 they show the effect of rounding. `pytest parity_tests` prints the
 measured values.
 """
 
@@ -9,12 +9,14 @@ from typing import NamedTuple
 
 
 class Tolerance(NamedTuple):
+    """The largest accepted difference in each precision."""
+
     float64: float
     float32: float
 
 
-# The gradient of an attention's key bias is zero in exact arithmetic. Adam divides what rounding
-# leaves of it by its own size, so that this bias walks at random: it has a tolerance of its own.
+# The gradient of an attention's key bias is zero in exact arithmetic. Adam divides the rounding
+# noise by its own size, so this bias does a random walk: it has a tolerance of its own.
 TOLERANCES = {
     # what: Tolerance(float64, float32),  # measured
     "schedule tables": Tolerance(1e-12, 1e-06),  # 9.2e-14, 1.8e-07
@@ -53,7 +55,7 @@ TOLERANCES = {
     "chain of 25 steps": Tolerance(0, 5e-05),  # -, 4.0e-06
     "tutorials' tables": Tolerance(1e-12, 0.0002),  # 8.3e-14, 4.1e-05: theirs are float32 sums
     "unclipped chains": Tolerance(1e-11, 0.0002),  # 1.2e-14, 1.1e-04
-    # its betas of 1e-13 are told from levels that are known to 1e-16
+    # its betas of 1e-13 are differences of levels that are known to 1e-16
     "chain of the quadratic slip": Tolerance(1e-09, 0),  # 5.2e-10, -
     "recorded solvers": Tolerance(5e-13, 5e-05),  # 8.0e-16, 7.8e-06
     "grids": Tolerance(1e-12, 5e-05),  # 2.4e-14, 5.5e-06

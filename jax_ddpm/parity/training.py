@@ -10,9 +10,9 @@ import torch
 from jax_ddpm.models import NetworkFns
 from jax_ddpm.optim.averages import make_ema
 from jax_ddpm.optim.optimizers import make_learning_rate, make_optimizer
-from jax_ddpm.parity.measure import peak_of
+from jax_ddpm.parity.measure import find_peak
 from jax_ddpm.parity.quantities import Pair
-from jax_ddpm.parity.twins import draws, to_torch, tree_of, twin_networks
+from jax_ddpm.parity.twins import convert_tree, draws, make_twin_networks, to_torch
 from jax_ddpm.process.losses import make_loss_fn
 from jax_ddpm.process.schedules import linear_betas, make_schedule
 from jax_ddpm.training.state import TrainState, create_state
@@ -20,64 +20,67 @@ from jax_ddpm.training.update import Metrics, make_update
 from torch_ref.schedule import make_schedule as make_ref_schedule
 from torch_ref.train import Trainer
 
-Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
+StepInputs = tuple[np.ndarray, np.ndarray, np.ndarray]
 SHAPE = (4, 8, 8, 3)
 STEPS = 50
-# As Ho et al.: warm-up from 0, clipping at 1, constant decay. The clipping is active.
+# As in Ho et al.: warm-up from 0, clipping at 1 (which is active), constant decay.
 SETTINGS = {"warmup_steps": 5, "max_grad_norm": 1.0, "ema_decay": 0.9, "ema_warmup": False}
 
 
-def make_batches(dtype: str, num_steps: int, seed: int = 0) -> list[Batch]:
+def draw_inputs(dtype: str, num_steps: int, seed: int = 0) -> list[StepInputs]:
     """(x_0, t, noise) of every step."""
     seeds = range(3 * num_steps * seed, 3 * num_steps * (seed + 1), 3)
-    return [
-        (np.clip(draws(SHAPE, dtype, s), -1, 1),
-         np.random.default_rng(s + 1).integers(0, 1000, SHAPE[0]),
-         draws(SHAPE, dtype, s + 2))
-        for s in seeds
-    ]  # fmt: skip
+
+    def draw_step(seed: int) -> StepInputs:
+        x_0 = np.clip(draws(SHAPE, dtype, seed), -1, 1)
+        t = np.random.default_rng(seed + 1).integers(0, 1000, SHAPE[0])
+        return x_0, t, draws(SHAPE, dtype, seed + 2)
+
+    return [draw_step(seed) for seed in seeds]
 
 
-def our_steps(
-    network: NetworkFns, params: Any, dtype: str, batches: list[Batch], settings: dict[str, Any]
+def run_our_steps(
+    network: NetworkFns, params: Any, dtype: str, inputs: list[StepInputs], settings: dict[str, Any]
 ) -> Iterator[tuple[TrainState, Metrics]]:
-    """The state after every step, and its metrics."""
+    """The state after each step, and its metrics."""
     rate = make_learning_rate(1e-3, warmup_steps=settings["warmup_steps"])
     optimizer = make_optimizer(rate, betas=(0.9, 0.99), max_grad_norm=settings["max_grad_norm"])
     schedule = make_schedule(linear_betas(1000), dtype=dtype)
     ema = make_ema("ramp" if settings["ema_warmup"] else "constant", settings["ema_decay"])
     update = jax.jit(make_update(make_loss_fn(network.apply_fn, schedule), optimizer, ema=ema))
     state = create_state(params, optimizer)
-    for x_0, t, noise in batches:
+    for x_0, t, noise in inputs:
         state, metrics = update(state, x_0, t, noise)
         yield state, metrics
 
 
 def make_trainer(model: torch.nn.Module, dtype: str, settings: dict[str, Any]) -> Trainer:
-    """The reference's side of `our_steps`."""
+    """The reference's counterpart of `run_our_steps`."""
     schedule = make_ref_schedule(linear_betas(1000), getattr(torch, dtype))
     return Trainer(model, schedule, 1e-3, betas=(0.9, 0.99), **settings)
 
 
-def lockstep(
+def pair_training(
     dtype: str, seed: int, num_steps: int = STEPS, settings: dict[str, Any] = SETTINGS
 ) -> Iterator[Pair]:
     """Loss, gradient norm, parameters, their average and Adam's moments, step by step."""
-    model, network, params = twin_networks(dtype, seed=seed + 2)
+    model, network, params = make_twin_networks(dtype, seed=seed + 2)
     trainer = make_trainer(model, dtype, settings)
-    batches = make_batches(dtype, num_steps, seed)
+    inputs = draw_inputs(dtype, num_steps, seed)
     ours, theirs = [], []
-    states = our_steps(network, params, dtype, batches, settings)
-    for batch, (state, metrics) in zip(batches, states, strict=True):
+    states = run_our_steps(network, params, dtype, inputs, settings)
+    for batch, (state, metrics) in zip(inputs, states, strict=True):
         adam = state.opt_state[1][0]
         trees = state.params, state.ema_params, adam.mu, adam.nu
         ours.append((metrics["loss"], metrics["grad_norm"], *trees))
         scalars = [value.numpy() for value in trainer.train_step(*map(to_torch, batch))]
-        theirs.append((*scalars, *(tree_of(tensors, network) for tensors in _tensors(trainer))))
-    yield from _pairs(_stacked(ours), _stacked(theirs))
+        theirs.append(
+            (*scalars, *(convert_tree(tensors, network) for tensors in _list_tensors(trainer)))
+        )
+    yield from _pair_stacked(_stack(ours), _stack(theirs))
 
 
-def _tensors(trainer: Trainer) -> Iterator[Mapping[str, torch.Tensor]]:
+def _list_tensors(trainer: Trainer) -> Iterator[Mapping[str, torch.Tensor]]:
     """Parameters, their average, and Adam's two moments, by the names of parameters."""
     params = dict(trainer.model.named_parameters())
     yield params
@@ -86,40 +89,42 @@ def _tensors(trainer: Trainer) -> Iterator[Mapping[str, torch.Tensor]]:
         yield {name: trainer.optimizer.state[p][moment] for name, p in params.items()}
 
 
-def _stacked(steps: list[Any]) -> Any:
-    """Trees of every step as one tree with the step as first axis."""
+def _stack(steps: list[Any]) -> Any:
+    """The trees of all steps as one tree, with the step as the first axis."""
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *steps)
 
 
-def _pairs(ours: Any, theirs: Any) -> Iterator[Pair]:
-    names = ["loss", "gradient norm", "parameters", "moving average", "Adam's first moment",
-             "Adam's second moment"]  # fmt: skip
-    kinds = ["loss", "gradient norm", "parameters", "EMA", "Adam's moments", "Adam's moments"]
+def _pair_stacked(ours: Any, theirs: Any) -> Iterator[Pair]:
+    kinds = {
+        "loss": "loss",
+        "gradient norm": "gradient norm",
+        "parameters": "parameters",
+        "moving average": "EMA",
+        "Adam's first moment": "Adam's moments",
+        "Adam's second moment": "Adam's moments",
+    }
     group, along = "Adam with warm-up, clipping and EMA", "training step"
-    for name, kind, mine, reference in zip(names, kinds, ours, theirs, strict=True):
+    for (name, kind), mine, reference in zip(kinds.items(), ours, theirs, strict=True):
         tolerance = f"training: {kind}"
         if kind not in ("parameters", "EMA"):
             yield Pair(group, name, tolerance, mine, reference, along)
             continue
-        peak = peak_of(reference)
+        peak = find_peak(reference)
         for keys in (False, True):
             what = f"{name}, attention's key biases" if keys else name
-            kept = "training: key biases" if keys else tolerance
-            a, b = (_only(tree, keys) for tree in (mine, reference))
-            yield Pair(group, what, kept, a, b, along, peak)
+            of_keys = "training: key biases" if keys else tolerance
+            a, b = (_select(tree, keys) for tree in (mine, reference))
+            yield Pair(group, what, of_keys, a, b, along, peak)
 
 
-def _only(tree: Any, key_biases: bool) -> dict[str, Any]:
-    """The key biases of attention by name, or all other leaves.
+def _select(tree: Any, key_biases: bool) -> dict[str, Any]:
+    """The key biases of attention, or all other leaves, by name.
 
-    The gradient of a key bias is zero in exact arithmetic, so that Adam makes full steps out of
-    what rounding leaves of it.
+    The gradient of a key bias is zero in exact arithmetic: Adam amplifies the rounding noise to
+    full-size steps.
     """
-    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in _leaves(tree)}
+    with_paths = jax.tree_util.tree_leaves_with_path(tree)
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in with_paths}
     return {
         name: leaf for name, leaf in leaves.items() if name.endswith("['k']['bias']") == key_biases
     }
-
-
-def _leaves(tree: Any) -> Any:
-    return jax.tree_util.tree_leaves_with_path(tree)

@@ -1,4 +1,4 @@
-"""The same thing in both frameworks: arrays, networks, parameters, gradients, and noise."""
+"""The same in both frameworks: arrays, networks, parameters, gradients, and noise."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,6 @@ from functools import cache
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 
@@ -18,28 +17,28 @@ TINY = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "attn_levels
 
 
 def to_jax(tensor: torch.Tensor) -> np.ndarray:
-    """NCHW tensor -> NHWC array; others as they are."""
+    """An NCHW tensor as NHWC array; other shapes stay."""
     array = tensor.detach().numpy()
     return np.moveaxis(array, 1, -1) if array.ndim == 4 else array
 
 
 def to_torch(array: np.ndarray) -> torch.Tensor:
-    """NHWC array -> NCHW tensor; others as they are."""
+    """An NHWC array as NCHW tensor; other shapes stay."""
     array = np.moveaxis(array, -1, 1) if array.ndim == 4 else array
     return torch.from_numpy(np.array(array))
 
 
 def draws(shape: tuple[int, ...], dtype: str, seed: int) -> Any:
-    """Standard normal numbers, the same in both precisions up to the cast."""
+    """Standard normal numbers: the same float64 numbers, cast to `dtype`."""
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
-def twin_networks(
+def make_twin_networks(
     dtype: str, *, seed: int = 0, channels: int = 3, **kwargs: Any
 ) -> tuple[torch.nn.Module, NetworkFns, Any]:
-    """The same network twice: (torch module in eval mode, our Network, its parameters).
+    """The same network twice: (PyTorch module in evaluation mode, our network, its parameters).
 
-    Random draws are added to the initial parameters, so that layers which start at zero are active.
+    Random numbers are added to the initial parameters: layers that start at zero become active.
     """
     config: dict[str, Any] = {**TINY, "dropout": 0.0, "num_groups": 4, **kwargs}
     generator = torch.Generator().manual_seed(seed)
@@ -52,24 +51,24 @@ def twin_networks(
             parameter.add_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
     theirs = theirs.to(getattr(torch, dtype)).eval()
     network = make_network(UNetConfig(**config), (8, 8, channels), dtype=dtype)
-    return theirs, network, params_of(theirs, network)
+    return theirs, network, convert_params(theirs, network)
 
 
-def params_of(theirs: torch.nn.Module, network: NetworkFns) -> Any:
-    """The parameters of a torch_ref network as ours."""
-    return tree_of({name: p for name, p in theirs.named_parameters()}, network)
+def convert_params(theirs: torch.nn.Module, network: NetworkFns) -> Any:
+    """The parameters of a torch_ref network in our layout."""
+    return convert_tree({name: p for name, p in theirs.named_parameters()}, network)
 
 
-def tree_of(tensors: Mapping[str, torch.Tensor], network: NetworkFns) -> Any:
-    """Tensors by parameter name (parameters, gradients, moments) as a tree of our parameters."""
+def convert_tree(tensors: Mapping[str, torch.Tensor], network: NetworkFns) -> Any:
+    """Tensors by parameter name (parameters, gradients or moments) as a tree like ours."""
     shapes = tuple((name, tuple(tensor.shape)) for name, tensor in tensors.items())
     numbers = np.concatenate([tensor.detach().numpy().ravel() for tensor in tensors.values()])
-    return jax.tree.map(lambda origin: numbers[origin], _origins(network, shapes))
+    return jax.tree.map(lambda origin: numbers[origin], _find_origins(network, shapes))
 
 
 @cache
-def _origins(network: NetworkFns, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Any:
-    """For each number of our parameters, where it is among all of theirs."""
+def _find_origins(network: NetworkFns, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Any:
+    """For each number of our parameters, its position among all of theirs."""
     ends = np.cumsum([math.prod(shape) for _, shape in shapes])
     arrays = {
         name: np.arange(end - math.prod(shape), end).reshape(shape)

@@ -1,4 +1,4 @@
-"""Images per second of every path from the disk, or the device's memory, to a batch."""
+"""Images per second on every way from the disk, or the device's memory, to a batch."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,36 +20,36 @@ from jax_ddpm.jobs.bench import timing
 
 @dataclass(frozen=True)
 class DataArgs:
-    """The embedded images by every path: as arrays, as files, prepared for TFDS, on the device."""
+    """Read the embedded images as arrays, as files, prepared for TFDS, and on the device."""
 
     batch_size: int = 128
     batches: int = 40
     """Batches per round."""
     rounds: int = 5
     images: int = 4000
-    """How many images are written to files."""
+    """How many images to write to files."""
     image_size: int | None = None
-    """Side to which every image is resized as it is read; None: as they are, 28."""
+    """Side to which every image is resized when it is read. None: they keep their 28 pixels."""
     channels: int | None = None
     """1: grey, 3: colour; None: grey."""
     out: Path | None = None
-    """JSON file of the figures."""
+    """JSON file for the figures."""
 
 
 def bench_data(args: DataArgs) -> list[dict[str, Any]]:
     """Measure, print a table, and return its rows."""
     with tempfile.TemporaryDirectory() as folder:
-        sources = dict(every_source(args, Path(folder)))
-        contestants = {name: reading(source, args) for name, source in sources.items()}
-        contestants["device, gathered in the step"] = gathering(sources["memory"], args)
-        times = timing.in_turn(contestants, rounds=args.rounds)
-    rows = timing.table(times, args.batch_size * args.batches, "images")
-    timing.show(rows)
-    timing.save(args.out, {"args": str(args)}, rows)
+        sources = dict(open_every_source(args, Path(folder)))
+        contestants = {name: make_reader(source, args) for name, source in sources.items()}
+        contestants["device, gathered in the step"] = make_gatherer(sources["memory"], args)
+        times = timing.time_in_turn(contestants, rounds=args.rounds)
+    rows = timing.make_rows(times, args.batch_size * args.batches, "images")
+    timing.print_rows(rows)
+    timing.save_rows(args.out, {"args": str(args)}, rows)
     return rows
 
 
-def every_source(args: DataArgs, folder: Path) -> Iterator[tuple[str, ImageSource]]:
+def open_every_source(args: DataArgs, folder: Path) -> Iterator[tuple[str, ImageSource]]:
     """The same images from each kind of source, opened as training opens them."""
     images, labels = open_source("embedded")
     images, labels = images[: args.images], labels[: args.images]
@@ -67,12 +67,12 @@ def every_source(args: DataArgs, folder: Path) -> Iterator[tuple[str, ImageSourc
     yield "TFDS array_record", open_source("prepared_images", folder / "tfds", **form)
     # Random crops are decoded on demand, like data that do not fit in memory.
     form |= {"crop": "random", "image_size": args.image_size or images.shape[1]}
-    yield "folder of PNG, as needed", open_source("folder", pictures, **form)
-    yield "TFDS array_record, as needed", open_source("prepared_images", folder / "tfds", **form)
+    yield "folder of PNG, on demand", open_source("folder", pictures, **form)
+    yield "TFDS array_record, on demand", open_source("prepared_images", folder / "tfds", **form)
 
 
-def reading(source: ImageSource, args: DataArgs) -> Callable[[], object]:
-    """A call that reads the next batches, shuffled, as training does."""
+def make_reader(source: ImageSource, args: DataArgs) -> Callable[[], object]:
+    """A function that reads the next shuffled batches, as training does."""
     stream = batches(source, args.batch_size, seed=0)
 
     def run() -> None:
@@ -82,8 +82,8 @@ def reading(source: ImageSource, args: DataArgs) -> Callable[[], object]:
     return run
 
 
-def gathering(source: ImageSource, args: DataArgs) -> Callable[[], object]:
-    """A call that gathers batches of images which lie on the device."""
+def make_gatherer(source: ImageSource, args: DataArgs) -> Callable[[], object]:
+    """A function that gathers batches of images on the device."""
     pixels = replicate(np.asarray(source.images), "jit")
     numbers = np.random.default_rng(0).integers(0, len(pixels), (args.batches, args.batch_size))
     gather = jax.jit(lambda pixels, numbers: jnp.take(pixels, numbers, axis=0))

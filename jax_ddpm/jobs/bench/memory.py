@@ -1,4 +1,4 @@
-"""What a training step takes of a device's memory, as the compiled program says."""
+"""How much of a device's memory a training step takes, according to the compiled program."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,34 +19,34 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class MemoryArgs:
-    """Memory of a training step: of one preset with and without each setting, or of presets."""
+    """Memory of a training step: of presets, with and without each setting that changes it."""
 
     presets: tuple[str, ...] = ("fashion-cpu",)
-    """Which presets; all: every one."""
+    """Which presets; all: every preset."""
     settings: bool = True
-    """Also with each of the settings that change the memory."""
+    """Measure also with each setting that changes the memory."""
     batch_size: int | None = None
     """Images per device; None: the preset's."""
     out: Path | None = None
-    """JSON file of the figures."""
+    """JSON file for the figures."""
 
 
 def bench_memory(args: MemoryArgs) -> list[dict[str, Any]]:
     """Compile, print a table, and return its rows."""
     names = tuple(PRESETS) if args.presets == ("all",) else args.presets
-    rows = [row for name in names for row in rows_of(find_preset(name), args)]
-    timing.show(rows)
+    rows = [row for name in names for row in measure_preset(find_preset(name), args)]
+    timing.print_rows(rows)
     device = get_device_name()
-    timing.save(args.out, {"device": device, "jax": jax.__version__}, rows)
+    timing.save_rows(args.out, {"device": device, "jax": jax.__version__}, rows)
     return rows
 
 
-def rows_of(config: Config, args: MemoryArgs) -> Iterator[dict[str, Any]]:
+def measure_preset(config: Config, args: MemoryArgs) -> Iterator[dict[str, Any]]:
     """The rows of one preset."""
     size = args.batch_size or config.train.batch_size
     config = replace(config, train=replace(config.train, batch_size=size))
     side, channels = config.data.image_size or 28, config.data.channels or 1
-    for setting, changed in variants(config) if args.settings else [("", config)]:
+    for setting, changed in list_variants(config) if args.settings else [("", config)]:
         found = measure_step_memory(changed, (side, side, channels))
         yield {
             "preset": config.preset,
@@ -59,10 +59,10 @@ def rows_of(config: Config, args: MemoryArgs) -> Iterator[dict[str, Any]]:
         }
 
 
-def variants(config: Config) -> Iterator[tuple[str, Config]]:
-    """`config` as it is, and with one setting changed at a time."""
+def list_variants(config: Config) -> Iterator[tuple[str, Config]]:
+    """`config` unchanged, and with one setting changed at a time."""
     train = config.train
-    yield "as it is", config
+    yield "unchanged", config
     if train.batch_size % (4 * train.accumulate) == 0:
         yield (
             "accumulate x 4",

@@ -1,4 +1,4 @@
-"""Training steps and sampling of diffusers' CIFAR-10 network in both frameworks, in turn."""
+"""Training steps and sampling with diffusers' CIFAR-10 network, in both frameworks in turn."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,12 +12,12 @@ from jax_ddpm.config.presets import find_preset
 from jax_ddpm.config.run import Config
 from jax_ddpm.config.sample import SampleConfig
 from jax_ddpm.devices.layout import get_device_name, replicate
-from jax_ddpm.errors import UserError
+from jax_ddpm.errors import UserError, require
 from jax_ddpm.jobs.bench import timing
 from jax_ddpm.jobs.build import build
 from jax_ddpm.jobs.generate import generate_images, make_generate_fn
 from jax_ddpm.jobs.training import compile_step
-from jax_ddpm.parity.speed import Peer, Work, their_images, their_steps
+from jax_ddpm.parity.speed import Peer, Work, make_their_sampling, make_their_steps
 
 
 @dataclass(frozen=True)
@@ -27,81 +27,87 @@ class StepArgs:
     batch_size: int = 16
     image_size: int = 32
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: compute_dtype here, autocast in PyTorch; parameters are float32 in both."""
+    """bfloat16: compute_dtype in JAX, autocast in PyTorch. Parameters are float32 in both."""
     channels: tuple[int, ...] = (128, 256, 256, 256)
-    """Channels of each level; the published network has 35.7 million parameters."""
+    """Channels of each resolution. The published network has 35.7 million parameters."""
     peers: tuple[Peer, ...] = ("eager", "channels_last", "compile")
-    """How PyTorch runs; none: only ours is measured."""
+    """How PyTorch runs the network. None: only JAX is measured."""
     steps: int = 4
     """Steps per round."""
     rounds: int = 5
     steps_per_call: int = 1
-    """Steps of ours that are scanned in one program."""
+    """Steps that JAX scans in one program."""
     out: Path | None = None
-    """JSON file of the figures."""
+    """JSON file for the figures."""
 
 
 @dataclass(frozen=True)
 class SamplingArgs(StepArgs):
-    """DDIM sampling with the same network; `steps` are the sampler's."""
+    """DDIM sampling with the same network; --steps counts network evaluations."""
 
     steps: int = 50
 
 
-def work_of(args: StepArgs) -> Work:
-    """What PyTorch is asked to do."""
+def make_work(args: StepArgs) -> Work:
+    """The work of one call. Raises UserError for a network of a single resolution."""
+    enough = len(args.channels) >= 2  # the second one has attention
+    require(enough, "--channels", args.channels, "at least two numbers, one per resolution")
     return Work(args.batch_size, args.image_size, args.channels, args.dtype, args.steps)
 
 
 def bench_step(args: StepArgs) -> list[dict[str, Any]]:
     """Measure training steps, print a table, and return its rows."""
-    config = config_of(args)
-    contestants: dict[str, Callable[[], object]] = {"jax_ddpm": our_steps(config, args)}
+    contestants: dict[str, Callable[[], object]] = {"jax_ddpm": make_our_steps(args)}
     for peer in args.peers:
-        contestants[peer] = their_steps(peer, work_of(args))
-    return report(args, contestants, args.batch_size * args.steps)
+        contestants[peer] = make_their_steps(peer, make_work(args))
+    return report_times(args, contestants, args.batch_size * args.steps)
 
 
 def bench_sampling(args: SamplingArgs) -> list[dict[str, Any]]:
     """Measure sampling, print a table, and return its rows."""
-    contestants: dict[str, Callable[[], object]] = {"jax_ddpm": our_images(config_of(args), args)}
+    contestants: dict[str, Callable[[], object]] = {"jax_ddpm": make_our_sampling(args)}
     for peer in args.peers:
-        contestants[peer] = their_images(peer, work_of(args))
-    return report(args, contestants, args.batch_size)
+        contestants[peer] = make_their_sampling(peer, make_work(args))
+    return report_times(args, contestants, args.batch_size)
 
 
-def report(
+def report_times(
     args: StepArgs, contestants: dict[str, Callable[[], object]], images: int
 ) -> list[dict[str, Any]]:
-    """Time the contestants, print, save and return the rows."""
+    """Time the contestants; print, save and return the rows."""
     rival = args.peers[0] if args.peers else None
-    rows = timing.table(timing.in_turn(contestants, rounds=args.rounds), images, "images", rival)
-    device = get_device_name()
-    print(
-        f"{args.batch_size} images of {args.image_size}x{args.image_size}x3, {args.dtype}, {device}"
-    )
-    timing.show(rows)
-    timing.save(args.out, {"device": device, "jax": jax.__version__, "args": str(args)}, rows)
+    times = timing.time_in_turn(contestants, rounds=args.rounds)
+    rows = timing.make_rows(times, images, "images", rival)
+    device, side = get_device_name(), args.image_size
+    print(f"{args.batch_size} images of {side}x{side}x3, {args.dtype}, {device}")
+    timing.print_rows(rows)
+    timing.save_rows(args.out, {"device": device, "jax": jax.__version__, "args": str(args)}, rows)
     return rows
 
 
-def config_of(args: StepArgs) -> Config:
-    """The preset diffusers-ddpm with the sizes asked for, all on one device."""
+def make_config(args: StepArgs) -> Config:
+    """The preset diffusers-ddpm with the requested sizes, on one device."""
     config = find_preset("diffusers-ddpm")
     train = replace(
         config.train, batch_size=args.batch_size, steps_per_call=args.steps_per_call, parallel="jit"
     )
-    channels: Any = {"block_out_channels": args.channels, "compute_dtype": args.dtype}
-    return replace(config, train=train, model=replace(config.model, **channels))
+    work = make_work(args)
+    changes: dict[str, Any] = {
+        "block_out_channels": work.channels,
+        "down_block_types": work.down_block_types,
+        "up_block_types": work.up_block_types,
+        "compute_dtype": work.dtype,
+    }
+    return replace(config, train=train, model=replace(config.model, **changes))
 
 
-def our_steps(config: Config, args: StepArgs) -> Callable[[], object]:
-    """A call that takes `args.steps` steps of ours."""
+def make_our_steps(args: StepArgs) -> Callable[[], object]:
+    """A function that takes `args.steps` training steps in JAX."""
     if args.steps % args.steps_per_call:
         raise UserError(
-            f"--steps {args.steps} is no multiple of --steps-per-call {args.steps_per_call}"
+            f"--steps {args.steps} is not a multiple of --steps-per-call {args.steps_per_call}"
         )
-    shape = (args.image_size, args.image_size, 3)
+    config, shape = make_config(args), (args.image_size, args.image_size, 3)
     parts = build(config, shape)
     step, key = compile_step(config, parts), jax.random.key(0)
     state = jax.jit(parts.init_state)(key)
@@ -118,10 +124,10 @@ def our_steps(config: Config, args: StepArgs) -> Callable[[], object]:
     return run
 
 
-def our_images(config: Config, args: SamplingArgs) -> Callable[[], object]:
-    """A call that draws one batch of ours."""
+def make_our_sampling(args: SamplingArgs) -> Callable[[], object]:
+    """A function that draws one batch in JAX."""
     shape = (args.image_size, args.image_size, 3)
-    parts = build(config, shape)
+    parts = build(make_config(args), shape)
     params = jax.jit(parts.network.init)(jax.random.key(0))
     settings = SampleConfig(sampler="ddim", num_steps=args.steps, frames=1)
     generate = make_generate_fn(parts, settings, shape)

@@ -1,4 +1,4 @@
-"""Rounds of several contestants in turn, and their medians and ratios."""
+"""Times several contestants in turn, in rounds; medians and ratios of their rates."""
 
 import json
 import statistics
@@ -12,63 +12,66 @@ from jax_ddpm.files.atomic import write_atomically
 Times = dict[str, list[float]]
 
 
-def in_turn(
+def time_in_turn(
     contestants: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1
 ) -> Times:
-    """Seconds that each call took: in every round each contestant once, after `warmup` calls.
+    """The seconds of each call: each contestant once per round, after `warmup` calls.
 
-    A contestant returns when its work is done, on the accelerator too. Says how long each took to
-    warm up, most of which is compilation.
+    A contestant must return when its work is done, on the accelerator too. Prints how long each one
+    took to warm up, which is mostly compilation.
     """
     for name, call in contestants.items():
-        print(f"{name}: warm after {sum(seconds(call) for _ in range(warmup)):.1f} s", flush=True)
+        took = sum(measure_seconds(call) for _ in range(warmup))
+        print(f"{name}: warm after {took:.1f} s", flush=True)
     times: Times = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, call in contestants.items():
-            times[name].append(seconds(call))
+            times[name].append(measure_seconds(call))
     return times
 
 
-def seconds(call: Callable[[], object]) -> float:
+def measure_seconds(call: Callable[[], object]) -> float:
     """How long `call` takes."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
-def table(times: Times, work: float, unit: str, rival: str | None = None) -> list[dict[str, Any]]:
-    """One row per contestant: the median rate in `unit` per second, its range, and the ratio.
+def make_rows(
+    times: Times, work: float, unit: str, rival: str | None = None
+) -> list[dict[str, Any]]:
+    """One row per contestant: the median rate in `unit` per second, its range, and a ratio.
 
-    `work` is what one call does. The ratio is the median over the rounds of how much faster the
-    contestant was than `rival` in the same round.
+    `work` is the number of units in one call. The ratio says how many times faster the contestant
+    was than `rival` in the same round, as the median over the rounds.
     """
     rows = []
-    for name, taken in times.items():
-        rates = sorted(work / s for s in taken)
+    for name, seconds in times.items():
+        rates = sorted(work / s for s in seconds)
         row = {"contestant": name, f"{unit}/s": statistics.median(rates)}
         row |= {"lowest": rates[0], "highest": rates[-1]}
         if rival is not None:
-            ratios = [theirs / ours for theirs, ours in zip(times[rival], taken, strict=True)]
+            ratios = [theirs / ours for theirs, ours in zip(times[rival], seconds, strict=True)]
             row[f"times {rival}"] = statistics.median(ratios)
         rows.append(row)
     return rows
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """Print rows of equal columns as a table."""
-    cells = [list(rows[0])] + [[_text(value) for value in row.values()] for row in rows]
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """Print rows with the same keys as a table."""
+    cells = [list(rows[0])] + [[_format(value) for value in row.values()] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
 
 
-def save(path: Path | None, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Write what was measured as JSON, if a file is asked for."""
+def save_rows(path: Path | None, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Write the rows and what they are about as JSON, unless `path` is None."""
     if path is not None:
         text = json.dumps({**about, "rows": rows}, indent=2) + "\n"
         write_atomically(path, lambda temporary: temporary.write_text(text))
         print(f"Wrote {path}")
 
 
-def _text(value: Any) -> str:
+def _format(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -11,15 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from jax_ddpm.interop import PEERS, Network, Source, from_state_dict, from_torch
+from jax_ddpm.interop import PEERS, Network, Source, from_state_dict
 from jax_ddpm.interop.state_dict import count_levels, our_name, shapes_of
 from jax_ddpm.models import parameter_shapes
-from jax_ddpm.models.layers import timestep_embedding
 from jax_ddpm.parity.blocks import Block, match_blocks
 from jax_ddpm.parity.measure import find_peak
 from jax_ddpm.parity.quantities import Pair
-from jax_ddpm.parity.twins import draws, make_twin_networks, to_jax, to_torch
-from torch_ref import unet as ref
+from jax_ddpm.parity.twins import draws, to_jax, to_torch
 
 TIMESTEPS = (0, 417, 999)
 
@@ -54,20 +52,6 @@ class Outcome(NamedTuple):
     grad_x: Any
     grads: Any
     """A tree like our parameters."""
-
-
-def pair_library_network(dtype: str, seed: int) -> Iterator[Pair]:
-    """The time embedding, and the small U-Net of the tests as if its weights came from a file."""
-    from jax_ddpm.parity.peers import find_reference
-
-    theirs, _, _ = make_twin_networks("float32", seed=seed)
-    weights = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
-    network = from_torch(weights, "torch_ref", {"num_groups": 4, "dropout": 0.0})
-    t = np.array([0, 1, 17, 417, 999])
-    ours = timestep_embedding(jnp.asarray(t), 128, dtype)
-    embedding = ref.timestep_embedding(torch.from_numpy(t), 128, getattr(torch, dtype)).numpy()
-    yield Pair("time", "sinusoidal embedding of t", "timestep embedding", ours, embedding)
-    yield from pair_network(network, find_reference(network), "U-Net", dtype, seed)
 
 
 def pair_network(

@@ -49,7 +49,7 @@ LIBRARY = [
         "compared, so later blocks also carry the rounding of earlier ones; and the gradients of "
         "the mean squared output with respect to the input and every parameter.",
         "torch_ref",
-        import_later("network", "pair_library_network"),
+        import_later("library_network", "pair_library_network"),
     ),
     Part(
         "steps",

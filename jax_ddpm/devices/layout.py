@@ -11,7 +11,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, Key
 
-from jax_ddpm.devices.processes import AXIS, finish_in_turn, is_distributed, process, sort_devices
+from jax_ddpm.devices.processes import (
+    AXIS,
+    finish_in_turn,
+    get_process,
+    is_distributed,
+    sort_devices,
+)
 from jax_ddpm.devices.sharding import DATA, FSDP, RULES, Rule, make_partition_specs
 from jax_ddpm.errors import UserError
 from jax_ddpm.training.state import TrainState
@@ -83,7 +89,7 @@ def choose_mode(parallel: Parallel, batch_size: int, fsdp: int = 1) -> Mode:
 
 def count_devices(mode: Mode) -> int:
     """How many devices a step runs on, over all processes."""
-    return 1 if mode == "jit" else jax.local_device_count() * process()[1]
+    return 1 if mode == "jit" else jax.local_device_count() * get_process()[1]
 
 
 def place_state(tree: Any, layout: Layout) -> Any:

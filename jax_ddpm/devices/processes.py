@@ -135,8 +135,8 @@ def fail(end: BaseException) -> None:
     os._exit(1)
 
 
-def process() -> tuple[int, int]:
-    """(number of this process, how many there are)."""
+def get_process() -> tuple[int, int]:
+    """Return the index of this process and the number of processes."""
     return jax.process_index(), jax.process_count()
 
 

@@ -12,8 +12,8 @@ from jax_ddpm.config.run import Config, DiffusionConfig, SampleConfig, SourceCon
 from jax_ddpm.config.sample import sampling_timesteps, visits_timesteps
 from jax_ddpm.data.sources import ImageSource, Split, open_source
 from jax_ddpm.errors import UserError
-from jax_ddpm.models import NetworkFns, make_network
-from jax_ddpm.optim.averages import EmaFn, make_ema, make_posthoc_ema
+from jax_ddpm.models import CustomConfig, NetworkFns, adapt_network, make_network
+from jax_ddpm.optim.averages import EmaFn, Params, make_ema, make_posthoc_ema
 from jax_ddpm.optim.optimizers import make_learning_rate, make_optimizer
 from jax_ddpm.process.denoiser import rescale_timesteps
 from jax_ddpm.process.grids import continuous_levels
@@ -27,7 +27,7 @@ from jax_ddpm.training.state import TrainState, create_state
 
 
 class Parts(NamedTuple):
-    """What a configuration describes, as functions and tables."""
+    """The functions and tables that a configuration describes."""
 
     network: NetworkFns
     schedule: Schedule
@@ -47,13 +47,17 @@ class Parts(NamedTuple):
 
     @property
     def null_label(self) -> int | None:
-        """The network's label for "no class", the one after those of the data, if it has one."""
+        """The network's label for "no class", if it has one: the last."""
         return self.num_labels if self.diffusion.label_dropout else None
 
     def init_state(self, key: Key[Array, ""]) -> TrainState:
-        """The train state before the first step."""
+        """Make the train state before the first step, with parameters drawn with `key`."""
+        return self.start_state(self.network.init(key))
+
+    def start_state(self, params: Params) -> TrainState:
+        """Make the train state before the first step, starting from `params`."""
         state = create_state(
-            self.network.init(key),
+            params,
             self.optimizer,
             num_more_ema=len(self.more_ema),
             num_posthoc_ema=len(self.posthoc_ema),
@@ -63,11 +67,18 @@ class Parts(NamedTuple):
         return state.replace(loss_history=history)
 
 
-def build(config: Config, image_shape: tuple[int, int, int], dtype: Any = None) -> Parts:
-    """Network, schedule and optimiser of `config` for images of `image_shape`.
+def build(
+    config: Config,
+    image_shape: tuple[int, int, int],
+    dtype: Any = None,
+    *,
+    network: tuple[Any, Any] | None = None,
+) -> Parts:
+    """Build network, schedule and optimiser of `config` for images of `image_shape`.
 
-    With `dtype` (float64, where JAX allows it) tables and network are of that type. Raises
-    UserError if the network does not take such images.
+    With `dtype` (float64, where JAX allows it), tables and network are of that type. `network` is
+    one's own (init, apply_fn), for a `config` whose model is `CustomConfig`. Raises UserError if
+    the network does not take such images.
     """
     train, model, diffusion = config.train, config.model, config.diffusion
     learning_rate = make_learning_rate(
@@ -91,10 +102,10 @@ def build(config: Config, image_shape: tuple[int, int, int], dtype: Any = None) 
         clipped_log_variance=diffusion.clipped_log_variance,
         zero_terminal_snr=diffusion.zero_terminal_snr,
     )
-    network = build_network(config, image_shape, jnp.dtype(dtype or model.compute_dtype))
+    fns = build_network(config, image_shape, jnp.dtype(dtype or model.compute_dtype), network)
     ema, *more_ema = make_averages(train)
     return Parts(
-        network,
+        fns,
         schedule,
         learning_rate,
         optimizer,
@@ -108,7 +119,7 @@ def build(config: Config, image_shape: tuple[int, int, int], dtype: Any = None) 
 
 
 def open_data(data: SourceConfig, split: Split = "train") -> ImageSource:
-    """The images that `data` describes. Raises UserError if they cannot be had."""
+    """Open the images that `data` describes. Raises UserError if that is impossible."""
     return open_source(
         data.name,
         data.path,
@@ -122,13 +133,13 @@ def open_data(data: SourceConfig, split: Split = "train") -> ImageSource:
 
 
 def count_classes(config: Config) -> int | None:
-    """The classes of the data that the network knows: all but that for "no class", if it has it."""
+    """Count the network's labels for classes: all of them, except the one for "no class"."""
     labels = config.model.num_labels
     return labels - 1 if labels is not None and config.diffusion.label_dropout else labels
 
 
 def make_averages(train: TrainConfig) -> tuple[EmaFn, ...]:
-    """The averages of `train`: with ema_decay, then with each of ema_decays."""
+    """Make the averages of `train`: first with ema_decay, then with each of ema_decays."""
     return tuple(
         make_ema(
             train.ema_form,
@@ -144,35 +155,61 @@ def make_averages(train: TrainConfig) -> tuple[EmaFn, ...]:
     )
 
 
-def build_network(config: Config, image_shape: tuple[int, int, int], dtype: Any) -> NetworkFns:
-    """The network of `config`, checked against the shape of the images."""
-    shape = "x".join(map(str, image_shape))
-    learned = config.diffusion.variance != "fixed"
-    out_channels = image_shape[-1] * (2 if learned else 1)
-    network = make_network(config.model, image_shape, out_channels=out_channels, dtype=dtype)
-    try:
-        found = infer_output_shape(network, image_shape, config.model.num_labels)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"the network does not take images of {shape}: {error}") from error
-    if found != (*image_shape[:2], out_channels):
-        raise UserError(
-            f"the network makes {'x'.join(map(str, found))} of images of {shape}, but needs to "
-            f"give {out_channels} channels (see --model, --data.channels, --data.image-size and "
-            "--diffusion.variance)"
-        )
+def build_network(
+    config: Config, image_shape: tuple[int, int, int], dtype: Any, own: tuple[Any, Any] | None
+) -> NetworkFns:
+    """Build the network of `config`, or adapt one's own, and check it against the image shape."""
+    out_channels = image_shape[-1] * (2 if config.diffusion.variance != "fixed" else 1)
+    if own is None:
+        network = make_network(config.model, image_shape, out_channels=out_channels, dtype=dtype)
+    else:
+        require_custom(config)
+        network = adapt_network(own)
+    require_output(network, config, image_shape, out_channels)
     if config.diffusion.rescale_timesteps:
         rescaled = rescale_timesteps(network.apply_fn, config.diffusion.num_timesteps)
         return network._replace(apply_fn=rescaled)
     return network
 
 
+def require_custom(config: Config) -> None:
+    """Raise UserError unless `config` is for a network of one's own."""
+    if not isinstance(config.model, CustomConfig):
+        raise UserError(
+            f"model is {type(config.model).__name__}, but it must be CustomConfig() for a network "
+            "of your own"
+        )
+    if config.train.remat != "none":
+        raise UserError(
+            f"--train.remat is {config.train.remat}, but it must be none for a network of your "
+            "own: use jax.checkpoint inside it"
+        )
+
+
+def require_output(
+    network: NetworkFns, config: Config, image_shape: tuple[int, int, int], out_channels: int
+) -> None:
+    """Raise UserError unless the network takes such images and returns `out_channels` channels."""
+    shape = "x".join(map(str, image_shape))
+    try:
+        found = infer_output_shape(network, image_shape, config.model.num_labels)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the network does not take images of {shape}: {error}") from error
+    if found != (*image_shape[:2], out_channels):
+        raise UserError(
+            f"the network returns {'x'.join(map(str, found))} for images of {shape}, but must "
+            f"return {out_channels} channels (see --model, --data.channels, --data.image-size and "
+            "--diffusion.variance)"
+        )
+
+
 def infer_output_shape(
     network: NetworkFns, image_shape: tuple[int, int, int], num_labels: int | None
 ) -> tuple[int, ...]:
-    """(height, width, channels) of what the network makes of an image, without computing it."""
+    """Infer (height, width, channels) of the network's output for an image, without computing."""
 
     def output(key: Key[Array, ""]) -> Any:
-        x_t, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)  # shapes alone, in here
+        x_t, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)  # only shapes in here
         label = None if num_labels is None else t
         return network.apply_fn(network.init(key), x_t, t, label=label)
 
@@ -180,7 +217,7 @@ def infer_output_shape(
 
 
 def make_sampling_levels(sample: SampleConfig, schedule: Schedule) -> Level:
-    """The S + 1 levels that `sample` visits, from noise to the clean image."""
+    """Make the S + 1 levels that `sample` visits, from noise to the clean image."""
     match sample.spacing:
         case ("log_snr" | "karras") as spacing if not visits_timesteps(sample):
             return continuous_levels(schedule, sample.num_steps, spacing)
@@ -194,10 +231,10 @@ def make_sampler(
     num_steps: int,
     gradient_fn: GradientFn | None = None,
 ) -> Sampler:
-    """The sampler that `sample` names, for a grid of `num_steps` steps.
+    """Make the sampler that `sample` names, for a grid of `num_steps` steps.
 
-    A learned variance goes before a fixed one. `gradient_fn` is a classifier's, for samplers that
-    take it in their mean.
+    A learned variance takes precedence over the fixed one. `gradient_fn` is a classifier's
+    gradient, for samplers that add it to their mean.
     """
     learned = diffusion.variance
     options = Options(

@@ -26,7 +26,6 @@ from jax_ddpm.models import Architecture, ModelConfig
 from jax_ddpm.process.schedules import BETAS, ScheduleName, rescale_zero_terminal_snr
 from jax_ddpm.runs.averages import check_selection, select_params
 from jax_ddpm.runs.checkpoint import open_checkpoints, save
-from jax_ddpm.training.state import restart_from
 
 
 @dataclass(frozen=True)
@@ -123,9 +122,8 @@ def write_run(run: runs.Run, network: Network) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         draft = replace(run, folder=temporary)
-        state = build(run.config, run.image_shape).init_state(jax.random.key(run.config.seed))
         params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), network.params)
-        state = restart_from(params, state)
+        state = build(run.config, run.image_shape).start_state(params)
         with open_checkpoints(draft.checkpoints) as checkpoints:
             save(checkpoints, state, runs.describe(run))
         runs.write_config(draft)

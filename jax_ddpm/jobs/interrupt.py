@@ -2,20 +2,24 @@
 
 import os
 import signal
+import threading
 from types import FrameType, TracebackType
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM sets `signum`; a second one interrupts at once."""
+    """While entered, the first SIGINT or SIGTERM sets `signum`; a second one interrupts at once.
+
+    Outside the main thread, where Python allows no handlers, nothing is changed.
+    """
 
     def __init__(self) -> None:
-        """Nothing is asked for yet."""
         self.signum: int | None = None
+        self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        """Take over both signals."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        self._before = {number: signal.signal(number, self._handle) for number in numbers}
+        if threading.current_thread() is threading.main_thread():
+            numbers = (signal.SIGINT, signal.SIGTERM)
+            self._before = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def __exit__(
@@ -24,13 +28,12 @@ class StopRequest:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Give both signals back."""
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signum is not None:
             raise KeyboardInterrupt
         self.signum = number
-        # Not print: the signal may come in the middle of another one.
-        os.write(2, b"\nStopping and saving after this step; once more stops without.\n")
+        # Not print: the signal may arrive in the middle of another one.
+        os.write(2, b"\nStopping after this step; press Ctrl-C again to stop without saving.\n")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jax_ddpm.config.run import Config
 from jax_ddpm.jobs.build import build
-from jax_ddpm.jobs.training import compile_step
+from jax_ddpm.jobs.train_setup import compile_step
 
 
 class Memory(NamedTuple):

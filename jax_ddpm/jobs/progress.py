@@ -1,4 +1,4 @@
-"""What the loop carries from step to step beside the state; so a resumed run logs the same rows."""
+"""What the training loop carries beside the state, so that a resumed run logs the same rows."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,33 +10,36 @@ import numpy as np
 class Progress(NamedTuple):
     """Metrics of the steps since the last row, and the rows' losses since the last checkpoint.
 
-    Checkpoints that were asked for, by a signal or --train.max-steps, do not count as the last.
+    Checkpoints on request, by a signal or --train.max-steps, do not count as the last one.
     """
 
     window: tuple[dict[str, Any], ...] = ()
     losses: tuple[float, ...] = ()
 
-    @property
-    def num_steps(self) -> int:
-        """How many steps `window` is of."""
-        return len(join_metrics(self.window)["loss"]) if self.window else 0
+    def add(self, metrics: dict[str, Any]) -> "Progress":
+        """Add the metrics of one call of the train step."""
+        return self._replace(window=(*self.window, metrics))
+
+    def close_row(self, loss: float) -> "Progress":
+        """Start a new row after one with mean `loss`."""
+        return Progress((), (*self.losses, loss))
 
 
 def join_metrics(window: Sequence[Any]) -> dict[str, Any]:
-    """The metrics of several calls, each of one or more steps, as one array per name."""
+    """Join the metrics of several calls, each of one or more steps, to one array per name."""
     rows = jax.device_get(tuple(window))
     return {name: np.concatenate([np.atleast_1d(row[name]) for row in rows]) for name in rows[0]}
 
 
 def to_json(progress: Progress) -> dict[str, Any]:
-    """`progress` as JSON values, with all digits; NaN and infinity too."""
+    """Convert `progress` to JSON values with every digit, including NaN and infinity."""
     window = join_metrics(progress.window) if progress.window else {}
     numbers = {name: [repr(float(v)) for v in values] for name, values in window.items()}
     return {"window": numbers, "losses": [repr(float(loss)) for loss in progress.losses]}
 
 
 def from_json(values: dict[str, Any] | None) -> Progress:
-    """What `to_json` made `values` of; None, as in older checkpoints: nothing."""
+    """Convert what `to_json` returned back; None, as in older checkpoints, is no progress."""
     if not values:
         return Progress()
     window = {name: np.array(list(map(float, v))) for name, v in values["window"].items()}

@@ -6,6 +6,7 @@ An architecture is one file and one line in ARCHITECTURES.
 from jax_ddpm.models.annotated import AnnotatedConfig
 from jax_ddpm.models.annotated_ws import AnnotatedWSConfig
 from jax_ddpm.models.base import Architecture, NetworkFns, make_network, parameter_shapes
+from jax_ddpm.models.custom import CustomConfig, adapt_network
 from jax_ddpm.models.guided_diffusion import GuidedDiffusionConfig
 from jax_ddpm.models.improved_diffusion import ImprovedDiffusionConfig
 from jax_ddpm.models.lucidrains import LucidrainsConfig
@@ -22,6 +23,7 @@ ARCHITECTURES: dict[str, type[Architecture]] = {
     "improved_diffusion": ImprovedDiffusionConfig,
     "lucidrains": LucidrainsConfig,
     "pulfer": PulferConfig,
+    "custom": CustomConfig,
 }
 ModelConfig = (
     UNetConfig
@@ -32,6 +34,7 @@ ModelConfig = (
     | ImprovedDiffusionConfig
     | LucidrainsConfig
     | PulferConfig
+    | CustomConfig
 )
 
 __all__ = [
@@ -39,6 +42,7 @@ __all__ = [
     "AnnotatedConfig",
     "AnnotatedWSConfig",
     "Architecture",
+    "CustomConfig",
     "GuidedDiffusionConfig",
     "ImprovedDiffusionConfig",
     "LucidrainsConfig",
@@ -48,6 +52,7 @@ __all__ = [
     "UNet",
     "UNet2DConfig",
     "UNetConfig",
+    "adapt_network",
     "make_network",
     "parameter_shapes",
 ]

@@ -158,6 +158,17 @@ def restore_params(checkpoints: Checkpoints, like: Params, *, step: int) -> Para
     return stored.read_params(_path(checkpoints, step), like)
 
 
+def is_intact(checkpoints: Checkpoints, step: int) -> bool:
+    """Whether the checkpoint of `step` exists and every array in it has its checksum."""
+    if step not in list_steps(checkpoints):
+        return False
+    try:
+        stored.verify(_path(checkpoints, step))
+    except UserError:
+        return False
+    return True
+
+
 def describe(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
     """What the checkpoint of `step` says of itself: what `save` was given, and more."""
     path = _path(checkpoints, step)

@@ -1,4 +1,4 @@
-"""Checksums of arrays that do not depend on how an array is spread over devices."""
+"""Checksums of arrays that do not depend on how an array is distributed over devices."""
 
 import json
 import math
@@ -10,29 +10,65 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt32
 
-LANES = (0x9E3779B9, 0x7F4A7C15)  # two odd numbers: where the two sums start their counting
+LANES = (0x9E3779B9, 0x7F4A7C15)  # two odd numbers, where the two sums start counting
 WORD = 4  # bytes
+BLOCK = 2**16  # words; they fit into a processor's cache
 
-Sums = UInt32[Array, " lanes"]
+Sums = UInt32[Array | np.ndarray, " lanes"]
+
+
+def checksum(array: Any) -> Sums:
+    """Compute two 32-bit sums over the elements of `array`, each mixed with its own index.
+
+    The mixing is one-to-one, so a change of one 32-bit word always shows; in particular, every
+    single flipped bit does. Any other change is missed with a probability of about 2^-64. The sums
+    are the same for every sharding, and a sharded array is not gathered for them.
+    """
+    if isinstance(array, jax.Array) and not _is_on_host(array):
+        return _checksum_on_device(array)
+    return _checksum_on_host(array)
+
+
+def _is_on_host(array: jax.Array) -> bool:
+    """Whether NumPy can read all of `array` in place, which needs no compilation."""
+    whole = array.is_fully_replicated and array.is_fully_addressable
+    return whole and next(iter(array.devices())).platform == "cpu"
+
+
+def _checksum_on_host(array: Any) -> Sums:
+    words = _to_words_on_host(array)
+    sums = [0] * len(LANES)
+    for first in range(0, len(words), BLOCK):
+        block = words[first : first + BLOCK]
+        index = np.arange(len(block), dtype=np.uint32) + np.uint32(first % 2**32)
+        for i, lane in enumerate(map(np.uint32, LANES)):
+            sums[i] += int(_mix(block ^ _mix(index + lane)).sum(dtype=np.uint64))
+    return np.array([total % 2**32 for total in sums], np.uint32)
+
+
+def _to_words_on_host(array: Any) -> np.ndarray:
+    """The bits of `array` as uint32 [n], two for each element of 64 bits."""
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    flat = np.asarray(array).reshape(-1)
+    size = min(flat.dtype.itemsize, WORD)
+    return flat.view(f"uint{8 * size}").astype(np.uint32, copy=False)
 
 
 @jax.jit
-def checksum(array: Array) -> Sums:
-    """Two 32-bit sums over the elements of `array`, each mixed with its own index.
-
-    The mixing is one-to-one, so a change of one 32-bit word always shows: every single flipped bit
-    does. Any other change goes unseen with a probability of about 2^-64. A sum over elements needs
-    no gathering where the array is sharded, and comes out the same for every sharding.
-    """
+def _checksum_on_device(array: Array) -> Sums:
     words = _to_words(array)
     index = _make_index(words.shape)
-    return jnp.stack([jnp.sum(_mix(words ^ _mix(index + lane)), dtype=jnp.uint32)
-                      for lane in map(np.uint32, LANES)])  # fmt: skip
+    sums = [
+        jnp.sum(_mix(words ^ _mix(index + lane)), dtype=jnp.uint32)
+        for lane in map(np.uint32, LANES)
+    ]
+    return jnp.stack(sums)
 
 
 @jax.jit
 def copy_array(array: Array) -> Array:
-    """`array` in memory of its own."""
+    """Copy `array` to memory of its own."""
     return jnp.copy(array)
 
 
@@ -51,7 +87,7 @@ def _to_words(array: Array) -> Array:
 
 
 def _make_index(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
-    """Each element's place in the whole array, mod 2^32; no reshape, which would gather shards."""
+    """Each element's flat index in the whole array, mod 2^32; a reshape would gather shards."""
     index = jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape)):
         stride = math.prod(shape[axis + 1 :]) % 2**32
@@ -59,25 +95,25 @@ def _make_index(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
     return index
 
 
-def _mix(word: Array) -> Array:
-    """A one-to-one map of 32 bits in which each input bit moves half of the output bits.
+def _mix(word: Any) -> Any:
+    """Map 32 bits one-to-one so that each input bit changes about half of the output bits.
 
     Source: the last lines of MurmurHash3 (Appleby).
     """
-    word ^= word >> 16
-    word *= np.uint32(0x85EBCA6B)
-    word ^= word >> 13
-    word *= np.uint32(0xC2B2AE35)
+    word = word ^ (word >> 16)
+    word = word * np.uint32(0x85EBCA6B)
+    word = word ^ (word >> 13)
+    word = word * np.uint32(0xC2B2AE35)
     return word ^ (word >> 16)
 
 
 def seal(document: dict[str, Any]) -> dict[str, Any]:
-    """`document`, JSON values, with a checksum of itself."""
+    """Add a checksum of itself to `document`, which holds JSON values."""
     return {**document, "seal": _checksum_text(document)}
 
 
 def is_whole(document: dict[str, Any]) -> bool:
-    """Whether `document` carries a seal, and its own."""
+    """Whether `document` has a seal and matches it."""
     rest = {name: value for name, value in document.items() if name != "seal"}
     return document.get("seal") == _checksum_text(rest)
 

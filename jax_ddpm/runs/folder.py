@@ -100,6 +100,18 @@ def lock_for_training(config: Config, image_shape: tuple[int, int, int]) -> Iter
         yield run
 
 
+def load_for_training(config: Config) -> Run | None:
+    """Load the run in the folder of `config`; None if there is none yet.
+
+    Raises UserError if the folder holds something else, or a run with other settings.
+    """
+    if not (config.folder / "config.json").exists():
+        require_free(config.folder, "--run")
+        return None
+    run, _ = _opened(config, load(config.folder).image_shape)
+    return run
+
+
 def load_from_first_process(config: Config, image_shape: tuple[int, int, int]) -> Run:
     """The run that the first of several processes has opened.
 

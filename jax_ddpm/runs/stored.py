@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from jax_ddpm.devices.layout import shapes_to_load
 from jax_ddpm.devices.processes import finish_in_turn, max_over_processes
 from jax_ddpm.errors import UserError
 from jax_ddpm.files.untrusted import require_bounded
@@ -75,6 +76,14 @@ def read_params(path: Path, like: Params) -> Params:
         leaves = _leaves_of(path, describe(path))
     leaves = {name: leaf for name, leaf in leaves.items() if name.split("/")[0] == "params"}
     return _load(path, {"params": like}, leaves)["params"]
+
+
+def verify(path: Path) -> None:
+    """Check every array in `path`, whatever network it belongs to. Raises as `read` does."""
+    with agree_on_damage(path):
+        leaves, tree = _leaves_of(path, describe(path)), _stored_tree(path)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+    _load(path, shapes_to_load(shapes), leaves)
 
 
 @contextmanager
@@ -177,10 +186,15 @@ def _leaves_of(path: Path, document: dict[str, Any]) -> dict[str, Any]:
     """What is known of each leaf: shape, and dtype and checksum unless it is of an older format."""
     if "leaves" in document:
         return document["leaves"]
+    tree = _stored_tree(path)
+    return {name: [list(leaf.shape), None, None] for name, leaf in _by_name(tree).items()}
+
+
+def _stored_tree(path: Path) -> Any:
+    """The tree of the arrays in `path`: their shapes and dtypes."""
     try:
         with _orbax():
-            tree = ocp.metadata(path).metadata
-        return {name: [list(leaf.shape), None, None] for name, leaf in _by_name(tree).items()}
+            return ocp.metadata(path).metadata
     except Exception as error:
         raise _unreadable(path, error) from error
 

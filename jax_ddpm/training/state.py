@@ -11,16 +11,16 @@ from jax_ddpm.process.timesteps import LossHistory
 
 
 class Skipped(struct.PyTreeNode):
-    """How many steps changed nothing because their numbers were not finite."""
+    """The number of steps that changed nothing because a number was not finite."""
 
     total: Int[Array, ""]
-    in_a_row: Int[Array, ""]  # the newest ones
+    in_a_row: Int[Array, ""]  # without a good step since
 
 
 class TrainState(struct.PyTreeNode):
-    """What training carries on and what a checkpoint holds: no functions, no keys."""
+    """The arrays that training carries from step to step, and that a checkpoint holds."""
 
-    step: Int[Array, ""]  # also counts the skipped ones
+    step: Int[Array, ""]  # counts the skipped steps too
     params: Params
     ema_params: Params
     opt_state: optax.OptState
@@ -37,28 +37,17 @@ def create_state(
     num_more_ema: int = 0,
     num_posthoc_ema: int = 0,
 ) -> TrainState:
-    """The state before the first step; every moving average starts as a copy of `params`."""
-    state = TrainState(
+    """Make the state before the first step; every moving average starts as a copy of `params`."""
+
+    def copy_params() -> Params:
+        return jax.tree.map(jnp.copy, params)  # each its own: a buffer can be donated only once
+
+    return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        ema_params=params,
+        ema_params=copy_params(),
         opt_state=optimizer.init(params),
         skipped=Skipped(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)),
-        more_ema=(params,) * num_more_ema,
-        posthoc_ema=(params,) * num_posthoc_ema,
-    )
-    return restart_from(params, state)
-
-
-def restart_from(params: Params, state: TrainState) -> TrainState:
-    """`state` with `params` in place of its own, and every moving average a copy of them."""
-
-    def copy(average: Params) -> Params:
-        return jax.tree.map(jnp.copy, params)  # of its own: a buffer can be donated only once
-
-    return state.replace(
-        params=params,
-        ema_params=copy(state.ema_params),
-        more_ema=tuple(map(copy, state.more_ema)),
-        posthoc_ema=tuple(map(copy, state.posthoc_ema)),
+        more_ema=tuple(copy_params() for _ in range(num_more_ema)),
+        posthoc_ema=tuple(copy_params() for _ in range(num_posthoc_ema)),
     )

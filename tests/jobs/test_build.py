@@ -7,7 +7,7 @@ import pytest
 from jax_ddpm.config.run import Config
 from jax_ddpm.errors import UserError
 from jax_ddpm.jobs.build import build
-from jax_ddpm.models import GuidedDiffusionConfig, LucidrainsConfig, UNetConfig
+from jax_ddpm.models import CustomConfig, GuidedDiffusionConfig, LucidrainsConfig, UNetConfig
 
 SMALL = UNetConfig(channels=4, channel_mult=(1,), num_res_blocks=1, attn_levels=(), num_groups=2)
 
@@ -31,7 +31,9 @@ def test_a_learned_variance_doubles_the_output():
 
 
 def test_a_network_for_other_images_is_refused_in_one_sentence():
-    with pytest.raises(UserError, match=r"8x8x3 of images of 8x8x1, .* give 1 channels .*channels"):
+    with pytest.raises(
+        UserError, match=r"8x8x3 for images of 8x8x1, .* return 1 channels .*channels"
+    ):
         build(config(replace(SMALL, out_channels=3)), (8, 8, 1))
     with pytest.raises(UserError, match=r"does not take images of 7x8x1: .*multiples of 2"):
         build(config(LucidrainsConfig(dim=8, dim_mults=(1, 2))), (7, 8, 1))
@@ -86,3 +88,50 @@ def test_a_schedule_can_be_made_to_end_in_pure_noise():
     assert build(config(), (8, 8, 1)).schedule.sqrt_alphas_cumprod[-1] > 0
     parts = build(config(zero_terminal_snr=True), (8, 8, 1))
     assert parts.schedule.sqrt_alphas_cumprod[-1] == 0
+
+
+def plain_network(doubled=False):
+    """A network in plain JAX that knows nothing of training."""
+
+    def apply_fn(params, x_t, t):
+        out = params["w"] * x_t
+        return jnp.concatenate([out, out], -1) if doubled else out
+
+    return lambda key: {"w": jax.random.normal(key, ())}, apply_fn
+
+
+def test_a_network_of_ones_own_is_given_only_the_arguments_that_it_takes():
+    seen = []
+
+    def apply_fn(params, x_t, t, *, label, train=False):
+        seen.append((label.shape, train))
+        return params * x_t
+
+    own = config(CustomConfig(num_classes=3))
+    network = build(own, (4, 4, 1), network=(lambda key: jnp.ones(()), apply_fn)).network
+    x_t, t = jnp.ones((2, 4, 4, 1)), jnp.zeros(2)
+    network.apply_fn(1.0, x_t, t, label=t, x_self_cond=None, train=True, dropout_keys=t)
+    assert seen[-1] == ((2,), True)
+    with pytest.raises(TypeError, match="x_self_cond"):
+        network.apply_fn(1.0, x_t, t, label=t, x_self_cond=x_t)
+
+
+@pytest.mark.parametrize(
+    ("model", "network", "message"),
+    [
+        (SMALL, plain_network(), r"UNetConfig, but it must be CustomConfig\(\) for a network of"),
+        (CustomConfig(), None, r"a network of your own, which its folder does not hold"),
+        (CustomConfig(), plain_network(doubled=True), "8x8x2 for images of 8x8x1, .* 1 channels"),
+        (CustomConfig(num_classes=2), plain_network(), "does not take images .*'label'"),
+    ],
+)
+def test_a_network_of_ones_own_that_does_not_fit_is_refused(model, network, message):
+    with pytest.raises(UserError, match=message):
+        build(config(model), (8, 8, 1), network=network)
+
+
+def test_remat_is_refused_for_a_network_of_ones_own():
+    own = config(CustomConfig())
+    own = replace(own, train=replace(own.train, remat="nothing_saveable"))
+    with pytest.raises(UserError, match=r"remat is nothing_saveable.* must be none .*checkpoint"):
+        build(own, (8, 8, 1), network=plain_network())

@@ -1,16 +1,22 @@
 import math
 import shutil
+from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from jax_ddpm.data.loader import batch_indices
+from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.errors import Stopped, UserError
 from jax_ddpm.jobs import train as loop
-from jax_ddpm.jobs import training as job
+from jax_ddpm.jobs import train_setup
+from jax_ddpm.jobs.build import build
+from jax_ddpm.models import CustomConfig
 from jax_ddpm.runs import metrics
+from jax_ddpm.runs.folder import load
 from tests.shared.compared_runs import assert_same_run, newest_state, saved_steps
 from tests.shared.long_tests import others_long
 
@@ -92,6 +98,27 @@ def test_pictures_of_a_finished_run_are_drawn_again_if_they_are_gone(
     assert_same_run(folder, trained_run)
 
 
+def test_any_images_and_any_network_are_trained(make_config, tmp_path):
+    """From arrays and two functions, and continued."""
+    images = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3), dtype=np.uint8)
+    source = ImageSource(images, np.zeros(20, np.int64))
+
+    def apply_fn(params, x_t, t):
+        return x_t @ params["w"]
+
+    network = (lambda key: {"w": jax.random.normal(key, (3, 3))}), apply_fn
+    config = replace(make_config(tmp_path / "own", train={"max_steps": 7}), model=CustomConfig())
+    parts = build(config, source.image_shape, network=network)
+    with pytest.raises(Stopped):
+        loop.train_run(config, source, parts)
+    run = loop.train_run(config, source, parts)
+    assert saved_steps(run.folder) == [7, 12]
+    assert run.final_grid.exists()
+    assert load(run.folder).config.model == CustomConfig()
+    with pytest.raises(UserError, match="a network of your own"):
+        build(run.config, run.image_shape)
+
+
 def test_a_batch_larger_than_the_data_set_is_refused_before_anything_is_written(
     make_config, tmp_path
 ):
@@ -112,7 +139,7 @@ def test_eight_devices_train_the_run_of_one(trained_run, make_config, tmp_path):
 
 def spoil(monkeypatch, is_bad):
     """From now on the images of the steps (0, 1, ...) for which `is_bad` have no numbers."""
-    make_update = job.make_update
+    make_update = train_setup.make_update
 
     def spoiled(*args, **kwargs):
         update = make_update(*args, **kwargs)
@@ -122,7 +149,7 @@ def spoil(monkeypatch, is_bad):
 
         return with_nan
 
-    monkeypatch.setattr(job, "make_update", spoiled)
+    monkeypatch.setattr(train_setup, "make_update", spoiled)
 
 
 @pytest.mark.slow

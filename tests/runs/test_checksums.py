@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jax_ddpm.runs.checksums import checksum, is_whole, seal
+from jax_ddpm.runs.checksums import _checksum_on_device, checksum, is_whole, seal
 
 BITS = np.random.default_rng(0).bytes(8 * 24)
 
@@ -17,8 +17,7 @@ def array_of(dtype):
     return jnp.asarray(bits.view(jnp.dtype(dtype)).reshape(4, 6))
 
 
-DTYPES = ["float32", "float64", "bfloat16", "float16", "int32", "int64", "uint8", "bool",
-          "complex64"]  # fmt: skip
+DTYPES = ["float32", "float64", "bfloat16", "float16", "int32", "int64", "uint8", "bool", "complex64"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -32,6 +31,17 @@ def test_a_flipped_bit_shows_in_both_sums(dtype):
         flipped[bit // 8] ^= 1 << bit % 8
         other = np.frombuffer(bytes(flipped), array.dtype).reshape(array.shape)
         assert np.all(np.asarray(checksum(other)) != expected), bit
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_sums_of_numpy_and_of_a_device_are_the_same(dtype):
+    array = array_of(dtype)
+    np.testing.assert_array_equal(checksum(np.asarray(array)), _checksum_on_device(array))
+
+
+def test_the_sums_of_several_blocks_are_those_of_a_device():
+    array = np.random.default_rng(2).normal(size=(300, 700)).astype(np.float32)
+    np.testing.assert_array_equal(checksum(array), _checksum_on_device(array))
 
 
 def test_zero_and_minus_zero_and_all_kinds_of_nan_are_different():

@@ -16,7 +16,7 @@ from jax_ddpm.errors import UserError, require
 from jax_ddpm.jobs.bench import timing
 from jax_ddpm.jobs.build import build
 from jax_ddpm.jobs.generate import generate_images, make_generate_fn
-from jax_ddpm.jobs.training import compile_step
+from jax_ddpm.jobs.train_setup import compile_step
 from jax_ddpm.parity.speed import Peer, Work, make_their_sampling, make_their_steps
 
 

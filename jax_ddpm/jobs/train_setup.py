@@ -14,11 +14,12 @@ from jax_ddpm.devices.processes import Agreement
 from jax_ddpm.jobs.build import Parts
 from jax_ddpm.jobs.generate import GenerateFn, make_generate_fn
 from jax_ddpm.jobs.interrupt import StopRequest
+from jax_ddpm.jobs.messages import announce_compilation
 from jax_ddpm.models.remat import recomputed
 from jax_ddpm.process.losses import LossFn, make_loss_fn
 from jax_ddpm.process.timesteps import make_timestep_fn
-from jax_ddpm.runs import checkpoint
 from jax_ddpm.runs.board import Board
+from jax_ddpm.runs.checkpoint import Checkpoints, open_checkpoints
 from jax_ddpm.runs.folder import Run
 from jax_ddpm.training.feed import fits_on_device
 from jax_ddpm.training.step import TrainStep, make_train_step, scan_steps
@@ -33,49 +34,60 @@ class Job(NamedTuple):
     source: ImageSource
     train_step: TrainStep
     generate: GenerateFn
-    checkpoints: checkpoint.Checkpoints
+    checkpoints: Checkpoints
     board: Board
     stop: StopRequest
     on_device: Any | None = None
-    """All images and labels, if they lie on the devices."""
+    """All images and labels, if they are on the devices."""
     agree: Callable[[int], int] = int
-    """The signal that any of several processes has got."""
+    """Returns the signal that any of several processes has received."""
 
     @property
     def layout(self) -> Layout:
-        """Where the train state lies."""
+        """How the train state is distributed over the devices."""
         return choose_layout(self.run.config.train)
 
 
 @contextmanager
 def open_job(run: Run, parts: Parts, source: ImageSource) -> Iterator[Job]:
-    """The job of `run`; holds its checkpoints and the signals until it is left."""
-    config = run.config
+    """Open the job of `run`; until it is left, it holds the checkpoints and handles the signals."""
+    train = run.config.train
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         checkpoints = stack.enter_context(
-            checkpoint.open_checkpoints(
+            open_checkpoints(
                 run.checkpoints,
-                keep=config.train.keep_checkpoints,
-                keep_best=config.train.keep_best,
-                keep_every=config.train.keep_every,
+                keep=train.keep_checkpoints,
+                keep_best=train.keep_best,
+                keep_every=train.keep_every,
             )
         )
         board = stack.enter_context(Board(run.tensorboard))
-        generate = make_generate_fn(parts, config.sample, run.image_shape)
-        step, on_device = compile_step(config, parts), put_data_on_devices(config.train, source)
+        generate = make_generate_fn(parts, run.config.sample, run.image_shape)
         yield Job(
-            run, parts, source, step, generate, checkpoints, board, stop, on_device, Agreement()
+            run,
+            parts,
+            source,
+            announce_compilation(compile_step(run.config, parts), "the training step"),
+            announce_compilation(generate, "the sampler"),
+            checkpoints,
+            board,
+            stop,
+            put_data_on_devices(train, source),
+            Agreement(),
         )
 
 
 def choose_layout(train: TrainConfig) -> Layout:
-    """Where the train state of a run lies."""
+    """Choose how the train state is distributed over the devices.
+
+    Raises UserError if the batch does not divide over the devices.
+    """
     return Layout(choose_mode(train.parallel, train.batch_size, train.fsdp), train.fsdp)
 
 
 def put_data_on_devices(train: TrainConfig, source: ImageSource) -> Any | None:
-    """All images and labels on the devices of a step, if they are to lie there."""
+    """Copy all images and labels to the devices of a step, if the settings say so."""
     if not fits_on_device(source, train.data_on_device):
         return None
     mode = choose_layout(train).mode
@@ -101,40 +113,45 @@ def build_loss(config: Config, parts: Parts) -> LossFn:
     )
 
 
-def compile_step(config: Config, parts: Parts) -> TrainStep:
-    """The train step of `config`, compiled for the local devices."""
+def build_step(config: Config, parts: Parts, axis_name: str | None) -> TrainStep:
+    """Build the pure train step of `config`, or several steps as one."""
     diffusion, train = config.diffusion, config.train
-    loss_fn = build_loss(config, parts)
+    update = make_update(
+        build_loss(config, parts),
+        parts.optimizer,
+        ema=parts.ema,
+        more_ema=parts.more_ema,
+        posthoc_ema=parts.posthoc_ema,
+        accumulate=train.accumulate,
+        axis_name=axis_name,
+    )
+    timestep_fn = make_timestep_fn(
+        diffusion.timestep_sampling,
+        parts.schedule,
+        log_normal_mean=diffusion.log_normal_mean,
+        log_normal_std=diffusion.log_normal_std,
+    )
+    train_step = make_train_step(
+        update,
+        diffusion.num_timesteps,
+        random_flip=config.data.random_flip,
+        offset_noise=diffusion.offset_noise,
+        self_condition=parts.self_condition,
+        class_conditional=parts.num_labels is not None,
+        timestep_fn=timestep_fn,
+        label_dropout=diffusion.label_dropout,
+        null_label=parts.null_label,
+        axis_name=axis_name,
+    )
+    return train_step if train.steps_per_call == 1 else scan_steps(train_step)
 
-    def make_step(axis_name: str | None) -> TrainStep:
-        update = make_update(
-            loss_fn,
-            parts.optimizer,
-            ema=parts.ema,
-            more_ema=parts.more_ema,
-            posthoc_ema=parts.posthoc_ema,
-            accumulate=train.accumulate,
-            axis_name=axis_name,
-        )
-        train_step = make_train_step(
-            update,
-            diffusion.num_timesteps,
-            random_flip=config.data.random_flip,
-            offset_noise=diffusion.offset_noise,
-            self_condition=parts.self_condition,
-            class_conditional=parts.num_labels is not None,
-            timestep_fn=make_timestep_fn(
-                diffusion.timestep_sampling,
-                parts.schedule,
-                log_normal_mean=diffusion.log_normal_mean,
-                log_normal_std=diffusion.log_normal_std,
-            ),
-            label_dropout=diffusion.label_dropout,
-            null_label=parts.null_label,
-            axis_name=axis_name,
-        )
-        return train_step if train.steps_per_call == 1 else scan_steps(train_step)
 
-    mode = choose_layout(train).mode
-    batch_axis = 0 if train.steps_per_call == 1 else 1
-    return parallelize(make_step, mode, fsdp=train.fsdp, batch_axis=batch_axis)
+def compile_step(config: Config, parts: Parts) -> TrainStep:
+    """Compile the train step of `config` for the devices."""
+    train = config.train
+    return parallelize(
+        lambda axis_name: build_step(config, parts, axis_name),
+        choose_layout(train).mode,
+        fsdp=train.fsdp,
+        batch_axis=0 if train.steps_per_call == 1 else 1,
+    )

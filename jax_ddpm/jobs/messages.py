@@ -1,0 +1,77 @@
+"""What a job tells while it works: sentences, how long things took, and a progress bar."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import jax
+from tqdm.auto import tqdm
+
+from jax_ddpm.devices.processes import is_main_process
+
+T = TypeVar("T")
+
+SLOW = 1.0  # seconds after which a wait is worth a sentence
+
+
+def tell(message: str) -> None:
+    """Print `message` at once, above the progress bar if there is one."""
+    tqdm.write(message)
+    sys.stdout.flush()
+
+
+@contextmanager
+def tell_if_slow(message: str, *, delay: float = SLOW) -> Iterator[None]:
+    """Print `message` if the block takes longer than `delay`, and at its end how long it took."""
+    start, told = time.monotonic(), threading.Event()
+
+    def tell_now() -> None:
+        told.set()
+        tell(message)
+
+    timer = threading.Timer(delay, tell_now)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+    if told.is_set():
+        tell(f"... done in {time.monotonic() - start:.1f} s")
+
+
+def announce_compilation(program: Callable[..., T], what: str) -> Callable[..., T]:
+    """Make `program`, a compiled function, tell when it is compiled: at the first call per shape.
+
+    The first argument, the parameters or the state, always has the same shapes.
+    """
+    seen = set()
+
+    def call(first: Any, *rest: Any) -> T:
+        shapes = tuple(getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(rest))
+        if shapes in seen:
+            return program(first, *rest)
+        seen.add(shapes)
+        then = ", then cached" if getattr(jax.config, "jax_compilation_cache_dir", None) else ""
+        with tell_if_slow(f"Compiling {what} (about 20 s the first time{then})"):
+            return program(first, *rest)
+
+    return call
+
+
+def make_bar(total: int, unit: str, *, initial: int = 0) -> Any:
+    """Make a progress bar for a terminal or a Jupyter notebook; only the first process shows it.
+
+    Where nobody watches, as in a log file, it is printed every ten seconds.
+    """
+    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    return tqdm(
+        total=total,
+        initial=initial,
+        unit=unit,
+        dynamic_ncols=True,
+        mininterval=0.1 if watched else 10,
+        disable=not is_main_process(),
+    )

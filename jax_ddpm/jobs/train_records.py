@@ -1,0 +1,158 @@
+"""What a training job writes on its way: rows of metrics, averages, checkpoints and pictures."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jax_ddpm import runs
+from jax_ddpm.data.loader import batch_indices
+from jax_ddpm.devices.layout import to_one_device
+from jax_ddpm.devices.processes import is_main_process
+from jax_ddpm.errors import Stopped, UserError
+from jax_ddpm.files.figures import save_loss_curve
+from jax_ddpm.files.images import make_image_grid
+from jax_ddpm.jobs.generate import Samples, generate_images
+from jax_ddpm.jobs.messages import tell
+from jax_ddpm.jobs.progress import Progress, to_json
+from jax_ddpm.jobs.sample import write_samples
+from jax_ddpm.jobs.train_setup import Job
+from jax_ddpm.runs import checkpoint, metrics
+from jax_ddpm.runs.folder import Run
+from jax_ddpm.runs.snapshots import write_snapshots
+from jax_ddpm.training.state import TrainState
+
+GRID_IMAGES = 64
+
+
+def drop_later_records(job: Job, step: int) -> None:
+    """Drop what was written about steps after `step`, where training continues."""
+    if is_main_process():
+        metrics.drop_rows_after(job.run.metrics, step)
+        job.board.start_after(step)
+
+
+def write_row(job: Job, step: int, values: dict[str, Any], steps_per_second: float | None) -> float:
+    """Write the means over the steps of `values` that were not skipped; return the mean loss."""
+    good = values["skipped"] == 0
+    means = {name: average_finite(values[name][good]) for name in ("loss", "grad_norm")}
+    skipped = len(good) - int(good.sum())
+    rate = float(job.parts.learning_rate(step - 1))
+    row = metrics.Row(step, **means, learning_rate=rate, skipped=skipped)
+    if not is_main_process():
+        return row.loss
+    metrics.append(job.run.metrics, row)
+    for name in ("loss", "grad_norm", "learning_rate", "skipped"):
+        job.board.add_scalar(name, getattr(row, name), step)
+    if steps_per_second:
+        job.board.add_scalar("steps_per_second", steps_per_second, step)
+    if skipped:
+        tell(
+            f"{skipped} of the {len(good)} steps up to step {step} were skipped: their loss or "
+            "gradient was not a finite number"
+        )
+    return row.loss
+
+
+def average_finite(values: Any) -> float:
+    """Average the values that are finite numbers; NaN if none is."""
+    values = np.asarray(values)
+    finite = values[np.isfinite(values)]
+    return float(np.mean(finite, dtype=np.float64)) if len(finite) else math.nan
+
+
+def find_failure(job: Job, step: int, values: dict[str, Any]) -> UserError | None:
+    """Return the error that ends the run if too many steps in a row were skipped."""
+    config, limit = job.run.config, job.run.config.train.max_bad_steps
+    in_a_row = values["skipped_in_a_row"]
+    if in_a_row.max() < limit:
+        return None
+    reached = step - len(in_a_row) + int(np.argmax(in_a_row >= limit)) + 1
+    first = reached - int(in_a_row[in_a_row >= limit][0]) + 1
+    count, size = len(job.source.images), config.train.batch_size
+    images = batch_indices(count, size, config.seed, first - 1)[:8].tolist()
+    half = config.model.compute_dtype != "float32"
+    dtype = " or --model.compute-dtype float32" if half else ""
+    return UserError(
+        f"{reached - first + 1} steps in a row, {first} to {reached}, had a loss or gradient that "
+        "is not a finite number and were skipped. The state after the last good step is saved as "
+        f"checkpoint {step}. Try a lower --train.learning-rate{dtype} in another --run, and look "
+        f"at the images of step {first}, which are numbers {', '.join(map(str, images))}... of the "
+        "data"
+    )
+
+
+def write_averages(job: Job, state: TrainState, step: int) -> None:
+    """Write the averages from which others are reconstructed, if the run has any."""
+    averages = to_one_device(state.posthoc_ema)
+    if is_main_process():
+        write_snapshots(job.run.snapshots, job.run.config.train.posthoc_ema, averages, step)
+
+
+def save_checkpoint(job: Job, state: TrainState, progress: Progress, *, due: bool) -> Progress:
+    """Start saving a checkpoint that holds the configuration and `progress`.
+
+    If it is `due`, not only on request, the mean loss since the last one goes with it and counts
+    as used: the progress returned is without it.
+    """
+    loss = average_finite(progress.losses) if due else math.nan
+    progress = progress._replace(losses=()) if due else progress
+    about = runs.describe(job.run) | {"progress": to_json(progress)}
+    known = loss if math.isfinite(loss) else None
+    checkpoint.save(job.checkpoints, state, about, loss=known)
+    return progress
+
+
+def make_stopped(job: Job, step: int, signum: int) -> Stopped:
+    """Wait for the checkpoint of `step`, and return the exception that ends the run there."""
+    tell(f"Stopping: saving step {step}")
+    checkpoint.wait(job.checkpoints)
+    message = f"Stopped and saved after step {step} in {job.run.folder}"
+    return Stopped(signum or None, f"{message}: run the same command again to continue")
+
+
+def draw_grid(job: Job, state: TrainState, step: int) -> Samples:
+    """Draw a sample grid with the averaged parameters, on their devices, and save it."""
+    path = path_of_grid(job.run, step)
+    tell(f"Drawing {GRID_IMAGES} samples: {path}")
+    batches = generate_images(
+        job.generate,
+        state.ema_params,
+        GRID_IMAGES,
+        seed=job.run.config.seed,
+        num_labels=job.parts.num_labels,
+    )
+    samples = next(batches)
+    write_samples(path, samples)
+    if is_main_process():
+        job.board.add_image("samples", make_image_grid(samples.images), step)
+    return samples
+
+
+def draw_missing_grid(job: Job, state: TrainState, step: int) -> None:
+    """Draw the grid of `step`, where training continues, if the run ended just before it."""
+    train = job.run.config.train
+    due = 0 < step < train.num_steps and step % train.sample_every == 0
+    if due and not path_of_grid(job.run, step).exists():
+        draw_grid(job, state, step)
+
+
+def path_of_grid(run: Run, step: int) -> Path:
+    """The file of the sample grid of `step`."""
+    return run.samples / f"step_{step:07d}.png"
+
+
+def draw_final_pictures(job: Job, state: TrainState) -> None:
+    """Draw the final grid, the GIF and the loss curve; with keep_best, from the best checkpoint."""
+    best = checkpoint.find_best_step(job.checkpoints)
+    if job.run.config.train.keep_best and best not in (None, int(state.step)):
+        tell(f"Drawing the final images from the checkpoint with the lowest loss, step {best}")
+        state = checkpoint.restore(job.checkpoints, state, step=best)
+    samples = draw_grid(job, state, job.run.config.train.num_steps)
+    write_samples(job.run.final_grid, samples)
+    write_samples(job.run.final_gif, samples)
+    if not is_main_process():
+        return
+    rows = [row for row in metrics.read(job.run.metrics) if math.isfinite(row.loss)]
+    save_loss_curve(job.run.loss_curve, [row.step for row in rows], [row.loss for row in rows])

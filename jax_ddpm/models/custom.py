@@ -1,0 +1,62 @@
+"""Networks that users bring as two functions: their entry in a configuration, and an adapter."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jax_ddpm.errors import UserError
+from jax_ddpm.models.base import Architecture, NetworkFns
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomConfig(Architecture):
+    """A network of your own, given in Python as (init, apply_fn); it is not part of the run."""
+
+    num_classes: int | None = None
+    """Number of labels that apply_fn takes as `label`, [b]; None: it takes none."""
+    self_condition: bool = False
+    """Whether apply_fn takes an earlier guess of x_0 as `x_self_cond`, [b, h, w, c]."""
+
+    def module(self, out_channels: int, dtype: Any) -> Any:
+        """Raises UserError: only the caller has the network."""
+        raise UserError(
+            "this run was trained with a network of your own, which its folder does not hold: "
+            "load it in Python and give the network, load_run(folder, network=(init, apply_fn))"
+        )
+
+    @property
+    def num_labels(self) -> int | None:
+        """The number of labels that the network takes."""
+        return self.num_classes
+
+
+def adapt_network(network: tuple[Callable[..., Any], Callable[..., Any]]) -> NetworkFns:
+    """Make a network of one's own, (init, apply_fn), callable with the arguments of the contract.
+
+    `init(key)` returns parameters, `apply_fn(params, x_t, t, ...)` an output like x_t. `train` and
+    `dropout_keys` are passed on only if apply_fn takes them, and nothing is passed on as None.
+    """
+    init, apply_fn = network
+    optional = {"train", "dropout_keys"} - find_keywords(apply_fn)
+
+    def adapted(params: Any, x_t: Any, t: Any, **arguments: Any) -> Any:
+        given = {
+            name: value
+            for name, value in arguments.items()
+            if value is not None and name not in optional
+        }
+        return apply_fn(params, x_t, t, **given)
+
+    return NetworkFns(init, adapted)
+
+
+def find_keywords(apply_fn: Callable[..., Any]) -> set[str]:
+    """Find the keywords that a function can be given; all optional ones if it takes any."""
+    try:
+        parameters = inspect.signature(apply_fn).parameters.values()
+    except (ValueError, TypeError):  # some callables written in C have no signature
+        return {"train", "dropout_keys"}
+    if any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return {"train", "dropout_keys"}
+    return {p.name for p in parameters}

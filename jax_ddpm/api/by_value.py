@@ -22,11 +22,11 @@ def run_compiled(program: Callable[..., Any], *args: Any) -> Any:
 
 
 class ByValue:
-    """A value that jit can take as a static argument; equal to others of the same `key_of`."""
+    """A value that jit can take as a static argument; equal to others of the same `identify`."""
 
     def __init__(self, value: Any) -> None:
         self.value = value  # keeps alive the objects that the key knows by their id
-        self._key = key_of(value)
+        self._key = identify(value)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ByValue) and self._key == other._key
@@ -40,20 +40,20 @@ def _run(program: ByValue, *args: Any) -> Any:
     return program.value(*args)
 
 
-def key_of(value: Any) -> Hashable:
+def identify(value: Any) -> Hashable:
     """A key that is equal for two pytrees only if the same program computes with both.
 
     Arrays count by their content and functions of this package by what they close over. Functions
     of the user, who may redefine what they refer to, and traced arrays count by identity.
     """
     leaves, treedef = jax.tree.flatten(value)
-    return treedef, tuple(map(_key_of_leaf, leaves))
+    return treedef, tuple(map(_identify_leaf, leaves))
 
 
-def _key_of_leaf(leaf: Any) -> Hashable:
+def _identify_leaf(leaf: Any) -> Hashable:
     if isinstance(leaf, FunctionType) and leaf.__module__.startswith("jax_ddpm."):
         cells = [cell.cell_contents for cell in leaf.__closure__ or ()]
-        return leaf.__code__, key_of((cells, leaf.__defaults__, leaf.__kwdefaults__))
+        return leaf.__code__, identify((cells, leaf.__defaults__, leaf.__kwdefaults__))
     if isinstance(leaf, np.ndarray | jax.Array) and not isinstance(leaf, jax.core.Tracer):
         array = np.asarray(leaf)
         return array.shape, array.dtype, array.tobytes()

@@ -11,6 +11,7 @@ from jaxtyping import Array, Key
 
 from jax_ddpm.errors import UserError, nearest
 from jax_ddpm.models import NetworkFns
+from jax_ddpm.process import checks
 
 # What a network may be told besides x_t and t.
 NETWORK_ARGS = ("label", "x_self_cond", "train", "dropout_keys")
@@ -45,7 +46,6 @@ def check_network(apply_fn: Any, params: Any) -> None:
 def check_network_args(
     apply_fn: Callable[..., Any],
     given: Iterable[str],
-    *,
     settings: Collection[str],
     own: Collection[str] = (),
 ) -> None:
@@ -54,7 +54,7 @@ def check_network_args(
     A network that takes any keyword is given those of the contract, and others that it names.
     `own` are the keywords of the method itself, one of which may be meant.
     """
-    named, any_other = keywords_of(apply_fn)
+    named, any_other = find_keywords(apply_fn)
     known = dict.fromkeys([*named, *NETWORK_ARGS * any_other])
     for name in given:
         if name in settings:
@@ -65,7 +65,7 @@ def check_network_args(
             check_keywords("the network", [name], [*known, *own])
 
 
-def keywords_of(apply_fn: Callable[..., Any]) -> tuple[list[str], bool]:
+def find_keywords(apply_fn: Callable[..., Any]) -> tuple[list[str], bool]:
     """The keywords that `apply_fn` names after (params, x_t, t), and whether it takes others."""
     try:
         parameters = list(inspect.signature(apply_fn).parameters.values())[3:]
@@ -78,30 +78,8 @@ def keywords_of(apply_fn: Callable[..., Any]) -> tuple[list[str], bool]:
 
 def takes(apply_fn: Callable[..., Any], name: str) -> bool:
     """Whether `apply_fn` can be given the keyword `name`."""
-    named, any_other = keywords_of(apply_fn)
+    named, any_other = find_keywords(apply_fn)
     return any_other or name in named
-
-
-def check_output(apply_fn: Callable[..., Any], num_outputs: int = 1) -> Callable[..., Any]:
-    """The same network; it raises UserError unless it returns images like x_t.
-
-    With `num_outputs` 2 it must return twice the channels, as with a learned variance.
-    """
-
-    def checked(params: Any, x_t: Any, t: Any, **network_args: Any) -> Any:
-        output = apply_fn(params, x_t, t, **network_args)
-        found, (*rest, channels) = getattr(output, "shape", None), x_t.shape
-        expected = (*rest, num_outputs * channels)
-        if found != expected:
-            more = " (twice the channels, for the learned variance)" if num_outputs == 2 else ""
-            what = f"images of shape {found}" if found else f"a {type(output).__name__}"
-            raise UserError(
-                f"the network returned {what} for x_t of shape {x_t.shape}, but it must return "
-                f"{expected}{more}"
-            )
-        return output
-
-    return checked
 
 
 def check_images(images: Any, *, clipped: bool) -> None:
@@ -113,12 +91,11 @@ def check_images(images: Any, *, clipped: bool) -> None:
         raise UserError(f"images is {type(images).__name__}, but it must be an array [b, h, w, c]")
     if images.dtype == np.uint8:
         raise UserError("images are uint8: convert them to [-1, 1] with jd.from_uint8(images)")
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise UserError(f"images are {images.dtype}, but they must be floats in [-1, 1]")
-    check_shape(images.shape, "images have")
-    if not clipped or isinstance(images, jax.core.Tracer) or images.size == 0:
+    checks.check_images("images", images)
+    check_shape(images.shape, "images have shape")
+    values = checks.known_values(images) if clipped else None
+    if values is None or values.size == 0:
         return
-    values = np.asarray(images)  # in a trace, JAX would trace these two as well
     low, high = float(values.min()), float(values.max())
     if not -BEYOND_ONE <= low <= high <= BEYOND_ONE:
         raise UserError(
@@ -131,24 +108,16 @@ def check_shape(shape: Any, what: str = "shape is") -> None:
     """Raise UserError unless `shape` is (images, height, width, channels); `what` begins it."""
     whole = isinstance(shape, tuple | list) and all(isinstance(n, int | np.integer) for n in shape)
     if not whole or len(shape) != 4 or min(shape) < 1:
-        prefix = what if what == "shape is" else f"{what} shape"
-        raise UserError(f"{prefix} {shape}, but must be (images, height, width, channels)")
-    _, first, height, width = shape
-    square_or_colour = height == width or first == 3
-    if first in (1, 3) and square_or_colour and min(height, width) >= 8:
-        prefix = what if what == "shape is" else f"{what} shape"
-        raise UserError(
-            f"{prefix} {tuple(shape)}, which looks like channels first: channels go last here, "
-            "[b, h, w, c], so move them with jnp.moveaxis(images, 1, -1)"
-        )
+        raise UserError(f"{what} {shape}, but it must be (images, height, width, channels)")
+    checks.check_images("images", jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
-def keys_of_examples(key: Any, num_examples: int) -> Key[Array, " b"]:
+def derive_keys(key: Any, num_examples: int) -> Key[Array, " b"]:
     """One key for each example: `key` itself if it holds as many, else folded with the number.
 
     So example i depends on the key and on i alone. Raises UserError for anything but keys.
     """
-    keys = as_keys(key)
+    keys = convert_keys(key)
     if keys.ndim == 0:
         return jax.vmap(jax.random.fold_in, (None, 0))(keys, jnp.arange(num_examples))
     if keys.shape != (num_examples,):
@@ -158,7 +127,7 @@ def keys_of_examples(key: Any, num_examples: int) -> Key[Array, " b"]:
     return keys
 
 
-def as_keys(key: Any) -> Key[Array, "*n"]:
+def convert_keys(key: Any) -> Key[Array, "*n"]:
     """`key` as an array of typed keys; those of jax.random.PRNGKey are converted."""
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key

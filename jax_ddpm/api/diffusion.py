@@ -1,5 +1,6 @@
 """`Diffusion`: loss, sampler and likelihood of one process, in which everything is said once."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -12,21 +13,27 @@ from jaxtyping import Array, Key
 
 from jax_ddpm.api.by_value import run_compiled
 from jax_ddpm.api.checks import (
-    as_keys,
     check_images,
     check_keywords,
     check_network,
     check_network_args,
-    check_output,
     check_shape,
-    keys_of_examples,
+    convert_keys,
+    derive_keys,
     takes,
 )
 from jax_ddpm.errors import UserError, check_choice, require
+from jax_ddpm.process.checks import known_values
 from jax_ddpm.process.denoiser import make_denoise_fn
-from jax_ddpm.process.diffusion import LEARNED, Variance
+from jax_ddpm.process.diffusion import LEARNED, VARIANCES, Variance
 from jax_ddpm.process.drawing import draw
-from jax_ddpm.process.grids import CONTINUOUS, GridName, continuous_levels, timestep_grid
+from jax_ddpm.process.grids import (
+    CONTINUOUS,
+    SPACINGS,
+    GridName,
+    continuous_levels,
+    timestep_grid,
+)
 from jax_ddpm.process.levels import Level, level_at, level_of_sigma, level_of_t
 from jax_ddpm.process.likelihood import (
     Bound,
@@ -35,19 +42,19 @@ from jax_ddpm.process.likelihood import (
     variational_bound,
 )
 from jax_ddpm.process.losses import make_loss_fn
-from jax_ddpm.process.objectives import Objective
-from jax_ddpm.process.pixel_losses import LossType
-from jax_ddpm.process.predictions import PredictionType
+from jax_ddpm.process.objectives import OBJECTIVES, Objective, check_objective
+from jax_ddpm.process.pixel_losses import PIXEL_LOSSES, LossType
+from jax_ddpm.process.predictions import PREDICTION_ALIASES, PREDICTION_TYPES, PredictionType
 from jax_ddpm.process.schedules import Schedule
 from jax_ddpm.process.types import ApplyFn, DenoiseFn, Images, Losses
-from jax_ddpm.process.weighting import Weighting
+from jax_ddpm.process.weighting import WEIGHTINGS, Weighting
 from jax_ddpm.samplers import SAMPLERS, Sampler, draw_noise, sample
 from jax_ddpm.samplers.registry import Options
 
 COIN = 2**32 - 1  # folded into the key, it is the number of no example
 
 
-def setting(default: Any) -> Any:
+def define_setting(default: Any) -> Any:
     """A field that is given by keyword and is no array."""
     return struct.field(pytree_node=False, kw_only=True, default=default)
 
@@ -77,19 +84,19 @@ class Diffusion(struct.PyTreeNode):
     """
 
     schedule: Schedule
-    prediction_type: PredictionType = setting("eps")
-    loss_type: LossType = setting("l2")
-    weighting: Weighting = setting("constant")
-    min_snr_gamma: float = setting(5.0)
-    p2_gamma: float = setting(1.0)
-    p2_k: float = setting(1.0)
-    objective: Objective = setting("simple")
-    variance: Variance = setting("fixed_large")
-    vb_weight: float | None = setting(None)
-    clip_x_0: bool = setting(True)
-    rederive_eps: bool = setting(True)
-    dynamic_threshold: float | None = setting(None)
-    self_condition: bool = setting(False)
+    prediction_type: PredictionType = define_setting("eps")
+    loss_type: LossType = define_setting("l2")
+    weighting: Weighting = define_setting("constant")
+    min_snr_gamma: float = define_setting(5.0)
+    p2_gamma: float = define_setting(1.0)
+    p2_k: float = define_setting(1.0)
+    objective: Objective = define_setting("simple")
+    variance: Variance = define_setting("fixed_large")
+    vb_weight: float | None = define_setting(None)
+    clip_x_0: bool = define_setting(True)
+    rederive_eps: bool = define_setting(True)
+    dynamic_threshold: float | None = define_setting(None)
+    self_condition: bool = define_setting(False)
 
     def __new__(cls, *args: Any, **settings: Any) -> "Diffusion":
         check_keywords("Diffusion", settings, ["schedule", *SETTINGS])
@@ -100,6 +107,15 @@ class Diffusion(struct.PyTreeNode):
             raise UserError(
                 f"schedule is a {type(self.schedule).__name__}, but it must be a Schedule, such as "
                 'named_schedule("cosine", 1000) or make_schedule(betas)'
+            )
+        for name, (choices, aliases) in CHOICES.items():
+            chosen = check_choice(name, getattr(self, name), choices, aliases)
+            object.__setattr__(self, name, chosen)
+        check_objective(self.objective, self.variance)
+        if self.prediction_type == "eps" and ends_in_noise(self.schedule):
+            raise UserError(
+                "prediction_type is 'eps', but it must be 'x_0' or 'v' with zero terminal SNR: "
+                "where no signal is left, x_0 does not follow from eps"
             )
         quantile = self.dynamic_threshold
         possible = quantile is None or 0 < quantile <= 1
@@ -128,17 +144,18 @@ class Diffusion(struct.PyTreeNode):
         `train=True` a network that takes `dropout_keys` is given them too.
         """
         check_images(images, clipped=self.clip_x_0)
-        keys = keys_of_examples(key, len(images))
+        keys = derive_keys(key, len(images))
         _, draw_keys, dropout_keys = jnp.unstack(
             jax.vmap(lambda key: jax.random.split(key, 3))(keys), axis=1
         )
         if network_args.get("train") and takes(apply_fn, "dropout_keys"):
             network_args.setdefault("dropout_keys", dropout_keys)
-        network = self._network(apply_fn, params, network_args)
-        loss_fn = make_loss_fn(network, self.schedule, **self._values_of(LOSS))
+        check_network(apply_fn, params)
+        check_network_args(apply_fn, network_args, SETTINGS)
+        loss_fn = make_loss_fn(apply_fn, self.schedule, **self._values_of(LOSS))
         t, noise = draw(draw_keys, images.shape[1:], self.schedule.num_timesteps, images.dtype)
         if self.self_condition:
-            coin = jax.random.fold_in(as_keys(key).reshape(-1)[0], COIN)
+            coin = jax.random.fold_in(convert_keys(key).reshape(-1)[0], COIN)
             network_args["self_condition"] = jax.random.bernoulli(coin)
         return loss_fn(params, images, t, noise, **network_args)
 
@@ -165,8 +182,9 @@ class Diffusion(struct.PyTreeNode):
         of steps. A new lambda is a new network: give the same function again.
         """
         check_shape(shape)
-        self._network(apply_fn, params, network_args)
-        spacing = spacing or own_spacing(sampler) or "trailing"
+        check_network(apply_fn, params)
+        check_network_args(apply_fn, network_args, SETTINGS, SAMPLE)
+        spacing = spacing or find_spacing(sampler) or "trailing"
         levels = self.levels(steps, spacing)
         chosen = self._sampler(sampler, levels)
         arrays, others = split_arrays(network_args)
@@ -179,7 +197,7 @@ class Diffusion(struct.PyTreeNode):
             )
             return x_0
 
-        return run_compiled(program, params, keys_of_examples(key, shape[0]), arrays)
+        return run_compiled(program, params, derive_keys(key, shape[0]), arrays)
 
     def likelihood(
         self, apply_fn: ApplyFn, params: Any, images: Images, key: Any, **network_args: Any
@@ -190,7 +208,8 @@ class Diffusion(struct.PyTreeNode):
         bound [b]. It takes T evaluations of the network, compiled once for each shape and network.
         """
         check_images(images, clipped=True)
-        self._network(apply_fn, params, network_args)
+        check_network(apply_fn, params)
+        check_network_args(apply_fn, network_args, SETTINGS)
         arrays, others = split_arrays(network_args)
 
         def program(
@@ -203,7 +222,7 @@ class Diffusion(struct.PyTreeNode):
             noise_fn = noise_by_timestep(keys, images.shape[1:], images.dtype)
             return variational_bound(self.schedule, reverse_fn, images, noise_fn)
 
-        return run_compiled(program, params, images, keys_of_examples(key, len(images)), arrays)
+        return run_compiled(program, params, images, derive_keys(key, len(images)), arrays)
 
     def bits_per_dimension(
         self, apply_fn: ApplyFn, params: Any, images: Images, key: Any, **network_args: Any
@@ -213,8 +232,10 @@ class Diffusion(struct.PyTreeNode):
 
     def denoise_fn(self, apply_fn: ApplyFn, params: Any, **network_args: Any) -> DenoiseFn:
         """The denoiser (x_t, level) -> Prediction of a network; see `make_denoise_fn`."""
+        check_network(apply_fn, params)
+        check_network_args(apply_fn, network_args, SETTINGS)
         return make_denoise_fn(
-            self._network(apply_fn, params, network_args),
+            apply_fn,
             params,
             learned_variance=self.learned_variance,
             **self._values_of(DENOISER),
@@ -228,14 +249,10 @@ class Diffusion(struct.PyTreeNode):
         """
         num_timesteps = self.schedule.num_timesteps
         steps = num_timesteps if steps is None else steps
+        spacing = check_choice("spacing", spacing, [*SPACINGS, *CONTINUOUS])
         if spacing in CONTINUOUS:
             return continuous_levels(self.schedule, steps, spacing)
         return level_at(self.schedule, jnp.asarray(timestep_grid(num_timesteps, steps, spacing)))
-
-    def _network(self, apply_fn: ApplyFn, params: Any, network_args: dict[str, Any]) -> ApplyFn:
-        check_network(apply_fn, params)
-        check_network_args(apply_fn, network_args, settings=SETTINGS, own=SAMPLE)
-        return check_output(apply_fn, 2 if self.learned_variance else 1)
 
     def _sampler(self, sampler: Any, levels: Level) -> Sampler:
         if isinstance(sampler, Sampler):
@@ -256,6 +273,13 @@ class Diffusion(struct.PyTreeNode):
         return {name: getattr(self, name) for name in names}
 
 
+CHOICES: dict[str, tuple[Collection[str], Mapping[str, str]]] = {
+    "prediction_type": (PREDICTION_TYPES, PREDICTION_ALIASES),
+    "loss_type": (PIXEL_LOSSES, {}),
+    "weighting": (WEIGHTINGS, {}),
+    "objective": (OBJECTIVES, {}),
+    "variance": (VARIANCES, {}),
+}
 SAMPLE = ("sampler", "steps", "spacing")
 DENOISER = ("prediction_type", "clip_x_0", "rederive_eps", "dynamic_threshold")
 LOSS = (
@@ -272,7 +296,13 @@ LOSS = (
 SETTINGS = tuple(f.name for f in fields(Diffusion) if f.name != "schedule")
 
 
-def own_spacing(sampler: Any) -> GridName | None:
+def ends_in_noise(schedule: Schedule) -> bool:
+    """Whether the last timestep has no signal left, if the tables are known."""
+    signal = known_values(schedule.sqrt_alphas_cumprod) if isinstance(schedule, Schedule) else None
+    return signal is not None and signal.ndim == 1 and signal[-1] == 0
+
+
+def find_spacing(sampler: Any) -> GridName | None:
     """The grid that a sampler known by name takes if none is asked for."""
     return SAMPLERS[sampler].spacing if isinstance(sampler, str) and sampler in SAMPLERS else None
 

@@ -45,6 +45,27 @@ MISTAKES = {
         lambda: jd.Diffusion(jd.linear_betas(10)),
         "schedule is a ndarray, but it must be a Schedule, such as .* or make_schedule",
     ),
+    "an unknown prediction type": (
+        lambda: jd.Diffusion(SCHEDULE, prediction_type="x0"),
+        "prediction_type is 'x0', but it must be eps, x_0 or v: did you mean 'x_0'?",
+    ),
+    "an unknown weighting": (
+        lambda: jd.Diffusion(SCHEDULE, weighting="minsnr"),
+        "weighting is 'minsnr', but it must be .*: did you mean 'min_snr'?",
+    ),
+    "an unknown loss": (lambda: jd.Diffusion(SCHEDULE, loss_type="mse"), "loss_type is 'mse'"),
+    "an unknown variance": (
+        lambda: jd.Diffusion(SCHEDULE, variance="fixedsmall"),
+        "did you mean 'fixed_small'?",
+    ),
+    "an objective that does not train the variance": (
+        lambda: jd.Diffusion(SCHEDULE, variance="learned_range"),
+        "objective 'simple' does not go with variance 'learned_range'",
+    ),
+    "eps where no signal is left": (
+        lambda: jd.Diffusion(ZERO_SNR),
+        "prediction_type is 'eps', but it must be 'x_0' or 'v' with zero terminal SNR",
+    ),
     "an impossible quantile": (
         lambda: jd.Diffusion(SCHEDULE, dynamic_threshold=99.5),
         "dynamic_threshold is 99.5, but it must be a quantile, above 0 and at most 1",
@@ -71,7 +92,7 @@ MISTAKES = {
     ),
     "whole numbers": (
         lambda: loss(images=jnp.zeros(SHAPE, int)),
-        r"images are int64, but they must be floats in \[-1, 1\]",
+        r"images has dtype int64, but images are floats in \[-1, 1\]",
     ),
     "floats up to 255": (
         lambda: loss(images=255 + IMAGES),
@@ -80,21 +101,21 @@ MISTAKES = {
     "a list of images": (lambda: loss(images=[[0.0]]), "images is list, but it must be an array"),
     "one image": (
         lambda: loss(images=IMAGES[0]),
-        r"images have shape \(8, 8, 3\), but must be \(images, height, width, channels\)",
+        r"images have shape \(8, 8, 3\), but it must be \(images, height, width, channels\)",
     ),
     "channels first": (
         lambda: loss(images=jnp.moveaxis(IMAGES, -1, 1)),
-        r"shape \(4, 3, 8, 8\), which looks like channels first: .* jnp.moveaxis\(images, 1, -1\)",
+        r"shape \(4, 3, 8, 8\), which looks like \[batch, channels, .* use jnp.moveaxis\(x, 1, -1\)",
     ),
     "the shape of images with channels first": (
         lambda: sample(shape=(4, 1, 28, 28)),
-        r"shape is \(4, 1, 28, 28\), which looks like channels first",
+        r"shape \(4, 1, 28, 28\), which looks like \[batch, channels,",
     ),
     "the shape of one image": (
         lambda: sample(shape=(8, 8, 3)),
-        r"shape is \(8, 8, 3\), but must be \(images, height, width, channels\)",
+        r"shape is \(8, 8, 3\), but it must be \(images, height, width, channels\)",
     ),
-    "a number for a shape": (lambda: sample(shape=16), "shape is 16, but must be"),
+    "a number for a shape": (lambda: sample(shape=16), "shape is 16, but it must be"),
     "a seed": (
         lambda: loss(key=0),
         r"key is 0, but it must be a random key .* jax.random.key\(0\)",
@@ -112,17 +133,13 @@ MISTAKES = {
     "no function": (lambda: sample("unet"), "apply_fn is str, but it must be a function"),
     "a network with other channels": (
         lambda: sample(lambda params, x_t, t: x_t[..., :1]),
-        r"the network returned images of shape \(4, 8, 8, 1\) .* must return \(4, 8, 8, 3\)",
+        r"the network's output has shape \(4, 8, 8, 1\), but .* it must be \(4, 8, 8, 3\)",
     ),
     "a network without a variance": (
         lambda: jd.Diffusion(SCHEDULE, objective="hybrid", variance="learned").loss(
             network, PARAMS, IMAGES, KEY
         ),
-        r"must return \(4, 8, 8, 6\) \(twice the channels, for the learned variance\)",
-    ),
-    "a network that returns two things": (
-        lambda: loss(lambda params, x_t, t: (x_t, t)),
-        "the network returned a tuple for x_t",
+        r"output has shape .* with a learned variance it must be \(4, 8, 8, 6\)",
     ),
     "an unknown sampler": (
         lambda: sample(sampler="dimm"),
@@ -133,6 +150,10 @@ MISTAKES = {
         r"sampler is a function: call it, as in ddim\(eta=0.0\)",
     ),
     "more steps than timesteps": (lambda: sample(steps=11), "between 1 and T = 10, got 11"),
+    "an unknown spacing": (
+        lambda: sample(spacing="trailling"),
+        "spacing is 'trailling', but it must be .* karras: did you mean 'trailing'?",
+    ),
     "no steps": (lambda: sample(steps=0), "between 1 and T = 10, got 0"),
     "a sampler that cannot start from pure noise": (
         lambda: jd.Diffusion(ZERO_SNR, prediction_type="v").sample(
@@ -148,6 +169,12 @@ def test_a_mistake_gets_one_sentence(mistake):
     make, message = MISTAKES[mistake]
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_other_words_of_the_field_are_understood():
+    names = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v", "v": "v"}
+    for given, ours in names.items():
+        assert jd.Diffusion(SCHEDULE, prediction_type=given).prediction_type == ours
 
 
 def test_what_looks_unusual_but_is_right_is_not_refused():

@@ -1,6 +1,10 @@
 import math
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import jax_ddpm
 from jax_ddpm.data.loader import batch_indices
 from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.errors import Stopped, UserError
@@ -19,6 +24,7 @@ from jax_ddpm.runs import metrics
 from jax_ddpm.runs.folder import load
 from tests.shared.compared_runs import assert_same_run, newest_state, saved_steps
 from tests.shared.long_tests import others_long
+from tests.shared.processes import flags_of
 
 
 def test_a_finished_run_holds_everything_a_person_looks_for(trained_run):
@@ -58,6 +64,40 @@ def test_tensorboard_shows_the_same_numbers_and_the_samples(trained_run):
         expected = [(row.step, pytest.approx(getattr(row, name), rel=1e-6)) for row in rows]
         assert shown == expected
     assert [event.step for event in events.Images("samples")] == [6, 12]
+
+
+COMMAND = """
+import sys
+from jax_ddpm.cli import parsing as cli
+from jax_ddpm.data import tfds_reader
+from jax_ddpm.jobs import evaluate, sample
+from jax_ddpm.jobs.train import train
+
+train(cli.parse_config(sys.argv[1:], prog="train", description=""))
+print("Loaded:", sorted({"torch", "tensorflow", "tensorboardX"} & sys.modules.keys()))
+"""
+
+
+def test_a_training_process_loads_no_other_framework_and_says_what_comes_next(
+    make_config, trained_run, tmp_path, compile_once
+):
+    """It has the settings of `trained_run`, so that its programs are compiled already."""
+    config = make_config(tmp_path / "run")
+    environment = os.environ | {
+        "JAX_ENABLE_X64": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(compile_once),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": str(Path(jax_ddpm.__file__).parents[1]),
+    }
+    command = [sys.executable, "-c", COMMAND, *flags_of(config)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "Loaded: []" in done.stdout
+    assert f"Finished: {config.run / 'samples.png'}" in done.stdout
+    assert f"jax-ddpm sample {config.run}" in done.stdout
+    assert "12/12" in done.stderr  # the progress bar
+    assert "Traceback" not in done.stderr
+    assert_same_run(config.run, trained_run)
 
 
 def test_training_changes_the_parameters_and_the_average_follows(trained_run):

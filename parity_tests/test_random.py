@@ -1,4 +1,4 @@
-"""JAX's random numbers, drawn by torch_ref: the same bits, key by key."""
+"""torch_ref draws JAX's random numbers, bit for bit."""
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,13 @@ from torch_ref import random
 SEEDS = [0, 1, 7, 2**31 - 1, 2**31, 2**32 - 1]
 FEW = [(), (3,), (2, 3, 5)]
 SHAPES = FEW + [pytest.param(s, marks=pytest.mark.slow) for s in [(1,), (8,), (0, 2), (300, 1000)]]
-# Without fused multiply-adds the compiler rounds once more; measured then: 3.
+# Without fused multiply-adds the compiler rounds once more. Measured in that case: 3.
 UNFUSED_ULP = 8
 
 
 @pytest.fixture(scope="module")
 def ulp():
-    """The difference allowed in normal numbers: none if this processor fuses a * b + c."""
+    """The difference accepted in normal numbers: none if this processor fuses a * b + c."""
     a = np.float64(1 + 2**-30)
     fused = jax.jit(lambda a, b, c: a * b + c)(a, a, -(a * a)) != 0
     return 0 if fused else UNFUSED_ULP
@@ -57,7 +57,7 @@ def test_bits(shape, width):
 
 
 def test_the_counter_has_two_words():
-    """Numbers beyond the first 2**32 are too many to draw; their counts are not."""
+    """More than 2**32 numbers are too many to draw, but their counters can be tested."""
     count = jnp.arange(3, dtype=jnp.uint32) + 5
     ours = threefry2x32_p.bind(jnp.uint32(3), jnp.uint32(7), count * 0 + 1, count)
     theirs = random._threefry(torch.tensor([3, 7]), torch.ones(3).long(), torch.arange(5, 8))
@@ -90,7 +90,7 @@ def test_normal_of_other_seeds(dtype, seed, ulp):
 
 
 def test_batches_of_keys(dtype, ulp):
-    """As the sampler draws: a key per image, folded with its number, then with the step's."""
+    """As the sampler draws: one key per image, folded with its number and then with the step."""
 
     @jax.jit
     def draw(keys, i):
@@ -105,12 +105,12 @@ def test_batches_of_keys(dtype, ulp):
 
 
 def compiled_erf_inv(x):
-    """As `normal` compiles it: with a product after it."""
+    """Followed by a product, as in `normal`."""
     return np.asarray(jax.jit(lambda x: jax.lax.erf_inv(x) * np.sqrt(2).astype(x.dtype))(x))
 
 
 def test_erf_inv_far_out(ulp):
-    """Where few draws come to lie, up to the last number before 1."""
+    """In the tails, up to the largest number below 1."""
     x = 1 - np.logspace(-15.9, -1, 2000)
     x = np.concatenate([x, -x, [0.0, np.nextafter(1.0, 0.0)]])
     assert_same_bits(compiled_erf_inv(x), random.erf_inv(torch.tensor(x)) * 2**0.5, ulp)
@@ -118,7 +118,7 @@ def test_erf_inv_far_out(ulp):
 
 @pytest.mark.slow
 def test_every_float32_there_is(ulp):
-    """`normal` makes its numbers of 23 bits: here are all of them."""
+    """`normal` starts from 23 bits: these are all of them."""
     x = (np.arange(2**23, dtype=np.float32) / 2**22) + np.nextafter(np.float32(-1), np.float32(0))
     assert x.dtype == np.float32
     theirs = random.erf_inv(torch.tensor(x)) * 2**0.5

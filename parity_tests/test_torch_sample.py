@@ -1,4 +1,4 @@
-"""The same pictures: scripts/sample.py and torch_ref.sample draw a run from the same seed."""
+"""jax-ddpm sample and torch_ref.sample draw the same pictures of a run from the same seed."""
 
 import subprocess
 import sys
@@ -49,17 +49,17 @@ FEW = ["ddpm", *(pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS
 
 
 def write_run(folder, config, image_shape, source="torch_ref"):
-    """A run folder as training leaves it, with random parameters, and their export."""
+    """A run folder like that of a training run, with random parameters, and their export."""
     run = runs.open_for_training(replace(config, run=folder), image_shape)
     shapes = jax.eval_shape(build(config, image_shape).init_state, jax.random.key(0))
     state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     generator = np.random.default_rng(0)
 
-    def filled(leaf):
+    def draw(leaf):
         fan_in = np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 1
         return jnp.asarray(generator.standard_normal(leaf.shape) / fan_in**0.5, leaf.dtype)
 
-    ema_params = jax.tree.map(filled, state.params)
+    ema_params = jax.tree.map(draw, state.params)
     with open_checkpoints(run.checkpoints) as checkpoints:
         save(checkpoints, state.replace(ema_params=ema_params), {})
     state_dict = to_state_dict(ema_params, PEERS[source])
@@ -72,20 +72,20 @@ def folder(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("runs") / "tiny", CONFIG, (6, 8, 3))
 
 
-def both(folder, flags, *, num=3, seed=7, dtype="float64"):
+def draw_both(folder, flags, *, num=3, seed=7, dtype="float64"):
     """The images of both programs, [n, h, w, c]."""
     out = folder / "images.npz"
     command = [str(folder), "--out", str(out), "--num", str(num), "--seed", str(seed)]
     command += ["--dtype", dtype, *flags]
-    theirs = ref.sample_run(ref.parse([*command, "--batch-size", "2"]))
-    given = {k: v for k, v in vars(ref.parse(command)).items() if k != "run"}
+    theirs = ref.sample_run(ref.parse_args([*command, "--batch-size", "2"]))
+    given = {k: v for k, v in vars(ref.parse_args(command)).items() if k != "run"}
     with np.load(sample_run(SampleArgs(folder, **given))) as arrays:
         return arrays["arr_0"], theirs
 
 
 @pytest.mark.parametrize("settings", FEW)
-def test_the_same_pixels_in_double_precision(folder, settings):
-    ours, theirs = both(folder, SETTINGS[settings])
+def test_the_same_pixels_in_float64(folder, settings):
+    ours, theirs = draw_both(folder, SETTINGS[settings])
     assert (theirs.shape, theirs.dtype) == ((3, 6, 8, 3), np.uint8)
     assert len(np.unique(theirs)) > 100  # pictures, not black and white
     np.testing.assert_array_equal(ours, theirs)
@@ -93,8 +93,8 @@ def test_the_same_pixels_in_double_precision(folder, settings):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_next_to_the_same_pixels_in_single_precision(folder, settings):
-    ours, theirs = both(folder, SETTINGS[settings], num=16, dtype="float32")
+def test_almost_the_same_pixels_in_float32(folder, settings):
+    ours, theirs = draw_both(folder, SETTINGS[settings], num=16, dtype="float32")
     difference = np.abs(ours.astype(int) - theirs)
     assert difference.max() <= 1
     assert (difference > 0).mean() < 1e-3  # measured: 0
@@ -104,14 +104,16 @@ def test_next_to_the_same_pixels_in_single_precision(folder, settings):
 @pytest.mark.parametrize("dtype", others_long(["float64", "float32"], keep=("float32",)))
 def test_the_same_pixels_of_myunet(tmp_path, dtype):
     config = replace(CONFIG, model=PulferConfig(n_steps=40))
-    ours, theirs = both(write_run(tmp_path / "run", config, (28, 28, 1), "pulfer"), [], dtype=dtype)
+    ours, theirs = draw_both(
+        write_run(tmp_path / "run", config, (28, 28, 1), "pulfer"), [], dtype=dtype
+    )
     difference = np.abs(ours.astype(int) - theirs)
     assert difference.max() <= (1 if dtype == "float32" else 0)
     assert (difference > 0).mean() < 1e-3
 
 
 def test_images_are_drawn_from_the_same_noise():
-    """x_T and the noise of a step, compiled as the sampler compiles them."""
+    """x_T and the noise of a step, compiled as in the sampler."""
     shape = (3, 5, 2)
     keys = image_keys(7, np.arange(4))
 
@@ -126,7 +128,7 @@ def test_images_are_drawn_from_the_same_noise():
 
 
 def test_without_jax(folder, tmp_path):
-    """The program runs where there is no JAX, and writes the grid that the library writes."""
+    """The program runs without JAX, and writes the same image grid as the library."""
     out = tmp_path / "images.png"
     blocked = "import sys; sys.modules.update({n: None for n in ('jax', 'flax', 'jax_ddpm')}); "
     program = blocked + "from torch_ref.sample import main; main()"
@@ -135,16 +137,16 @@ def test_without_jax(folder, tmp_path):
         [*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (0, f"Wrote {out}\n"), done.stderr
-    expected = ref.sample_run(ref.parse([str(folder), "--out", str(out), *command[4:]]))
+    expected = ref.sample_run(ref.parse_args([str(folder), "--out", str(out), *command[4:]]))
     with Image.open(out) as image:
         np.testing.assert_array_equal(np.asarray(image), make_image_grid(expected))
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("n", [1, 3, 4, 7])
 @pytest.mark.parametrize("shape", [(6, 8, 3), (60, 30, 1)])
-def test_the_same_grid(n, shape):
+def test_the_same_image_grid(n, shape):
     pixels = np.random.default_rng(0).integers(0, 256, (n, *shape), np.uint8)
-    np.testing.assert_array_equal(ref.grid(pixels), make_image_grid(pixels))
+    np.testing.assert_array_equal(ref.make_image_grid(pixels), make_image_grid(pixels))
 
 
 @pytest.mark.parametrize("num_steps", [1, 4, 7])
@@ -163,26 +165,30 @@ def test_every_schedule_has_its_betas():
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"architecture": "unet"', '"architecture": "vit"', "networks unet, pulfer.*, not vit"),
+        ('"architecture": "unet"', '"architecture": "vit"', "networks unet, pulfer.*, but not vit"),
         ('"sampler": "ddpm"', '"sampler": "euler"', "cannot sample with sample.sampler euler"),
         ('"schedule": "cosine"', '"schedule": "steep"', "diffusion.schedule steep"),
-        ('"num_steps": 8', '"num_steps": 41', "41 steps are not between 1 and T = 40"),
+        (
+            '"num_steps": 8',
+            '"num_steps": 41',
+            "the number of steps is 41, not between 1 and T = 40",
+        ),
         (f'"format": {FORMAT}', '"format": 9', f"has format 9, not .*{FORMAT}"),
         ('"compute_dtype": "float32"', '"compute_dtype": "bfloat16"', "computes in bfloat16"),
         ('"channels": 8', '"channels": 12', "size mismatch"),
     ],
 )
-def test_what_it_cannot_do_is_said(folder, tmp_path, old, new, message):
+def test_a_run_that_it_does_not_support_is_refused(folder, tmp_path, old, new, message):
     text = (folder / "config.json").read_text()
     assert old in text
     (tmp_path / "config.json").write_text(text.replace(old, new))
     (tmp_path / "torch_ref.safetensors").symlink_to(folder / "torch_ref.safetensors")
-    args = ref.parse([str(tmp_path), "--out", "a.npz", "--num", "1"])
+    args = ref.parse_args([str(tmp_path), "--out", "a.npz", "--num", "1"])
     with pytest.raises((ValueError, RuntimeError), match=message):
         ref.sample_run(args)
 
 
 def test_a_run_without_exported_weights_is_refused(folder, tmp_path):
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
-    with pytest.raises(ValueError, match=r"no .*torch_ref.safetensors: scripts/convert.py"):
-        ref.sample_run(ref.parse([str(tmp_path), "--out", "a.npz"]))
+    with pytest.raises(ValueError, match=r"no .*torch_ref.safetensors: .* jax-ddpm convert"):
+        ref.sample_run(ref.parse_args([str(tmp_path), "--out", "a.npz"]))

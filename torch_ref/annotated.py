@@ -1,4 +1,4 @@
-"""The U-Nets of the Annotated Diffusion Model (June 2022), and so of the EPITA practical."""
+"""The U-Nets of the Annotated Diffusion Model (June 2022), which the EPITA practical copies."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,7 +13,7 @@ HEADS, HEAD_DIM = 4, 32
 
 
 class _ChannelNorm(nn.Module):
-    """Normalises each pixel's channels; the parameters are called g and b."""
+    """Normalises the channels of each pixel, with a learned scale g and shift b."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -26,32 +26,31 @@ class _ChannelNorm(nn.Module):
 
 
 def _make_norm(size: int, layer: bool) -> nn.Module:
-    """A norm of `size` channels: of each pixel if `layer`, else of all pixels together."""
+    """A norm of `size` channels: over each pixel if `layer`, otherwise over the whole image."""
     return _ChannelNorm(size) if layer else nn.GroupNorm(1, size)
 
 
 class TimeMLP(nn.Sequential):
-    """t[B] -> [B,4*dim]; entry 0, without parameters, only keeps the published numbering."""
+    """t[B] -> [B,4*dim]. Entry 0 has no parameters: it keeps the published numbering."""
 
     def __init__(self, dim: int):
-        """The embedding has `dim` entries."""
         layers = nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, 4 * dim)
         super().__init__(nn.Identity(), *layers)
         self.dim = dim
 
     def forward(self, t: Tensor) -> Tensor:
-        """Sinusoids of t, in the parameters' type, through the layers."""
+        """Sinusoids of t in the type of the parameters, through the layers."""
         dtype = self.get_parameter("1.weight").dtype
         return super().forward(timestep_embedding(t, self.dim, dtype))
 
 
 def time_projection(act: nn.Module, temb_size: int | None, size: int) -> nn.Module | None:
-    """Brings the time embedding to `size` channels; None without one."""
+    """Projects the time embedding to `size` channels; None if there is no embedding."""
     return None if temb_size is None else nn.Sequential(act, nn.Linear(temb_size, size))
 
 
 def shortcut(in_size: int, size: int) -> nn.Module:
-    """A 1x1 convolution where the channels differ."""
+    """A 1x1 convolution if the channels differ."""
     return nn.Identity() if in_size == size else nn.Conv2d(in_size, size, 1)
 
 
@@ -90,8 +89,11 @@ class _ConvNextBlock(nn.Module):
         self.ds_conv = nn.Conv2d(in_size, in_size, 7, padding=3, groups=in_size)
         wide = size * mult
         self.net = nn.Sequential(
-            _make_norm(in_size, layer), nn.Conv2d(in_size, wide, 3, padding=1), nn.GELU(),
-            _make_norm(wide, layer), nn.Conv2d(wide, size, 3, padding=1),
+            _make_norm(in_size, layer),
+            nn.Conv2d(in_size, wide, 3, padding=1),
+            nn.GELU(),
+            _make_norm(wide, layer),
+            nn.Conv2d(wide, size, 3, padding=1),
         )
         self.res_conv = shortcut(in_size, size)
 
@@ -103,7 +105,7 @@ class _ConvNextBlock(nn.Module):
 
 
 class _Attention(nn.Module):
-    """[B,C,H,W] -> the same; `linear` keeps a sum over all pixels instead of all pairs."""
+    """x[B,C,H,W] -> the same shape; `linear` sums over pixels instead of pairs of pixels."""
 
     def __init__(self, size: int, linear: bool, layer: bool):
         super().__init__()
@@ -135,10 +137,9 @@ class _PreNorm(nn.Module):
 
 
 class ResidualAttention(nn.Module):
-    """Norm, attention, and the sum with the input."""
+    """x + attention(norm(x))."""
 
     def __init__(self, size: int, linear: bool, layer: bool = False):
-        """`linear` attention is for the many pixels outside the middle."""
         super().__init__()
         self.fn = _PreNorm(size, _Attention(size, linear, layer), layer)
 
@@ -148,15 +149,23 @@ class ResidualAttention(nn.Module):
 
 
 class AnnotatedUNet(nn.Module):
-    """Both forms of June 2022: `layer` is the text, its channel norm; else the notebook."""
+    """Both forms of June 2022: the text's (`layer`, a norm per pixel) and the notebook's."""
 
     def __init__(
-        self, dim: int, init_dim: int | None = None, out_dim: int | None = None,
-        dim_mults: Sequence[int] = (1, 2, 4, 8), channels: int = 3, with_time_emb: bool = True,
-        resnet_block_groups: int = 8, use_convnext: bool = True, convnext_mult: int = 2,
-        *, layer: bool = False,
+        self,
+        dim: int,
+        init_dim: int | None = None,
+        out_dim: int | None = None,
+        dim_mults: Sequence[int] = (1, 2, 4, 8),
+        channels: int = 3,
+        with_time_emb: bool = True,
+        resnet_block_groups: int = 8,
+        use_convnext: bool = True,
+        convnext_mult: int = 2,
+        *,
+        layer: bool = False,
     ):
-        """`resnet_block_groups` is for ResNet blocks, `convnext_mult` for ConvNeXt blocks."""
+        """`resnet_block_groups` concerns ResNet blocks, `convnext_mult` ConvNeXt blocks."""
         super().__init__()
         init_dim = dim // 3 * 2 if init_dim is None else init_dim
         temb_size = 4 * dim if with_time_emb else None
@@ -185,7 +194,7 @@ class AnnotatedUNet(nn.Module):
         self.final_conv = nn.ModuleList([block(dim, dim, None), out])
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x[B,C,H,W], t[B] -> [B,out,H,W]; an odd side comes out one shorter."""
+        """x[B,C,H,W], t[B] -> [B,out,H,W]; an odd side comes out one pixel shorter."""
         temb = None if self.time_mlp is None else self.time_mlp(t)
         x = self.init_conv(x)
         skips = []
@@ -194,7 +203,7 @@ class AnnotatedUNet(nn.Module):
             skips.append(attention(block2(block1(x, temb), temb)))
             x = downsample(skips[-1])
         x = self.mid_block2(self.mid_attn(self.mid_block1(x, temb)), temb)
-        for level in self.ups:  # the first of the skips stays unused
+        for level in self.ups:  # the first skip stays unused, as published
             block1, block2, attention, upsample = level.children()
             x = block1(torch.cat([x, skips.pop()], dim=1), temb)
             x = upsample(attention(block2(x, temb)))

@@ -11,7 +11,10 @@ from .annotated import ResidualAttention, TimeMLP, shortcut, time_projection
 
 
 class _StandardizedConv(nn.Conv2d):
-    """3x3; the kernel of each output has mean 0 and variance 1, unless `divide` squares it."""
+    """3x3, each output's kernel with mean 0 and divided by its standard deviation.
+
+    `divide` reproduces the published bug: it multiplies (it divides by the inverse).
+    """
 
     def __init__(self, in_size: int, size: int, divide: bool):
         super().__init__(in_size, size, 3, padding=1)
@@ -36,7 +39,7 @@ class _Block(nn.Module):
 
 
 class _ResnetBlock(nn.Module):
-    """x[B,in,H,W], temb[B,E] -> [B,out,H,W]; time scales and shifts the first half."""
+    """x[B,in,H,W], temb[B,E] -> [B,out,H,W]; temb scales and shifts the first half."""
 
     def __init__(self, in_size: int, size: int, temb_size: int, groups: int, divide: bool):
         super().__init__()
@@ -52,14 +55,21 @@ class _ResnetBlock(nn.Module):
 
 
 class AnnotatedWSUNet(nn.Module):
-    """A plain 3x3 convolution stands at the lowest way down and at the uppermost way up."""
+    """The coarsest way down and the finest way up end in a plain 3x3 convolution."""
 
     def __init__(
-        self, dim: int, init_dim: int | None = None, out_dim: int | None = None,
-        dim_mults: Sequence[int] = (1, 2, 4, 8), channels: int = 3, self_condition: bool = False,
-        resnet_block_groups: int = 4, *, divide: bool = False,
+        self,
+        dim: int,
+        init_dim: int | None = None,
+        out_dim: int | None = None,
+        dim_mults: Sequence[int] = (1, 2, 4, 8),
+        channels: int = 3,
+        self_condition: bool = False,
+        resnet_block_groups: int = 4,
+        *,
+        divide: bool = False,
     ):
-        """`divide`: as published from October 2023 to November 2024; `init_dim` must be dim."""
+        """`divide`: as published from October 2023 to November 2024; `init_dim` must equal dim."""
         super().__init__()
         self.self_condition = self_condition
         kind = (4 * dim, resnet_block_groups, divide)
@@ -74,7 +84,7 @@ class AnnotatedWSUNet(nn.Module):
         self.time_mlp = TimeMLP(dim)
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         for size, out_size in pairs[:-1]:
-            # its flattening order is that of the published rearrangement: channel, row, column
+            # PixelUnshuffle flattens in the published order: channel, row, column.
             fold = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * size, out_size, 1))
             self.downs.append(level(size, size, fold))
         size, out_size = pairs[-1]

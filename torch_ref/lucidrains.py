@@ -1,4 +1,4 @@
-"""The U-Net of lucidrains' denoising_diffusion_pytorch 2, with the names of its parameters."""
+"""The U-Net of lucidrains' denoising_diffusion_pytorch 2, with its parameter names."""
 
 import math
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MEMORIES = 4  # learned keys and values of each attention, beside those of the image
+MEMORIES = 4  # learned keys and values of each attention, in addition to those of the image
 
 
 class _RMSNorm(nn.Module):
-    """x[B,C,H,W]: each pixel's vector gets length sqrt(C), each channel a learned factor."""
+    """Scales each pixel's vector in x[B,C,H,W] to length sqrt(C), times a learned factor g."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -24,7 +24,7 @@ class _RMSNorm(nn.Module):
 
 
 class _Fourier(nn.Module):
-    """t[B] -> [B,1+dim]: t, and sines and cosines at random frequencies, learned or not."""
+    """t[B] -> [B,1+dim]: t, then sines and cosines at random or learned frequencies."""
 
     def __init__(self, dim: int, learned: bool):
         super().__init__()
@@ -49,7 +49,7 @@ class _Sinusoidal(nn.Module):
 
 
 class _Half(nn.Module):
-    """Half of a block: convolution, norm, SiLU; a scale and a shift after the norm."""
+    """Half of a block: convolution, norm, scale and shift, SiLU."""
 
     def __init__(self, in_size: int, size: int, dropout: float = 0.0):
         super().__init__()
@@ -80,15 +80,15 @@ class _Block(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Residual attention over the pixels of x[B,C,H,W] and MEMORIES learned places."""
+    """Residual attention over the pixels of x[B,C,H,W] and MEMORIES learned positions."""
 
     def __init__(self, size: int, heads: int, head_size: int, full: bool, flash: bool):
-        """`full`: softmax of all scores, else linear in the pixels; `flash`: by a fused kernel."""
+        """`full`: softmax over all pairs, otherwise linear attention; `flash`: a fused kernel."""
         super().__init__()
         self.heads, self.full, self.flash = heads, full, flash
-        inner, places = heads * head_size, (MEMORIES, head_size)
+        inner, shape = heads * head_size, (MEMORIES, head_size)
         self.norm = _RMSNorm(size)
-        self.mem_kv = nn.Parameter(torch.randn(2, heads, *(places if full else places[::-1])))
+        self.mem_kv = nn.Parameter(torch.randn(2, heads, *(shape if full else shape[::-1])))
         self.to_qkv = nn.Conv2d(size, 3 * inner, 1, bias=False)
         out = nn.Conv2d(inner, size, 1)
         self.to_out = out if full else nn.Sequential(out, _RMSNorm(size))
@@ -98,8 +98,10 @@ class _Attention(nn.Module):
         qkv = self.to_qkv(self.norm(x)).reshape(b, 3, self.heads, -1, height * width)
         q, k, v = qkv.transpose(-1, -2).unbind(dim=1)  # [B,heads,HW,D]
         memories = self.mem_kv if self.full else self.mem_kv.transpose(-1, -2)
-        k, v = (torch.cat([m.expand(b, -1, -1, -1), y], dim=2)
-                for m, y in zip(memories, (k, v), strict=True))
+        k, v = (
+            torch.cat([m.expand(b, -1, -1, -1), y], dim=2)
+            for m, y in zip(memories, (k, v), strict=True)
+        )
         out = self._softmax(q, k, v) if self.full else self._linear(q, k, v)  # [B,heads,HW,D]
         return x + self.to_out(out.transpose(-1, -2).reshape(b, -1, height, width))
 
@@ -115,7 +117,7 @@ class _Attention(nn.Module):
 
 
 class LucidrainsUNet(nn.Module):
-    """Sides must be multiples of 2 ** (levels - 1). t need not be whole."""
+    """Sides must be multiples of 2 ** (levels - 1); t may be fractional."""
 
     def __init__(
         self,
@@ -136,14 +138,14 @@ class LucidrainsUNet(nn.Module):
         full_attn: bool | tuple[bool, ...] | None = None,
         flash_attn: bool = False,
     ):
-        """Heads, their size and `full_attn`: once, or for each level; by default full at last."""
+        """Heads, their size and `full_attn` may be given per level; by default the last is full."""
         super().__init__()
         self.self_condition = self_condition
         levels, temb_size = len(dim_mults), 4 * dim
         sizes = [init_dim or dim, *(dim * mult for mult in dim_mults)]
         full = _each(full_attn or (*[False] * (levels - 1), True), levels)
-        kinds = [(*kind, flash_attn) for kind in
-                 zip(_each(attn_heads, levels), _each(attn_dim_head, levels), full, strict=True)]
+        heads, head_sizes = _each(attn_heads, levels), _each(attn_dim_head, levels)
+        kinds = list(zip(heads, head_sizes, full, (flash_attn,) * levels, strict=True))
         if learned_sinusoidal_cond or random_fourier_features:
             embedding: nn.Module = _Fourier(learned_sinusoidal_dim, not random_fourier_features)
             embedding_size = 1 + learned_sinusoidal_dim
@@ -153,42 +155,46 @@ class LucidrainsUNet(nn.Module):
         def block(in_size: int, size: int) -> _Block:
             return _Block(in_size, size, temb_size, dropout)
 
+        def level(in_size: int, size: int, kind: Any, resample: nn.Module) -> nn.ModuleList:
+            blocks = block(in_size, size), block(in_size, size)
+            return nn.ModuleList([*blocks, _Attention(size, *kind), resample])
+
         self.init_conv = nn.Conv2d(channels * (1 + self_condition), sizes[0], 7, padding=3)
         self.time_mlp = nn.Sequential(
-            embedding, nn.Linear(embedding_size, temb_size), nn.GELU(),
-            nn.Linear(temb_size, temb_size))
+            embedding,
+            nn.Linear(embedding_size, temb_size),
+            nn.GELU(),
+            nn.Linear(temb_size, temb_size),
+        )
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         for i, kind in enumerate(kinds):
             size, wider = sizes[i : i + 2]
-            self.downs.append(nn.ModuleList([
-                block(size, size), block(size, size), _Attention(size, *kind),
-                _down(size, wider) if i < levels - 1 else nn.Conv2d(size, wider, 3, padding=1)]))
-            self.ups.insert(0, nn.ModuleList([
-                block(wider + size, wider), block(wider + size, wider), _Attention(wider, *kind),
-                _up(wider, size) if i > 0 else nn.Conv2d(wider, size, 3, padding=1)]))
-        heads, head_size, _, flash = kinds[-1]
+            down = _down(size, wider) if i < levels - 1 else nn.Conv2d(size, wider, 3, padding=1)
+            self.downs.append(level(size, size, kind, down))
+            up = _up(wider, size) if i > 0 else nn.Conv2d(wider, size, 3, padding=1)
+            self.ups.insert(0, level(wider + size, wider, kind, up))
         self.mid_block1 = block(sizes[-1], sizes[-1])
-        self.mid_attn = _Attention(sizes[-1], heads, head_size, True, flash)
+        self.mid_attn = _Attention(sizes[-1], heads[-1], head_sizes[-1], True, flash_attn)
         self.mid_block2 = block(sizes[-1], sizes[-1])
         self.final_res_block = block(2 * sizes[0], sizes[0])
         self.final_conv = nn.Conv2d(sizes[0], out_dim or channels * (1 + learned_variance), 1)
 
     def forward(self, x: Tensor, t: Tensor, x_self_cond: Tensor | None = None) -> Tensor:
-        """x[B,C,H,W], t[B], an earlier estimate of x_0 (or zeros) -> [B,out,H,W]."""
+        """x[B,C,H,W], t[B], an earlier estimate of x_0 (default: zeros) -> [B,out,H,W]."""
         if self.self_condition:
             x = torch.cat([torch.zeros_like(x) if x_self_cond is None else x_self_cond, x], dim=1)
         temb = self.time_mlp(t.to(self.init_conv.weight.dtype))
         x = first = self.init_conv(x)
         skips = []
-        for block1, block2, attention, leave in map(_parts, self.downs):
+        for block1, block2, attention, resample in map(_children, self.downs):
             skips.append(block1(x, temb))
             skips.append(attention(block2(skips[-1], temb)))
-            x = leave(skips[-1])
+            x = resample(skips[-1])
         x = self.mid_block2(self.mid_attn(self.mid_block1(x, temb)), temb)
-        for block1, block2, attention, leave in map(_parts, self.ups):
+        for block1, block2, attention, resample in map(_children, self.ups):
             x = block1(torch.cat([x, skips.pop()], dim=1), temb)
             x = block2(torch.cat([x, skips.pop()], dim=1), temb)
-            x = leave(attention(x))
+            x = resample(attention(x))
         return self.final_conv(self.final_res_block(torch.cat([x, first], dim=1), temb))
 
 
@@ -196,7 +202,7 @@ def _each(value: Any, levels: int) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,) * levels
 
 
-def _parts(level: nn.Module) -> list[nn.Module]:
+def _children(level: nn.Module) -> list[nn.Module]:
     return list(level.children())
 
 

@@ -1,4 +1,4 @@
-"""OpenAI's U-Net (Nichol & Dhariwal 2021, Dhariwal & Nichol 2021), with its parameters' names."""
+"""OpenAI's U-Net (Nichol & Dhariwal 2021, Dhariwal & Nichol 2021), with its parameter names."""
 
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 def timestep_embedding(t: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """t[B] -> [B,dim]: cosines, then sines, at the frequencies 10000 ** (-2 * i / dim)."""
-    work = torch.promote_types(dtype, torch.float32)  # never half
+    work = torch.promote_types(dtype, torch.float32)  # never half precision
     half = dim // 2
     frequencies = 10000.0 ** (-torch.arange(half, dtype=work, device=t.device) / max(half, 1))
     angles = t.to(work)[:, None] * frequencies
@@ -50,10 +50,15 @@ class _Up(nn.Module):
 
 
 class _ResBlock(nn.Module):
-    """x[B,in,H,W], temb[B,E] -> [B,out,H,W], at half or twice the resolution with a `change`."""
+    """x[B,in,H,W], temb[B,E] -> [B,out,H,W]; `change` halves or doubles the resolution."""
 
     def __init__(
-        self, in_size: int, size: int, temb_size: int, dropout: float, scale_shift: bool,
+        self,
+        in_size: int,
+        size: int,
+        temb_size: int,
+        dropout: float,
+        scale_shift: bool,
         change: nn.Module | None = None,
     ):
         super().__init__()
@@ -77,7 +82,7 @@ class _ResBlock(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Self-attention over the H * W positions of x[B,C,H,W], residual."""
+    """Residual self-attention over the H * W positions of x[B,C,H,W]."""
 
     def __init__(self, size: int, heads: int, qkv_first: bool):
         super().__init__()
@@ -100,7 +105,7 @@ class _Attention(nn.Module):
 
 
 class _Kinds(NamedTuple):
-    """How the layers of one network are built."""
+    """Builds the layers of one network."""
 
     temb_size: int
     dropout: float
@@ -124,7 +129,7 @@ class _Kinds(NamedTuple):
 
 
 class UNetModel(nn.Module):
-    """UNetModel of guided-diffusion; without its last three arguments also improved-diffusion's."""
+    """UNetModel of guided-diffusion; without the last three arguments, of improved-diffusion."""
 
     def __init__(
         self,
@@ -144,31 +149,38 @@ class UNetModel(nn.Module):
         resblock_updown: bool = False,
         use_new_attention_order: bool = False,
     ):
-        """`attention_resolutions` counts the finest level as 1, the next as 2, then 4."""
+        """`attention_resolutions`: 1 is the finest resolution, 2 half of it, then 4, and so on."""
         super().__init__()
         self.model_channels, temb_size = model_channels, 4 * model_channels
         dense = nn.Linear(model_channels, temb_size), nn.Linear(temb_size, temb_size)
         self.time_embed = nn.Sequential(dense[0], nn.SiLU(), dense[1])
         if num_classes is not None:
             self.label_emb = nn.Embedding(num_classes, temb_size)
-        kinds = _Kinds(temb_size, dropout, use_scale_shift_norm, num_head_channels,
-                       use_new_attention_order, conv_resample, resblock_updown)  # fmt: skip
+        kinds = _Kinds(
+            temb_size=temb_size,
+            dropout=dropout,
+            scale_shift=use_scale_shift_norm,
+            head_size=num_head_channels,
+            qkv_first=use_new_attention_order,
+            learned=conv_resample,
+            updown=resblock_updown,
+        )
         sizes = [int(mult * model_channels) for mult in channel_mult]
         levels = [(size, 2**i in attention_resolutions) for i, size in enumerate(sizes)]
-        down, widths = _way_down(kinds, levels, num_res_blocks, num_heads)
+        down, widths = _build_down(kinds, levels, num_res_blocks, num_heads)
         conv_in = nn.Conv2d(in_channels, sizes[0], 3, padding=1)
         self.input_blocks = nn.ModuleList([nn.ModuleList([conv_in]), *map(nn.ModuleList, down)])
         last = widths[-1]
         middle = kinds.block(last, last), kinds.attention(last, num_heads), kinds.block(last, last)
         self.middle_block = nn.ModuleList(middle)
         up_heads = num_heads if num_heads_upsample == -1 else num_heads_upsample
-        up = _way_up(kinds, levels, num_res_blocks, up_heads, widths)
+        up = _build_up(kinds, levels, num_res_blocks, up_heads, widths)
         self.output_blocks = nn.ModuleList(map(nn.ModuleList, up))
         conv_out = nn.Conv2d(sizes[0], out_channels, 3, padding=1)
         self.out = nn.Sequential(_norm(sizes[0]), nn.SiLU(), _zero(conv_out))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """x[B,C,H,W], t[B] (whole or not), labels y[B] if there are classes -> [B,out,H,W]."""
+        """x[B,C,H,W], t[B] (may be fractional), labels y[B] if it has classes -> [B,out,H,W]."""
         dtype = next(self.parameters()).dtype
         temb = self.time_embed(timestep_embedding(t, self.model_channels, dtype))
         temb = temb if y is None else temb + self.label_emb(y)
@@ -182,10 +194,10 @@ class UNetModel(nn.Module):
         return self.out(x)
 
 
-def _way_down(
+def _build_down(
     kinds: _Kinds, levels: list[tuple[int, bool]], num_blocks: int, heads: int
 ) -> tuple[list[list[nn.Module]], list[int]]:
-    """Layers of each block after the first convolution, channels of each output with its own."""
+    """The layers of each block after the first convolution, and the channels of all outputs."""
     blocks, size = list[list[nn.Module]](), levels[0][0]
     widths = [size]
     for i, (level, attends) in enumerate(levels):
@@ -199,10 +211,10 @@ def _way_down(
     return blocks, widths
 
 
-def _way_up(
+def _build_up(
     kinds: _Kinds, levels: list[tuple[int, bool]], num_blocks: int, heads: int, widths: list[int]
 ) -> list[list[nn.Module]]:
-    """Layers of each block; each also gets one output of the way down, the last one first."""
+    """The layers of each block; each also takes an output of the way down, in reverse order."""
     blocks, size, skips = list[list[nn.Module]](), widths[-1], list(widths)
     for i, (level, attends) in reversed(list(enumerate(levels))):
         for _ in range(num_blocks + 1):

@@ -1,4 +1,4 @@
-"""The network of BrianPulfer's DDPM tutorial, with the names of its parameters."""
+"""The network of B. Pulfer's DDPM tutorial, with its parameter names."""
 
 from itertools import pairwise
 
@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 def interleaved_embedding(n: int, dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """[n,dim]: sine and cosine of t / 10000 ** (4 * p / dim), side by side, for each pair p."""
-    # twice the usual exponent: the tutorial takes every other one of `dim` frequencies
+    # The exponent is twice the usual one: the tutorial uses every other one of `dim` frequencies.
     frequencies = torch.tensor([10000.0 ** (-2 * j / dim) for j in range(0, dim, 2)], dtype=dtype)
     angles = torch.arange(n, dtype=dtype)[:, None] * frequencies
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :dim]
 
 
 class _Block(nn.Module):
-    """x[B,in,S,S] -> [B,out,S,S]: a norm over the whole image, two convolutions."""
+    """x[B,in,S,S] -> [B,out,S,S]: a norm over the whole image and two convolutions."""
 
     def __init__(self, in_size: int, size: int, side: int, normalize: bool = True):
         super().__init__()
-        self.ln = nn.LayerNorm((in_size, side, side))  # there even if it is not used
+        self.ln = nn.LayerNorm((in_size, side, side))  # it exists even if it is not used
         self.conv1 = nn.Conv2d(in_size, size, 3, padding=1)
         self.conv2 = nn.Conv2d(size, size, 3, padding=1)
         self.normalize = normalize
@@ -31,7 +31,7 @@ class _Block(nn.Module):
 
 
 def _blocks(sizes: tuple[int, ...], side: int, normalize_last: bool = True) -> nn.Sequential:
-    """Blocks from sizes[0] channels to sizes[1], and so on."""
+    """Blocks from sizes[0] to sizes[1] channels, and so on."""
     last = len(sizes) - 2
     pairs = enumerate(pairwise(sizes))
     return nn.Sequential(*(_Block(a, b, side, normalize_last or j < last) for j, (a, b) in pairs))
@@ -42,10 +42,10 @@ def _shift(dim: int, size: int) -> nn.Sequential:
 
 
 class PulferUNet(nn.Module):
-    """MyUNet: levels of 28, 14, 7 and 3 pixels; the shift by t comes before a level's blocks."""
+    """MyUNet: resolutions of 28, 14, 7 and 3 pixels; t shifts the input of each one's blocks."""
 
     def __init__(self, n_steps: int = 1000, time_emb_dim: int = 100):
-        """`n_steps` rows of time embeddings of `time_emb_dim` numbers; they are never trained."""
+        """The time embedding, [n_steps,time_emb_dim], is not trained."""
         super().__init__()
         self.time_embed = nn.Embedding(n_steps, time_emb_dim)
         self.time_embed.weight.data = interleaved_embedding(n_steps, time_emb_dim)

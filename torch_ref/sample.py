@@ -1,7 +1,7 @@
-"""The images that scripts/sample.py draws of a run, drawn in PyTorch from the same random numbers.
+"""Draws the images of a run as jax-ddpm sample does, in PyTorch from the same random numbers.
 
-python -m torch_ref.sample RUN --seed 7 --num 16 --out FILE.png|.npz reads RUN/config.json and the
-averaged parameters that scripts/convert.py RUN --to torch has written into RUN.
+`python -m torch_ref.sample RUN --seed 7 --num 16 --out FILE` (.png or .npz) reads RUN/config.json
+and the averaged parameters that `jax-ddpm convert RUN --to torch` has written to RUN.
 """
 
 import argparse
@@ -27,16 +27,16 @@ from .unet import UNet
 
 Settings = dict[str, Any]
 Shape = tuple[int, int, int]
-FORMATS = 1, 2, 3, 4  # of config.json; they differ in how training is described
+FORMATS = 1, 2, 3, 4  # of config.json; they differ in settings of training
 
 
 def make_unet(model: Settings, channels: int) -> UNet:
-    """The U-Net of Ho et al.; its numbers of channels are those of the images unless given."""
+    """The U-Net of Ho et al., by default with as many channels as the images have."""
     given = {name: value for name, value in model.items() if value is not None}
     return UNet(**{"in_channels": channels, "out_channels": channels, **given})
 
 
-# Architecture -> the file of weights (.safetensors), and settings -> network.
+# For each architecture: the name of the file of weights, and a function of settings and channels.
 NETWORKS: dict[str, tuple[str, Callable[[Settings, int], nn.Module]]] = {
     "unet": ("torch_ref", make_unet),
     "pulfer": ("pulfer", lambda model, channels: PulferUNet(**model)),
@@ -52,7 +52,7 @@ BETAS: dict[str, Callable[[int], np.ndarray]] = {
     "cosine_clipped": lambda T: schedule.cosine_betas(T, clip=(1e-4, 0.9999)),
     "cosine_epita": lambda T: schedule.cosine_betas(T, clip=(1e-4, 0.02)),
 }
-# S of T timesteps, ascending: Song et al. 2021 (leading, quad), Lin et al. 2023 (trailing).
+# S of T timesteps, ascending: Song et al. 2021 (leading, quad), Lin et al. 2024 (trailing).
 SPACINGS: dict[str, Callable[[int, int], np.ndarray]] = {
     "leading": lambda T, S: np.arange(S) * (T // S),
     "trailing": lambda T, S: np.round(T * np.arange(1, S + 1) / S) - 1,
@@ -60,9 +60,9 @@ SPACINGS: dict[str, Callable[[int, int], np.ndarray]] = {
     "quad": lambda T, S: np.floor(np.linspace(0, (0.8 * T) ** 0.5, S) ** 2),
     "lucidrains": lambda T, S: np.trunc(np.linspace(-1, T - 1, S + 1))[1:],
 }
-# The settings of a run that shape its images, and the values of each that this program knows; the
-# first one where a run does not name it.
-KNOWN: dict[tuple[str, str], Iterable[object]] = {
+# The settings of a run that affect its images, with the values that this program supports. The
+# first value is the default of runs that lack the setting.
+SUPPORTED: dict[tuple[str, str], Iterable[object]] = {
     ("diffusion", "schedule"): BETAS,
     ("model", "num_classes"): (None,),
     ("diffusion", "zero_terminal_snr"): (False,),
@@ -78,9 +78,9 @@ KNOWN: dict[tuple[str, str], Iterable[object]] = {
 
 @dataclass(frozen=True)
 class Noises:
-    """The noise [B,C,H,W] of every step, drawn when it is asked for: image by image from its key.
+    """The noise [B,C,H,W] of each step, drawn on demand with one key per image.
 
-    Like the library, it draws (H,W,C) numbers; number i + 1 is the noise of step i, 0 is x_T.
+    As in the library, it is drawn as (H,W,C): number 0 is x_T, number i + 1 is for step i.
     """
 
     keys: Tensor  # [B,2]
@@ -88,15 +88,17 @@ class Noises:
     dtype: torch.dtype
 
     def __getitem__(self, i: int) -> Tensor:
-        """The noise of step i; -1: x_T."""
+        """The noise of step i, or x_T for i = -1."""
         keys = random.fold_in(self.keys, i + 1)
         return random.normal(keys, self.image_shape, self.dtype).permute(0, 3, 1, 2)
 
 
 def timestep_grid(num_timesteps: int, num_steps: int, spacing: str) -> list[int]:
-    """The timesteps that are visited, descending, and -1."""
+    """The visited timesteps, descending, followed by -1."""
     if not 1 <= num_steps <= num_timesteps:
-        raise ValueError(f"{num_steps} steps are not between 1 and T = {num_timesteps}")
+        raise ValueError(
+            f"the number of steps is {num_steps}, not between 1 and T = {num_timesteps}"
+        )
     return [*SPACINGS[spacing](num_timesteps, num_steps).astype(int)[::-1].tolist(), -1]
 
 
@@ -108,7 +110,7 @@ def draw(
     keys: Tensor,
     image_shape: Shape,
 ) -> Tensor:
-    """Images uint8[B,H,W,C], one per key of keys[B,2]; `settings` is "sample" of a run."""
+    """Images uint8[B,H,W,C], one for each key of keys[B,2]; `settings` is a run's "sample"."""
     timesteps = timestep_grid(len(tables.betas), settings["num_steps"], settings["spacing"])
     noises = Noises(keys, image_shape, tables.betas.dtype)
     names = ("sampler", "clip_x_0", "variance", "eta")
@@ -119,7 +121,7 @@ def draw(
 
 
 def load_run(folder: Path) -> tuple[Settings, Shape]:
-    """Configuration and image shape (H,W,C) in RUN/config.json."""
+    """The configuration and the image shape (H,W,C) in RUN/config.json."""
     document = json.loads((folder / "config.json").read_text())
     if document["format"] not in FORMATS:
         known = " or ".join(map(str, FORMATS))
@@ -129,31 +131,35 @@ def load_run(folder: Path) -> tuple[Settings, Shape]:
 
 
 def load_network(folder: Path, model: Settings, channels: int, dtype: torch.dtype) -> nn.Module:
-    """The network of the settings "model" with the exported parameters, of `dtype`."""
+    """The network that a run's "model" describes, with the exported parameters, in `dtype`."""
     settings = dict(model)
     architecture = settings.pop("architecture", "unet")
     compute_dtype = settings.pop("compute_dtype", "float32")
     if architecture not in NETWORKS:
-        raise ValueError(f"torch_ref has the networks {', '.join(NETWORKS)}, not {architecture}")
+        raise ValueError(
+            f"torch_ref has the networks {', '.join(NETWORKS)}, but not {architecture}"
+        )
     if compute_dtype != "float32" and dtype == torch.float32:
-        raise ValueError(f"this run computes in {compute_dtype}: give --dtype float64 to both")
+        raise ValueError(
+            f"this run computes in {compute_dtype}: use --dtype float64 in both programs"
+        )
     source, make = NETWORKS[architecture]
     path = folder / f"{source}.safetensors"
     if not path.is_file():
-        raise ValueError(f"there is no {path}: scripts/convert.py {folder} --to torch writes it")
+        raise ValueError(f"there is no {path}: write it with jax-ddpm convert {folder} --to torch")
     network = make(settings, channels)
     network.load_state_dict(load_file(path))
     return network.to(dtype).eval()
 
 
 def sample_run(args: argparse.Namespace) -> np.ndarray:
-    """The images uint8[N,H,W,C] that the command line asks for."""
+    """The requested images, uint8[N,H,W,C]."""
     config, image_shape = load_run(args.run)
     for name in ("sampler", "spacing", "variance", "eta", "clip_x_0"):
         if getattr(args, name) is not None:
             config["sample"][name] = getattr(args, name)
     config["sample"]["num_steps"] = args.steps or config["sample"]["num_steps"]
-    refuse_what_is_missing(config)
+    require_supported(config)
     dtype = getattr(torch, args.dtype)
     model = load_network(args.run, config["model"], image_shape[-1], dtype)
     diffusion = config["diffusion"]
@@ -166,16 +172,16 @@ def sample_run(args: argparse.Namespace) -> np.ndarray:
     return torch.cat(drawn).numpy()
 
 
-def refuse_what_is_missing(config: Settings) -> None:
-    """Raise ValueError for the first setting of a run that this program has not."""
-    for (part, name), values in KNOWN.items():
+def require_supported(config: Settings) -> None:
+    """Raise ValueError for the first setting of a run that this program does not support."""
+    for (part, name), values in SUPPORTED.items():
         value = config[part].get(name, next(iter(values)))
         if value not in values:
             raise ValueError(f"torch_ref cannot sample with {part}.{name} {value}")
 
 
-def grid(pixels: np.ndarray, padding: int = 2) -> np.ndarray:
-    """uint8[N,H,W,C] -> [rows,columns,C], a square of images; small ones are enlarged."""
+def make_image_grid(pixels: np.ndarray, padding: int = 2) -> np.ndarray:
+    """uint8[N,H,W,C] -> [rows,columns,C]: all images in a square; small ones are enlarged."""
     columns = math.ceil(math.sqrt(len(pixels)))
     scale = max(1, 56 // max(pixels.shape[1:3]))
     pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
@@ -185,23 +191,27 @@ def grid(pixels: np.ndarray, padding: int = 2) -> np.ndarray:
     return np.pad(np.concatenate(rows), ((padding, 0), (padding, 0), (0, 0)))
 
 
-def write(out: Path, pixels: np.ndarray) -> None:
-    """All images as one picture (PNG) or as one array (NPZ)."""
+def write_images(out: Path, pixels: np.ndarray) -> None:
+    """Write all images as one picture (PNG) or as one array (NPZ)."""
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npz":
         np.savez_compressed(out, pixels)
     else:
-        picture = grid(pixels)
+        picture = make_image_grid(pixels)
         Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(out)
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line; what it leaves out is as in the run."""
-    parser = argparse.ArgumentParser(prog="python -m torch_ref.sample", description=__doc__)
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line. Settings that it omits are those of the run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m torch_ref.sample",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--out", type=Path, required=True, help="file to write: .png or .npz")
     parser.add_argument("--num", type=int, default=64, help="number of images")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all noise")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--sampler", choices=("ddpm", "ddim"))
     parser.add_argument("--steps", type=int, help="network evaluations per image")
@@ -209,7 +219,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--variance", choices=("fixed_small", "fixed_large"))
     parser.add_argument("--eta", type=float)
     parser.add_argument("--clip-x-0", action=argparse.BooleanOptionalAction)
-    parser.add_argument("--batch-size", type=int, default=64, help="images at a time")
+    parser.add_argument("--batch-size", type=int, default=64, help="images drawn at a time")
     args = parser.parse_args(argv)
     if args.out.suffix not in (".png", ".npz"):
         parser.error(f"--out {args.out} must end in .png or .npz")
@@ -219,10 +229,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Parse the command line, draw, write; a mistake ends in one sentence."""
-    args = parse()
+    """Parse the command line, draw and write; a mistake gives one sentence."""
+    args = parse_args()
     try:
-        write(args.out, sample_run(args))
+        write_images(args.out, sample_run(args))
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     print(f"Wrote {args.out}")

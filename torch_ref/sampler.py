@@ -1,4 +1,4 @@
-"""Ancestral (DDPM) and DDIM sampling on any sub-sequence of timesteps; noise is passed in."""
+"""Ancestral (DDPM) and DDIM sampling over any of the timesteps; noise is passed in."""
 
 import math
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ from .schedule import Schedule
 
 
 class Noises(Protocol):
-    """A list of noises, a tensor, or something that draws number i when it is asked for."""
+    """A list of noises, a tensor, or an object that draws number i on demand."""
 
     def __getitem__(self, i: int, /) -> Tensor:
         """Noise number i."""
 
 
 def _jump(schedule: Schedule, t: int, t_prev: int) -> tuple[float, float, float, float, float]:
-    """Float64 scalars of t -> t_prev, seen as one step of the chain without those in between.
+    """Float64 scalars of the jump t -> t_prev, which is one step of the shortened chain.
 
-    alpha, beta = 1 - alpha, alphas_cumprod at t_prev, 1 - alphas_cumprod at t and at t_prev;
-    each comes from the table that holds it without cancellation, even in float32.
+    They are alpha, beta = 1 - alpha, alphas_cumprod at t_prev, and 1 - alphas_cumprod at t and at
+    t_prev. Each comes from the table in which nothing cancels, even in float32.
     """
     prev = float(schedule.alphas_cumprod[t_prev]) if t_prev >= 0 else 1.0
     var_prev = float(schedule.sqrt_one_minus_alphas_cumprod[t_prev]) ** 2 if t_prev >= 0 else 0.0
@@ -41,14 +41,15 @@ def ddpm_step(
     noise: Tensor,
     variance: str = "fixed_large",
 ) -> Tensor:
-    """Draw x at t_prev < t (-1: clean) from q(x_{t_prev} | x_t, x_0), Ho et al. 2020, Eq. 6-7.
+    """Draw x at t_prev < t (-1: clean) from q(x_{t_prev} | x_t, x_0).
 
-    The variance is that of Eq. 7 ("fixed_small") or the jump's beta ("fixed_large"), sec. 3.2.
+    Ho et al. 2020, Eqs. 6 and 7. The variance is the one of Eq. 7 ("fixed_small") or the beta of
+    the jump ("fixed_large"), see section 3.2.
     """
     alpha, beta, prev, var, var_prev = _jump(schedule, t, t_prev)
     mean = math.sqrt(prev) * beta / var * x_0 + math.sqrt(alpha) * var_prev / var * x_t
-    spread = {"fixed_small": beta * var_prev / var, "fixed_large": beta}[variance]
-    return mean + math.sqrt(spread) * noise if t_prev >= 0 else mean
+    chosen = {"fixed_small": beta * var_prev / var, "fixed_large": beta}[variance]
+    return mean + math.sqrt(chosen) * noise if t_prev >= 0 else mean
 
 
 def ddim_step(
@@ -61,10 +62,10 @@ def ddim_step(
     noise: Tensor,
     eta: float = 0.0,
 ) -> Tensor:
-    """x at t_prev < t (-1: clean), Song et al. 2021, Eq. 12 with the sigma of Eq. 16, eta 0..1."""
+    """x at t_prev < t (-1: clean): Song et al. 2021, Eq. 12 with the sigma of Eq. 16; eta 0..1."""
     alpha, beta, prev, var, var_prev = _jump(schedule, t, t_prev)
     sigma = eta * math.sqrt(beta * var_prev / var)
-    # var_prev - sigma**2 as a sum of positive terms, so that nothing cancels
+    # var_prev - sigma**2, written as a sum of positive terms so that nothing cancels
     direction = math.sqrt(var_prev * ((1.0 - eta**2) + eta**2 * alpha * var_prev / var))
     return math.sqrt(prev) * x_0 + direction * eps + sigma * noise
 
@@ -82,9 +83,10 @@ def sample(
     variance: str = "fixed_large",
     eta: float = 0.0,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Run descending timesteps, the last -1, from x_T[B,C,H,W] -> (x_0, [x_T, ..., x_0]).
+    """Sample with "ddpm" or "ddim" from x_T[B,C,H,W]; returns x_0 and [x_T, ..., x_0].
 
-    Step i goes from timesteps[i] to timesteps[i + 1] with noises[i]; "ddpm" or "ddim".
+    `timesteps` descend and end in -1. Step i goes from timesteps[i] to timesteps[i + 1] with
+    noises[i].
     """
     if sampler not in ("ddpm", "ddim") or timesteps[-1] != -1:
         raise ValueError("sampler must be ddpm or ddim and the last timestep -1")

@@ -1,4 +1,4 @@
-"""Noise schedules and the tables derived from them: numpy float64 inside, torch tensors out."""
+"""Noise schedules and their tables: computed in NumPy float64, returned as PyTorch tensors."""
 
 from dataclasses import dataclass
 
@@ -10,18 +10,18 @@ from torch import Tensor
 def linear_betas(
     num_timesteps: int, start: float = 1e-4, end: float = 0.02, rescale: bool = False
 ) -> np.ndarray:
-    """Linear betas [T] of Ho et al. 2020, sec. 4; `rescale` multiplies both ends by 1000 / T."""
+    """Linear betas [T] (Ho et al. 2020, section 4); `rescale` multiplies both ends by 1000 / T."""
     factor = 1000.0 / num_timesteps if rescale else 1.0
     return np.linspace(factor * start, factor * end, num_timesteps)
 
 
 def quadratic_betas(num_timesteps: int, start: float = 1e-4, end: float = 0.02) -> np.ndarray:
-    """Betas [T] whose square roots are evenly spaced between those of `start` and `end`."""
+    """Betas [T] with evenly spaced square roots."""
     return np.linspace(start**0.5, end**0.5, num_timesteps) ** 2
 
 
 def sigmoid_betas(num_timesteps: int, start: float = 1e-4, end: float = 0.02) -> np.ndarray:
-    """Betas [T] that follow a sigmoid over [-6, 6], scaled into (start, end)."""
+    """Betas [T] that follow a sigmoid over [-6, 6], scaled to (start, end)."""
     return _sigmoid(np.linspace(-6.0, 6.0, num_timesteps)) * (end - start) + start
 
 
@@ -40,7 +40,7 @@ def sigmoid_cumprod_betas(
     tau: float = 1.0,
     clip: tuple[float, float] = (0.0, 0.999),
 ) -> np.ndarray:
-    """Betas [T] whose alphas_cumprod is a falling sigmoid (Jabri et al. 2022), clipped."""
+    """Betas [T] for an alphas_cumprod that is a falling sigmoid (Jabri et al. 2022), clipped."""
     curve = _sigmoid(np.linspace(start, end, num_timesteps + 1) / tau)
     return _betas_of_cumprod(curve[-1] - curve, clip)
 
@@ -50,13 +50,13 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def _betas_of_cumprod(cumprod: np.ndarray, clip: tuple[float, float]) -> np.ndarray:
-    """alphas_cumprod [T+1], up to any factor (only ratios enter), to betas [T]."""
+    """Betas [T] of alphas_cumprod [T+1], which may have any scale: only ratios matter."""
     return np.clip(1.0 - cumprod[1:] / cumprod[:-1], *clip)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Tables [T] of Ho et al. 2020, Eq. 2-7; entry t belongs to the image noised t + 1 times."""
+    """Tables [T] of Ho et al. 2020, Eqs. 2 to 7; entry t is for the image noised t + 1 times."""
 
     betas: Tensor
     alphas_cumprod: Tensor
@@ -72,14 +72,18 @@ class Schedule:
     posterior_mean_coef2: Tensor
 
 
-@np.errstate(divide="ignore")  # a beta of exactly 1 leaves no signal: infinite reciprocals
+@np.errstate(divide="ignore")  # a beta of exactly 1 leaves no signal: its reciprocal is infinite
 def make_schedule(
     betas: np.ndarray,
     dtype: torch.dtype = torch.float32,
     clipped_log_variance: str = "second_entry",
 ) -> Schedule:
-    """Tables of betas [T]; log of variance 0 (t = 0): of the "second_entry" or "floor" (1e-20)."""
-    betas = np.asarray(betas, dtype=np.float64)  # everything in float64, cast once at the end
+    """The tables of betas [T]: computed in float64, cast once.
+
+    At t = 0 the posterior variance is 0; its logarithm is replaced by that of t = 1
+    ("second_entry") or by log(1e-20) ("floor").
+    """
+    betas = np.asarray(betas, dtype=np.float64)
     if not np.all((betas >= 0.0) & (betas <= 1.0)):
         raise ValueError("betas must lie in [0, 1]")
     cumprod = np.cumprod(1.0 - betas)

@@ -1,4 +1,4 @@
-"""The training step of Ho et al. 2020 (Alg. 1, app. B): warmed-up Adam, clipping, averages."""
+"""The training step of Ho et al. 2020 (Algorithm 1, appendix B): Adam, warm-up, clipping, EMA."""
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ def ema_update(
 
 
 class Trainer:
-    """Owns model, Adam, the averaged parameters `ema` and `step`, the number of updates done."""
+    """The model, Adam, the averaged parameters `ema`, and `step`, the number of updates so far."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Trainer:
         prediction_type: str = "eps",
         loss_type: str = "l2",
     ):
-        """Updates `model` in place; max_grad_norm None leaves gradients unclipped."""
+        """Updates `model` in place. With max_grad_norm None, gradients are not clipped."""
         self.model, self.schedule, self.step = model, schedule, 0
         self.learning_rate, self.warmup_steps = learning_rate, warmup_steps
         self.max_grad_norm, self.ema_decay, self.ema_warmup = max_grad_norm, ema_decay, ema_warmup
@@ -42,13 +42,13 @@ class Trainer:
         self.ema = {name: p.detach().clone() for name, p in model.named_parameters()}
 
     def train_step(self, x_0: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """One update on x_0[B,C,H,W] in [-1,1], t[B] -> (mean loss, norm before clipping)."""
+        """One update on x_0[B,C,H,W] in [-1, 1] and t[B]; returns mean loss and gradient norm."""
         self.model.train()
         self.optimizer.zero_grad()
         loss = training_loss(self.model, self.schedule, x_0, t, noise, *self.kinds).mean()
         loss.backward()
         grad_norm = self._clip_gradients()
-        # from 0, so that the first step only fills Adam's moments, as in Ho et al.'s code
+        # Warm-up starts at 0, as in Ho et al.'s code: the first step only fills Adam's moments.
         warmth = min(self.step / self.warmup_steps, 1.0) if self.warmup_steps > 0 else 1.0
         self.optimizer.param_groups[0]["lr"] = self.learning_rate * warmth
         self.optimizer.step()
@@ -58,11 +58,11 @@ class Trainer:
         return loss.detach(), grad_norm
 
     def _clip_gradients(self) -> Tensor:
-        """Scale all gradients to a joint L2 norm of at most max_grad_norm; the norm before."""
+        """Limit the joint L2 norm of all gradients to max_grad_norm; return the norm before."""
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.stack([grad.square().sum() for grad in grads]).sum().sqrt()
         if self.max_grad_norm is not None:
-            # as TensorFlow and Optax; torch's clip_grad_norm_ would divide by norm + 1e-6
+            # as in TensorFlow and Optax; torch's clip_grad_norm_ would divide by norm + 1e-6
             factor = (self.max_grad_norm / norm).clamp(max=1.0)
             for grad in grads:
                 grad.mul_(factor)

@@ -1,4 +1,4 @@
-"""The U-Net of Ho et al. 2020 (app. B), channels first."""
+"""The U-Net of Ho et al. 2020, appendix B."""
 
 import math
 from collections.abc import Sequence
@@ -7,12 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-EPS = 1e-6  # of the norms, TensorFlow's value; torch's is 1e-5
+EPS = 1e-6  # of the norms: TensorFlow's value; torch's default is 1e-5
 
 
 def timestep_embedding(t: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
-    """t[B] -> [B,dim] of `dtype`: sines, then cosines, at dim // 2 frequencies from 1 to 1e-4."""
-    work = torch.float64 if torch.float64 in (t.dtype, dtype) else torch.float32  # never half
+    """[B,dim] of t[B]: sines, then cosines, at dim // 2 frequencies from 1 to 1e-4.
+
+    Vaswani et al. 2017, section 3.5, in the form of Ho et al.'s code.
+    """
+    work = (
+        torch.float64 if torch.float64 in (t.dtype, dtype) else torch.float32
+    )  # never half precision
     half = dim // 2
     index = torch.arange(half, dtype=work, device=t.device)
     angles = t.to(work)[:, None] * torch.exp(index * (-math.log(10000.0) / (half - 1)))
@@ -40,7 +45,7 @@ class _ResnetBlock(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Single-head self-attention over the H * W positions of x[B,C,H,W], residual."""
+    """Residual single-head self-attention over the H * W positions of x[B,C,H,W]."""
 
     def __init__(self, size: int, groups: int):
         super().__init__()
@@ -56,7 +61,10 @@ class _Attention(nn.Module):
 
 
 class _Level(nn.Module):
-    """Blocks of one resolution, with attentions if `attend`; kind: temb size, dropout, groups."""
+    """Blocks of one resolution, with attention if `attend`.
+
+    `kind` is (size of temb, dropout, groups).
+    """
 
     def __init__(self, in_sizes: list[int], size: int, attend: bool, kind: tuple[int, float, int]):
         super().__init__()
@@ -69,7 +77,7 @@ class _Level(nn.Module):
 
 
 class UNet(nn.Module):
-    """Any H and W: the input is zero-padded to a multiple of 2 ** (levels - 1), then cropped."""
+    """Takes any H and W: it pads with zeros to a multiple of 2 ** (levels - 1), and crops."""
 
     def __init__(
         self,
@@ -83,7 +91,7 @@ class UNet(nn.Module):
         num_groups: int = 32,
         num_classes: int | None = None,
     ):
-        """The defaults are the CIFAR-10 network; `attn_levels` counts from the finest, 0."""
+        """The defaults are the CIFAR-10 network. `attn_levels`: 0 is the finest resolution."""
         super().__init__()
         self.num_res_blocks, self.stride = num_res_blocks, 2 ** (len(channel_mult) - 1)
         sizes = [channels * mult for mult in channel_mult]
@@ -97,9 +105,9 @@ class UNet(nn.Module):
             finer, coarser = [channels, *sizes][i], [*sizes, sizes[-1]][i + 1]
             inner, attend = [size] * (num_res_blocks - 1), i in attn_levels
             self.down.append(_Level([finer, *inner], size, attend, kind))
-            # on the way up each block also gets one output of the way down, the last one first
-            joined = [coarser + size, *(2 * width for width in inner), size + finer]
-            self.up.append(_Level(joined, size, attend, kind))
+            # On the way up, each block also takes an output of the way down, in reverse order.
+            in_sizes = [coarser + size, *(2 * width for width in inner), size + finer]
+            self.up.append(_Level(in_sizes, size, attend, kind))
         for i, size in enumerate(sizes[:-1]):
             self.down[i].downsample = nn.Conv2d(size, size, 3, stride=2)
             self.up[i + 1].upsample = nn.Conv2d(sizes[i + 1], sizes[i + 1], 3, padding=1)
@@ -130,7 +138,7 @@ class UNet(nn.Module):
             for j in range(self.num_res_blocks):
                 skips.append(level(j, skips[-1], temb))
             if level is not self.down[-1]:
-                # zeros only below and on the right: TensorFlow's "SAME" for even sizes
+                # Zeros only below and on the right: TensorFlow's "SAME" for even sizes.
                 skips.append(level.get_submodule("downsample")(F.pad(skips[-1], (0, 1, 0, 1))))
         x = self.mid["attn_1"](self.mid["block_1"](skips[-1], temb))
         x = self.mid["block_2"](x, temb)
@@ -143,7 +151,7 @@ class UNet(nn.Module):
 
 
 def _initialise(model: UNet) -> None:
-    """Xavier-uniform kernels, zero biases; a variance of 1e-10 where layers should output zero."""
+    """Xavier-uniform kernels and zero biases; tiny kernels in layers that should output zero."""
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             outputs_zero = name.endswith(("conv2", "proj_out", "conv_out"))

@@ -119,17 +119,6 @@ def test_torch_appears_only_where_two_frameworks_meet():
     assert violations(FILES, "parity_tests", "tests") == []
 
 
-def test_heavy_readers_are_imported_only_where_they_are_used():
-    top = {
-        alias.name if isinstance(node, ast.Import) else node.module or ""
-        for path in FILES
-        for node in TREES[path].body
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for alias in node.names
-    }
-    assert [name for name in top if is_inside(name, "tensorflow_datasets", "fontTools")] == []
-
-
 DEVICE_NAMES = {
     "pmap",
     "sharding",

@@ -28,6 +28,11 @@ def require(ok: bool, name: str, value: object, expected: str) -> None:
         raise UserError(f"{name} is {value}, but it must be {expected}")
 
 
+def flag_name(field: str, prefix: str = "--") -> str:
+    """The flag of a setting: `num_steps` of the section train is "--train.num-steps"."""
+    return prefix + field.replace("_", "-")
+
+
 def check_choice(
     name: str, value: object, choices: Collection[str], aliases: Mapping[str, str] | None = None
 ) -> str:

@@ -13,12 +13,12 @@ import safetensors.numpy
 from PIL import Image
 
 from jax_ddpm import runs
+from jax_ddpm.cli import sample
 from jax_ddpm.config.run import Config, DiffusionConfig, SampleConfig
 from jax_ddpm.files.images import make_image_grid
 from jax_ddpm.interop import PEERS, to_state_dict
 from jax_ddpm.jobs.build import build
 from jax_ddpm.jobs.generate import image_keys
-from jax_ddpm.jobs.sample import SampleArgs, sample_run
 from jax_ddpm.models import PulferConfig, UNetConfig
 from jax_ddpm.process.grids import timestep_grid
 from jax_ddpm.process.schedules import BETAS
@@ -78,8 +78,7 @@ def draw_both(folder, flags, *, num=3, seed=7, dtype="float64"):
     command = [str(folder), "--out", str(out), "--num", str(num), "--seed", str(seed)]
     command += ["--dtype", dtype, *flags]
     theirs = ref.sample_run(ref.parse_args([*command, "--batch-size", "2"]))
-    given = {k: v for k, v in vars(ref.parse_args(command)).items() if k != "run"}
-    with np.load(sample_run(SampleArgs(folder, **given))) as arrays:
+    with np.load(sample.draw(sample.read(command))) as arrays:
         return arrays["arr_0"], theirs
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jax_ddpm.cli import parsing as cli
+from jax_ddpm.cli.ending import exit_after
 from jax_ddpm.data.idx import write_idx
 from jax_ddpm.data.sources import IDX_PREFIX, Split, read_idx_folder
 from jax_ddpm.errors import UserError
@@ -42,4 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    exit_after(main)

@@ -1,15 +1,6 @@
-"""Make a colour data set: `python scripts/make_emoji_data.py --out emoji.npz`."""
+"""`jax-ddpm prepare emoji` from a source tree: python scripts/make_emoji_data.py."""
 
-import sys
-
-from jax_ddpm.cli import parsing as cli
-from jax_ddpm.jobs.prepare_emoji import EmojiArgs, prepare_emoji
-
-
-def main() -> None:
-    """Parse the command line and write the data set."""
-    prepare_emoji(cli.parse(EmojiArgs, sys.argv[1:], prog="make_emoji_data.py"))
-
+from jax_ddpm.cli import main
 
 if __name__ == "__main__":
-    cli.run(main)
+    main("prepare", "emoji")

@@ -88,10 +88,10 @@ def forked(work: Callable[[], None], log: Path) -> int:
 
 def train(flags: Sequence[str]) -> None:
     """The training command."""
-    from jax_ddpm.cli import parsing as cli
-    from jax_ddpm.jobs import train as loop
+    from jax_ddpm.cli import train
+    from jax_ddpm.cli.ending import exit_after
 
-    cli.run(lambda: loop.train(cli.parse_config(flags, prog="train.py", description="")))
+    exit_after(lambda: train.run(flags))
 
 
 def ended(number: int, seconds: float) -> int | None:

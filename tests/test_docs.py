@@ -8,13 +8,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from jax_ddpm.config.run import DataConfig, DiffusionConfig, TrainConfig
+from jax_ddpm.cli.edit import EditFlags
+from jax_ddpm.cli.prepare import EmojiFlags, PrepareFlags
+from jax_ddpm.config.jobs import CompareJob, EvaluateJob, SampleJob, Weights
+from jax_ddpm.config.run import DataConfig, DiffusionConfig, SampleConfig, TrainConfig
 from jax_ddpm.devices.processes import Launch
-from jax_ddpm.jobs.compare_samplers import CompareArgs
-from jax_ddpm.jobs.evaluate import EvaluateArgs
-from jax_ddpm.jobs.prepare_data import PrepareArgs
-from jax_ddpm.jobs.prepare_emoji import EmojiArgs
-from jax_ddpm.jobs.sample import SampleArgs
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -62,16 +60,19 @@ def exists(name):
     "flag",
     [
         *flags(DataConfig, "--data."),
-        *flags(PrepareArgs),
-        *flags(EmojiArgs),
+        *flags(PrepareFlags),
+        *flags(EmojiFlags),
         *flags(DiffusionConfig, "--diffusion."),
         *flags(TrainConfig, "--train.", lambda name: "ema" in name or "snapshot" in name),
         "--train.parallel",
         "--train.fsdp",
         *flags(Launch),
-        *flags(SampleArgs),
-        *flags(EvaluateArgs),
-        *flags(CompareArgs),
+        *flags(SampleJob),
+        *flags(SampleConfig, keep=lambda name: name != "num_steps"),  # --steps
+        *flags(EditFlags),
+        *flags(Weights),
+        *flags(EvaluateJob),
+        *flags(CompareJob),
     ],
 )
 def test_every_flag_is_documented(flag):

@@ -1,57 +1,109 @@
-"""What every setting must be, whatever it means: finite, of a size that can be, and printable."""
+"""What every setting must be, whatever it means: finite, of a possible size, and printable."""
 
 import math
+import types
+import typing
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from jax_ddpm.errors import require
+from jax_ddpm.errors import check_choice, flag_name, join_or, require
 
-MAX_INT = 2**32  # the seeds are the largest numbers that mean something
+MAX_INT = 2**32  # seeds are the largest numbers that make sense
 MAX_TEXT = 1000
 MAX_ITEMS = 10_000
 
 
 class Limits(NamedTuple):
-    """The size of the largest number, and the length of the longest tuple."""
+    """The largest number and the longest tuple that are accepted."""
 
     number: int = MAX_INT
     items: int = MAX_ITEMS
 
 
 ANY = Limits()
-NETWORK = Limits(2**20, 16)  # a network is built layer by layer, before anything else can say no
+NETWORK = Limits(2**20, 16)  # a network is built layer by layer before anything else can refuse it
 
 
 def require_plain(settings: Any, prefix: str = "--", limits: Limits = ANY) -> None:
-    """Raise UserError for the first value in a dataclass that is not plain, named by its flag."""
+    """Raise UserError for the first value in a dataclass that is not plain, naming its flag.
+
+    A plain value is finite, of a possible size, and one of the choices where its type lists them.
+    """
     for field in fields(settings):
-        name, value = f"{prefix}{field.name.replace('_', '-')}", getattr(settings, field.name)
+        flag, value = flag_name(field.name, prefix), getattr(settings, field.name)
         if is_dataclass(value):
-            require_plain(value, f"{name}.", NETWORK if name == "--model" else limits)
+            require_plain(value, f"{flag}.", NETWORK if flag == "--model" else limits)
         else:
-            require_plain_value(name, value, limits)
+            require_plain_value(flag, value, limits)
+    kind: Any = type(settings)
+    for name, choices in _fields_with_choices(kind).items():
+        for value in _flatten(getattr(settings, name)):
+            require_one_of(flag_name(name, prefix), value, choices)
 
 
-def require_plain_value(name: str, value: Any, limits: Limits = ANY) -> None:
+def require_plain_value(flag: str, value: Any, limits: Limits = ANY) -> None:
     """Raise UserError unless every number in `value` is finite and every text short and printable.
 
-    `value`: a number, a text, a path, None, or a tuple of such; `name` is what it is called.
+    `value` is a number, a text, a path, None, or a tuple of these.
     """
     if isinstance(value, tuple):
         items = len(value)
-        require(items <= limits.items, name, f"{items} values", f"at most {limits.items}")
+        require(items <= limits.items, flag, f"{items} values", f"at most {limits.items}")
         for item in value:
-            require_plain_value(name, item, limits)
+            require_plain_value(flag, item, limits)
     elif isinstance(value, float):
-        require(math.isfinite(value), name, value, "a finite number")
+        require(math.isfinite(value), flag, value, "a finite number")
     elif isinstance(value, int):
         fits = abs(value) <= limits.number
-        require(fits, name, _short(value), f"at most {limits.number:,}")
+        require(fits, flag, _shorten(value), f"at most {limits.number:,}")
     elif value is not None:
         text = str(value)
         printable = len(text) <= MAX_TEXT and text.isprintable()
-        require(printable, name, repr(text)[:40], f"at most {MAX_TEXT} printable characters")
+        require(printable, flag, repr(text)[:40], f"at most {MAX_TEXT} printable characters")
 
 
-def _short(value: int) -> str:
+def require_one_of(flag: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raise UserError unless `value` is None or one of `choices`."""
+    if isinstance(value, str):
+        check_choice(flag, value, choices)
+    elif value is not None:
+        require(value in choices, flag, value, join_or([str(choice) for choice in choices]))
+
+
+def choices_of(kind: Any) -> tuple[Any, ...] | None:
+    """The values that the type `kind` lists: Literal, one that may be None, or a tuple of such."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    if get_origin(kind) in (Union, types.UnionType):
+        kinds = [part for part in get_args(kind) if part is not type(None)]
+        return choices_of(kinds[0]) if len(kinds) == 1 else None
+    return choices_of(get_args(kind)[0]) if get_origin(kind) is tuple else None
+
+
+def field_check(settings: Any, prefix: str) -> Callable[..., None]:
+    """A function `check(name, ok, expected, flag=None)` for the fields of `settings`.
+
+    It raises UserError unless `ok`: "FLAG is VALUE, but it must be EXPECTED".
+    """
+
+    def check(name: str, ok: bool, expected: str, flag: str | None = None) -> None:
+        require(ok, flag or flag_name(name, prefix), getattr(settings, name), expected)
+
+    return check
+
+
+@cache
+def _fields_with_choices(kind: Any) -> dict[str, tuple[Any, ...]]:
+    hints = typing.get_type_hints(kind)
+    found = {field.name: choices_of(hints[field.name]) for field in fields(kind)}
+    return {name: choices for name, choices in found.items() if choices}
+
+
+def _flatten(value: Any) -> Iterator[Any]:
+    yield from value if isinstance(value, tuple) else (value,)
+
+
+def _shorten(value: int) -> str:
     return str(value) if abs(value) < 10**30 else "an integer of more than 30 digits"

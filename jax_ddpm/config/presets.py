@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from jax_ddpm.config.run import Config, DataConfig, DiffusionConfig, SampleConfig, TrainConfig
-from jax_ddpm.errors import UserError
+from jax_ddpm.errors import check_choice
 from jax_ddpm.models import (
     AnnotatedConfig,
     AnnotatedWSConfig,
@@ -301,6 +301,4 @@ PRESET_OF: dict[str, str] = {
 
 def find_preset(name: str) -> Config:
     """The preset called `name`. Raises UserError if there is none."""
-    if name not in PRESETS:
-        raise UserError(f"there is no preset {name!r}, choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]
+    return PRESETS[check_choice("--preset", name, PRESETS)]

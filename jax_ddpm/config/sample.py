@@ -1,14 +1,15 @@
-"""How images are drawn: the settings, which of them cannot work, and the timesteps they visit."""
+"""How images are drawn: the settings, their checks, and the timesteps they visit."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from math import inf
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int
 
-from jax_ddpm.errors import UserError
-from jax_ddpm.errors import require as _require
+from jax_ddpm.config.plain_values import field_check
+from jax_ddpm.errors import UserError, check_choice, flag_name
 from jax_ddpm.process.grids import (
     CONTINUOUS,
     GridName,
@@ -19,6 +20,7 @@ from jax_ddpm.process.grids import (
 from jax_ddpm.samplers import SAMPLERS, SamplerName
 
 MAX_STEPS, MAX_FRAMES = 1_000_000, 10_000
+GRID = ("num_steps", "spacing", "respacing", "timesteps")  # the settings that choose the levels
 
 
 @dataclass(frozen=True)
@@ -26,49 +28,85 @@ class SampleConfig:
     """How images are drawn."""
 
     sampler: SamplerName = "ddpm"
+    """The sampler. ddpm draws noise in every step; ddim and the other solvers need fewer steps."""
     num_steps: int = 1000
-    """Steps per image, at most T with spacings in t. Each is one evaluation of the network; heun
-    takes two in all but the last, plms two in the first, pndm four in each of the first three."""
+    """Steps per image. A step is one network evaluation, except that heun takes two in all but the
+    last, plms two in the first, and pndm four in each of the first three."""
     spacing: GridName = "leading"
-    """Which timesteps are visited if there are fewer than T. log_snr, karras: levels between the
-    timesteps, in equal steps of log(signal/sigma), or of (sigma/signal)^(1/7)."""
+    """Which timesteps are visited if there are fewer than T. log_snr and karras visit levels
+    between the timesteps, in equal steps of log(signal/sigma) or of (sigma/signal)^(1/7)."""
     respacing: str | None = None
-    """Timesteps visited, as OpenAI's programs name them: "250", "10,15,20" (counts in sections of
-    equal length) or "ddim50"; in place of num_steps and spacing."""
+    """Timesteps to visit in OpenAI's notation: "250", "10,15,20" (counts in sections of equal
+    length) or "ddim50". Replaces num_steps and spacing."""
     timesteps: str | None = None
-    """The timesteps visited, descending, such as "999,850,736,645,545,455,343,233,124,24"; in place
-    of num_steps and spacing."""
+    """A descending list of timesteps to visit, such as "999,850,736,645,545,455,343,233,124,24".
+    Replaces num_steps and spacing."""
     variance: Literal["fixed_small", "fixed_large"] = "fixed_large"
     """Variance of the ancestral sampler: beta (fixed_large) or beta-tilde (fixed_small)."""
     eta: float = 0.0
-    """Noise of the DDIM sampler: 0 is deterministic, 1 is ancestral sampling."""
+    """Noise of ddim: 0 is deterministic, 1 is ancestral sampling."""
     churn: float = 0.0
     """Noise that heun adds before its steps (S_churn of Karras et al. 2022): 0 is deterministic,
-    num_steps * 0.41 is the most."""
+    0.41 times num_steps is the largest useful value."""
     churn_min: float = 0.0
-    """The lowest sigma/signal at which there is churn."""
+    """Lowest sigma/signal at which churn is applied."""
     churn_max: float | None = None
-    """The highest sigma/signal at which there is churn; None: no limit."""
+    """Highest sigma/signal at which churn is applied; None: no limit."""
     churn_noise: float = 1.0
-    """Standard deviation of the noise of churn."""
+    """Standard deviation of the churn noise."""
     clip_x_0: bool = True
     """Clip each predicted clean image to [-1, 1]."""
     dynamic_threshold: float | None = None
-    """Clip each predicted clean image to this quantile of its pixels' sizes, if that is above 1,
-    and divide by it; such as 0.995. In place of clip_x_0."""
+    """Clip each predicted clean image to this quantile of its absolute pixel values if that is
+    above 1, then divide by it; 0.995, for example. Replaces clip_x_0."""
     rederive_eps: bool = True
-    """Take the noise from the clipped clean image; else it stays the network's own (diffusers)."""
+    """Compute eps again from the clipped clean image. Without it, the network's own eps is used, as
+    in diffusers."""
     frames: int = 25
     """Frames of the GIF."""
     stretch: bool = False
-    """Stretch the contrast of each image to the full range, where images are not clipped."""
+    """Stretch the contrast of each image to the full range, for images that are not clipped."""
     guidance: float | None = None
-    """Scale of classifier-free guidance: 1 is the network told the class, more goes further that
-    way, 0 is the network not told; None: no guidance. Needs a run with diffusion.label-dropout."""
+    """Scale of classifier-free guidance: 1 is the class-conditional network, larger values push
+    further towards the class, 0 ignores the class; None: no guidance. Needs a run trained with
+    diffusion.label_dropout."""
     guidance_interval: tuple[float, float] | None = None
-    """The lowest and the highest timestep at which there is guidance; None: all."""
+    """Lowest and highest timestep at which guidance is applied; None: at all."""
     guidance_rescale: float = 0.0
-    """Between 0 and 1: how far each guided output is given the contrast of the one without."""
+    """Between 0 and 1: how far the contrast of each guided output is brought back to that of the
+    unguided one."""
+
+
+def change_settings(of_run: SampleConfig, changes: Mapping[str, Any]) -> SampleConfig:
+    """`of_run` with the `changes` that a user asked for; "steps" is short for "num_steps".
+
+    A different sampler brings its own spacing. Choosing steps, spacing, respacing or timesteps
+    replaces a respacing or list of timesteps of the run.
+
+    Raises UserError for a setting that does not exist, and for two choices of the timesteps.
+    """
+    names = [field.name for field in fields(SampleConfig)]
+    changes = {
+        check_choice("the setting", name, names, {"steps": "num_steps"}): value
+        for name, value in changes.items()
+    }
+    grid = {name: changes[name] for name in GRID if changes.get(name) is not None}
+    _require_one_grid(grid)
+    if grid:
+        of_run = replace(of_run, respacing=None, timesteps=None)
+    sampler = changes.get("sampler", of_run.sampler)
+    if sampler != of_run.sampler:
+        check_choice("--sampler", sampler, SAMPLERS)
+        own = SAMPLERS[sampler].spacing
+        of_run = replace(of_run, spacing=own or of_run.spacing)
+    return replace(of_run, **changes)
+
+
+def _require_one_grid(grid: Mapping[str, Any]) -> None:
+    """Raise UserError if a list of timesteps is combined with another choice of them."""
+    if len(grid) > 1 and not {"respacing", "timesteps"}.isdisjoint(grid):
+        given = [f"{_flag(name, '--')} {value}" for name, value in grid.items()]
+        raise UserError(f"{' and '.join(given)} each choose the timesteps: give only one of them")
 
 
 def validate_sample(
@@ -79,94 +117,123 @@ def validate_sample(
     whole_timesteps: bool = False,
     prefix: str = "--",
 ) -> None:
-    """Raise UserError if a chain of `num_timesteps` cannot be sampled so.
+    """Raise UserError if a chain of `num_timesteps` cannot be sampled with these settings.
 
-    `zero_terminal_snr`: its last timestep is pure noise. `whole_timesteps`: the network has a table
-    of times, and knows none in between. `prefix`: what the flags of these settings begin with.
+    `zero_terminal_snr`: the last timestep is pure noise. `whole_timesteps`: the network has a table
+    of times and knows none in between. `prefix` starts the flag of each setting.
     """
-    steps = f"{prefix}{'steps' if prefix == '--' else 'num-steps'}"
-    _require(sample.respacing is None or sample.timesteps is None, f"{prefix}timesteps",
-             sample.timesteps, f"left out with {prefix}respacing {sample.respacing}")  # fmt: skip
-    _require(sample.num_steps <= MAX_STEPS, steps, sample.num_steps, f"at most {MAX_STEPS:,}")
+    check = field_check(sample, prefix)
+    only_one = sample.respacing is None or sample.timesteps is None
+    check("timesteps", only_one, f"left out with {prefix}respacing {sample.respacing}")
+    most = f"at most {MAX_STEPS:,}"
+    check("num_steps", sample.num_steps <= MAX_STEPS, most, _flag("num_steps", prefix))
     if visits_timesteps(sample):
-        first = _first_timestep(sample, num_timesteps, prefix, steps)
-        at_noise = zero_terminal_snr and first == num_timesteps - 1
-        able = SAMPLERS[sample.sampler].starts_at_noise
-        _require(able or not at_noise, f"{prefix}sampler", sample.sampler,
-                 "another, or begin below the last timestep (leading spacing): the run's "
-                 "schedule ends in pure noise, where this one cannot start")  # fmt: skip
+        _validate_start(sample, num_timesteps, zero_terminal_snr, prefix)
     else:
-        spacing = f"{prefix}spacing"
-        _require(sample.num_steps >= 1, steps, sample.num_steps, "at least 1")
-        _require(not zero_terminal_snr, spacing, sample.spacing, "one in t, such as trailing: "
-                 "the run's schedule ends in pure noise, infinite in log(sigma)")  # fmt: skip
-        _require(not whole_timesteps, spacing, sample.spacing, "one in t, such as leading: the "
-                 "run's network has a table of times, and knows none in between")  # fmt: skip
-    frames, quantile = sample.frames, sample.dynamic_threshold
-    _require(frames >= 2, f"{prefix}frames", frames, "at least 2")
-    _require(frames <= MAX_FRAMES, f"{prefix}frames", frames, f"at most {MAX_FRAMES:,}")
-    _require(0 <= sample.eta <= 1, f"{prefix}eta", sample.eta, "between 0 and 1")
-    _require(quantile is None or 0 < quantile <= 1, f"{prefix}dynamic-threshold", quantile,
-             "a quantile, above 0 and at most 1")  # fmt: skip
+        _validate_continuous(sample, zero_terminal_snr, whole_timesteps, prefix)
+    check("frames", sample.frames >= 2, "at least 2")
+    check("frames", sample.frames <= MAX_FRAMES, f"at most {MAX_FRAMES:,}")
+    check("eta", 0 <= sample.eta <= 1, "between 0 and 1")
+    quantile = sample.dynamic_threshold
+    possible = quantile is None or 0 < quantile <= 1
+    check("dynamic_threshold", possible, "a quantile, above 0 and at most 1")
     _validate_churn(sample, whole_timesteps, prefix)
     _validate_guidance(sample, num_timesteps, prefix)
 
 
-def _first_timestep(sample: SampleConfig, num_timesteps: int, prefix: str, steps: str) -> int:
-    """The first timestep visited. Raises UserError that names the flag which says so."""
+def _flag(name: str, prefix: str) -> str:
+    """The flag of a setting; num_steps is called --steps where it needs no section."""
+    return "--steps" if (name, prefix) == ("num_steps", "--") else flag_name(name, prefix)
+
+
+def _validate_start(
+    sample: SampleConfig, num_timesteps: int, zero_terminal_snr: bool, prefix: str
+) -> None:
+    """Check the first timestep that is visited."""
+    first = _first_timestep(sample, num_timesteps, prefix)
+    at_noise = zero_terminal_snr and first == num_timesteps - 1
+    field_check(sample, prefix)(
+        "sampler",
+        SAMPLERS[sample.sampler].starts_at_noise or not at_noise,
+        "one that can start from pure noise, where this run's schedule ends; or start below the "
+        f"last timestep ({prefix}spacing leading)",
+    )
+
+
+def _validate_continuous(
+    sample: SampleConfig, zero_terminal_snr: bool, whole_timesteps: bool, prefix: str
+) -> None:
+    """Check a grid of levels between the timesteps."""
+    check = field_check(sample, prefix)
+    check("num_steps", sample.num_steps >= 1, "at least 1", _flag("num_steps", prefix))
+    check(
+        "spacing",
+        not zero_terminal_snr,
+        "a spacing in t, such as trailing: this run's schedule ends in pure noise, where "
+        "log(sigma/signal) is infinite",
+    )
+    check(
+        "spacing",
+        not whole_timesteps,
+        "a spacing in t, such as leading: this run's network has a table of times and knows none "
+        "in between",
+    )
+
+
+def _first_timestep(sample: SampleConfig, num_timesteps: int, prefix: str) -> int:
+    """The first timestep visited. Raises UserError that names the flag which chose it."""
     try:
         return int(sampling_timesteps(sample, num_timesteps)[0])
     except (ValueError, TypeError, OverflowError) as error:
-        flag = f"{steps} {sample.num_steps}"
-        if sample.respacing is not None:
-            flag = f"{prefix}respacing {sample.respacing}"
-        if sample.timesteps is not None:
-            flag = f"{prefix}timesteps {sample.timesteps}"
-        raise UserError(f"{flag}: {error}") from error
+        listed = [name for name in ("timesteps", "respacing") if getattr(sample, name) is not None]
+        name = (*listed, "num_steps")[0]
+        given = f"{_flag(name, prefix)} {getattr(sample, name)}"
+        raise UserError(f"{given}: {error}") from error
 
 
 def _validate_churn(sample: SampleConfig, whole_timesteps: bool, prefix: str) -> None:
+    check = field_check(sample, prefix)
     churn, low, high = sample.churn, sample.churn_min, sample.churn_max
-    flag = f"{prefix}churn"
-    _require(0 <= churn < inf, flag, churn, "0 or more")
-    _require(churn == 0 or sample.sampler == "heun", flag, churn,
-             f"0 with {prefix}sampler {sample.sampler}: only heun has it")  # fmt: skip
-    _require(churn == 0 or not whole_timesteps, flag, churn,
-             "0: the run's network has a table of times, and knows none in between")  # fmt: skip
-    _require(low >= 0, f"{flag}-min", low, "0 or more")
-    _require(high is None or high >= low, f"{flag}-max", high, f"at least {flag}-min {low:g}")
-    _require(sample.churn_noise >= 0, f"{flag}-noise", sample.churn_noise, "0 or more")
+    check("churn", 0 <= churn < inf, "0 or more")
+    only_heun = f"0 with {prefix}sampler {sample.sampler}: only heun has churn"
+    check("churn", churn == 0 or sample.sampler == "heun", only_heun)
+    table = "0: this run's network has a table of times and knows none in between"
+    check("churn", churn == 0 or not whole_timesteps, table)
+    check("churn_min", low >= 0, "0 or more")
+    check("churn_max", high is None or high >= low, f"at least {prefix}churn-min {low:g}")
+    check("churn_noise", sample.churn_noise >= 0, "0 or more")
 
 
 def _validate_guidance(sample: SampleConfig, num_timesteps: int, prefix: str) -> None:
+    check = field_check(sample, prefix)
     scale, interval, rescale = sample.guidance, sample.guidance_interval, sample.guidance_rescale
-    flag = f"{prefix}guidance"
-    _require(scale is None or 0 <= scale < inf, flag, scale, "0 or more")
-    _require(0 <= rescale <= 1, f"{flag}-rescale", rescale, "between 0 and 1")
-    if scale is None:
-        _require(interval is None, f"{flag}-interval", interval, f"left out without {flag}")
-        _require(rescale == 0, f"{flag}-rescale", rescale, f"0 without {flag}")
-    if interval is not None:
-        possible = 0 <= interval[0] <= interval[1] <= num_timesteps - 1
-        _require(possible, f"{flag}-interval", interval,
-                 f"two timesteps between 0 and {num_timesteps - 1}, the lower first")  # fmt: skip
+    check("guidance", scale is None or 0 <= scale < inf, "0 or more")
+    check("guidance_rescale", 0 <= rescale <= 1, "between 0 and 1")
+    without = scale is None
+    check(
+        "guidance_interval", not without or interval is None, f"left out without {prefix}guidance"
+    )
+    check("guidance_rescale", not without or rescale == 0, f"0 without {prefix}guidance")
+    last = num_timesteps - 1
+    possible = interval is None or 0 <= interval[0] <= interval[1] <= last
+    check("guidance_interval", possible, f"two timesteps between 0 and {last}, the lower one first")
 
 
-def sampling_timesteps(sample: SampleConfig, num_timesteps: int) -> Int[np.ndarray, " S+1"]:
-    """The timesteps that are visited, descending, ending in -1.
+def sampling_timesteps(sample: SampleConfig, num_timesteps: int) -> Int[np.ndarray, " S1"]:
+    """The timesteps that are visited, descending, followed by -1.
 
-    Raises ValueError where there is no such choice, and for levels between the timesteps.
+    Raises ValueError for a grid that does not exist and for levels between the timesteps.
     """
     if sample.timesteps is not None:
         return parse_timesteps(num_timesteps, sample.timesteps)
     if sample.respacing is not None:
         return space_timesteps(num_timesteps, sample.respacing)
-    if sample.spacing == "log_snr" or sample.spacing == "karras":
+    if sample.spacing in CONTINUOUS:
         raise ValueError(f"{sample.spacing!r} spacing visits levels between the timesteps")
     return timestep_grid(num_timesteps, sample.num_steps, sample.spacing)
 
 
 def visits_timesteps(sample: SampleConfig) -> bool:
-    """Whether all levels are those of timesteps, and not of a spacing between them."""
+    """Whether every level is that of a timestep, not one between two timesteps."""
     listed = sample.timesteps is not None or sample.respacing is not None
     return listed or sample.spacing not in CONTINUOUS

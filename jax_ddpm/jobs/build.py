@@ -18,7 +18,13 @@ from jax_ddpm.optim.optimizers import make_learning_rate, make_optimizer
 from jax_ddpm.process.denoiser import rescale_timesteps
 from jax_ddpm.process.grids import continuous_levels
 from jax_ddpm.process.levels import Level, level_at, level_of_sigma, level_of_t
-from jax_ddpm.process.schedules import Schedule, named_schedule
+from jax_ddpm.process.schedules import (
+    BETAS,
+    Betas,
+    Schedule,
+    make_schedule,
+    rescale_zero_terminal_snr,
+)
 from jax_ddpm.process.timesteps import empty_history
 from jax_ddpm.process.types import GradientFn
 from jax_ddpm.samplers import SAMPLERS, Sampler
@@ -95,12 +101,10 @@ def build(
         max_grad_norm=train.max_grad_norm,
         clip_eps=train.clip_eps,
     )
-    schedule = named_schedule(
-        diffusion.schedule,
-        diffusion.num_timesteps,
+    schedule = make_schedule(
+        make_betas(diffusion),
         dtype=jnp.dtype(dtype or "float32"),
         clipped_log_variance=diffusion.clipped_log_variance,
-        zero_terminal_snr=diffusion.zero_terminal_snr,
     )
     fns = build_network(config, image_shape, jnp.dtype(dtype or model.compute_dtype), network)
     ema, *more_ema = make_averages(train)
@@ -116,6 +120,12 @@ def build(
         more_ema=tuple(more_ema),
         posthoc_ema=tuple(map(make_posthoc_ema, train.posthoc_ema)),
     )
+
+
+def make_betas(diffusion: DiffusionConfig) -> Betas:
+    """The betas of the run's chain, in float64. Raises ValueError for a schedule not valid at T."""
+    betas = BETAS[diffusion.schedule](diffusion.num_timesteps)
+    return rescale_zero_terminal_snr(betas) if diffusion.zero_terminal_snr else betas
 
 
 def open_data(data: SourceConfig, split: Split = "train") -> ImageSource:

@@ -1,20 +1,60 @@
-"""A classifier of noisy images from a file of the user's own: FILE.py:FUNCTION."""
+"""Guidance by a classifier of noisy images from the user's own file: FILE.py:FUNCTION."""
 
 import importlib.util
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jax_ddpm.errors import UserError
-from jax_ddpm.process.guidance import LogProbFn
+from jax_ddpm.config.run import Config
+from jax_ddpm.config.sample import SampleConfig
+from jax_ddpm.errors import UserError, flag_name
+from jax_ddpm.jobs.generate import GradientOf
+from jax_ddpm.process.guidance import LogProbFn, classifier_gradient
+
+
+def check_guidance(config: Config, label: int | None, changes: Collection[str]) -> None:
+    """Raise UserError where a classifier cannot guide a run of `config`.
+
+    `changes` names the settings of sampling that the user asked for.
+    """
+    for name in ("guidance_interval", "guidance_rescale"):
+        if name in changes:
+            raise UserError(
+                f"{flag_name(name)} belongs to guidance without a classifier: leave it out"
+            )
+    if config.diffusion.zero_terminal_snr:
+        raise UserError(
+            "--classifier needs some signal in x_T, which diffusion.zero-terminal-snr removes"
+        )
+    if config.model.num_labels is None and label is None:
+        raise UserError("--classifier needs --label N, the class to guide towards")
+
+
+def without_guidance(settings: SampleConfig) -> SampleConfig:
+    """`settings` without classifier-free guidance, whose place the classifier takes."""
+    return replace(settings, guidance=None, guidance_interval=None, guidance_rescale=0.0)
+
+
+def make_gradient(
+    place: str, image_shape: tuple[int, int, int], dtype: Any, scale: float
+) -> GradientOf:
+    """A function from labels to the scaled gradient of the user's classifier.
+
+    Raises UserError if `place` is not a classifier.
+    """
+    log_prob = load_classifier(place)
+    require_classifier(log_prob, place, image_shape, dtype)
+    return lambda labels: classifier_gradient(log_prob, labels, scale)
 
 
 def load_classifier(place: str) -> LogProbFn:
-    """The function of `place`, FILE.py:FUNCTION. The file is run, as Python's import does.
+    """The function that `place`, FILE.py:FUNCTION, names. The file is executed, as by `import`.
 
-    Raises UserError if there is no such file or function, or the file cannot be run.
+    Raises UserError if there is no such file or function, and if the file fails.
     """
     file, _, name = place.rpartition(":")
     path = Path(file)
@@ -22,38 +62,39 @@ def load_classifier(place: str) -> LogProbFn:
         raise UserError(f"--classifier {place} must name a file and a function: FILE.py:FUNCTION")
     if not path.is_file():
         raise UserError(f"--classifier {place}: there is no file {path}")
-    function = getattr(_run(path, place), name, None)
+    function = getattr(_execute(path, place), name, None)
     if not callable(function):
         raise UserError(f"--classifier {place}: {path} has no function {name}")
     return function
 
 
-def _run(path: Path, place: str) -> Any:
+def _execute(path: Path, place: str) -> Any:
     spec = importlib.util.spec_from_file_location(f"jax_ddpm_classifier_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's file raises
-        raise UserError(f"--classifier {place}: {_sentence(error)}") from error
+        raise UserError(f"--classifier {place}: {_summarize(error)}") from error
     return module
 
 
 def require_classifier(
     log_prob: LogProbFn, place: str, image_shape: tuple[int, int, int], dtype: Any
 ) -> None:
-    """Raise UserError unless `log_prob(x_t, t, label)` gives one real number per image."""
+    """Raise UserError unless `log_prob(x_t, t, label)` returns one real number per image."""
     two = jnp.zeros(2, jnp.int32)
     wanted = "log_prob(x_t [b, h, w, c], t [b], label [b]) -> [b]"
     try:
         found = jax.eval_shape(log_prob, jnp.zeros((2, *image_shape), dtype), two, two)
     except Exception as error:  # whatever the user's function raises
-        raise UserError(f"--classifier {place} is not {wanted}: {_sentence(error)}") from error
+        raise UserError(f"--classifier {place} is not {wanted}: {_summarize(error)}") from error
     fits = getattr(found, "shape", None) == (2,) and jnp.issubdtype(found.dtype, jnp.floating)
     if not fits:
-        raise UserError(f"--classifier {place} is not {wanted}: for two images it gives {found}")
+        raise UserError(f"--classifier {place} is not {wanted}: for two images it returns {found}")
 
 
-def _sentence(error: Exception) -> str:
-    first = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {first[0] if first else 'no more is known'}"
+def _summarize(error: Exception) -> str:
+    """The type of `error` and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

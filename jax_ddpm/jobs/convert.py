@@ -3,72 +3,58 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from jax_ddpm import runs
+from jax_ddpm.config.jobs import EMA, Weights
 from jax_ddpm.config.run import MAX_TIMESTEPS, Config, DataConfig, validate
-from jax_ddpm.errors import UserError
+from jax_ddpm.errors import UserError, join_or
 from jax_ddpm.files.atomic import write_atomically
 from jax_ddpm.files.untrusted import explain
 from jax_ddpm.interop import PEERS, Network, Source, from_torch, to_state_dict
 from jax_ddpm.interop.files import read_arguments, read_weights, require_suffix, write_weights
 from jax_ddpm.interop.unwrap import find_tensor
 from jax_ddpm.jobs.build import build, open_data
-from jax_ddpm.jobs.sample import load_state
+from jax_ddpm.jobs.parameters import check_weights, load_params
 from jax_ddpm.models import Architecture, ModelConfig
 from jax_ddpm.process.schedules import BETAS, ScheduleName, rescale_zero_terminal_snr
-from jax_ddpm.runs.averages import check_selection, select_params
 from jax_ddpm.runs.checkpoint import open_checkpoints, save
 
 
-@dataclass(frozen=True)
-class ImportArgs:
-    """Weights of another implementation become a run folder."""
+def import_weights(
+    file: Path, source: Source, out: Path, settings: Config, arguments: Path | None = None
+) -> runs.Run:
+    """Make a run folder of a weight file, ready to be sampled or trained further.
 
-    file: tyro.conf.Positional[Path]
-    """Weight file: .safetensors, .pt, .pth, .bin, .ckpt or .npz."""
-    source: Source
-    """The implementation that wrote it."""
-    out: Path
-    """Folder of the new run."""
-    config: Path | None = None
-    """JSON file with the constructor arguments of its network, if the weights do not tell them.
-    Default: the one of the same name beside the weights, or config.json as diffusers writes it."""
-    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
-    """Everything else of the run; default: the preset of the implementation. The size of the images
-    is --data.image-size, else that of the data if they have the network's channels."""
+    `settings` is everything but the network, such as the preset of `source`. `arguments` is a JSON
+    file with the constructor arguments of the network, for what its weights do not tell.
 
-
-def import_weights(args: ImportArgs) -> runs.Run:
-    """Make the run folder `args.out` of a weight file; `sample.py` and `train.py` take it.
-
-    Raises UserError if the weights do not fit the network, or the folder is not free. The folder is
-    there whole or not at all.
+    Raises UserError if the weights do not fit the network, or if `out` exists. The folder is
+    written completely or not at all.
     """
-    if args.out.exists():
-        raise UserError(f"{args.out} exists: choose another folder with --out")
-    given = read_weights(args.file)
-    network = from_torch(given, args.source, read_arguments(args.file, args.config))
-    config = run_config(args.settings, network, given)
-    shape = image_shape(config.data, network)
-    run = runs.Run(args.out, config, shape, imported_from=args.source)
+    if out.exists():
+        raise UserError(f"{out} exists: choose another folder with --out")
+    given = read_weights(file)
+    network = from_torch(given, source, read_arguments(file, arguments))
+    config = make_config(settings, network, given)
+    shape = choose_image_shape(config.data, network)
+    run = runs.Run(out, config, shape, imported_from=source)
     validate(config)
     write_run(run, network)
     count = sum(leaf.size for leaf in jax.tree.leaves(network.params))
     size = "x".join(map(str, run.image_shape))
-    print(f"Wrote {args.out}: {count:,} parameters of {args.source}, for images of {size}")
+    print(f"Wrote {out}: {count:,} parameters of {source}, for images of {size}")
     return run
 
 
-def run_config(settings: Config, network: Network, given: Mapping[str, Any]) -> Config:
-    """`settings` with the network, and with the schedule if the file holds its betas."""
+def make_config(settings: Config, network: Network, given: Mapping[str, Any]) -> Config:
+    """`settings` with the network, and with the schedule if the file holds betas."""
     model = cast(ModelConfig, network.config)
     config = replace(settings, model=model, run=None)
     betas = find_tensor(given, "betas")
@@ -77,8 +63,8 @@ def run_config(settings: Config, network: Network, given: Mapping[str, Any]) -> 
     try:
         betas = np.asarray(betas, np.float64)
     except (TypeError, ValueError) as error:
-        raise UserError(f"the file's betas are no numbers: {explain(error)}") from error
-    name, zero = schedule_of(betas)
+        raise UserError(f"the file's betas are not numbers: {explain(error)}") from error
+    name, zero = find_schedule(betas)
     diffusion = replace(
         config.diffusion, schedule=name, zero_terminal_snr=zero, num_timesteps=len(betas)
     )
@@ -86,10 +72,10 @@ def run_config(settings: Config, network: Network, given: Mapping[str, Any]) -> 
     return replace(config, diffusion=diffusion, sample=replace(config.sample, num_steps=num_steps))
 
 
-def schedule_of(betas: np.ndarray) -> tuple[ScheduleName, bool]:
-    """The schedule that has these betas, to float32, and whether it is rescaled to end in noise.
+def find_schedule(betas: np.ndarray) -> tuple[ScheduleName, bool]:
+    """The schedule with these betas, up to float32, and whether it is rescaled to end in noise.
 
-    Raises UserError if none has.
+    Raises UserError if there is none.
     """
     if betas.ndim != 1 or not 1 <= len(betas) <= MAX_TIMESTEPS:
         raise UserError(
@@ -104,10 +90,10 @@ def schedule_of(betas: np.ndarray) -> tuple[ScheduleName, bool]:
             continue
         if np.allclose(ours, betas, rtol=1e-4, atol=1e-7):
             return name, zero
-    raise UserError(f"the file's {len(betas)} betas are those of none of {', '.join(BETAS)}")
+    raise UserError(f"the file's {len(betas)} betas match no schedule: not {join_or(list(BETAS))}")
 
 
-def image_shape(data: DataConfig, network: Network) -> tuple[int, int, int]:
+def choose_image_shape(data: DataConfig, network: Network) -> tuple[int, int, int]:
     """The shape of the images that the run draws."""
     height, width, channels = network.config.example_shape
     if data.image_size is not None:
@@ -117,7 +103,7 @@ def image_shape(data: DataConfig, network: Network) -> tuple[int, int, int]:
 
 
 def write_run(run: runs.Run, network: Network) -> None:
-    """Write the folder of a run at step 0, average and parameters both those of `network`."""
+    """Write the folder of a run at step 0, whose parameters and averages are those of `network`."""
     temporary = run.folder.with_name(f".{run.folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -132,63 +118,69 @@ def write_run(run: runs.Run, network: Network) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-@dataclass(frozen=True)
-class ExportArgs:
-    """A run becomes a weight file that the PyTorch implementation loads."""
+def export_weights(
+    folder: Path,
+    out: Path | None = None,
+    source: Source | None = None,
+    weights: Weights = EMA,
+) -> "Exported":
+    """Write the weights of a run for another implementation.
 
-    run: tyro.conf.Positional[Path]
-    """Folder of the run."""
-    to: Literal["torch"]
-    """torch: names and layouts of a PyTorch state dict."""
-    source: Source | None = None
-    """The implementation that shall load it; default: the one of the run's network."""
-    out: Path | None = None
-    """File to write, .safetensors, .pt or .npz. Default: SOURCE.safetensors in the run folder."""
-    weights: str = "ema"
-    """ema: the moving average of the parameters; raw: the parameters themselves; or a decay of the
-    run, train.ema-decay or one of train.ema-decays."""
-    posthoc_ema: float | None = None
-    """Relative width of an average that is made of the run's snapshots (see train.posthoc-ema)."""
-    posthoc_step: int | None = None
-    """The step whose average that is; default: that of the last snapshot."""
+    A JSON file beside it, of the same name, holds the constructor arguments of the network. `out`
+    is by default SOURCE.safetensors in the run folder; `source` the implementation that the run was
+    imported from, else the first that has its network.
 
-
-def export_weights(args: ExportArgs) -> Path:
-    """Write the weights of a run for another implementation, and return the file's path.
-
-    Beside them, in a JSON file of the same name, the constructor arguments of its network. Raises
-    UserError for a folder that is no trained run, and where that implementation does not have the
-    run's network.
+    Raises UserError for a folder that is not a trained run, and if that implementation does not
+    have the run's network.
     """
-    run = runs.load(args.run)
-    if args.out is not None:
-        require_suffix(args.out, "--out")
-    check_selection(run.config, args.weights, args.posthoc_ema, args.posthoc_step)
-    state = load_state(run, build(run.config, run.image_shape))
-    params, what = select_params(run, state, args.weights, args.posthoc_ema, args.posthoc_step)
-    imported_from = run.imported_from if run.imported_from in PEERS else None
-    asked = args.source or imported_from
-    sources = [asked] if asked else list(PEERS)
-    for source in sources:
-        state_dict, arguments = translated(params, run.config.model, source)
-        if state_dict:
-            break
-    else:
-        raise UserError(f"{', '.join(sources)}: not an implementation of the network of {args.run}")
-    out = args.out or args.run / f"{source}.safetensors"
-    write_weights(out, state_dict)
-    text = json.dumps(arguments, indent=2) + "\n"
+    run = runs.load(folder)
+    if out is not None:
+        require_suffix(out, "--out")
+    check_weights(run.config, weights)
+    params, description = load_params(run, build(run.config, run.image_shape), weights)
+    found = find_translation(run, params, source)
+    out = out or folder / f"{found.source}.safetensors"
+    write_weights(out, found.state_dict)
+    text = json.dumps(found.arguments, indent=2) + "\n"
     write_atomically(out.with_suffix(".json"), lambda temporary: temporary.write_text(text))
-    print(f"Wrote {out}, {what}, as {source} has them")
-    return out
+    print(f"Wrote {out}: {description}, in the format of {found.source}")
+    return Exported(out, found.source)
 
 
-def translated(
-    params: Any, config: Architecture, source: Source
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """State dict and constructor arguments of `source`; empty if it does not have this network.
+class Exported(NamedTuple):
+    """A weight file, and the implementation that loads it."""
 
-    Proved by reading them back: the same configuration must come out.
+    file: Path
+    source: Source
+
+
+class Translation(NamedTuple):
+    """Weights as another implementation has them, and the constructor arguments of its network."""
+
+    source: Source
+    state_dict: dict[str, np.ndarray]
+    arguments: dict[str, Any]
+
+
+def find_translation(run: runs.Run, params: Any, source: Source | None) -> Translation:
+    """The weights for `source`. Raises UserError if it does not have the run's network.
+
+    If None: for the implementation that the run came from, else the first that has its network.
+    """
+    imported_from = run.imported_from if run.imported_from in PEERS else None
+    wanted = source or imported_from
+    sources = [wanted] if wanted else list(PEERS)
+    for name in sources:
+        found = translate(params, run.config.model, name)
+        if found is not None:
+            return found
+    raise UserError(f"{join_or(list(sources))} does not have the network of {run.folder}")
+
+
+def translate(params: Any, config: Architecture, source: Source) -> Translation | None:
+    """`params` for `source`; None if it does not have this network.
+
+    Proved by reading the result back: the same configuration must come out.
     """
     peer = PEERS[source]
     ours = asdict(config)
@@ -197,10 +189,10 @@ def translated(
     try:
         back = from_torch(state_dict, source, given)
     except UserError:
-        return {}, {}
+        return None
     read = asdict(back.config)
     same = type(back.config) is type(config) and all(
         ours[name] in (None, read[name]) for name in ours.keys() - {"compute_dtype", "dropout"}
     )
     arguments = {name: read[name] for name in peer.arguments if name in read}
-    return (state_dict, arguments) if same else ({}, {})
+    return Translation(source, state_dict, arguments) if same else None

@@ -21,43 +21,46 @@ from jax_ddpm.process.types import DenoiseFn, GradientFn, Images, Prediction
 from jax_ddpm.samplers import SAMPLERS, Sampler, SamplerState, draw_noise, sample
 
 Labels = Int[Array | np.ndarray, " b"]
+Indices = Int[np.ndarray, " b"]
 
 
 class Samples(NamedTuple):
-    """Finished images, and the frames that led to them, from noise on."""
+    """Finished images, and the frames from noise to them."""
 
     images: UInt8[np.ndarray, "n h w c"]
     frames: UInt8[np.ndarray, "f n h w c"]
 
 
-GenerateFn = Callable[..., tuple[Array, Array]]  # (params, (keys, labels, weights), pictures)
-GradientOf = Callable[[Any], GradientFn]
+GenerateFn = Callable[..., tuple[Array, Array]]  # (params, (keys, labels, positions), pictures)
+GradientOf = Callable[[Any], GradientFn]  # labels -> gradient of a classifier
 
 
-def from_noise(x_T: Images, levels: Level, alone: Any, pictures: Any, weights: Any) -> Images:
-    """The start of images that are made of nothing else."""
+def start_from_noise(
+    x_T: Images, levels: Level, denoise_first: Any, pictures: Any, positions: Any
+) -> Images:
+    """The start of images that are made from noise alone."""
     return x_T
 
 
-class Edit(NamedTuple):
-    """What a job does with images that it is given; by default nothing, and images begin as noise.
+class EditFns(NamedTuple):
+    """How images are made from given ones; by default from noise alone.
 
-    The compiled program takes `pictures`, arrays that all images share, and `weights(numbers)`, one
-    value for each image of these numbers, as arguments. `levels(grid)`: the levels visited.
-    `wrap(sampler, pictures)`: the sampler used. `start(x_T, levels, alone, pictures, weights)`: the
-    first x_t, where `alone(n)` denoises n images of the first one's class. With `one_noise` all
-    images have the noise of image 0.
+    The compiled program takes as arguments the arrays `pictures`, which all images share, and
+    `positions(indices)`, one number per image. `levels(grid)` returns the levels to visit.
+    `wrap(sampler, pictures)` returns the sampler to use. `start(x_T, levels, denoise_first,
+    pictures, positions)` returns the first x_t; `denoise_first(n)` denoises n images of the first
+    image's class. With `one_noise`, all images share the noise of image 0.
     """
 
     pictures: tuple[Any, ...] = ()
-    weights: Callable[[Int[np.ndarray, " b"]], Any] = lambda numbers: None
+    positions: Callable[[Indices], Any] = lambda indices: None
     levels: Callable[[Level], Level] = lambda levels: levels
     wrap: Callable[[Sampler, Any], Sampler] = lambda sampler, pictures: sampler
-    start: Callable[[Images, Level, Callable[[int], DenoiseFn], Any, Any], Images] = from_noise
+    start: Callable[..., Images] = start_from_noise
     one_noise: bool = False
 
 
-NO_EDIT = Edit()
+NO_EDIT = EditFns()
 
 
 def make_generate_fn(
@@ -65,38 +68,37 @@ def make_generate_fn(
     settings: SampleConfig,
     image_shape: tuple[int, int, int],
     *,
-    edit: Edit = NO_EDIT,
+    edit: EditFns = NO_EDIT,
     gradient_of: GradientOf | None = None,
 ) -> GenerateFn:
-    """One compiled program (params, (keys, labels, weights), pictures) -> images [b, ...], frames.
+    """One compiled program (params, (keys, labels, positions), pictures) -> images, frames.
 
-    It computes in the dtype of the schedule in `parts`, and runs on the devices where the
-    parameters are (see `compile_per_example`). The frames [f, b, h, w, c] begin with x_T.
+    It computes in the dtype of the schedule in `parts` and runs on the devices that hold the
+    parameters (see `compile_per_example`). Images are uint8 [b, h, w, c]; the frames
+    [f, b, h, w, c] begin with the first x_t.
     `gradient_of(labels)` is the gradient of a classifier that guides (see `classifier_gradient`).
     """
     levels = edit.levels(make_sampling_levels(settings, parts.schedule))
-    pixels = stretch_to_uint8 if settings.stretch else to_uint8
+    dtype, num_steps = parts.schedule.betas.dtype, len(levels.t) - 1
+    to_pixels = stretch_to_uint8 if settings.stretch else to_uint8
 
     def frame(state: SamplerState, prediction: Prediction) -> UInt8[Array, "b h w c"]:
-        return pixels(state.x_t)
+        return to_pixels(state.x_t)
 
     def generate(params: Any, examples: Any, pictures: Any) -> tuple[Array, Array]:
-        keys, labels, weights = examples
+        keys, labels, positions = examples
 
-        def alone(n: int) -> DenoiseFn:
+        def denoise_first(n: int) -> DenoiseFn:
             label = None if labels is None else jnp.repeat(jnp.asarray(labels)[:1], n)
             return make_denoiser(parts, settings, params, label, gradient_of)
 
-        dtype = parts.schedule.betas.dtype
         x_T, noise_fn = draw_noise(keys, image_shape, dtype)
-        pictures, weights = jax.tree.map(
-            lambda a: a if a.dtype == bool else a.astype(dtype), (pictures, weights)
+        pictures, positions = jax.tree.map(
+            lambda a: a if a.dtype == bool else a.astype(dtype), (pictures, positions)
         )
-        start = edit.start(x_T, levels, alone, pictures, weights)
+        start = edit.start(x_T, levels, denoise_first, pictures, positions)
         gradient_fn = None if gradient_of is None else gradient_of(labels)
-        sampler = make_sampler(
-            settings, parts.diffusion, parts.schedule, len(levels.t) - 1, gradient_fn
-        )
+        sampler = make_sampler(settings, parts.diffusion, parts.schedule, num_steps, gradient_fn)
         x_0, frames = sample(
             edit.wrap(sampler, pictures),
             make_denoiser(parts, settings, params, labels, gradient_of),
@@ -107,7 +109,7 @@ def make_generate_fn(
             num_frames=settings.frames,
             self_condition=parts.self_condition,
         )
-        return pixels(x_0), jnp.concatenate([pixels(start)[None], frames])
+        return to_pixels(x_0), jnp.concatenate([to_pixels(start)[None], frames])
 
     return compile_per_example(generate)
 
@@ -119,7 +121,7 @@ def make_denoiser(
     labels: Labels | None,
     gradient_of: GradientOf | None = None,
 ) -> DenoiseFn:
-    """The denoiser of images of the given classes, with the guidance of `settings`."""
+    """The denoiser for images of the given classes, clipped and guided as `settings` say."""
     apply_fn = parts.network.apply_fn
     if settings.guidance is not None:
         assert parts.null_label is not None
@@ -146,15 +148,13 @@ def make_denoiser(
     return guide_score(denoise_fn, gradient_of(labels))
 
 
-def image_keys(seed: int, indices: Int[np.ndarray, " b"]) -> Key[Array, " b"]:
-    """One key per image from the seed and the image's number: image 5 is the same in any batch."""
+def image_keys(seed: int, indices: Indices) -> Key[Array, " b"]:
+    """One key per image, from the seed and the image's index: image 5 is the same in any batch."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(indices))
 
 
-def image_labels(
-    num_labels: int | None, label: int | None, indices: Int[np.ndarray, " b"]
-) -> Labels | None:
-    """The class of each image: `label`, or all in turn; None if the network has no labels."""
+def image_labels(num_labels: int | None, label: int | None, indices: Indices) -> Labels | None:
+    """The class of each image: `label`, or all in turn; None for a network without labels."""
     if label is not None:
         return np.full_like(indices, label)
     return None if num_labels is None else indices % num_labels
@@ -169,18 +169,18 @@ def generate_images(
     batch_size: int = 64,
     num_labels: int | None = None,
     label: int | None = None,
-    edit: Edit = NO_EDIT,
+    edit: EditFns = NO_EDIT,
 ) -> Iterator[Samples]:
-    """Images 0..num_images-1 of `seed`, batch by batch, on the devices where `params` are.
+    """Images 0..num_images-1 of `seed`, batch by batch, on the devices that hold `params`.
 
-    The last batch is filled up and cut, and so is each that does not divide over the devices.
+    A batch that is too small, or does not divide over the devices, is filled up and cut afterwards.
     """
     batch_size = min(batch_size, num_images)
     for first in range(0, num_images, batch_size):
         indices = first + np.arange(round_up(batch_size, params))
         labels = image_labels(num_labels, label, indices)
         keys = image_keys(seed, 0 * indices if edit.one_noise else indices)
-        examples = keys, labels, edit.weights(indices)
+        examples = keys, labels, edit.positions(indices)
         images, frames = generate(params, examples, edit.pictures)
         n = min(batch_size, num_images - first)
         yield Samples(np.asarray(images)[:n], np.asarray(frames)[:, :n])

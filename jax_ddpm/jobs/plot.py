@@ -1,7 +1,7 @@
-"""The jobs of `scripts/plot.py`: schedules and their constants, pictures on their way to noise."""
+"""Figures of schedules and of pictures on their way to noise."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -15,118 +15,111 @@ from jax_ddpm.data.pictures import FittedArrays, Form, Picture, read_picture
 from jax_ddpm.errors import UserError, require
 from jax_ddpm.files.figures import save_curves, save_rows
 from jax_ddpm.files.images import from_uint8, to_uint8
-from jax_ddpm.jobs.build import open_data
+from jax_ddpm.jobs.build import make_betas, open_data
 from jax_ddpm.process.diffusion import q_sample
-from jax_ddpm.process.schedules import BETAS, Schedule, ScheduleName, make_schedule
+from jax_ddpm.process.schedules import Schedule, ScheduleName, make_schedule
 
 
-@dataclass(frozen=True)
-class SchedulesArgs:
-    """Plot the constants of one or several schedules over t."""
+def plot_schedules(
+    out: Path,
+    preset: str = "fashion-cpu",
+    schedules: Sequence[ScheduleName] = (),
+    num_timesteps: int | None = None,
+) -> Path:
+    """Plot the tables of one or several schedules over t.
 
-    out: Path = Path("schedules.png")
-    """PNG file to write."""
-    preset: str = "fashion-cpu"
-    """Its schedule is plotted, with its T."""
-    schedules: tuple[ScheduleName, ...] = ()
-    """Schedules to compare; default: that of the preset."""
-    num_timesteps: int | None = None
-    """T; default: that of the preset."""
-
-
-def plot_schedules(args: SchedulesArgs) -> Path:
-    """Write the figure. Raises UserError for a schedule that is not valid at this T."""
-    diffusion = find_preset(args.preset).diffusion
-    names = args.schedules or (diffusion.schedule,)
-    num_timesteps = args.num_timesteps
-    if num_timesteps is None:
-        num_timesteps = diffusion.num_timesteps
-    possible = 1 <= num_timesteps <= MAX_TIMESTEPS
-    require(possible, "--num-timesteps", num_timesteps, f"between 1 and {MAX_TIMESTEPS:,}")
+    Without `schedules`, that of the preset; T is the preset's unless given. Raises UserError for a
+    schedule that is not valid at this T.
+    """
+    diffusion = find_preset(preset).diffusion
+    T = diffusion.num_timesteps if num_timesteps is None else num_timesteps
+    require(1 <= T <= MAX_TIMESTEPS, "--num-timesteps", T, f"between 1 and {MAX_TIMESTEPS:,}")
+    chosen = [
+        replace(diffusion, schedule=name, num_timesteps=T, zero_terminal_snr=False)
+        for name in schedules
+    ] or [replace(diffusion, num_timesteps=T)]
     curves: dict[str, dict[str, Float[np.ndarray, " T"]]] = {}
-    for name in names:
+    for each in chosen:
         try:
-            schedule = make_schedule(BETAS[name](num_timesteps))
+            schedule = make_schedule(make_betas(each))
         except ValueError as error:
-            raise UserError(f"{name} with T = {num_timesteps}: {error}") from error
-        for constant, values in constants(schedule).items():
-            curves.setdefault(constant, {})[name] = values
-    save_curves(args.out, curves)
-    print(f"Wrote {args.out}: {', '.join(names)} with T = {num_timesteps}")
-    return args.out
+            raise UserError(f"{each.schedule} with T = {T}: {error}") from error
+        for table, values in tables(schedule).items():
+            curves.setdefault(table, {})[each.schedule] = values
+    save_curves(out, curves)
+    print(f"Wrote {out}: {', '.join(each.schedule for each in chosen)} with T = {T}")
+    return out
 
 
-def constants(schedule: Schedule) -> Mapping[str, Float[np.ndarray, " T"]]:
-    """What the tutorials compute before they train, by their names."""
+def tables(schedule: Schedule) -> Mapping[str, Float[np.ndarray, " T"]]:
+    """The tables that tutorials compute before they train, under their names there."""
     betas, alphas_cumprod = np.asarray(schedule.betas), np.asarray(schedule.alphas_cumprod)
+    with np.errstate(divide="ignore"):  # where the chain ends in pure noise
+        sqrt_recip_alphas = 1 / np.sqrt(1 - betas)
+        log_snr = np.log(alphas_cumprod / (1 - alphas_cumprod))
     return {
         "betas": betas,
         "alphas": 1 - betas,
         "alphas_cumprod": alphas_cumprod,
-        "sqrt_recip_alphas": 1 / np.sqrt(1 - betas),
+        "sqrt_recip_alphas": sqrt_recip_alphas,
         "sqrt_alphas_cumprod": np.asarray(schedule.sqrt_alphas_cumprod),
         "sqrt_one_minus_alphas_cumprod": np.asarray(schedule.sqrt_one_minus_alphas_cumprod),
         "posterior_variance": np.asarray(schedule.posterior_variance),
         "posterior_mean_coef1": np.asarray(schedule.posterior_mean_coef1),
-        "log signal-to-noise ratio": np.log(alphas_cumprod / (1 - alphas_cumprod)),
+        "log signal-to-noise ratio": log_snr,
     }
 
 
-@dataclass(frozen=True)
-class ForwardArgs:
-    """Draw the forward process: pictures at several steps on their way to noise."""
+def plot_forward(
+    out: Path,
+    preset: str = "fashion-cpu",
+    image: Path | None = None,
+    image_size: int | None = None,
+    steps: Sequence[int] = (),
+    percent: Sequence[float] = (25, 50, 75, 100),
+    num: int = 4,
+    seed: int = 0,
+) -> Path:
+    """Draw pictures at several timesteps on their way to noise.
 
-    out: Path = Path("forward.png")
-    """PNG file to write."""
-    preset: str = "fashion-cpu"
-    """Its schedule, its T and, without --image, its data."""
-    image: Path | None = None
-    """A picture of your own."""
-    image_size: int | None = None
-    """Side to which the picture is cut and resized; default: as it is."""
-    steps: tuple[int, ...] = ()
-    """Timesteps to draw, 0 to T-1."""
-    percent: tuple[float, ...] = (25, 50, 75, 100)
-    """Timesteps to draw in percent of T, where --steps gives none."""
-    num: int = 4
-    """Rows, if the pictures come from the preset's data."""
-    seed: int = 0
-    """Seed of the noise."""
-
-
-def plot_forward(args: ForwardArgs) -> Path:
-    """Write the figure. Raises UserError for a step outside the chain, or for no picture."""
-    validate_seed(args.seed)
-    config = find_preset(args.preset)
-    num_timesteps = config.diffusion.num_timesteps
-    steps = args.steps or tuple(int(p / 100 * num_timesteps) - 1 for p in args.percent)
+    The schedule is that of the preset, and so are the pictures unless `image` is given. Timesteps
+    are `steps`, or else `percent` of T. Raises UserError for a timestep outside the chain and for a
+    picture that cannot be read.
+    """
+    validate_seed(seed)
+    config = find_preset(preset)
+    T = config.diffusion.num_timesteps
+    for part in percent:
+        require(0 < part <= 100, "--percent", part, "above 0 and at most 100")
+    steps = steps or [int(part / 100 * T) - 1 for part in percent]
     for t in steps:
-        if not 0 <= t < num_timesteps:
-            raise UserError(f"step {t} is not one of the chain, 0 to {num_timesteps - 1}")
-    pictures = _pictures(args, config)
-    betas = BETAS[config.diffusion.schedule](num_timesteps)
-    noised = diffuse(make_schedule(betas), pictures, steps, args.seed)
+        require(0 <= t < T, "--steps", t, f"between 0 and {T - 1}")
+    pictures = read_pictures(config, image, image_size, num)
+    noised = diffuse(make_schedule(make_betas(config.diffusion)), pictures, steps, seed)
     rows = np.concatenate([pictures[:, None], noised], axis=1)
-    save_rows(args.out, ["original", *(f"t = {t}" for t in steps)], rows)
-    print(f"Wrote {args.out}: t = {', '.join(map(str, steps))} of T = {num_timesteps}")
-    return args.out
+    save_rows(out, ["original", *(f"t = {t}" for t in steps)], rows)
+    print(f"Wrote {out}: t = {', '.join(map(str, steps))} of T = {T}")
+    return out
 
 
-def _pictures(args: ForwardArgs, config: Config) -> UInt8[np.ndarray, "n h w c"]:
-    if args.image is not None:
-        picture: Picture = read_picture(args.image, Form(args.image_size))
+def read_pictures(
+    config: Config, image: Path | None, image_size: int | None, num: int
+) -> UInt8[np.ndarray, "n h w c"]:
+    """The picture `image`, or the first `num` pictures of the data of `config`."""
+    if image is not None:
+        picture: Picture = read_picture(image, Form(image_size))
         return picture[None]
     images = open_data(config.data).images
-    shown = np.stack([images[i] for i in range(min(max(args.num, 1), len(images)))])
-    if args.image_size is None:
+    shown = np.stack([images[i] for i in range(min(max(num, 1), len(images)))])
+    if image_size is None:
         return shown
-    return np.stack(list(FittedArrays(shown, Form(args.image_size, shown.shape[-1]))))
+    return np.stack(list(FittedArrays(shown, Form(image_size, shown.shape[-1]))))
 
 
 def diffuse(
-    schedule: Schedule, pictures: UInt8[np.ndarray, "n h w c"], steps: tuple[int, ...], seed: int
+    schedule: Schedule, pictures: UInt8[np.ndarray, "n h w c"], steps: Sequence[int], seed: int
 ) -> UInt8[np.ndarray, "n s h w c"]:
-    """Every picture at every step, with one draw of noise per picture and step."""
+    """Every picture at every timestep, with one draw of noise per picture and timestep."""
     x_0 = from_uint8(jnp.asarray(pictures))
     columns = []
     for i, t in enumerate(steps):

@@ -1,6 +1,5 @@
 """The job that writes images as a data set of TensorFlow Datasets."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from jax_ddpm.config.run import SourceConfig
@@ -10,29 +9,19 @@ from jax_ddpm.errors import require
 from jax_ddpm.jobs.build import open_data
 
 
-@dataclass(frozen=True)
-class PrepareArgs:
-    """Write images as a data set that TensorFlow Datasets reads (array_record)."""
+def prepare_dataset(name: str, out: Path, data: SourceConfig) -> Path:
+    """Write `data` as the data set `name` in the folder `out`, and return its folder.
 
-    name: str
-    """Name of the new data set: lower-case letters, digits and _."""
-    out: Path = Path.home() / "tensorflow_datasets"
-    """Folder of all prepared data sets, which is --data.path in training."""
-    data: SourceConfig = field(default_factory=SourceConfig)
-    """The images, as in training."""
-
-
-def run(args: PrepareArgs) -> Path:
-    """Write the data set and say how to use it. Raises UserError for anything in the way."""
-    require(args.data.crop != "random", "--data.crop", "random", "center or none here: each image "
-            "is written once")  # fmt: skip
-    require_new(args.name, args.out)
-    source = SOURCES.get(args.data.name)
+    Raises UserError if it exists, and for data that cannot be read or written.
+    """
+    fixed = data.crop != "random"
+    require(fixed, "--data.crop", "random", "center or none: each image is written only once")
+    require_new(name, out)
+    source = SOURCES.get(data.name)
     has_tests = source is not None and source.has_test_split
-    names: tuple[Split, ...] = ("train", "test") if has_tests else ("train",)
-    splits: dict[str, ImageSource] = {name: open_data(args.data, name) for name in names}
-    folder = write_prepared(splits, args.name, args.out)
-    counts = ", ".join(f"{len(source.images):,} {name}" for name, source in splits.items())
+    splits: tuple[Split, ...] = ("train", "test") if has_tests else ("train",)
+    sources: dict[str, ImageSource] = {split: open_data(data, split) for split in splits}
+    folder = write_prepared(sources, name, out)
+    counts = ", ".join(f"{len(source.images):,} {split}" for split, source in sources.items())
     print(f"Wrote {folder}: {counts} images")
-    print(f"Use it with --data.name {args.name} --data.path {args.out}")
     return folder

@@ -2,7 +2,7 @@ import jax
 import pytest
 
 from jax_ddpm import runs
-from jax_ddpm.cli import parsing as cli
+from jax_ddpm.cli.train import read
 from jax_ddpm.config.presets import PRESET_OF, PRESETS, find_preset
 from jax_ddpm.config.run import validate
 from jax_ddpm.errors import UserError
@@ -57,7 +57,10 @@ def test_every_source_has_a_preset():
 
 
 def test_an_unknown_preset_is_a_sentence():
-    with pytest.raises(UserError, match="no preset 'cifar', choose one of fashion-cpu"):
+    with pytest.raises(
+        UserError,
+        match=r"--preset is 'cifar', but it must be fashion-cpu, .*: did you mean 'ddpm-cifar10'",
+    ):
         find_preset("cifar")
 
 
@@ -67,7 +70,7 @@ def test_an_unknown_preset_is_a_sentence():
 )
 def test_a_short_run_of_every_system_on_the_embedded_images(name, tmp_path):
     args = f"--preset {name} --run {tmp_path / 'run'} {SHORT} {SMALL[name]}".split()
-    config = cli.parse_config(args, prog="train.py", description="")
+    config = read(args)[0].flags.config
     run = train(config)
     for file in (run.final_grid, run.final_gif, run.loss_curve):
         assert file.exists()

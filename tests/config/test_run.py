@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from jax_ddpm.config.presets import PRESETS
-from jax_ddpm.config.run import Config, validate
+from jax_ddpm.config.run import Config, DiffusionConfig, validate
 from jax_ddpm.errors import UserError
 
 
@@ -48,7 +48,7 @@ BAD = [
         "--diffusion.num-timesteps 1 .* one timestep cannot be rescaled",
     ),
     ("diffusion", {"label_dropout": 1.0}, "--diffusion.label-dropout is 1.0, .* in .0, 1."),
-    ("diffusion", {"label_dropout": 0.1}, "--diffusion.label-dropout is 0.1, .* of 0 labels"),
+    ("diffusion", {"label_dropout": 0.1}, "--diffusion.label-dropout is 0.1, .* with 0 labels"),
     ("model", {"num_classes": 0}, "--model.num-classes is 0, .* at least 1"),
     ("data", {"image_size": 0}, "--data.image-size is 0, .* between 1 and"),
     ("sample", {"num_steps": 0}, "between 1 and T = 1000, got 0"),
@@ -109,7 +109,16 @@ BAD = [
     ),
     ("train", {"betas": (0.9, 1.0)}, "--train.betas"),
     ("train", {"weight_decay": -0.1, "optimizer": "adamw"}, "--train.weight-decay is -0.1"),
-    ("train", {"weight_decay": 0.1}, "use adamw"),
+    ("train", {"weight_decay": 0.1}, "0 with --train.optimizer adam: only adamw has it"),
+    (
+        "train",
+        {"weight_decay": 0.1, "optimizer": "muon"},
+        "--train.weight-decay is 0.1, .* 0 with --train.optimizer muon: only adamw",
+    ),
+    ("train", {"optimizer": "adan"}, "--train.optimizer is 'adan', .*: did you mean 'adam'"),
+    ("data", {"crop": "centre"}, "--data.crop is 'centre', .*: did you mean 'center'"),
+    ("data", {"channels": 2}, "--data.channels is 2, but it must be 1 or 3"),
+    ("sample", {"sampler": "dimm"}, "--sample.sampler is 'dimm', .*: did you mean 'ddim'"),
     ("train", {"max_grad_norm": 0.0}, "--train.max-grad-norm is 0.0"),
 ]
 
@@ -131,7 +140,9 @@ def test_label_dropout_needs_a_class_to_leave_out_and_one_to_keep():
         return replace(config, diffusion=replace(config.diffusion, label_dropout=0.1))
 
     validate(labels(2))
-    with pytest.raises(UserError, match=r"of 1 labels: it needs those of the data and one more"):
+    with pytest.raises(
+        UserError, match=r"with 1 labels: it needs the labels of the data and one more"
+    ):
         validate(labels(1))
 
 
@@ -151,3 +162,17 @@ def test_a_seed_that_the_generators_cannot_tell_apart_is_refused(seed):
 
 def test_a_run_without_a_folder_is_named_after_its_preset():
     assert str(Config(preset="ddpm-256").folder) == "runs/ddpm-256"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "ours"),
+    [
+        ("prediction_type", "epsilon", "eps"),
+        ("prediction_type", "v_prediction", "v"),
+        ("prediction_type", "x_0", "x_0"),
+        ("schedule", "squaredcos_cap_v2", "cosine"),
+        ("schedule", "scaled_linear", "quadratic"),
+    ],
+)
+def test_other_words_of_the_field_become_ours(name, given, ours):
+    assert getattr(DiffusionConfig(**{name: given}), name) == ours

@@ -4,12 +4,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_ddpm.config.jobs import SampleJob, Weights
 from jax_ddpm.config.run import Config, DiffusionConfig, validate, validate_sampling
-from jax_ddpm.config.sample import SampleConfig, sampling_timesteps, validate_sample
+from jax_ddpm.config.sample import (
+    SampleConfig,
+    change_settings,
+    sampling_timesteps,
+    validate_sample,
+)
 from jax_ddpm.errors import UserError
 from jax_ddpm.jobs.build import make_sampler, make_sampling_levels
 from jax_ddpm.jobs.generate import make_denoiser
-from jax_ddpm.jobs.sample import SampleArgs, sample_run
+from jax_ddpm.jobs.parameters import load_params
+from jax_ddpm.jobs.sample import sample_run
 from jax_ddpm.models import PulferConfig
 from jax_ddpm.process.grids import timestep_grid
 from jax_ddpm.process.levels import level_at
@@ -97,11 +104,10 @@ def test_every_sampler_is_built_by_its_name(name):
 def test_thresholding_and_eps_reach_the_denoiser(trained_run):
     from jax_ddpm import runs
     from jax_ddpm.jobs.build import build
-    from jax_ddpm.jobs.sample import load_state
 
     run = runs.load(trained_run)
     parts = build(run.config, run.image_shape)
-    params = load_state(run, parts).params
+    params, _ = load_params(run, parts, Weights("raw"))
     level = level_at(parts.schedule, jnp.asarray(6))
     x_t = 3 * jnp.ones((1, *run.image_shape)).at[0, 0].set(0.5)
 
@@ -118,19 +124,44 @@ def test_thresholding_and_eps_reach_the_denoiser(trained_run):
     assert jnp.abs(clipped.eps - plain.eps).max() > 0.1
 
 
-def test_a_grid_on_the_command_line_takes_the_place_of_the_runs_own():
+def test_a_new_grid_takes_the_place_of_the_runs_own():
     of_run = SampleConfig(respacing="25", timesteps=None)
-    found = SampleArgs(run=None, timesteps="5,1").settings(of_run)
+    found = change_settings(of_run, {"timesteps": "5,1"})
     assert (found.timesteps, found.respacing) == ("5,1", None)
-    found = SampleArgs(run=None, steps=7).settings(replace(of_run, timesteps="5,1"))
+    found = change_settings(replace(of_run, timesteps="5,1"), {"steps": 7})
     assert (found.num_steps, found.timesteps, found.respacing) == (7, None, None)
+
+
+def test_another_sampler_brings_its_own_spacing_and_the_same_one_does_not():
+    of_run = SampleConfig(sampler="ddim", spacing="quad", num_steps=9, eta=0.5)
+    assert change_settings(of_run, {}) == of_run
+    assert change_settings(of_run, {"sampler": "ddim"}) == of_run
+    found = change_settings(of_run, {"sampler": "dpmpp_2m", "clip_x_0": False})
+    assert found == replace(of_run, sampler="dpmpp_2m", spacing="trailing", clip_x_0=False)
+    assert change_settings(of_run, {"sampler": "ddpm"}).spacing == "quad"  # it has none of its own
+    found = change_settings(of_run, {"sampler": "heun", "spacing": "linspace"})
+    assert found.spacing == "linspace"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stepz": 3}, "the setting is 'stepz', .*: did you mean 'steps'"),
+        ({"sampler": "dimm"}, "--sampler is 'dimm', .*: did you mean 'ddim'"),
+        ({"steps": 3, "respacing": "5"}, "--steps 3 and --respacing 5 each choose the timesteps"),
+        ({"spacing": "quad", "timesteps": "5,1"}, "--spacing quad and --timesteps 5,1 each choose"),
+    ],
+)
+def test_changes_that_make_no_sense_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        change_settings(SampleConfig(), changes)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_draws_images_of_a_run(trained_run, tmp_path, name):
     out = tmp_path / "images.npz"
-    sample_run(SampleArgs(trained_run, num=2, out=out, sampler=name, steps=5, batch_size=2))
+    sample_run(trained_run, SampleJob(2, out, batch_size=2), {"sampler": name, "steps": 5})
     images = np.load(out)["arr_0"]
     assert (images.shape, images.dtype) == ((2, 8, 8, 1), np.uint8)
     assert len(np.unique(images)) > 5
@@ -148,5 +179,5 @@ def test_every_sampler_draws_images_of_a_run(trained_run, tmp_path, name):
 )
 def test_grids_and_thresholds_draw_images_of_a_run(trained_run, tmp_path, settings):
     out = tmp_path / "images.npz"
-    sample_run(SampleArgs(trained_run, num=2, out=out, batch_size=2, **settings))
+    sample_run(trained_run, SampleJob(2, out, batch_size=2), settings)
     assert len(np.unique(np.load(out)["arr_0"])) > 5

@@ -16,10 +16,11 @@ from fontTools.ttLib.tables.E_B_L_C_ import (
 )
 from PIL import Image
 
+from jax_ddpm.cli import prepare
 from jax_ddpm.data.emoji import draw_emoji
 from jax_ddpm.data.sources import open_source
 from jax_ddpm.errors import UserError
-from jax_ddpm.jobs.prepare_emoji import EmojiArgs, prepare_emoji
+from jax_ddpm.jobs.prepare_emoji import prepare_emoji
 
 COLOURS = {"b": (0, 0, 255, 255), "a": (255, 0, 0, 255), "again": (255, 0, 0, 255)}
 
@@ -78,7 +79,9 @@ def test_every_different_picture_of_the_font_is_drawn_on_a_white_square(font):
 
 
 def test_the_file_is_the_same_every_time_and_a_source(font, tmp_path, capsys):
-    files = [prepare_emoji(EmojiArgs(font, tmp_path / name)) for name in ("a.npz", "b.npz")]
+    files = [tmp_path / "a.npz", tmp_path / "b.npz"]
+    for file in files:
+        prepare.run(["emoji", "--font", str(font), "--out", str(file)])
     assert files[0].read_bytes() == files[1].read_bytes()
     assert f"--data.name arrays --data.path {files[0]}" in capsys.readouterr().out
     source = open_source("arrays", files[0], channels=3)
@@ -87,10 +90,10 @@ def test_the_file_is_the_same_every_time_and_a_source(font, tmp_path, capsys):
 
 def test_a_missing_or_wrong_font_is_refused_with_the_way_out(tmp_path):
     with pytest.raises(UserError, match=r"no font .*none.ttf: apt install fonts-noto-color-emoji"):
-        prepare_emoji(EmojiArgs(tmp_path / "none.ttf", tmp_path / "a.npz"))
+        prepare_emoji(tmp_path / "none.ttf", tmp_path / "a.npz")
     (tmp_path / "other.ttf").write_bytes(b"not a font")
     with pytest.raises(UserError, match=r"other.ttf holds no coloured bitmaps"):
-        prepare_emoji(EmojiArgs(tmp_path / "other.ttf", tmp_path / "a.npz"))
-    with pytest.raises(UserError, match=r"a.zip, but it must end in .npz"):
-        prepare_emoji(EmojiArgs(tmp_path / "other.ttf", tmp_path / "a.zip"))
+        prepare_emoji(tmp_path / "other.ttf", tmp_path / "a.npz")
+    with pytest.raises(UserError, match=r"a.zip, but it must be a file that ends in .npz"):
+        prepare_emoji(tmp_path / "other.ttf", tmp_path / "a.zip")
     assert not (tmp_path / "a.npz").exists()

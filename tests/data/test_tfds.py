@@ -14,7 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 import jax_ddpm
-from jax_ddpm.cli import parsing as cli
+from jax_ddpm.cli import prepare
 from jax_ddpm.config.presets import PRESETS
 from jax_ddpm.config.run import SourceConfig
 from jax_ddpm.data import pictures, tfds_reader
@@ -22,8 +22,8 @@ from jax_ddpm.data.loader import batches
 from jax_ddpm.data.sources import ImageSource, open_source
 from jax_ddpm.data.tfds_writer import write_prepared
 from jax_ddpm.errors import UserError
-from jax_ddpm.jobs import prepare_data as prepare
 from jax_ddpm.jobs.build import open_data
+from jax_ddpm.jobs.prepare_data import prepare_dataset
 
 EMBEDDED = open_source("embedded", split="test")
 FEW = ImageSource(EMBEDDED.images[:40], EMBEDDED.labels[:40])
@@ -201,8 +201,7 @@ def test_without_tfds_the_error_says_what_to_install(monkeypatch):
 
 def test_the_command_prepares_any_source(tmp_path, tiny_folder, capsys):
     flags = f"--name tiny --out {tmp_path} --data.name idx --data.path {tiny_folder}"
-    args = cli.parse(prepare.PrepareArgs, flags.split(), prog="prepare_data.py")
-    prepare.run(args)
+    prepare.run(flags.split())
     said = capsys.readouterr().out
     assert "40 train, 40 test images" in said
     assert f"--data.name tiny --data.path {tmp_path}" in said
@@ -211,7 +210,7 @@ def test_the_command_prepares_any_source(tmp_path, tiny_folder, capsys):
     np.testing.assert_array_equal(found.images, expected.images)
     np.testing.assert_array_equal(found.labels, expected.labels)
     with pytest.raises(UserError, match=r"tiny exists: choose another --name or --out"):
-        prepare.run(args)
+        prepare.run(flags.split())
 
 
 @pytest.mark.parametrize("name", ["Mine", "my-data", "1st", "../a", ""])
@@ -228,8 +227,8 @@ def test_the_name_of_a_data_set_with_configurations_is_refused(tmp_path):
 
 def test_a_random_crop_cannot_be_prepared(tmp_path):
     data = SourceConfig(crop="random")
-    with pytest.raises(UserError, match=r"--data.crop is random, .* written once"):
-        prepare.run(prepare.PrepareArgs("x", tmp_path, data))
+    with pytest.raises(UserError, match=r"--data.crop is random, .* written only once"):
+        prepare_dataset("x", tmp_path, data)
 
 
 def test_an_image_that_cannot_be_read_leaves_nothing_behind(tmp_path):

@@ -10,7 +10,7 @@ from jax_ddpm.devices.layout import Layout, place_state
 from jax_ddpm.devices.per_example import compile_per_example, find_mesh, replicate_params, round_up
 from jax_ddpm.jobs.build import build
 from jax_ddpm.jobs.generate import generate_images, make_generate_fn
-from jax_ddpm.jobs.sample import load_state
+from jax_ddpm.jobs.parameters import load_state
 from jax_ddpm.runs.folder import load
 
 

@@ -12,7 +12,7 @@ import pytest
 from jax_ddpm.devices.processes import Agreement, Launch, require_complete
 from jax_ddpm.errors import UserError
 from jax_ddpm.jobs.build import build
-from jax_ddpm.jobs.sample import load_state
+from jax_ddpm.jobs.parameters import load_state
 from jax_ddpm.runs import metrics
 from jax_ddpm.runs.folder import load
 from tests.shared.processes import ends, flags_of, start, together

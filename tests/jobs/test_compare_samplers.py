@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jax_ddpm.config.jobs import CompareJob
 from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.errors import UserError
-from jax_ddpm.jobs.compare_samplers import CompareArgs, compare_samplers, split, steps_within
+from jax_ddpm.jobs.compare_samplers import compare_samplers, most_steps, split_data
 from jax_ddpm.process.distances import energy_distance
 from jax_ddpm.samplers import SAMPLERS
 
@@ -17,32 +18,37 @@ from jax_ddpm.samplers import SAMPLERS
     [("ddim", 7, 7), ("heun", 7, 4), ("heun", 8, 4), ("plms", 7, 6), ("pndm", 10, 3)],
 )
 def test_a_sampler_takes_as_many_steps_as_the_evaluations_allow(name, evaluations, steps):
-    assert steps_within(name, evaluations) == steps
+    assert most_steps(name, evaluations) == steps
     assert SAMPLERS[name].evaluations(steps + 1) > evaluations >= SAMPLERS[name].evaluations(steps)
 
 
 def test_too_few_evaluations():
     with pytest.raises(UserError, match=r"--evaluations 0 is too few for heun: .* takes 1"):
-        steps_within("heun", 0)
+        most_steps("heun", 0)
 
 
 def test_the_data_is_split_into_parts_that_share_no_image():
     images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
-    data = split(ImageSource(images, None), 10)
+    data = split_data(ImageSource(images, None), 10)
     assert (data.reference.shape, [len(others) for others in data.others]) == ((30, 1), [10])
     assert len(np.unique(np.concatenate([data.reference, *data.others]))) == 40
-    with pytest.raises(UserError, match=r"--num 21 images need twice as many .*, which has 40"):
-        split(ImageSource(images, None), 21)
+    with pytest.raises(UserError, match=r"--num is 21, .* at most half the 40 images of the data"):
+        split_data(ImageSource(images, None), 21)
 
 
 @pytest.mark.slow
 def test_the_figure_and_its_numbers(trained_run, tmp_path):
-    args = CompareArgs(trained_run, samplers=("ddim", "heun"), evaluations=(5, 1), num=8,
-                       batch_size=8, out=tmp_path / "new" / "figure.png")  # fmt: skip
-    assert compare_samplers(args) == args.out
-    with Image.open(args.out) as figure:
+    job = CompareJob(
+        samplers=("ddim", "heun"),
+        evaluations=(5, 1),
+        num=8,
+        batch_size=8,
+        out=tmp_path / "new" / "figure.png",
+    )
+    assert compare_samplers(trained_run, job) == job.out
+    with Image.open(job.out) as figure:
         assert figure.format == "PNG"
-    found = json.loads(args.out.with_suffix(".json").read_text())
+    found = json.loads(job.out.with_suffix(".json").read_text())
     assert [list(curve) for curve in found["energy_distance"].values()] == [["1", "5"]] * 2
     # One step of either is the denoiser's first guess from the same noise, at its own first level.
     assert found["energy_distance"]["ddim"]["5"] != found["energy_distance"]["heun"]["5"]
@@ -51,13 +57,13 @@ def test_the_figure_and_its_numbers(trained_run, tmp_path):
 
 def test_half_the_data_is_as_far_from_the_other_half_as_chance_has_it():
     images = np.random.default_rng(0).integers(0, 255, (200, 3, 3, 1), np.uint8)
-    data = split(ImageSource(images, None), 100)
+    data = split_data(ImageSource(images, None), 100)
     assert abs(energy_distance(data.others[0], data.reference)) < 0.05  # measured: -0.009
 
 
 def test_of_much_data_several_groups_are_taken():
     images = np.arange(5000, dtype=np.uint16).reshape(5000, 1, 1, 1)
-    data = split(ImageSource(images, None), 100)
+    data = split_data(ImageSource(images, None), 100)
     assert (len(data.reference), [len(others) for others in data.others]) == (4000, [100] * 10)
     assert len(np.unique(np.concatenate([data.reference, *data.others]))) == 5000
 
@@ -65,12 +71,15 @@ def test_of_much_data_several_groups_are_taken():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"out": Path("numbers.json")}, "--out is numbers.json, but it must end in .png"),
-        ({"num": 1}, "--num 1 must be at least 2"),
+        (
+            {"out": Path("numbers.json")},
+            "--out is numbers.json, but it must be a file that ends in .png",
+        ),
+        ({"num": 1}, "--num is 1, .* at least 2"),
         ({"seed": -1}, "--seed is -1"),
         ({"evaluations": (9,)}, "between 1 and T = 8, got 9"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(trained_run, settings, message):
     with pytest.raises(UserError, match=message):
-        compare_samplers(CompareArgs(trained_run, **settings))
+        compare_samplers(trained_run, CompareJob(**settings))

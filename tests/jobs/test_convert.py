@@ -1,32 +1,37 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from jax_ddpm import runs
-from jax_ddpm.cli import parsing as cli
-from jax_ddpm.cli.convert import parse_import
+from jax_ddpm.cli import convert as command
+from jax_ddpm.cli.train import read
+from jax_ddpm.config.jobs import SampleJob, Weights
 from jax_ddpm.errors import UserError
 from jax_ddpm.interop import PEERS, from_torch, to_state_dict
 from jax_ddpm.interop.files import read_weights, write_weights
 from jax_ddpm.jobs.build import build
-from jax_ddpm.jobs.convert import ExportArgs, export_weights, import_weights, schedule_of
-from jax_ddpm.jobs.sample import SampleArgs, load_state, sample_run
+from jax_ddpm.jobs.convert import export_weights, find_schedule
+from jax_ddpm.jobs.parameters import load_params
+from jax_ddpm.jobs.sample import sample_run
 from jax_ddpm.jobs.train import train
 from jax_ddpm.models import LucidrainsConfig, parameter_shapes
 from jax_ddpm.process.schedules import BETAS, rescale_zero_terminal_snr
 
 
 def convert(*args):
-    return import_weights(parse_import([str(arg) for arg in args], prog="convert.py"))
+    """The run that the command makes of a weight file."""
+    command.run([str(arg) for arg in args])
+    return runs.load(Path(args[list(args).index("--out") + 1]))
 
 
 def parameters(folder):
     run = runs.load(folder)
-    return load_state(run, build(run.config, run.image_shape)).ema_params
+    return load_params(run, build(run.config, run.image_shape))[0]
 
 
 def assert_equal_trees(a, b):
@@ -39,7 +44,7 @@ def assert_equal_trees(a, b):
 def exported(trained_run, tmp_path_factory):
     """The tiny trained run as torch_ref's weights."""
     out = tmp_path_factory.mktemp("exported") / "w.safetensors"
-    return export_weights(ExportArgs(trained_run, "torch", out=out))
+    return export_weights(trained_run, out).file
 
 
 def test_a_run_becomes_a_weight_file_with_its_arguments_beside_it(trained_run, exported):
@@ -56,9 +61,7 @@ def test_the_way_there_and_back_changes_no_bit(trained_run, exported, tmp_path):
     run = convert(exported, "--source", "torch_ref", "--out", tmp_path / "run")
     assert run.imported_from == "torch_ref"
     assert_equal_trees(parameters(tmp_path / "run"), parameters(trained_run))
-    again = export_weights(
-        ExportArgs(tmp_path / "run", "torch", out=tmp_path / "again.safetensors")
-    )
+    again = export_weights(tmp_path / "run", tmp_path / "again.safetensors").file
     assert again.read_bytes() == exported.read_bytes()
 
 
@@ -71,7 +74,7 @@ def test_images_have_the_size_of_the_data_that_fits_the_network(exported, tmp_pa
 @pytest.mark.slow
 def test_raw_and_averaged_parameters_are_two_files(trained_run, exported, tmp_path):
     out = tmp_path / "raw.safetensors"
-    export_weights(ExportArgs(trained_run, "torch", out=out, weights="raw"))
+    export_weights(trained_run, out, weights=Weights("raw"))
     assert out.read_bytes() != exported.read_bytes()
 
 
@@ -81,7 +84,7 @@ SETTINGS = ("--data.image-size", "8", "--diffusion.num-timesteps", "8", "--sampl
 @pytest.mark.slow
 def test_an_imported_run_is_sampled(exported, tmp_path):
     convert(exported, "--source", "torch_ref", "--out", tmp_path / "run", *SETTINGS)
-    out = sample_run(SampleArgs(tmp_path / "run", num=2, out=tmp_path / "s.npz"))
+    out = sample_run(tmp_path / "run", SampleJob(2, tmp_path / "s.npz"))
     assert np.load(out)["arr_0"].shape == (2, 8, 8, 1)
 
 
@@ -92,12 +95,11 @@ def test_an_imported_run_is_trained_further_with_its_own_settings(exported, tmp_
     given = make_config(folder)
     data = f"--data.name fashion_mnist --data.path {given.data.path} --train.num-steps 2"
     short = "--train.batch-size 8 --train.log-every 1 --train.sample-every 2 --train.parallel jit"
-    config = cli.parse_config(
+    args = (
         f"--run {folder} {data} {short} --train.checkpoint-every 1 --train.warmup-steps 0 "
-        "--train.optimizer muon --train.ema-decays 0.5".split(),
-        prog="train.py",
-        description="",
+        "--train.optimizer muon --train.ema-decays 0.5"
     )
+    config = read(args.split())[0].flags.config
     assert config.model == runs.load(folder).config.model
     run = train(replace(config, sample=replace(config.sample, num_steps=4)))
     assert run.final_grid.exists()
@@ -122,18 +124,18 @@ def test_weights_that_do_not_fit_leave_nothing_behind(exported, tmp_path):
 
 @pytest.mark.slow
 def test_a_network_that_another_implementation_does_not_have_is_refused(trained_run, tmp_path):
-    with pytest.raises(UserError, match="lucidrains: not an implementation of the network"):
-        export_weights(ExportArgs(trained_run, "torch", "lucidrains", tmp_path / "w.safetensors"))
+    with pytest.raises(UserError, match="lucidrains does not have the network"):
+        export_weights(trained_run, tmp_path / "w.safetensors", "lucidrains")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_betas_in_a_file_choose_the_schedule():
     for name, make_betas in BETAS.items():
-        assert schedule_of(make_betas(300).astype(np.float32)) == (name, False)
+        assert find_schedule(make_betas(300).astype(np.float32)) == (name, False)
     rescaled = rescale_zero_terminal_snr(BETAS["sigmoid"](300))
-    assert schedule_of(rescaled.astype(np.float32)) == ("sigmoid", True)
-    with pytest.raises(UserError, match="3 betas are those of none of linear"):
-        schedule_of(np.array([0.5, 0.1, 0.9]))
+    assert find_schedule(rescaled.astype(np.float32)) == ("sigmoid", True)
+    with pytest.raises(UserError, match="3 betas match no schedule: not linear"):
+        find_schedule(np.array([0.5, 0.1, 0.9]))
 
 
 @pytest.mark.slow

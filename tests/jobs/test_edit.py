@@ -1,16 +1,16 @@
 from dataclasses import replace
+from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from jax_ddpm.cli import parsing as cli
+from jax_ddpm.cli import sample as command
+from jax_ddpm.cli.edit import read_edit
 from jax_ddpm.config.run import Config, SampleConfig, validate
 from jax_ddpm.errors import UserError
 from jax_ddpm.jobs import sample as generate
-from jax_ddpm.jobs.edit import read_image, read_with_mask
-from jax_ddpm.jobs.sample import SampleArgs, sample_run
+from jax_ddpm.jobs.edit import Inpaint, read_image, read_with_mask
 
 
 def slow(*cases):
@@ -58,7 +58,7 @@ def draw(trained_run, pictures, tmp_path_factory):
         words = [str(pictures / word) if "." in word and word[0].isalpha() else word
                  for word in flags.split()]  # fmt: skip
         args = [str(of or trained_run), *words, "--out", str(folder / "images.npz"), *also]
-        out = sample_run(cli.parse(SampleArgs, args, prog="sample.py", description=""))
+        out = command.draw(command.read(args))
         with np.load(out) as arrays:
             return arrays["arr_0"]
 
@@ -154,14 +154,14 @@ def labelled_run(make_config, tmp_path_factory):
 @pytest.mark.slow
 def test_guidance_moves_the_images_of_a_class_away_from_those_of_none(draw, labelled_run):
     def images(flags):
-        return draw(f"--num 4 --label 3 --clip-x-0 False {flags}", labelled_run).astype(int)
+        return draw(f"--num 4 --label 3 --no-clip-x-0 {flags}", labelled_run).astype(int)
 
     plain = images("")
     assert np.abs(images("--guidance 1") - plain).max() <= 1  # measured: 0
     assert np.abs(images("--guidance 4") - plain).max() > 1
     outside = images("--guidance 4 --guidance-interval 7 7")  # which the grid does not visit
     assert np.abs(outside - plain).max() <= 1
-    other = draw("--num 4 --label 5 --clip-x-0 False --guidance 0", labelled_run)
+    other = draw("--num 4 --label 5 --no-clip-x-0 --guidance 0", labelled_run)
     np.testing.assert_array_equal(images("--guidance 0"), other)
 
 
@@ -198,7 +198,7 @@ def test_a_classifier_pulls_images_its_way(draw, sampler):
     [
         ("--inpaint a.png", "--inpaint IMAGE and --mask MASK need each other"),
         ("--mask mask.png", "--inpaint IMAGE and --mask MASK need each other"),
-        ("--image a.png --inpaint a.png --mask mask.png", "--inpaint and --image cannot be"),
+        ("--image a.png --inpaint a.png --mask mask.png", "--inpaint and --image cannot be combined"),
         ("--image a.png --interpolate a.png b.png", "--image and --interpolate cannot be"),
         ("--inpaint a.png --mask wide.png", "wide.png is 9x8, but --inpaint .*a.png is 8x8"),
         ("--inpaint a.png --mask black.png", "black.png has no white pixel"),
@@ -211,8 +211,8 @@ def test_a_classifier_pulls_images_its_way(draw, sampler):
         ("--interpolate a.png b.png --strength 0.5", "--strength 0.5 needs --image"),
         ("--interpolation ddim", "--interpolation ddim needs --interpolate A B"),
         ("--interpolate a.png b.png --num 1", "--num is 1, but --interpolate needs at least 2"),
-        ("--interpolate a.png b.png --sampler ddpm", "--sampler ddpm: interpolation ddim goes by"),
-        ("--interpolate a.png b.png --eta 0.5", "--eta 0.5: interpolation ddim goes by"),
+        ("--interpolate a.png b.png --sampler ddpm", "--sampler ddpm: interpolation ddim needs"),
+        ("--interpolate a.png b.png --eta 0.5", "--eta 0.5: interpolation ddim needs"),
         ("--repaint-jump 2", "need --inpaint IMAGE --mask MASK"),
         ("--inpaint a.png --mask mask.png --repaint-jump 4", "between 1 and 3"),
         ("--inpaint a.png --mask mask.png --repaint-jump 1 --repaint-resample 0", "at least 1"),
@@ -230,7 +230,7 @@ def test_a_classifier_pulls_images_its_way(draw, sampler):
         ("--classifier guide.py:dark --label 0", "guide.py has no function dark"),
         ("--classifier guide.py:number --label 0", "guide.py has no function number"),
         ("--classifier broken.py:a --label 0", "ModuleNotFoundError: No module named"),
-        ("--classifier guide.py:bad_shape --label 0", "for two images it gives"),
+        ("--classifier guide.py:bad_shape --label 0", "for two images it returns"),
         ("--classifier guide.py:raises --label 0", "KeyError: 'lost'"),
     ],
 )  # fmt: skip
@@ -238,7 +238,7 @@ def test_what_makes_no_sense_is_refused_before_any_work(draw, monkeypatch, flags
     def no_work(*args, **kwargs):
         raise AssertionError("worked before it looked at what was asked for")
 
-    for step in ("load_state", "make_generate_fn"):
+    for step in ("load_params", "make_generate_fn"):
         monkeypatch.setattr(generate, step, no_work)
     with pytest.raises(UserError, match=message):
         draw(flags)
@@ -258,11 +258,11 @@ def test_the_guidance_of_a_runs_own_pictures_is_checked_with_the_run():
         validate(config(0.1, guidance=3.0, guidance_rescale=1.5))
 
 
-def test_the_flags_are_those_that_other_programs_use(tmp_path):
+def test_the_flags_are_those_that_other_programs_use():
     line = ("run --guidance 3.0 --guidance-interval 100 700 --guidance-rescale 0.7 --inpaint i.png "
             "--mask m.png --repaint-jump 10 --repaint-resample 10 --trajectory")  # fmt: skip
-    found = cli.parse(SampleArgs, line.split(), prog="sample.py", description="")
-    assert (found.guidance, found.guidance_interval, found.guidance_rescale) == (3, (100, 700), 0.7)
-    assert (str(found.inpaint), str(found.mask)) == ("i.png", "m.png")
-    assert (found.repaint_jump, found.repaint_resample, found.trajectory) == (10, 10, True)
-    assert jax.tree.leaves(found.interpolate) == []
+    parsed = command.read(line.split())
+    expected = {"guidance": 3, "guidance_interval": (100, 700), "guidance_rescale": 0.7}
+    assert parsed.changes("settings") == expected
+    assert read_edit(parsed.flags.edit) == Inpaint(Path("i.png"), Path("m.png"), (10, 10))
+    assert parsed.flags.job.trajectory

@@ -9,14 +9,15 @@ import pytest
 from PIL import Image
 
 from jax_ddpm import runs
+from jax_ddpm.config.jobs import EvaluateJob, Weights
 from jax_ddpm.errors import UserError
 from jax_ddpm.files.images import from_uint8
 from jax_ddpm.jobs import evaluate as command
 from jax_ddpm.jobs.build import build
-from jax_ddpm.jobs.evaluate import EvaluateArgs, evaluate_run
+from jax_ddpm.jobs.evaluate import evaluate_run
 from jax_ddpm.jobs.generate import image_keys
 from jax_ddpm.jobs.likelihood import flow_timesteps, make_bound_fn, make_flow_fn
-from jax_ddpm.jobs.sample import load_state
+from jax_ddpm.jobs.parameters import load_params
 from jax_ddpm.models import LucidrainsConfig, UNetConfig
 from jax_ddpm.process.denoiser import make_denoise_fn
 from jax_ddpm.process.likelihood import noise_by_timestep, reverse_process, variational_bound
@@ -29,11 +30,10 @@ def evaluate(trained_run, tmp_path_factory):
     """`evaluate(num=..., ...)`: the JSON that the job writes."""
     folder = tmp_path_factory.mktemp("evaluated")
 
-    def run(**args):
-        args = {"num": 6, "batch_size": 4, "out": folder / "found.json"} | args
-        return json.loads(
-            evaluate_run(EvaluateArgs(trained_run, likelihood=True, **args)).read_text()
-        )
+    def run(weights="ema", **job):
+        job = {"num": 6, "batch_size": 4, "out": folder / "found.json"} | job
+        out = evaluate_run(trained_run, EvaluateJob(**job), Weights(weights))
+        return json.loads(out.read_text())
 
     return run
 
@@ -59,10 +59,10 @@ def test_the_parts_of_the_bound_sum_to_the_whole(bound):
 def test_the_job_computes_the_bound_of_the_runs_images(trained_run, bound):
     run = runs.load(trained_run)
     parts = build(run.config, run.image_shape)
-    source = command.images_of(EvaluateArgs(trained_run, num=6), run)
+    source = command.open_images(EvaluateJob(num=6), run)
     numbers = np.arange(6) * 40 // 6
     x_0 = from_uint8(jnp.asarray(source.images[numbers]))
-    denoise_fn = make_denoise_fn(parts.network.apply_fn, load_state(run, parts).ema_params)
+    denoise_fn = make_denoise_fn(parts.network.apply_fn, load_params(run, parts)[0])
     reverse_fn = reverse_process(parts.schedule, denoise_fn, "fixed_large")
     noise_fn = noise_by_timestep(image_keys(0, numbers), x_0.shape[1:])
     found = jax.jit(lambda: variational_bound(parts.schedule, reverse_fn, x_0, noise_fn))()
@@ -105,7 +105,7 @@ def test_every_flag_changes_the_number(evaluate, bound, args):
 def test_json_and_figure_go_into_the_run_folder(trained_run, tmp_path, capsys, args, said):
     folder = tmp_path / "run"
     shutil.copytree(trained_run, folder)
-    out = evaluate_run(EvaluateArgs(folder, likelihood=True, **args))
+    out = evaluate_run(folder, EvaluateJob(**args))
     assert sorted(p.name for p in out.parent.iterdir()) == ["likelihood.json", "likelihood.png"]
     assert out.parent == folder / "evaluation"
     assert (json.loads(out.read_text())["standard_error"] is None) == (args["num"] == 1)
@@ -123,52 +123,51 @@ def no_work(*args, **kwargs):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"likelihood": False}, "say what to evaluate: --likelihood"),
         ({"num": 0}, "--num is 0"),
-        ({"num": 41}, "--num 41 is more than the 40 images"),
+        ({"num": 41}, "--num is 41, .* at most 40, the number of images"),
         ({"batch_size": 0}, "--batch-size is 0"),
-        ({"method": "ode", "steps": 8}, "--steps 8 must be between 1 and T - 1 = 7"),
+        ({"method": "ode", "steps": 8}, "--steps is 8, .* between 1 and T - 1 = 7"),
         ({"method": "ode", "probes": 0}, "--probes is 0"),
-        ({"method": "ode", "respacing": "4"}, "--respacing 4 is for --method bound"),
+        ({"method": "ode", "respacing": "4"}, "--respacing 4 needs --method bound"),
         (
             {"method": "ode", "variance": "fixed_small"},
-            "--variance fixed_small is for --method bound",
+            "--variance fixed_small needs --method bound",
         ),
-        ({"steps": 4}, "--steps 4 is for --method ode"),
+        ({"steps": 4}, "--steps 4 needs --method ode"),
         ({"respacing": "9"}, "--respacing 9"),
         ({"respacing": "all"}, "--respacing all"),
         ({"weights": "old"}, "--weights is old"),
         ({"seed": -1}, "--seed"),
-        ({"out": "a.txt"}, "must end in .json"),
+        ({"out": "a.txt"}, "a file that ends in .json"),
         ({"out": "/dev/null/a.json", "num": 6}, "/dev/null/a.json could not be written"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_work(
     trained_run, tmp_path, monkeypatch, args, message
 ):
-    for step in ("build", "load_state"):
+    for step in ("build", "load_params"):
         monkeypatch.setattr(command, step, no_work)
-    args = {"likelihood": True} | args
+    weights = Weights(args.pop("weights", "ema"))
     args |= {"out": tmp_path / args["out"]} if "out" in args else {}
     with pytest.raises(UserError, match=message):
-        evaluate_run(EvaluateArgs(trained_run, **args))
+        evaluate_run(trained_run, EvaluateJob(**args), weights)
 
 
 def test_a_folder_without_a_trained_run_is_refused(trained_run, tmp_path):
     with pytest.raises(UserError, match="is not a run folder"):
-        evaluate_run(EvaluateArgs(tmp_path, likelihood=True))
+        evaluate_run(tmp_path, EvaluateJob())
     shutil.copy(trained_run / "config.json", tmp_path)
     with pytest.raises(UserError, match="train it first"):
-        evaluate_run(EvaluateArgs(tmp_path, likelihood=True, num=1))
+        evaluate_run(tmp_path, EvaluateJob(num=1))
     assert not (tmp_path / "evaluation").exists()
 
 
 def test_a_learned_variance_cannot_be_chosen(make_config, tmp_path):
     config = make_config(tmp_path, diffusion={"variance": "learned_range", "objective": "hybrid"})
     run = runs.Run(tmp_path, config, (8, 8, 1))
-    assert command.variance_of(EvaluateArgs(tmp_path), run) == "learned_range"
+    assert command.choose_variance(EvaluateJob(), run) == "learned_range"
     with pytest.raises(UserError, match="has learned its variance"):
-        command.variance_of(EvaluateArgs(tmp_path, variance="fixed_small"), run)
+        command.choose_variance(EvaluateJob(variance="fixed_small"), run)
 
 
 NETWORKS = {

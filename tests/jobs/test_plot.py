@@ -1,16 +1,18 @@
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from jax_ddpm.config.presets import PRESETS
 from jax_ddpm.errors import UserError
+from jax_ddpm.jobs import plot
 from jax_ddpm.jobs.plot import (
-    ForwardArgs,
-    SchedulesArgs,
-    constants,
     diffuse,
     plot_forward,
     plot_schedules,
+    tables,
 )
 from jax_ddpm.process.schedules import linear_betas, make_schedule
 
@@ -21,9 +23,9 @@ def size_of(path):
         return image.size
 
 
-def test_the_constants_are_those_of_the_tutorials():
+def test_the_tables_are_those_of_the_tutorials():
     schedule = make_schedule(linear_betas(600), dtype=jnp.float64)
-    found = constants(schedule)
+    found = tables(schedule)
     betas = np.linspace(1e-4, 0.02, 600)
     np.testing.assert_allclose(found["alphas"], 1 - betas)
     np.testing.assert_allclose(found["sqrt_recip_alphas"], (1 - betas) ** -0.5)
@@ -31,32 +33,33 @@ def test_the_constants_are_those_of_the_tutorials():
 
 
 def test_several_schedules_in_one_figure(tmp_path):
-    args = SchedulesArgs(tmp_path / "s.png", schedules=("linear", "cosine"), num_timesteps=30)
-    assert size_of(plot_schedules(args)) > (900, 600)
+    assert size_of(
+        plot_schedules(tmp_path / "s.png", schedules=("linear", "cosine"), num_timesteps=30)
+    ) > (900, 600)
 
 
 def test_a_schedule_that_is_not_valid_is_a_sentence(tmp_path):
-    args = SchedulesArgs(tmp_path / "s.png", schedules=("linear_rescaled",), num_timesteps=20)
     with pytest.raises(UserError, match="linear_rescaled with T = 20"):
-        plot_schedules(args)
+        plot_schedules(tmp_path / "s.png", schedules=("linear_rescaled",), num_timesteps=20)
     assert not (tmp_path / "s.png").exists()
 
 
 def test_the_forward_process_of_a_picture_of_your_own(tmp_path):
     Image.new("RGB", (9, 7), "red").save(tmp_path / "mine.png")
-    args = ForwardArgs(tmp_path / "f.png", image=tmp_path / "mine.png", steps=(0, 10, 999))
-    wide = size_of(plot_forward(args))
+    wide = size_of(
+        plot_forward(tmp_path / "f.png", image=tmp_path / "mine.png", steps=(0, 10, 999))
+    )
     assert wide[0] > 3 * wide[1]  # one row of four pictures
 
 
 def test_the_forward_process_of_the_data_at_percentages(tmp_path, capsys):
-    plot_forward(ForwardArgs(tmp_path / "f.png", num=2, image_size=14))
+    plot_forward(tmp_path / "f.png", num=2, image_size=14)
     assert "t = 249, 499, 749, 999 of T = 1000" in capsys.readouterr().out
 
 
 def test_a_step_outside_the_chain_is_a_sentence(tmp_path):
-    with pytest.raises(UserError, match="step 1000 is not one of the chain, 0 to 999"):
-        plot_forward(ForwardArgs(tmp_path / "f.png", steps=(1000,)))
+    with pytest.raises(UserError, match="--steps is 1000, but it must be between 0 and 999"):
+        plot_forward(tmp_path / "f.png", steps=(1000,))
 
 
 def test_pictures_lose_their_content_along_the_chain():
@@ -71,6 +74,18 @@ def test_pictures_lose_their_content_along_the_chain():
 
 @pytest.mark.parametrize("num_timesteps", [-5, 0, 10**9])
 def test_a_chain_of_no_possible_length_is_refused(tmp_path, num_timesteps):
-    args = SchedulesArgs(tmp_path / "s.png", num_timesteps=num_timesteps)
     with pytest.raises(UserError, match=f"--num-timesteps is {num_timesteps}, .* between 1 and"):
-        plot_schedules(args)
+        plot_schedules(tmp_path / "s.png", num_timesteps=num_timesteps)
+
+
+def test_the_figures_of_a_preset_end_in_pure_noise_if_it_does(monkeypatch, tmp_path):
+    """The preset's own schedule is rescaled; a schedule that is named is not."""
+    noise = replace(PRESETS["fashion-cpu"].diffusion, zero_terminal_snr=True)
+    presets = {"noise": replace(PRESETS["fashion-cpu"], diffusion=noise)}
+    monkeypatch.setattr(plot, "find_preset", presets.get)
+    drawn = {}
+    monkeypatch.setattr(plot, "save_curves", lambda out, curves: drawn.update(curves))
+    plot_schedules(tmp_path / "s.png", "noise")
+    assert drawn["alphas_cumprod"]["cosine"][-1] == 0
+    plot_schedules(tmp_path / "s.png", "noise", ["cosine"])
+    assert drawn["alphas_cumprod"]["cosine"][-1] > 0

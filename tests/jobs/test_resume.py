@@ -13,10 +13,12 @@ import pytest
 from safetensors.numpy import load_file
 
 import jax_ddpm
+from jax_ddpm.config.jobs import SampleJob, Weights
 from jax_ddpm.errors import Stopped, UserError
 from jax_ddpm.jobs import train as loop
 from jax_ddpm.jobs.build import build
-from jax_ddpm.jobs.sample import SampleArgs, load_state, sample_run
+from jax_ddpm.jobs.parameters import load_state
+from jax_ddpm.jobs.sample import sample_run
 from jax_ddpm.runs import metrics
 from jax_ddpm.runs.averages import select_params
 from jax_ddpm.runs.checkpoint import find_latest_step, open_checkpoints
@@ -183,7 +185,8 @@ def test_images_are_drawn_with_any_average_of_a_run(averaged_run, tmp_path, caps
     np.testing.assert_array_equal(stored["conv_in/kernel"], newest)
     np.testing.assert_allclose(kernel("ema", 0.05), newest, rtol=1e-6)  # measured: 0
 
-    sample_run(SampleArgs(averaged_run, num=1, out=tmp_path / "image.png", posthoc_ema=0.2))
+    job, weights = SampleJob(num=1, out=tmp_path / "image.png"), Weights(posthoc_ema=0.2)
+    sample_run(averaged_run, job, weights=weights)
     said = capsys.readouterr().out
     assert "average of relative width 0.2 at step 12 (made of 8 snapshots, its profile" in said
 
@@ -238,10 +241,8 @@ def test_a_run_in_slices_is_exact_with_each_way_of_computing(make_config, tmp_pa
 
 
 COMMAND = """
-import sys
-from jax_ddpm.cli import parsing as cli
-from jax_ddpm.jobs.train import train
-cli.run(lambda: train(cli.parse_config(sys.argv[1:], prog="train.py", description="")))
+from jax_ddpm.cli import main
+main("train")
 """
 
 

@@ -15,12 +15,13 @@ QUICK = f"{LEVEL}=0 --xla_llvm_disable_expensive_passes=true"
 
 WORKER = """
 import json, sys
-from jax_ddpm.cli import parsing as cli
+from jax_ddpm.cli import evaluate, sample, train
+from jax_ddpm.cli.ending import exit_after
+from jax_ddpm.cli.help import Help
+from jax_ddpm.cli.parsing import parse
+from jax_ddpm.cli.start import StartFlags, start
 from jax_ddpm.devices import processes as distributed
 from jax_ddpm.errors import Stopped
-from jax_ddpm.jobs.evaluate import EvaluateArgs, evaluate_run
-from jax_ddpm.jobs.sample import SampleArgs, sample_run
-from jax_ddpm.jobs.train import train
 from jax_ddpm.runs import stored
 
 def spoil(process, step):
@@ -39,15 +40,12 @@ def spoil(process, step):
 def do(kind, *args):
     if kind == "spoil":
         return spoil(*args)
-    if kind == "train":
-        return train(cli.parse_config(args, prog="train.py", description=""))
-    job = {"sample": SampleArgs, "evaluate": EvaluateArgs}[kind]
-    {"sample": sample_run, "evaluate": evaluate_run}[kind](cli.parse(job, args, prog=kind))
+    {"train": train, "sample": sample, "evaluate": evaluate}[kind].run(args)
 
 def main():
-    launch, jobs = cli.with_launch(sys.argv[1:], lambda rest: json.loads(rest[0]), prog="worker")
-    distributed.join(launch)
-    for job in jobs:
+    *flags, jobs = sys.argv[1:]
+    start(parse(StartFlags, flags, Help("", "", (), ())).flags)
+    for job in json.loads(jobs):
         try:
             do(*job)
         except Stopped as stop:
@@ -55,7 +53,7 @@ def main():
                 raise
             print(stop, flush=True)
 
-cli.run(main)
+exit_after(main)
 """
 
 

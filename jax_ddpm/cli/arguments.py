@@ -1,0 +1,166 @@
+"""Command lines: short and partial flags are completed, and every mistake becomes a sentence."""
+
+import difflib
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from jax_ddpm.cli.flags import Flag, count_values, may_be_none, turn_off
+from jax_ddpm.cli.values import check_values, describe
+from jax_ddpm.errors import UserError, join_or
+
+Short = Mapping[str, Sequence[str]]  # what a short flag stands for
+
+
+class Arguments(NamedTuple):
+    """A command line with complete flags and checked values."""
+
+    words: list[str]
+    """What tyro parses: positional arguments first."""
+    given: dict[str, str]
+    """The complete name of each flag that was given -> the name that the user typed."""
+
+    def name_as_typed(self, message: str) -> str:
+        """`message` with every flag under the name that the user typed."""
+        for name, typed in self.given.items():
+            message = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])", typed, message)
+        return message
+
+
+def read_arguments(args: Sequence[str], flags: Sequence[Flag], short: Short) -> Arguments:
+    """Read `args`. Raises UserError for anything that tyro would refuse.
+
+    A flag may leave out its section where its last part is unique: --batch-size stands for
+    --train.batch-size. Switches are written --flag or --no-flag.
+    """
+    _require_no_gaps(args)
+    words, typed_short = expand(args, short)
+    queue, places = deque(words), deque(flag for flag in flags if flag.is_positional)
+    by_place, by_name, given = list[str](), list[str](), dict[str, str]()
+    while queue:
+        word = queue.popleft()
+        if is_flag(word):
+            name, equals, value = word.partition("=")
+            flag, on = find_flag(name, flags)
+            typed = given[flag.name] = typed_short.get(name, name)
+            by_name += read_values(flag, typed, on, [value] if equals else [], queue)
+        elif places:
+            flag = places.popleft()
+            by_place += check_values(flag, flag.name, [word])
+        else:
+            raise UserError(_describe_unexpected(words, len(words) - len(queue) - 1))
+    _require_complete([*places, *(f for f in flags if not f.is_positional and f.name not in given)])
+    return Arguments([*by_place, *by_name], given)
+
+
+def expand(args: Sequence[str], short: Short) -> tuple[list[str], dict[str, str]]:
+    """`args` with every short flag written out, and the short flag for each name written out."""
+    words, typed = list[str](), dict[str, str]()
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        words += [*short[name], *([value] if equals else [])] if name in short else [arg]
+        typed |= {full: name for full in short.get(name, ())[:1]}
+    return words, typed
+
+
+def find_flag(typed: str, flags: Sequence[Flag]) -> tuple[Flag, bool]:
+    """The flag that `typed` names, and whether it turns it on (False: --no-flag).
+
+    Raises UserError if there is none, or if several flags end like that.
+    """
+    named = [flag for flag in flags if not flag.is_positional]
+    for name, on in spellings(typed):
+        found = [flag for flag in named if flag.name == name]
+        if "." not in name and not found:
+            found = [flag for flag in named if flag.last_part == name.lstrip("-")]
+        found = found if on else [flag for flag in found if flag.is_switch]
+        if len(found) == 1:
+            return found[0], on
+        if found:
+            names = join_or([flag.name for flag in found])
+            raise UserError(f"{typed} could be {names}: write one of them in full")
+    raise UserError(f"unknown flag {typed}{_hint(typed, named)} (--help-all lists every flag)")
+
+
+def spellings(typed: str) -> Iterator[tuple[str, bool]]:
+    """The complete names that `typed` may stand for, and whether it turns them on."""
+    name = "--" + typed.lstrip("-").replace("_", "-")
+    yield name, True
+    section, dot, last = name.removeprefix("--").rpartition(".")
+    if name.startswith("--no-"):
+        yield f"--{name.removeprefix('--no-')}", False
+    elif last.startswith("no-"):
+        yield f"--{section}{dot}{last.removeprefix('no-')}", False
+
+
+def read_values(flag: Flag, typed: str, on: bool, first: list[str], queue: deque[str]) -> list[str]:
+    """The words that set `flag` for tyro. Its values are `first` and those at the front of `queue`.
+
+    Raises UserError for values that are missing, wrong, or given to a switch.
+    """
+    if not flag.is_switch:
+        return [flag.name, *check_values(flag, typed, take_values(flag, first, queue))]
+    if first or (queue and queue[0].lower() in ("true", "false")):
+        raise UserError(f"{typed} takes no value: write {flag.name} or {turn_off(flag)}")
+    if may_be_none(flag.kind):  # which tyro reads as a value
+        return [flag.name, str(on)]
+    return [flag.name if on else turn_off(flag)]
+
+
+def take_values(flag: Flag, first: list[str], queue: deque[str]) -> list[str]:
+    """The values of `flag`: `first`, and as many words from `queue` as it takes."""
+    count, values = count_values(flag.kind), list(first)
+    while queue and not is_flag(queue[0]) and (count is None or len(values) < count):
+        values.append(queue.popleft())
+        if may_be_none(flag.kind) and values == ["None"]:
+            break
+    return values
+
+
+def is_flag(word: str) -> bool:
+    """Whether `word` is a flag, not a value: -1 is a number."""
+    return bool(re.match(r"--?[A-Za-z]|--$", word))
+
+
+def value_of(flag: str, args: Sequence[str]) -> str | None:
+    """The value of a flag in a command line that has not been read yet; None if it is not there."""
+    for i, arg in enumerate(args):
+        if arg == flag and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith(f"{flag}="):
+            return arg.removeprefix(f"{flag}=")
+    return None
+
+
+def _require_no_gaps(args: Sequence[str]) -> None:
+    """Raise UserError for an empty argument, which an unset shell variable leaves."""
+    for before, arg in zip(["the command", *args], args, strict=False):
+        if arg == "" or (is_flag(arg) and arg.endswith("=")):
+            raise UserError(f"there is nothing after {arg.rstrip('=') or before}: give a value")
+
+
+def _require_complete(missing: Sequence[Flag]) -> None:
+    """Raise UserError if one of the arguments that were not given has no default."""
+    for flag in missing:
+        if flag.is_required:
+            what = flag.help.rstrip(".") or describe(flag.kind)
+            raise UserError(f"{flag.name} is missing: {what[0].lower()}{what[1:]} (see --help)")
+
+
+def _describe_unexpected(words: Sequence[str], at: int) -> str:
+    """A sentence about a word that is neither a flag nor the value of one."""
+    after = f" after {words[at - 1]}" if at else ""
+    return (
+        f"{words[at]!r}{after} is not expected there (--help-all lists every flag and its values)"
+    )
+
+
+def _hint(typed: str, known: Sequence[Flag]) -> str:
+    """The flag that was probably meant: with the same last part, or a similar one."""
+    last = typed.lstrip("-").rpartition(".")[2]
+    close = [flag.name for flag in known if flag.last_part == last]
+    close += difflib.get_close_matches(typed, [flag.name for flag in known], n=1, cutoff=0.75)
+    ends = {flag.name: flag.last_part for flag in known}
+    alike = [n for n in close if difflib.SequenceMatcher(None, last, ends[n]).ratio() >= 0.6]
+    return f": did you mean {alike[0]}?" if alike else ""

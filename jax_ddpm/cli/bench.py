@@ -1,0 +1,38 @@
+"""`jax-ddpm bench`: measure training steps, sampling, the reading of data, or memory."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jax_ddpm.cli.help import Help
+from jax_ddpm.cli.parsing import choose, parse
+
+EXAMPLES = (
+    ("jax-ddpm bench step --dtype bfloat16 --batch-size 128", "training steps beside PyTorch's"),
+    ("jax-ddpm bench data", "images per second from every kind of source"),
+    ("jax-ddpm bench memory --presets fashion-cpu ddpm-cifar10", "what a training step takes"),
+)
+HELP = Help(
+    usage="jax-ddpm bench step | sampling | data | memory [FLAGS]",
+    summary="Measure. Each kind has its own --help.",
+    examples=EXAMPLES,
+    flags=(),
+)
+NAMES = ("step", "sampling", "data", "memory")
+
+
+def run(args: Sequence[str]) -> None:
+    """Read the command line and measure."""
+    name = choose("jax-ddpm bench", args, NAMES, HELP)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave PyTorch some memory
+    from jax_ddpm.jobs.bench import data, memory, step
+
+    kinds: dict[str, tuple[type[Any], Callable[[Any], object]]] = {
+        "step": (step.StepArgs, step.bench_step),
+        "sampling": (step.SamplingArgs, step.bench_sampling),
+        "data": (data.DataArgs, data.bench_data),
+        "memory": (memory.MemoryArgs, memory.bench_memory),
+    }
+    kind, measure = kinds[name]
+    help_ = HELP._replace(usage=f"jax-ddpm bench {name} [FLAGS]", summary=kind.__doc__ or "")
+    measure(parse(kind, args[1:], help_).flags)

@@ -1,0 +1,83 @@
+"""How a command ends: its exit code, and one sentence instead of a traceback for a mistake."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jax.errors import JaxRuntimeError
+
+from jax_ddpm.devices.processes import leave_on_exit
+from jax_ddpm.errors import Stopped, UserError, one_line
+
+NO_MEMORY = (
+    "the device does not have enough memory: process fewer images at a time (--batch-size; in "
+    "training --train.batch-size, --train.accumulate or --train.remat nothing_saveable), see "
+    "docs/scaling.md"
+)
+
+
+def exit_after(command: Callable[[], None]) -> NoReturn:
+    """Call `command` and exit; a user's mistake ends in one sentence and exit code 1."""
+    with leave_on_exit(), _without_late_threads():
+        _run(command)
+    raise AssertionError("a command ends by exiting")
+
+
+def _run(command: Callable[[], None]) -> NoReturn:
+    try:
+        command()
+        sys.stdout.flush()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except BrokenPipeError:  # the reader of our output has closed it, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        sys.exit(one_line(f"error: {error.filename or 'a file'}: {error.strerror or error}"))
+    except MemoryError as error:
+        sys.exit(one_line(f"error: there is not enough memory ({error}): see docs/scaling.md"))
+    except JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sys.exit(f"error: {NO_MEMORY}")
+    except Stopped as stop:
+        print(stop)
+        sys.exit(130 if stop.signum == signal.SIGINT else 0)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+@contextmanager
+def _without_late_threads() -> Iterator[None]:
+    """Silence TensorStore's threads that outlive a failed read or write."""
+    before = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            before(found)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def suggest(*words: object) -> None:
+    """Print the command that a user may want next, as they would type it."""
+    command, *rest = map(str, words)
+    print(f"Next: {' '.join([command_name(command), *rest])}")
+
+
+def command_name(command: str) -> str:
+    """How the user starts another command: through the same door as this one."""
+    door = Path(sys.argv[0])
+    script = door.with_name(f"{command}.py")
+    if door.parent.name == "scripts" and script.is_file():
+        return f"python {script}"
+    return f"python -m jax_ddpm {command}" if door.name == "__main__.py" else f"jax-ddpm {command}"

@@ -1,0 +1,132 @@
+"""`jax-ddpm plot`: figures of schedules, of the forward process, and of samplers compared."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from jax_ddpm.cli.ending import suggest
+from jax_ddpm.cli.flags import Flat
+from jax_ddpm.cli.help import Help
+from jax_ddpm.cli.parsing import choose, parse
+from jax_ddpm.config.jobs import CompareJob
+from jax_ddpm.process.schedules import ScheduleName
+
+EXAMPLES = (
+    ("jax-ddpm plot schedules --schedules linear cosine", "noise schedules over t"),
+    ("jax-ddpm plot forward --preset annotated", "pictures on their way to noise"),
+    ("jax-ddpm plot samplers runs/fashion-cpu", "image quality over network evaluations"),
+)
+HELP = Help(
+    usage="jax-ddpm plot schedules | forward | samplers [FLAGS]",
+    summary="Draw a figure. Each kind has its own --help.",
+    examples=EXAMPLES,
+    flags=(),
+)
+SCHEDULES_HELP = HELP._replace(
+    usage="jax-ddpm plot schedules [FLAGS]",
+    summary="Plot the tables of one or several noise schedules over t.",
+    flags=("--schedules", "--num-timesteps", "--preset", "--out"),
+)
+FORWARD_HELP = HELP._replace(
+    usage="jax-ddpm plot forward [FLAGS]",
+    summary="Draw the forward process: pictures at several timesteps on their way to noise.",
+    flags=(
+        "--preset",
+        "--image",
+        "--image-size",
+        "--steps",
+        "--percent",
+        "--num",
+        "--seed",
+        "--out",
+    ),
+)
+SAMPLERS_HELP = HELP._replace(
+    usage="jax-ddpm plot samplers RUN [FLAGS]",
+    summary="Plot how far a run's images are from its data, for every sampler and number of "
+    "network evaluations. The distance is the energy distance between pixels. A band shows the "
+    "distance of other images of the data: differences inside it are not significant.",
+    flags=("--samplers", "--evaluations", "--num", "--spacing", "--seed", "--batch-size", "--out"),
+)
+
+
+@dataclass(frozen=True)
+class SchedulesFlags:
+    """Everything that `jax-ddpm plot schedules` takes."""
+
+    out: Path = Path("schedules.png")
+    """PNG file to write."""
+    preset: str = "fashion-cpu"
+    """The preset whose schedule and T are used unless others are given."""
+    schedules: tuple[ScheduleName, ...] = ()
+    """Schedules to compare; none given: the preset's."""
+    num_timesteps: int | None = None
+    """T; None: the preset's."""
+
+
+@dataclass(frozen=True)
+class ForwardFlags:
+    """Everything that `jax-ddpm plot forward` takes."""
+
+    out: Path = Path("forward.png")
+    """PNG file to write."""
+    preset: str = "fashion-cpu"
+    """The preset whose schedule, T and, without --image, data are used."""
+    image: Path | None = None
+    """A picture of your own."""
+    image_size: int | None = None
+    """Side to which pictures are cropped and resized; None: keep their size."""
+    steps: tuple[int, ...] = ()
+    """Timesteps to draw, 0 to T - 1."""
+    percent: tuple[float, ...] = (25, 50, 75, 100)
+    """Timesteps to draw in percent of T, if --steps is not given."""
+    num: int = 4
+    """Number of pictures from the preset's data."""
+    seed: int = 0
+    """Seed of the noise."""
+
+
+@dataclass(frozen=True)
+class SamplersFlags:
+    """Everything that `jax-ddpm plot samplers` takes."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    job: Flat[CompareJob] = field(default_factory=CompareJob)
+
+
+def run(args: Sequence[str]) -> None:
+    """Read the command line and draw."""
+    figures = {"schedules": draw_schedules, "forward": draw_forward, "samplers": draw_samplers}
+    name = choose("jax-ddpm plot", args, figures, HELP)
+    figures[name](args[1:])
+
+
+def draw_schedules(args: Sequence[str]) -> None:
+    """Plot the tables of schedules."""
+    flags = parse(SchedulesFlags, args, SCHEDULES_HELP).flags
+    from jax_ddpm.jobs.plot import plot_schedules
+
+    plot_schedules(flags.out, flags.preset, flags.schedules, flags.num_timesteps)
+    names = flags.schedules or ["NAME"]
+    suggest("train", "--schedule", names[0])
+
+
+def draw_forward(args: Sequence[str]) -> None:
+    """Draw pictures on their way to noise."""
+    flags = parse(ForwardFlags, args, FORWARD_HELP).flags
+    from jax_ddpm.jobs.plot import plot_forward
+
+    plot_forward(**vars(flags))
+    suggest("train", "--preset", flags.preset)
+
+
+def draw_samplers(args: Sequence[str]) -> None:
+    """Plot the quality of every sampler's images."""
+    flags = parse(SamplersFlags, args, SAMPLERS_HELP).flags
+    from jax_ddpm.jobs.compare_samplers import compare_samplers
+
+    compare_samplers(flags.run, flags.job)
+    suggest("sample", flags.run, "--sampler NAME --steps N")

@@ -1,0 +1,88 @@
+"""`jax-ddpm prepare`: write a data set, of pictures for TensorFlow Datasets or of the emoji."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jax_ddpm.cli.ending import suggest
+from jax_ddpm.cli.help import Help
+from jax_ddpm.cli.parsing import Parsed, parse
+from jax_ddpm.config.run import SourceConfig
+
+EXAMPLES = (
+    ("jax-ddpm prepare --name mine --data.name folder --data.path DIR", "a folder of pictures"),
+    ("jax-ddpm prepare --name mine --data.name arrays --data.path a.npz", "a NumPy file"),
+    ("jax-ddpm prepare emoji --out emoji.npz", "32x32 colour pictures of a font"),
+)
+HELP = Help(
+    usage="jax-ddpm prepare --name NAME [FLAGS]   or   jax-ddpm prepare emoji [FLAGS]",
+    summary="Write images as a data set that TensorFlow Datasets and training read quickly "
+    "(array_record).",
+    examples=EXAMPLES,
+    flags=(
+        "--name",
+        "--out",
+        "--data.name",
+        "--data.path",
+        "--data.image-size",
+        "--data.channels",
+        "--data.crop",
+        "--data.resize",
+        "--data.skip-bad",
+    ),
+    more="jax-ddpm prepare emoji --help shows the flags of the emoji.",
+)
+EMOJI_HELP = Help(
+    usage="jax-ddpm prepare emoji [FLAGS]",
+    summary="Make a small colour data set, 32x32, of the emoji in Debian's font.",
+    examples=EXAMPLES,
+    flags=("--font", "--out"),
+)
+
+
+@dataclass(frozen=True)
+class PrepareFlags:
+    """Everything that `jax-ddpm prepare` takes."""
+
+    name: str
+    """Name of the new data set: lower-case letters, digits and _."""
+    out: Path = Path.home() / "tensorflow_datasets"
+    """Folder of all prepared data sets, which training takes as --data.path."""
+    data: SourceConfig = field(default_factory=SourceConfig)
+
+
+@dataclass(frozen=True)
+class EmojiFlags:
+    """Everything that `jax-ddpm prepare emoji` takes."""
+
+    font: Path = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+    """The font, of Debian's package fonts-noto-color-emoji."""
+    out: Path = Path("emoji.npz")
+    """The file to write: images, uint8 [n, 32, 32, 3]."""
+
+
+def read(args: Sequence[str]) -> Parsed[PrepareFlags]:
+    """The flags that `args` give."""
+    return parse(PrepareFlags, args, HELP)
+
+
+def run(args: Sequence[str]) -> None:
+    """Read the command line, write the data set, and say how to train on it."""
+    if args and args[0] == "emoji":
+        return run_emoji(args[1:])
+    parsed = read(args)
+    flags = parsed.flags
+    with parsed.naming_flags_as_typed():
+        from jax_ddpm.jobs.prepare_data import prepare_dataset
+
+        prepare_dataset(flags.name, flags.out, flags.data)
+    suggest("train", "--data.name", flags.name, "--data.path", flags.out)
+
+
+def run_emoji(args: Sequence[str]) -> None:
+    """Read the command line, write the emoji, and say how to train on them."""
+    flags = parse(EmojiFlags, args, EMOJI_HELP).flags
+    from jax_ddpm.jobs.prepare_emoji import prepare_emoji
+
+    prepare_emoji(flags.font, flags.out)
+    suggest("train", "--data.name", "arrays", "--data.path", flags.out, "--run", "runs/emoji")

@@ -1,0 +1,94 @@
+"""`jax-ddpm train`: train a model in a run folder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from jax_ddpm.cli.arguments import expand, value_of
+from jax_ddpm.cli.ending import suggest
+from jax_ddpm.cli.flags import Flat
+from jax_ddpm.cli.help import Help
+from jax_ddpm.cli.parsing import Parsed, parse
+from jax_ddpm.cli.start import StartFlags, start
+from jax_ddpm.config.follow import Followed, follow
+from jax_ddpm.config.presets import PRESETS, find_preset
+from jax_ddpm.config.run import Config
+
+HELP = Help(
+    usage="jax-ddpm train [FLAGS]",
+    summary="Train a diffusion model. Everything goes into one run folder; the same command again "
+    "resumes it.",
+    examples=(
+        ("jax-ddpm train", "10,000 Fashion-MNIST images, eight minutes on two CPU cores"),
+        ("jax-ddpm train --run runs/short --steps 500 --seed 1", "the same, shorter"),
+        ("jax-ddpm train --data.name folder --data.path DIR --data.image-size 64", "your pictures"),
+    ),
+    flags=(
+        "--preset",
+        "--run",
+        "--data.name",
+        "--data.path",
+        "--data.image-size",
+        "--steps",
+        "--batch-size",
+        "--seed",
+        "--bf16",
+        "--dry-run",
+    ),
+    more=f"presets: {', '.join(PRESETS)}. A flag may be written without its section if only one "
+    "flag ends like that: --schedule is --diffusion.schedule.",
+)
+SHORT = {
+    "--steps": ("--train.num-steps",),
+    "--bf16": ("--model.compute-dtype", "bfloat16"),
+}
+
+
+@dataclass(frozen=True)
+class TrainFlags:
+    """Everything that `jax-ddpm train` takes."""
+
+    config: Flat[Config] = field(default_factory=Config)
+    dry_run: bool = False
+    """Print the settings and what would be computed and written, and do nothing."""
+    start: Flat[StartFlags] = field(default_factory=StartFlags)
+
+
+def read(args: Sequence[str]) -> tuple[Parsed[TrainFlags], list[Followed]]:
+    """The flags that `args` give, and the values that follow from them.
+
+    The others are those of the preset that --preset names. Without --preset, a run folder named by
+    --run is continued with its own settings.
+    """
+    words, _ = expand(args, SHORT)
+    name, folder = value_of("--preset", words), value_of("--run", words)
+    if name is None and folder is not None and (Path(folder) / "config.json").is_file():
+        from jax_ddpm import runs
+
+        stored = TrainFlags(runs.load(Path(folder)).config)
+        help_ = HELP._replace(defaults=f"those of {folder}")
+        return parse(TrainFlags, args, help_, default=stored, short=SHORT), []
+    preset = find_preset(name or Config.preset)
+    help_ = HELP._replace(defaults=f"preset {preset.preset}")
+    parsed = parse(TrainFlags, args, help_, default=TrainFlags(preset), short=SHORT)
+    config, followed = follow(parsed.flags.config, preset, parsed.arguments.given)
+    return parsed._replace(flags=replace(parsed.flags, config=config)), followed
+
+
+def run(args: Sequence[str]) -> None:
+    """Read the command line, meet the other processes, and train."""
+    parsed, followed = read(args)
+    flags = parsed.flags
+    with parsed.naming_flags_as_typed():
+        start(flags.start)
+        if followed:
+            found = ", ".join(f"{flag} {value} (not {was})" for flag, value, was in followed)
+            print(f"Adjusted to fit: {found}")
+        if flags.dry_run:
+            from jax_ddpm.jobs.describe import describe_run
+
+            return print(describe_run(flags.config))
+        from jax_ddpm.jobs.train import train
+
+        train(flags.config)
+    suggest("sample", flags.config.folder)

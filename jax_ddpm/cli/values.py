@@ -1,0 +1,55 @@
+"""The values of flags: what each type takes, and one sentence for a value that it does not take."""
+
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from jax_ddpm.cli.flags import Flag, count_values, may_be_none, without_none
+from jax_ddpm.config.aliases import ALIASES
+from jax_ddpm.config.plain_values import choices_of, require_plain_value
+from jax_ddpm.errors import UserError, check_choice, join_or
+
+KINDS = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+
+
+def check_values(flag: Flag, typed: str, values: list[str]) -> list[str]:
+    """`values` for `flag`, as tyro reads them; `typed` is the flag as the user wrote it.
+
+    Other words of the field become ours. Raises UserError for a missing or a wrong value.
+    """
+    if may_be_none(flag.kind) and values == ["None"]:
+        return values
+    count = count_values(flag.kind)
+    if count is not None and len(values) < count:
+        needs = "a value" if count == 1 else f"{count} values, each"
+        raise UserError(f"{typed} needs {needs}: {describe(flag.kind)}")
+    return [check_value(flag, typed, value) for value in values]
+
+
+def check_value(flag: Flag, typed: str, value: str) -> str:
+    """One value for `flag`. Raises UserError unless it is of the flag's type and plain."""
+    choices = choices_of(flag.kind)
+    if choices is not None:
+        aliases = ALIASES.get(flag.last_part.replace("-", "_").removesuffix("s"))
+        return check_choice(typed, value, [str(choice) for choice in choices], aliases)
+    kind = element_of(flag.kind)
+    try:
+        require_plain_value(typed, kind(value))
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{typed} is {value!r}, but it must be {describe(kind)}") from error
+    return value
+
+
+def describe(kind: Any) -> str:
+    """What a flag of the type `kind` takes, in words."""
+    choices = choices_of(kind)
+    if choices is not None:
+        return join_or([str(choice) for choice in choices])
+    return KINDS[element_of(kind)]
+
+
+def element_of(kind: Any) -> Any:
+    """The type of each value: of a tuple's items, else `kind` itself, both without None."""
+    kind = without_none(kind)
+    return get_args(kind)[0] if get_origin(kind) is tuple else kind

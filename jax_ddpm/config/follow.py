@@ -1,0 +1,136 @@
+"""What a preset derives follows what the user changes: warm-up, sampling steps, intervals.
+
+A value follows only if the user did not type it and the preset's own value cannot work any more.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import fields, replace
+from math import gcd, isqrt
+from typing import Any, NamedTuple
+
+from jax_ddpm.config.run import Config
+from jax_ddpm.config.sample import SampleConfig, sampling_timesteps, visits_timesteps
+from jax_ddpm.config.train import AT_LEAST_ONE, TrainConfig
+from jax_ddpm.errors import flag_name
+
+
+class Followed(NamedTuple):
+    """A value that followed."""
+
+    flag: str
+    value: Any
+    preset: Any
+    """What the preset has."""
+
+
+def follow(config: Config, preset: Config, typed: Collection[str]) -> tuple[Config, list[Followed]]:
+    """`config` with the values that follow what was typed, and a list of them.
+
+    `typed` names flags in full, such as "--train.num-steps"; apart from these, `config` equals
+    `preset`. Typed values that conflict stay as they are, for `validate` to refuse.
+    """
+    train, timesteps = config.train, config.diffusion.num_timesteps
+    sizes = [timesteps, *(getattr(train, name) for name in AT_LEAST_ONE)]
+    if any(size is not None and size < 1 for size in sizes):
+        return config, []
+    train = _follow_num_steps(train, preset.train, typed)
+    train = _follow_batch_size(train, typed)
+    train = _follow_log_every(train, typed)
+    train = _follow_intervals(train, typed)
+    sample, model = _follow_timesteps(config.sample, timesteps, typed), config.model
+    rows = model.num_timesteps
+    if rows is not None and rows < timesteps and "--model.n-steps" not in typed:
+        model = replace(model, n_steps=timesteps)  # type: ignore[arg-type]  # the one with a table
+    followed = replace(config, model=model, train=train, sample=sample)
+    return followed, list(_list_changes(config, followed))
+
+
+def _follow_num_steps(
+    train: TrainConfig, preset: TrainConfig, typed: Collection[str]
+) -> TrainConfig:
+    """The warm-up keeps its part of the run."""
+    if train.warmup_steps <= train.num_steps or "--train.warmup-steps" in typed:
+        return train
+    warmup_steps = round(train.warmup_steps * train.num_steps / preset.num_steps)
+    return replace(train, warmup_steps=warmup_steps)
+
+
+def _follow_batch_size(train: TrainConfig, typed: Collection[str]) -> TrainConfig:
+    """The batch is cut into as many parts as divide it, at most as many as the preset's."""
+    if train.batch_size % train.accumulate == 0 or "--train.accumulate" in typed:
+        return train
+    parts = [n for n in _divisors(train.batch_size) if n <= train.accumulate]
+    return replace(train, accumulate=max(parts))
+
+
+def _follow_log_every(train: TrainConfig, typed: Collection[str]) -> TrainConfig:
+    """Rows are logged at the nearest interval that fits the calls and the typed intervals."""
+    if "--train.log-every" in typed:
+        return train
+    names = [*_intervals(train), "keep_every"]
+    fixed = [getattr(train, name) for name in names if flag_name(name, "--train.") in typed]
+    fixed = [steps for steps in fixed if steps is not None]
+    log, calls = train.log_every, train.steps_per_call
+    most = max(calls, train.num_steps if train.posthoc_ema else log)
+    if log % calls == 0 and log <= most and all(steps % log == 0 for steps in fixed):
+        return train
+    if fixed:
+        possible = [steps for steps in _divisors(gcd(*fixed)) if steps % calls == 0]
+    else:
+        possible = [calls * max(1, min(round(log / calls), most // calls))]
+    return replace(train, log_every=_nearest(log, possible)) if possible else train
+
+
+def _follow_intervals(train: TrainConfig, typed: Collection[str]) -> TrainConfig:
+    """Checkpoints, grids and snapshots come at the nearest multiple of log_every."""
+    log, most = train.log_every, max(train.num_steps // train.log_every, 1)
+    for name in _intervals(train):
+        steps = getattr(train, name)
+        late = name == "snapshot_every" and steps > train.num_steps
+        if flag_name(name, "--train.") not in typed and (steps % log or late):
+            train = replace(train, **{name: log * max(1, min(round(steps / log), most))})
+    kept = train.keep_every
+    if kept is None or kept % train.checkpoint_every == 0 or "--train.checkpoint-every" in typed:
+        return train
+    possible = [steps for steps in _divisors(kept) if steps % log == 0]
+    nearest = _nearest(train.checkpoint_every, possible or [train.checkpoint_every])
+    return replace(train, checkpoint_every=nearest)
+
+
+def _intervals(train: TrainConfig) -> Sequence[str]:
+    """The intervals that must be multiples of log_every."""
+    snapshots = ("snapshot_every",) if train.posthoc_ema else ()
+    return ("checkpoint_every", "sample_every", *snapshots)
+
+
+def _follow_timesteps(
+    sample: SampleConfig, num_timesteps: int, typed: Collection[str]
+) -> SampleConfig:
+    """Sampling visits at most T timesteps."""
+    if sample.respacing is not None and "--sample.respacing" not in typed:
+        try:
+            sampling_timesteps(sample, num_timesteps)
+        except ValueError:
+            return replace(sample, respacing=str(num_timesteps))
+    free = "--sample.num-steps" not in typed and visits_timesteps(sample)
+    if free and sample.num_steps > num_timesteps:
+        return replace(sample, num_steps=num_timesteps)
+    return sample
+
+
+def _list_changes(before: Config, after: Config) -> Iterator[Followed]:
+    for section in ("model", "train", "sample"):
+        old, new = getattr(before, section), getattr(after, section)
+        for field in fields(old):
+            preset, value = getattr(old, field.name), getattr(new, field.name)
+            if preset != value:
+                yield Followed(flag_name(field.name, f"--{section}."), value, preset)
+
+
+def _divisors(number: int) -> list[int]:
+    small = [n for n in range(1, isqrt(number) + 1) if number % n == 0]
+    return [*small, *(number // n for n in reversed(small) if n * n != number)]
+
+
+def _nearest(wanted: int, possible: Sequence[int]) -> int:
+    return min(possible, key=lambda steps: abs(steps - wanted))

@@ -1,0 +1,103 @@
+"""What the jobs on a trained run are asked for. Each docstring is the help of its flag."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from jax_ddpm.data.sources import Split
+from jax_ddpm.process.grids import GridName
+from jax_ddpm.samplers import SamplerName
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Which parameters of a run are used."""
+
+    weights: str = "ema"
+    """ema: the moving average of the parameters. raw: the parameters themselves. Or a decay of the
+    run: train.ema_decay or one of train.ema_decays."""
+    posthoc_ema: float | None = None
+    """Relative width of an average made from the run's snapshots (see train.posthoc_ema)."""
+    posthoc_step: int | None = None
+    """The step at which that average is taken; None: the last snapshot."""
+    checkpoint: Literal["newest", "best"] = "newest"
+    """best: the checkpoint with the lowest training loss, for a run with train.keep_best."""
+
+
+EMA = Weights()  # the moving average in the newest checkpoint
+
+
+@dataclass(frozen=True)
+class SampleJob:
+    """Which images are drawn, and where they are written."""
+
+    num: int = 64
+    """Number of images."""
+    out: Path | None = None
+    """File to write: .png (an image grid), .gif (the grid as it emerges from noise) or .npz (arr_0,
+    uint8 [n, h, w, c]). None: samples/seed_SEED.png in the run folder; the name of another sampler
+    than the run's, or of the edit, comes first."""
+    trajectory: bool = False
+    """Also write a GIF of the images emerging from noise, beside --out."""
+    seed: int = 0
+    """Seed of all noise. Image i depends only on the seed, not on --num or --batch-size."""
+    label: int | None = None
+    """Class of all images, for a network trained with labels; None: all classes in turn."""
+    classifier: str | None = None
+    """FILE.py:FUNCTION, your own classifier to guide by: log_prob(x_t, t, label), in JAX, returns
+    one log probability of the label per noisy image. The file is executed."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """float64: noise, tables and network in double precision, to compare with PyTorch."""
+    batch_size: int = 64
+    """Images per call of the compiled program."""
+
+
+@dataclass(frozen=True)
+class EvaluateJob:
+    """How the likelihood of a run's images is computed."""
+
+    method: Literal["bound", "ode"] = "bound"
+    """bound: the variational bound, term by term. ode: the likelihood of the probability flow."""
+    num: int = 256
+    """Number of images, spread evenly over the data."""
+    split: Split = "train"
+    """train: the images of the training. test: the images set aside for tests."""
+    respacing: str | None = None
+    """bound: timesteps to visit, such as "250", "10,15,20" or "ddim50"; None: all."""
+    variance: Literal["fixed_small", "fixed_large"] | None = None
+    """bound: variance of the reverse process unless it is learned; None: sample.variance."""
+    steps: int | None = None
+    """ode: steps of Heun's method, each of two network evaluations; None: 200, or all of T."""
+    probes: int | None = None
+    """ode: random directions per image that estimate the divergence; None: 1."""
+    clip_x_0: bool | None = None
+    """Clip each predicted clean image to [-1, 1]; None: as the run does for bound, no for ode."""
+    batch_size: int = 16
+    """Images per call of the compiled program."""
+    seed: int = 0
+    """Seed of all noise. The noise of an image depends only on the seed and its place in the data.
+    """
+    out: Path | None = None
+    """JSON file to write, with a figure beside it. None: evaluation/likelihood.json in the run
+    folder."""
+
+
+@dataclass(frozen=True)
+class CompareJob:
+    """Which samplers are compared, and with how many images."""
+
+    samplers: tuple[SamplerName, ...] = ()
+    """Samplers to compare; none given: all."""
+    evaluations: tuple[int, ...] = (5, 10, 20, 50)
+    """Network evaluations per image; each sampler takes as many steps as they allow."""
+    num: int = 256
+    """Images per sampler and number of evaluations."""
+    spacing: GridName | None = None
+    """The grid of all samplers; None: each sampler's own, or the run's if it has none."""
+    seed: int = 0
+    """Seed of all noise, the same for every sampler."""
+    batch_size: int = 64
+    """Images per call of the compiled program."""
+    out: Path | None = None
+    """PNG file to write, with the numbers in a JSON file beside it. None: samplers.png in the run
+    folder."""

@@ -1,0 +1,62 @@
+"""A dry run: what a training would compute and write, without doing it."""
+
+import textwrap
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import jax
+
+from jax_ddpm.config.run import Config, validate
+from jax_ddpm.jobs.build import build, open_data
+from jax_ddpm.models import ARCHITECTURES
+
+WIDTH, NAME = 98, 11
+
+
+def describe_run(config: Config) -> str:
+    """What training `config` would do, and every setting. Raises UserError if it cannot work.
+
+    Reads the data, and writes nothing.
+    """
+    validate(config)
+    source = open_data(config.data)
+    parts = build(config, source.image_shape)
+    params = jax.eval_shape(parts.network.init, jax.random.key(0))
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    names = {kind: name for name, kind in ARCHITECTURES.items()}
+    train, images = config.train, len(source.images)
+    size = "x".join(map(str, source.image_shape))
+    epochs = train.num_steps * train.batch_size / images
+    exists = (config.folder / "config.json").is_file()
+    facts = {
+        "data": f"{images:,} images of {size} from {config.data.name}",
+        "network": f"{names[type(config.model)]}, {count:,} parameters",
+        "training": f"{train.num_steps:,} steps of {train.batch_size} images, which is "
+        f"{epochs:.3g} epochs of {images / train.batch_size:,.4g} steps",
+        "folder": f"{config.folder}, a run to {'resume' if exists else 'begin'}",
+        "writes": f"metrics every {train.log_every} steps, a checkpoint every "
+        f"{train.checkpoint_every} (the newest {train.keep_checkpoints} stay), samples every "
+        f"{train.sample_every}, and at the end samples.png, sampling.gif and loss.png",
+    }
+    lines = ["This is a dry run: nothing is computed or written.", ""]
+    lines += [line for name, text in facts.items() for line in _format(name, text)]
+    lines += ["", "Every setting:", *_format("run", f"preset {config.preset}, seed {config.seed}")]
+    for section in ("data", "model", "diffusion", "train", "sample"):
+        lines += _format(section, ", ".join(_list_settings(getattr(config, section))))
+    return "\n".join(lines)
+
+
+def _list_settings(settings: Any) -> Iterator[str]:
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        assert not is_dataclass(value)
+        shown = " ".join(map(str, value)) or "none" if isinstance(value, tuple) else value
+        yield f"{field.name} {shown}"
+
+
+def _format(name: str, text: str) -> list[str]:
+    """`text` in lines, with `name` before the first."""
+    indent = " " * (NAME + 2)
+    wrapped = textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent)
+    return [f"  {name:{NAME}}{wrapped[0].lstrip()}", *wrapped[1:]]

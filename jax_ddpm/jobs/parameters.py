@@ -1,0 +1,45 @@
+"""The parameters of a run that a job uses: from which checkpoint, and which average."""
+
+import jax
+
+from jax_ddpm import runs
+from jax_ddpm.config.jobs import EMA, Weights
+from jax_ddpm.config.run import Config
+from jax_ddpm.devices.layout import shapes_to_load
+from jax_ddpm.errors import UserError
+from jax_ddpm.jobs.build import Parts
+from jax_ddpm.optim.averages import Params
+from jax_ddpm.runs.averages import check_selection, select_params
+from jax_ddpm.runs.checkpoint import find_best_step, open_checkpoints, restore
+from jax_ddpm.training.state import TrainState
+
+
+def load_params(run: runs.Run, parts: Parts, weights: Weights = EMA) -> tuple[Params, str]:
+    """The parameters that `weights` asks for, on one device, and a description of them.
+
+    Raises UserError if the run does not have them.
+    """
+    state = load_state(run, parts, best=weights.checkpoint == "best")
+    return select_params(run, state, weights.weights, weights.posthoc_ema, weights.posthoc_step)
+
+
+def check_weights(config: Config, weights: Weights) -> None:
+    """Raise UserError, before anything is read, if a run of `config` cannot have `weights`."""
+    check_selection(config, weights.weights, weights.posthoc_ema, weights.posthoc_step)
+
+
+def load_state(run: runs.Run, parts: Parts, *, best: bool = False) -> TrainState:
+    """The train state of the newest intact checkpoint, or of the best one, on one device.
+
+    Raises UserError if the run has no such checkpoint.
+    """
+    if not run.checkpoints.is_dir():
+        raise UserError(f"{run.folder} has no checkpoint yet: train it first")
+    like = shapes_to_load(jax.eval_shape(parts.init_state, jax.random.key(0)))
+    with open_checkpoints(run.checkpoints) as checkpoints:
+        step = find_best_step(checkpoints) if best else None
+        if best and step is None:
+            raise UserError(
+                f"{run.folder} was trained without --train.keep-best: it has no best checkpoint"
+            )
+        return restore(checkpoints, like, step=step)

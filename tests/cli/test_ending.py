@@ -1,0 +1,85 @@
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import pytest
+from jax.errors import JaxRuntimeError
+
+from jax_ddpm.cli.ending import exit_after, suggest
+from jax_ddpm.errors import Stopped, UserError
+
+
+def raising(error):
+    def command():
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (lambda: None, 0),
+        (raising(UserError("this is wrong")), "error: this is wrong"),
+        (raising(FileNotFoundError(2, "No such file", "a/b")), "error: a/b: No such file"),
+        (raising(Stopped(signal.SIGINT, "stopped")), 130),
+        (raising(Stopped(signal.SIGTERM, "stopped")), 0),
+        (raising(KeyboardInterrupt()), 130),
+        (
+            raising(MemoryError("7 TiB")),
+            "error: there is not enough memory (7 TiB): see docs/scaling.md",
+        ),
+    ],
+)
+def test_how_a_command_ends_is_its_exit_code(command, code):
+    with pytest.raises(SystemExit) as caught:
+        exit_after(command)
+    assert caught.value.code == code
+
+
+def test_late_threads_of_a_failed_read_are_not_heard_but_others_are(monkeypatch):
+    heard = Mock()
+    monkeypatch.setattr(sys, "unraisablehook", heard)
+    late = SimpleNamespace(exc_value=RuntimeError("Event loop is closed"))
+    other = SimpleNamespace(exc_value=RuntimeError("another"))
+
+    def command():
+        sys.unraisablehook(late)
+        sys.unraisablehook(other)
+
+    with pytest.raises(SystemExit):
+        exit_after(command)
+    heard.assert_called_once_with(other)
+    assert sys.unraisablehook is heard
+
+
+def test_a_mistake_of_the_program_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        exit_after(raising(ZeroDivisionError()))
+
+
+def test_a_full_device_is_a_sentence_and_another_fault_of_it_is_a_traceback():
+    with pytest.raises(SystemExit, match=r"error: the device does not have enough memory: .*accum"):
+        exit_after(
+            raising(JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."))
+        )
+    with pytest.raises(JaxRuntimeError, match="INTERNAL"):
+        exit_after(raising(JaxRuntimeError("INTERNAL: no such luck")))
+
+
+@pytest.mark.parametrize(
+    ("door", "command", "expected"),
+    [
+        ("/usr/bin/jax-ddpm", "sample", "jax-ddpm sample runs/a"),
+        ("scripts/train.py", "sample", "python scripts/sample.py runs/a"),
+        ("scripts/prepare_data.py", "prepare", "jax-ddpm prepare runs/a"),
+        ("/site-packages/jax_ddpm/__main__.py", "sample", "python -m jax_ddpm sample runs/a"),
+    ],
+)
+def test_the_next_command_is_typed_as_this_one_was(monkeypatch, capsys, door, command, expected):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.setattr(sys, "argv", [door, "x"])
+    suggest(command, Path("runs/a"))
+    assert capsys.readouterr().out == f"Next: {expected}\n"

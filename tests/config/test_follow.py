@@ -1,0 +1,115 @@
+"""What a preset derives follows what is typed, and everything that follows is valid."""
+
+from dataclasses import replace
+
+import pytest
+
+from jax_ddpm.config.follow import Followed, follow
+from jax_ddpm.config.presets import PRESETS
+from jax_ddpm.config.run import validate
+from jax_ddpm.errors import UserError
+
+
+def change(preset, **sections):
+    """A preset with some values changed, and the flags of these."""
+    config, typed = PRESETS[preset], []
+    for section, values in sections.items():
+        config = replace(config, **{section: replace(getattr(config, section), **values)})
+        typed += [f"--{section}.{name.replace('_', '-')}" for name in values]
+    return config, typed
+
+
+def follow_changes(preset, **sections):
+    config, typed = change(preset, **sections)
+    return follow(config, PRESETS[preset], typed)
+
+
+CASES = [
+    ("fashion-cpu", {"train": {"num_steps": 40}}, {"--train.warmup-steps": 2}),
+    ("ddpm-cifar10", {"train": {"num_steps": 8}}, {"--train.warmup-steps": 0}),
+    ("ddpm-cifar10", {"diffusion": {"num_timesteps": 100}}, {"--sample.num-steps": 100}),
+    ("fashion-cpu", {"diffusion": {"num_timesteps": 20}}, {"--sample.num-steps": 20}),
+    (
+        "guided-diffusion",
+        {"diffusion": {"num_timesteps": 100}},
+        {"--sample.respacing": "100"},
+    ),
+    ("pulfer", {"diffusion": {"num_timesteps": 2000}}, {"--model.n-steps": 2000}),
+    (
+        "fashion-cpu",
+        {"train": {"log_every": 7}},
+        {"--train.checkpoint-every": 203, "--train.sample-every": 602},
+    ),
+    (
+        "fashion-cpu",
+        {"train": {"log_every": 500, "num_steps": 900}},
+        {"--train.checkpoint-every": 500, "--train.sample-every": 500},
+    ),
+    ("fashion-cpu", {"train": {"checkpoint_every": 50}}, {"--train.log-every": 25}),
+    (
+        "fashion-cpu",
+        {"train": {"checkpoint_every": 21, "sample_every": 35}},
+        {"--train.log-every": 7},
+    ),
+    (
+        "fashion-cpu",
+        {"train": {"steps_per_call": 8}},
+        {"--train.log-every": 16, "--train.checkpoint-every": 192, "--train.sample-every": 608},
+    ),
+    ("fashion-cpu", {"train": {"posthoc_ema": (0.05, 0.1)}}, {"--train.snapshot-every": 2600}),
+    (
+        "fashion-cpu",
+        {"train": {"posthoc_ema": (0.05, 0.1), "num_steps": 12}},
+        {
+            "--train.log-every": 12,
+            "--train.snapshot-every": 12,
+            "--train.warmup-steps": 0,
+            "--train.checkpoint-every": 12,
+        },
+    ),
+    ("fashion-cpu", {"train": {"keep_every": 300}}, {"--train.checkpoint-every": 100}),
+    ("improved-diffusion", {"train": {"batch_size": 20}}, {"--train.accumulate": 5}),
+]
+
+
+@pytest.mark.parametrize(("preset", "sections", "expected"), CASES)
+def test_a_value_that_cannot_work_any_more_follows(preset, sections, expected):
+    with pytest.raises(UserError):
+        validate(change(preset, **sections)[0])
+    config, followed = follow_changes(preset, **sections)
+    validate(config)
+    assert {found.flag: found.value for found in followed} == expected
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_stays_as_it_is_and_so_does_what_can_work(preset):
+    assert follow(PRESETS[preset], PRESETS[preset], []) == (PRESETS[preset], [])
+    config, typed = change(preset, train={"num_steps": 2 * PRESETS[preset].train.num_steps})
+    assert follow(config, PRESETS[preset], typed) == (config, [])
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"train": {"num_steps": 40, "warmup_steps": 50}},
+        {"train": {"log_every": 7, "checkpoint_every": 200, "sample_every": 600}},
+        {"train": {"checkpoint_every": 7, "steps_per_call": 2, "sample_every": 600}},
+        {"diffusion": {"num_timesteps": 20}, "sample": {"num_steps": 21}},
+        {"train": {"num_steps": -5}},
+        {"train": {"log_every": 0}},
+        {"diffusion": {"num_timesteps": 0}},
+    ],
+)
+def test_what_was_typed_stays_and_is_refused(sections):
+    config, typed = change("fashion-cpu", **sections)
+    found, _ = follow(config, PRESETS["fashion-cpu"], typed)
+    for section, values in sections.items():
+        for name, value in values.items():
+            assert getattr(getattr(found, section), name) == value
+    with pytest.raises(UserError):
+        validate(found)
+
+
+def test_what_followed_says_what_the_preset_has():
+    _, followed = follow_changes("fashion-cpu", train={"num_steps": 40})
+    assert followed == [Followed("--train.warmup-steps", 2, 100)]

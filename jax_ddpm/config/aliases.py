@@ -2,14 +2,10 @@
 
 from collections.abc import Mapping
 
+from jax_ddpm.process.predictions import PREDICTION_ALIASES
+from jax_ddpm.process.schedules import SCHEDULE_ALIASES
+
 ALIASES: dict[str, Mapping[str, str]] = {
-    "prediction_type": {
-        "epsilon": "eps",
-        "pred_noise": "eps",
-        "sample": "x_0",
-        "pred_x0": "x_0",
-        "v_prediction": "v",
-        "pred_v": "v",
-    },
-    "schedule": {"squaredcos_cap_v2": "cosine", "scaled_linear": "quadratic"},
+    "prediction_type": PREDICTION_ALIASES,
+    "schedule": SCHEDULE_ALIASES,
 }

@@ -46,7 +46,8 @@ def make_bound_fn(
     def bound(params: Any, examples: Examples, _: Any) -> dict[str, Array]:
         pixels, labels, keys = examples
         x_0 = from_uint8(pixels)
-        denoise_fn = respace_denoiser(make_plain_denoiser(parts, params, labels, x_0, clip_x_0), timesteps)
+        denoise_fn = make_plain_denoiser(parts, params, labels, x_0, clip_x_0)
+        denoise_fn = respace_denoiser(denoise_fn, timesteps)
         reverse_fn = reverse_process(schedule, denoise_fn, variance)
         noise_fn = noise_by_timestep(keys, x_0.shape[1:])
         found = variational_bound(schedule, reverse_fn, x_0, noise_fn)

@@ -5,7 +5,7 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from typing import IO, cast
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -28,14 +28,14 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
         gzipped = file.read(2) == b"\x1f\x8b"
     try:
         with gzip.open(path) if gzipped else path.open("rb") as stream:
-            return _read_array(cast(IO[bytes], stream), path, gzipped)
+            return _read_array(stream, path, gzipped)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(
             f"{path} is damaged: its gzip data end early or are corrupt ({error})"
         ) from error
 
 
-def _read_array(stream: IO[bytes], path: Path, gzipped: bool) -> UInt8[np.ndarray, "..."]:
+def _read_array(stream: Any, path: Path, gzipped: bool) -> UInt8[np.ndarray, "..."]:
     start = stream.read(4)
     if len(start) < 4 or start[:2] != b"\0\0" or start[2] != UNSIGNED_BYTE:
         raise UserError(
@@ -67,7 +67,7 @@ def _read_array(stream: IO[bytes], path: Path, gzipped: bool) -> UInt8[np.ndarra
     return array
 
 
-def _read_at_most(stream: IO[bytes], count: int) -> bytearray:
+def _read_at_most(stream: Any, count: int) -> bytearray:
     """The next `count` bytes, or fewer if there are fewer; in pieces, as `count` may be huge."""
     found = bytearray()
     while len(found) < count and (piece := stream.read(min(PIECE, count - len(found)))):

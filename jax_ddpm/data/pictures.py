@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -139,8 +139,8 @@ def _reduce_16_bits(image: Image.Image) -> Image.Image:
     return grey
 
 
-def open_upright(file: Path | IO[bytes]) -> Image.Image:
-    """The picture in a file, decoded and turned as its EXIF data say; the first of several frames.
+def open_upright(file: Any) -> Image.Image:
+    """The picture in a path or binary file, turned as EXIF says; the first of several frames.
 
     Raises errors of many kinds unless it is a picture in one of FORMATS of at most MAX_PIXELS.
     """

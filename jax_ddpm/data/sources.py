@@ -13,7 +13,7 @@ from jax_ddpm.data.base import Request
 from jax_ddpm.data.base import Split as Split
 from jax_ddpm.data.folder import open_folder
 from jax_ddpm.data.idx import read_idx
-from jax_ddpm.data.pictures import Crop, FittedArrays, Form, Resize
+from jax_ddpm.data.pictures import FittedArrays, Form
 from jax_ddpm.data.tfds_reader import open_prepared
 from jax_ddpm.errors import UserError, nearest
 
@@ -31,8 +31,8 @@ def open_source(
     *,
     image_size: int | None = None,
     channels: int | None = None,
-    crop: Crop = "center",
-    resize: Resize = "bicubic",
+    crop: str = "center",
+    resize: str = "bicubic",
     skip_bad: bool = False,
     tell: Callable[[str], object] = print,
 ) -> ImageSource:

@@ -16,8 +16,6 @@ from jax_ddpm.data.pictures import FittedArrays
 from jax_ddpm.errors import UserError
 from jax_ddpm.files.untrusted import explain
 
-Example = dict[str, np.ndarray]
-
 
 def open_prepared(name: str, request: Request) -> ImageSource:
     """The data set `name`, prepared in the requested folder, by default the one that TFDS uses.
@@ -96,7 +94,7 @@ class Records:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Any:
         if getattr(self.last, "index", None) != index:
             self.last.example, self.last.index = self.examples[index], index
         return self.last.example

@@ -5,7 +5,7 @@ import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -99,8 +99,8 @@ def _require_consistent(file: zipfile.ZipFile, path: Path) -> None:
                 raise ValueError(f"{name} announces {announced:,} bytes, but holds {held:,}")
 
 
-def read_npy_header(stream: IO[bytes]) -> tuple[Sequence[int], bool, np.dtype]:
-    """(shape, whether in Fortran order, dtype). Leaves `stream` at the beginning of the data.
+def read_npy_header(stream: Any) -> tuple[Sequence[int], bool, np.dtype]:
+    """(shape, whether in Fortran order, dtype) in a binary file; leaves it where the data begin.
 
     Raises ValueError for anything but an array of numbers, booleans or fixed-length strings.
     """

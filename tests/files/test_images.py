@@ -15,8 +15,8 @@ from jax_ddpm.files.images import (
 )
 
 
-def test_all_256_values_survive_the_round_trip():
-    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+def test_all_256_values_survive_a_round_trip():
+    pixels = jnp.arange(256, dtype=jnp.uint8).reshape(1, 16, 16, 1)
     images = from_uint8(pixels)
     assert (images.min(), images.max()) == (-1, 1)
     assert images.dtype == np.float32
@@ -25,12 +25,12 @@ def test_all_256_values_survive_the_round_trip():
     np.testing.assert_array_equal(back, pixels)
 
 
-def test_values_out_of_range_are_clipped_and_others_rounded():
-    images = np.array([-3.0, -1.0, -0.9999, 0.003, 0.9999, 1.0, 3.0]).reshape(1, 1, 7, 1)
+def test_values_out_of_range_are_clipped_and_the_others_rounded():
+    images = jnp.array([-3.0, -1.0, -0.9999, 0.003, 0.9999, 1.0, 3.0]).reshape(1, 1, 7, 1)
     assert to_uint8(images).ravel().tolist() == [0, 0, 0, 128, 255, 255, 255]
 
 
-def test_a_grid_holds_every_image_row_by_row_with_a_frame_around():
+def test_an_image_grid_shows_every_image_row_by_row_inside_a_frame():
     size = MIN_TILE
     pixels = np.broadcast_to(
         np.arange(1, 6, dtype=np.uint8)[:, None, None, None], (5, size, size, 3)
@@ -43,7 +43,7 @@ def test_a_grid_holds_every_image_row_by_row_with_a_frame_around():
         for c in range(3)
     ]
     assert [set(cell.ravel().tolist()) for cell in cells] == [{1}, {2}, {3}, {4}, {5}, {0}]
-    assert canvas.sum() == sum(cell.sum() for cell in cells)  # nothing but black between them
+    assert canvas.sum() == sum(cell.sum() for cell in cells)  # only black between them
 
 
 def test_small_images_are_enlarged_pixel_by_pixel():
@@ -68,9 +68,8 @@ def test_a_png_keeps_every_pixel(tmp_path, channels, mode):
         np.testing.assert_array_equal(np.asarray(found).reshape(image.shape), image)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("num_frames", [1, 2, 51])
-def test_a_gif_has_as_many_frames_and_loops_and_rests_on_the_last(tmp_path, channels, num_frames):
+@pytest.mark.parametrize(("num_frames", "channels"), [(1, 1), (2, 3), (51, 1)])
+def test_a_gif_shows_all_frames_repeats_and_pauses_on_the_last(tmp_path, channels, num_frames):
     frames = np.zeros((num_frames, 8, 8, channels), np.uint8)
     frames += np.arange(num_frames, dtype=np.uint8)[:, None, None, None] * 5
     save_gif(tmp_path / "a.gif", list(frames), seconds=2.0)
@@ -85,16 +84,15 @@ def test_a_gif_has_as_many_frames_and_loops_and_rests_on_the_last(tmp_path, chan
         np.testing.assert_array_equal(last, np.broadcast_to(frames[-1], (8, 8, 3)))
 
 
-@pytest.mark.parametrize("num_rows", [0, 1, 100])
-def test_the_loss_curve_is_a_png_whatever_was_logged(tmp_path, num_rows):
-    save_loss_curve(
-        tmp_path / "loss.png", list(range(num_rows)), [1.0 / (i + 1) for i in range(num_rows)]
-    )
+@pytest.mark.parametrize("num_rows", [0, 100])
+def test_the_loss_curve_is_a_png_however_much_was_logged(tmp_path, num_rows):
+    losses = [1.0 / (i + 1) for i in range(num_rows)]
+    save_loss_curve(tmp_path / "loss.png", range(num_rows), losses)
     with Image.open(tmp_path / "loss.png") as found:
         assert found.format == "PNG"
 
 
-def test_stretching_takes_each_image_to_the_full_range_by_itself():
+def test_each_image_is_stretched_to_the_full_range_on_its_own():
     images = jnp.array([[0.0, 1.0, 2.0, 4.0], [-8.0, -7.0, -6.0, -4.0]]).reshape(2, 2, 2, 1)
     found = stretch_to_uint8(images)
     assert found.reshape(2, 4).tolist() == [[0, 63, 127, 255]] * 2

@@ -220,7 +220,10 @@ def test_a_lock_that_is_a_link_empties_nothing(tmp_path):
     (tmp_path / "precious").write_text("precious")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(UserError, match="lock could not be written"), runs.lock_folder(tmp_path / "run"):
+    with (
+        pytest.raises(UserError, match="lock could not be written"),
+        runs.lock_folder(tmp_path / "run"),
+    ):
         pass
     assert (tmp_path / "precious").read_text() == "precious"
 

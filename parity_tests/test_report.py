@@ -38,9 +38,15 @@ from tests.shared.long_tests import others_long
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "parity.py"
-MEASURE = set(["absolute", "relative", "ulp", "tolerance", "rounding", "arrays", "numbers", "curve", "ok"])
-QUANTITY = set(["part", "group", "what", "against", "tolerance_of", "along", "float64", "float32", "ok"])
-RECORD = set(["version", "subject", "seed", "created", "ok", "summary", "environment", "parts", "quantities"])
+MEASURE = set(
+    ["absolute", "relative", "ulp", "tolerance", "rounding", "arrays", "numbers", "curve", "ok"]
+)
+QUANTITY = set(
+    ["part", "group", "what", "against", "tolerance_of", "along", "float64", "float32", "ok"]
+)
+RECORD = set(
+    ["version", "subject", "seed", "created", "ok", "summary", "environment", "parts", "quantities"]
+)
 
 
 def test_differences_in_three_units():
@@ -386,20 +392,21 @@ def test_without_pytorch_the_error_says_what_to_install(monkeypatch):
         write_report(ParityArgs())
 
 
-REPORT = """
-import sys
+COMMAND = """
+import runpy, sys
 from pathlib import Path
+sys.modules.update(pytest=None, parity_tests=None, tests=None)
 import jax_ddpm
-from jax_ddpm.parity.report import ParityArgs, write_report
 assert Path(jax_ddpm.__file__).is_relative_to(sys.argv[1]), jax_ddpm.__file__
-sys.exit(not write_report(ParityArgs(Path("found"), parts=("process", "network"))))
+sys.argv = ["jax_ddpm", "parity", "--parts", "process", "network", "--out", "found"]
+runpy.run_module("jax_ddpm", run_name="__main__")
 """
 
 
 @pytest.mark.slow
 @pytest.mark.guard
 def test_an_installed_wheel_compares_the_frameworks(tmp_path):
-    """Away from the checkout: without its tests, pytest or the page's style beside the code."""
+    """`python -m jax_ddpm parity` away from the checkout, without its tests and without pytest."""
     checkout, site = tmp_path / "checkout", tmp_path / "site"
     for name in ("jax_ddpm", "torch_ref"):
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -411,9 +418,8 @@ def test_an_installed_wheel_compares_the_frameworks(tmp_path):
     (built,) = tmp_path.glob("jax_ddpm-*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(built)], check=True)
     shutil.rmtree(checkout)
-    block = "import sys; sys.modules.update(pytest=None, parity_tests=None, tests=None)\n"
     environment = os.environ | {"PYTHONPATH": str(site)}
-    command = [sys.executable, "-P", "-c", block + REPORT, str(site)]
+    command = [sys.executable, "-P", "-c", COMMAND, str(site)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     check_files(tmp_path / "found")

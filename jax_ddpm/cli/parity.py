@@ -13,7 +13,7 @@ HELP = Help(
     "report.html and report.json, and exits with 1 if one is out of tolerance.",
     examples=(
         ("jax-ddpm parity", "the whole library against the PyTorch reference"),
-        ("jax-ddpm parity --parts schedules sampling", "only a part of it"),
+        ("jax-ddpm parity --parts schedules steps", "only some parts of it"),
         ("jax-ddpm parity --weights model.pt --source lucidrains", "the network of a checkpoint"),
     ),
     flags=("--out", "--parts", "--weights", "--source", "--config", "--seed"),

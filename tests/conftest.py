@@ -1,4 +1,4 @@
-"""What the tests share: eight simulated devices, float64, tiny networks and a tiny trained run."""
+"""What the tests share: eight simulated devices, float64, tiny images and a tiny trained run."""
 
 import fcntl
 import os
@@ -27,15 +27,15 @@ jax.config.update("jax_enable_x64", True)
 
 @pytest.fixture(scope="module", autouse=True)
 def no_silent_rank_promotion() -> Iterator[None]:
-    """An implicit broadcast of arrays of different rank is an error in every test of this folder."""
+    """Implicitly broadcasting arrays of different rank is an error in every test of this folder."""
     with jax.numpy_rank_promotion("raise"):
         yield
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Equal programs are compiled once, by whichever process of tests, or started by one, is first."""
-    folder = made_once(tmp_path_factory, "compiled", Path.mkdir)
+    """Compile equal programs once, over all test processes and the processes that they start."""
+    folder = make_once(tmp_path_factory, "compiled", Path.mkdir)
     settings = {
         "jax_compilation_cache_dir": str(folder),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -48,8 +48,8 @@ def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         jax.config.update(name, value)
 
 
-def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder that `make` fills; of several test processes one does, and the others wait for it."""
+def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that `make` fills, in one of the test processes; the others wait for it."""
     base = factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder, done = shared / name, shared / f"{name}.done"
@@ -63,7 +63,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty smooth 8x8 images in MNIST's files."""
+    """Forty smooth 8x8 images in MNIST's format."""
 
     def make(folder: Path) -> None:
         folder.mkdir()
@@ -75,12 +75,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             write_idx(folder / f"{prefix}-images-idx3-ubyte.gz", images.astype(np.uint8))
             write_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", labels)
 
-    return made_once(tmp_path_factory, "tiny_data", make)
+    return make_once(tmp_path_factory, "tiny_data", make)
 
 
 @pytest.fixture(scope="session")
 def make_config(tiny_folder: Path) -> Callable[..., Config]:
-    """`make_config(run, train=dict(...), ...)`: a run of twelve steps that a CPU does in a blink."""
+    """`make_config(run, train=dict(...), ...)`: a run of twelve steps that takes a CPU no time."""
 
     def make(run: Path, **changes: Any) -> Config:
         sections = {
@@ -116,11 +116,13 @@ def make_config(tiny_folder: Path) -> Callable[..., Config]:
 def trained_run(
     make_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The folder of a finished run of `make_config`. Tests only read it."""
+    """The folder of a finished run of `make_config`. Tests must only read it."""
     from jax_ddpm.jobs.train import train
 
     def make(folder: Path) -> None:
-        with jax.numpy_rank_promotion("raise"):  # a session's fixture comes before a module's
+        with jax.numpy_rank_promotion(
+            "raise"
+        ):  # a session fixture is set up before module fixtures
             train(make_config(folder))
 
-    return made_once(tmp_path_factory, "finished_run", make)
+    return make_once(tmp_path_factory, "finished_run", make)

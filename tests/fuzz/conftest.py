@@ -1,4 +1,4 @@
-"""Few examples, always the same, in every run; many others with FUZZ_EXAMPLES=10000."""
+"""Few examples, always the same ones; FUZZ_EXAMPLES=10000 tries that many others."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ from tests.shared.mutations import EXAMPLES
 
 settings.register_profile(
     "fuzz",
-    max_examples=EXAMPLES or 10,
+    max_examples=EXAMPLES or 6,
     derandomize=not EXAMPLES,
     database=None,
-    deadline=None,  # a hang is seen by mutations.within
+    deadline=None,  # mutations.within notices a hang
     print_blob=True,
     suppress_health_check=list(HealthCheck),
 )
@@ -21,5 +21,5 @@ settings.load_profile("fuzz")
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the examples of a module write to, one after the other."""
+    """A folder for the files of a module's examples, one after the other."""
     return tmp_path_factory.mktemp("fuzz")

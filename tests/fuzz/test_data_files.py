@@ -1,4 +1,4 @@
-"""Data from strangers: IDX, NumPy and picture files."""
+"""Untrusted data: IDX, NumPy and picture files."""
 
 import gzip
 import io
@@ -24,7 +24,7 @@ SIZES = st.one_of(st.integers(0, 4), st.sampled_from([n for n in INTERESTING if 
 
 @st.composite
 def idx_files(draw):
-    """Headers of any shape, with the bytes that they announce or others, gzipped or not."""
+    """Headers of any shape, followed by the announced bytes or others, gzipped or not."""
     shape = draw(st.lists(SIZES, max_size=4))
     announced = math.prod(shape)
     count = draw(st.sampled_from([announced, announced - 1, announced + 1, 24]))
@@ -48,13 +48,13 @@ def test_idx(scratch, raw):
         assert len(inside) == 4 + 4 * array.ndim + array.size
 
 
-DTYPES = ["|u1", "<f4", ">f4", "<i8", "|O", "|b1", "<U3", "<U999999999", "V7", "<c16", "<M8[s]",
-          "<f2", "nonsense", "<f4,<O8", "|S0"]  # fmt: skip
+NUMERIC = ["|u1", "<f2", "<f4", ">f4", "<i8", "<c16", "|b1"]
+DTYPES = [*NUMERIC, "|O", "<U3", "<U999999999", "V7", "<M8[s]", "nonsense", "<f4,<O8", "|S0"]
 
 
 @st.composite
 def npy_files(draw):
-    """Headers of any dtype, order and shape, with as many bytes as one of them would want."""
+    """Headers of any dtype, order and shape, followed by as many bytes as one of them needs."""
     shape = tuple(draw(st.lists(SIZES, max_size=4)))
     text = draw(st.sampled_from([repr(shape), repr(shape), "(-1, 4)", "(2.5,)", "4", "()" * 400]))
     order = draw(st.sampled_from(["False", "True", "None", "__import__('os')"]))
@@ -80,7 +80,7 @@ METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.
 
 @st.composite
 def npz_files(draw):
-    """Archives of valid, invented and spoilt arrays under names of all kinds, packed in any way."""
+    """Archives of valid, invented and damaged arrays with all kinds of names and compression."""
     buffer = io.BytesIO()
     bodies = st.one_of(st.sampled_from([IMAGES, LABELS]), npy_files(), npy_files().flatmap(spoilt))
     members = draw(st.lists(st.tuples(st.sampled_from(MEMBERS), bodies), max_size=3))
@@ -136,13 +136,18 @@ def exif():
     return tags
 
 
+FRAMES = {"save_all": True, "append_images": [Image.new("P", (7, 9))]}
 PICTURES = {
-    "a.png": [picture("PNG"), picture("PNG", "P"), picture("PNG", "RGBA"), picture("PNG", "I;16")],
-    "a.jpg": [picture("JPEG", exif=exif()), picture("JPEG", "CMYK"), picture("JPEG", "L", progressive=True)],
-    "a.gif": [picture("GIF", "P"), picture("GIF", "P", save_all=True, append_images=[Image.new("P", (7, 9))])],
+    "a.png": [picture("PNG", mode) for mode in ("RGB", "P", "RGBA", "I;16")],
+    "a.jpg": [
+        picture("JPEG", exif=exif()),
+        picture("JPEG", "CMYK"),
+        picture("JPEG", "L", progressive=True),
+    ],
+    "a.gif": [picture("GIF", "P"), picture("GIF", "P", **FRAMES)],
     "a.webp": [picture("WEBP"), picture("WEBP", "RGBA", lossless=True)],
-    "a.bmp": [picture("BMP"), picture("BMP", "P"), picture("BMP", "1")],
-}  # fmt: skip
+    "a.bmp": [picture("BMP", mode) for mode in ("RGB", "P", "1")],
+}
 
 
 def chunks(png):
@@ -156,7 +161,7 @@ def chunks(png):
 
 @st.composite
 def spoilt_chunks(draw, png):
-    """One chunk of a PNG spoilt, moved or repeated, with checksums that are right."""
+    """A PNG with one chunk damaged, moved or repeated, and with correct checksums."""
     found = list(chunks(png))
     i, j = draw(st.integers(0, len(found) - 1)), draw(st.integers(0, len(found) - 1))
     found.insert(j, (found[i][0], draw(spoilt(found[i][1]))))
@@ -169,7 +174,7 @@ def spoilt_chunks(draw, png):
     return png[:8] + b"".join(packed)
 
 
-@pytest.mark.filterwarnings("ignore")  # of Pillow, about what it leaves out
+@pytest.mark.filterwarnings("ignore")  # Pillow warns about what it ignores
 @pytest.mark.parametrize("name", PICTURES)
 @given(data=st.data())
 def test_pictures(scratch, name, data):

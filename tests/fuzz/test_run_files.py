@@ -1,4 +1,4 @@
-"""Run folders from strangers: config.json, metrics.jsonl, snapshots and checkpoints."""
+"""Untrusted run folders: config.json, metrics.jsonl, snapshots and checkpoints."""
 
 import json
 import shutil
@@ -29,34 +29,39 @@ CONFIG = Config(
 NUMBERS = st.sampled_from(
     [*INTERESTING, -1, -(2**70), 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf")]
 )
-SCALARS = st.one_of(
-    NUMBERS, st.none(), st.booleans(), st.text(max_size=8),
-    st.sampled_from(["../../outside", "/etc", "a\0b", "\x1b[2J", "karras", "adamw", "x" * 5000, "999,1", "ddim9"]),
-)  # fmt: skip
-VALUES = st.recursive(
-    SCALARS,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-    max_leaves=6,
-)  # fmt: skip
+WORDS = [
+    "../../outside",
+    "/etc",
+    "a\0b",
+    "\x1b[2J",
+    "karras",
+    "adamw",
+    "x" * 5000,
+    "999,1",
+    "ddim9",
+]
+TEXTS = st.one_of(st.text(max_size=8), st.sampled_from(WORDS))
+SCALARS = st.one_of(NUMBERS, st.none(), st.booleans(), TEXTS)
+
+
+def nest(inner):
+    return st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+
+
+VALUES = st.recursive(SCALARS, nest, max_leaves=6)
 
 
 def places_in(value, path=()):
     """The path of every value in a JSON document."""
     yield path
-    items = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list)
-        else ()
-    )
-    for key, inner in items:
+    items = {dict: dict.items, list: enumerate}.get(type(value), lambda value: ())
+    for key, inner in items(value):
         yield from places_in(inner, (*path, key))
 
 
 @st.composite
 def documents(draw, valid, changes=3):
-    """`valid`, with values replaced, taken out, or put where none belongs."""
+    """`valid`, with values replaced, removed, or added where none belong."""
     document = json.loads(json.dumps(valid))
     for _ in range(draw(st.integers(0, changes))):
         path = draw(st.sampled_from(list(places_in(document))))
@@ -106,7 +111,7 @@ def test_config_json(scratch, raw):
 
 @settings(max_examples=EXAMPLES // 20 or 3)
 @given(data=st.data())
-def test_whatever_is_read_can_be_built_or_is_refused(scratch, data):
+def test_a_configuration_that_is_read_can_be_built_or_is_refused(scratch, data):
     (scratch / "run").mkdir(exist_ok=True)
     document = data.draw(documents(runs.describe(runs.Run(CONFIG.folder, CONFIG, (8, 8, 1)))))
     (scratch / "run" / "config.json").write_bytes(text_of(document))
@@ -146,9 +151,9 @@ SNAPSHOT = safetensors.numpy.save(TENSORS)
 
 @st.composite
 def snapshots(draw):
-    """A whole snapshot, or one whose header says something else of its 40 bytes."""
-    header = {"a/kernel": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
-              "b": {"dtype": "F32", "shape": [4], "data_offsets": [24, 40]}}  # fmt: skip
+    """A valid snapshot, or one with another header for its 40 bytes."""
+    kernel = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
+    header = {"a/kernel": kernel, "b": {"dtype": "F32", "shape": [4], "data_offsets": [24, 40]}}
     text = text_of(draw(documents(header)))
     return draw(st.sampled_from([SNAPSHOT, struct.pack("<Q", len(text)) + text + SNAPSHOT[-40:]]))
 
@@ -195,7 +200,7 @@ def saved(tmp_path_factory):
     return folder, state
 
 
-@pytest.mark.filterwarnings("ignore")  # of coroutines that Orbax leaves where a file is damaged
+@pytest.mark.filterwarnings("ignore")  # Orbax leaves coroutines behind if a file is damaged
 @settings(max_examples=EXAMPLES // 20 or 5)
 @given(data=st.data())
 def test_checkpoints(scratch, saved, data):

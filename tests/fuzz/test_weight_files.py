@@ -1,4 +1,4 @@
-"""Weights from strangers: .safetensors, .pt and .npz files, and the state dicts in them."""
+"""Untrusted weights: .safetensors, .pt and .npz files, and the state dicts in them."""
 
 import functools
 import io
@@ -10,7 +10,6 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,16 +23,23 @@ from jax_ddpm.models.pulfer import PulferConfig
 from jax_ddpm.models.unet import UNetConfig
 from tests.shared.mutations import INTERESTING, answer, junk_or
 
+torch = pytest.importorskip("torch")
 RNG = np.random.default_rng(0)
 NETWORKS = {
-    "torch_ref": UNetConfig(channels=32, channel_mult=(1,), num_res_blocks=1, attn_levels=(0,),
-                            in_channels=1, out_channels=1),
+    "torch_ref": UNetConfig(
+        channels=32,
+        channel_mult=(1,),
+        num_res_blocks=1,
+        attn_levels=(0,),
+        in_channels=1,
+        out_channels=1,
+    ),
     "pulfer": PulferConfig(n_steps=5, time_emb_dim=3),
-}  # fmt: skip
+}
 
 
 def random_weights(source):
-    """A network's own weights, as its implementation names them."""
+    """A network's own weights, under its implementation's names."""
     config = NETWORKS[source]
     params = jax.tree.map(
         lambda leaf: RNG.normal(size=leaf.shape).astype(np.float32), parameter_shapes(config)
@@ -43,7 +49,7 @@ def random_weights(source):
 
 @pytest.fixture(scope="module", autouse=True)
 def shapes_once():
-    """The shapes of a network take a second, and hardly any example is of another network."""
+    """The shapes of a network take a second, and most examples are of the same network."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             jax_ddpm.interop.network, "parameter_shapes", functools.cache(parameter_shapes)
@@ -59,7 +65,7 @@ SIZES = st.one_of(st.integers(0, 4), st.sampled_from(INTERESTING))
 
 @st.composite
 def safetensors_files(draw):
-    """Headers that say anything of 64 bytes of data."""
+    """Arbitrary headers for 64 bytes of data."""
     header = {}
     for name in draw(st.lists(st.sampled_from(NAMES), max_size=3)):
         shape = draw(st.lists(SIZES, max_size=3))
@@ -75,7 +81,7 @@ def safetensors_files(draw):
         header = {"a.weight": {"dtype": "F32", "shape": [4, 4], "data_offsets": [0, 64]}}
     text = json.dumps(header).encode()
     length = draw(st.sampled_from([len(text), len(text), len(text) + 8, 2**40, 2**64 - 1]))
-    return struct.pack("<Q", length) + text + bytes(64)  # fmt: skip
+    return struct.pack("<Q", length) + text + bytes(64)
 
 
 def check_arrays(found):
@@ -85,7 +91,7 @@ def check_arrays(found):
         else:
             assert isinstance(value, np.ndarray)
             assert value.nbytes <= 2**26
-            np.array(value)  # what it announces can be copied
+            np.array(value)  # copies all the bytes that it announces
 
 
 @given(raw=junk_or(safetensors_files()))
@@ -102,7 +108,7 @@ def circle():
 
 
 def laughs():
-    """2^40 tensors, if each mention of a mapping were a mapping of its own."""
+    """2^40 tensors, if every reference to a mapping were a mapping of its own."""
     value = {"a": torch.zeros(1)}
     for _ in range(40):
         value = {"a": value, "b": value}
@@ -116,18 +122,30 @@ def deep():
     return value
 
 
+TWO = torch.ones(2)
 TENSORS = [
-    torch.ones(2, 3), torch.zeros(()), torch.zeros(0), torch.ones(3, dtype=torch.bfloat16),
-    torch.ones(2, requires_grad=True), torch.nn.Parameter(torch.ones(2)),
-    torch.ones(1).expand(2**40), torch.ones(4).as_strided((2**20, 2**20), (0, 0)),
-    torch.eye(2).to_sparse(), torch.ones(2, dtype=torch.complex64), torch.ones(2, dtype=torch.bool),
-    torch.ones(2, dtype=torch.float8_e4m3fn), torch.full((2,), float("nan")), torch.ones(3, 4).T,
-    torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), torch.empty(2**40, device="meta"),
-    torch.ones(2, dtype=torch.complex64).conj(),
-]  # fmt: skip
-LEAVES = st.one_of(
-    st.sampled_from(TENSORS), st.none(), st.integers(), st.text(max_size=5), st.lists(st.integers(), max_size=3)
-)  # fmt: skip
+    TWO,
+    TWO.to(torch.bfloat16),
+    TWO.to(torch.complex64),
+    TWO.to(torch.complex64).conj(),
+    TWO.to(torch.bool),
+    TWO.to(torch.float8_e4m3fn),
+    TWO.clone().requires_grad_(),
+    torch.nn.Parameter(TWO),
+    torch.quantize_per_tensor(TWO, 0.1, 0, torch.qint8),
+    torch.full((2,), float("nan")),
+    torch.zeros(()),
+    torch.zeros(0),
+    torch.ones(3, 4).T,
+    torch.eye(2).to_sparse(),
+    torch.ones(1).expand(2**40),
+    torch.ones(4).as_strided((2**20, 2**20), (0, 0)),
+    torch.empty(2**40, device="meta"),
+]
+OTHERS = st.one_of(
+    st.none(), st.integers(), st.text(max_size=5), st.lists(st.integers(), max_size=3)
+)
+LEAVES = st.one_of(st.sampled_from(TENSORS), OTHERS)
 KEYS = st.one_of(
     st.sampled_from(["model", "ema", "state_dict", "a.weight", "", "step"]), st.integers()
 )
@@ -135,7 +153,7 @@ TREES = st.recursive(LEAVES, lambda inner: st.dictionaries(KEYS, inner, max_size
 
 
 class Evil:
-    """Runs code where a pickle is read without care."""
+    """Runs code if a pickle is read carelessly."""
 
     def __reduce__(self):
         return (exec, ("import os; os.environ['FUZZ_CODE_RAN'] = 'yes'",))
@@ -143,7 +161,7 @@ class Evil:
 
 @st.composite
 def torch_files(draw):
-    """Whatever PyTorch saves, in its newer and its older format."""
+    """Anything that PyTorch can save, in its newer or older format."""
     made = st.sampled_from([circle, laughs, deep, lambda: {"a": Evil()}, lambda: [torch.ones(1)]])
     value = draw(st.one_of(TREES, TREES, TREES, made.map(lambda make: make())))
     buffer = io.BytesIO()
@@ -151,7 +169,7 @@ def torch_files(draw):
     return buffer.getvalue()
 
 
-@pytest.mark.filterwarnings("ignore")  # of PyTorch, about sparse tensors and old formats
+@pytest.mark.filterwarnings("ignore")  # PyTorch warns about sparse tensors and old formats
 @given(raw=junk_or(torch_files()))
 def test_torch(scratch, raw):
     path = scratch / "any.pt"
@@ -162,7 +180,7 @@ def test_torch(scratch, raw):
 
 @st.composite
 def state_dicts(draw, source):
-    """A network's weights with names, shapes and types that are wrong in up to three places."""
+    """A network's weights with up to three wrong names, shapes or types."""
     weights = dict(WEIGHTS[source])
     for _ in range(draw(st.integers(0, 3))):
         name = draw(st.sampled_from(sorted(weights)))
@@ -203,19 +221,10 @@ def state_dicts(draw, source):
     return weights
 
 
-ARGUMENTS = [
-    "channels",
-    "channel_mult",
-    "dim",
-    "dim_mults",
-    "n_steps",
-    "num_groups",
-    "dropout",
-    "attn_levels",
-]
-VALUES = st.one_of(
-    st.sampled_from([0, -1, 2, 4, 1.5, 2**40, "", "x", None, True, [], [0], [1, 2], {}, [[1]], float("nan")])
-)  # fmt: skip
+SIZES_OF = {"channels", "channel_mult", "dim", "dim_mults"}
+ARGUMENTS = sorted(SIZES_OF | {"n_steps", "num_groups", "dropout", "attn_levels"})
+NUMBERS = [0, -1, 2, 4, 1.5, 2**40, float("nan"), True]
+VALUES = st.sampled_from([*NUMBERS, "", "x", None, [], [0], [1, 2], {}, [[1]]])
 
 
 @pytest.mark.parametrize("source", NETWORKS)
@@ -233,7 +242,7 @@ def test_state_dicts(source, data):
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pt"])
 @given(data=st.data())
-def test_spoilt_weights_are_refused_or_fit(scratch, suffix, data):
+def test_damaged_weights_are_refused_or_fit(scratch, suffix, data):
     source = data.draw(st.sampled_from(sorted(NETWORKS)))
     path = scratch / f"whole {source}{suffix}"
     if not path.exists():
@@ -246,7 +255,7 @@ def test_spoilt_weights_are_refused_or_fit(scratch, suffix, data):
         assert network is None or to_torch(network).keys() == WEIGHTS[source].keys()
 
 
-def test_the_weights_that_are_spoilt_are_whole():
+def test_the_weights_are_valid_before_they_are_damaged():
     for source, weights in WEIGHTS.items():
         assert from_torch(weights, source).config == NETWORKS[source]
     with pytest.raises(UserError):
@@ -254,7 +263,7 @@ def test_the_weights_that_are_spoilt_are_whole():
 
 
 @pytest.mark.parametrize("kind", ["U3", "V2", "M8[s]", "c16"])
-def test_weights_that_are_no_numbers_are_refused_by_name(kind):
+def test_weights_that_are_not_numbers_are_refused_by_name(kind):
     weights = dict(WEIGHTS["torch_ref"])
     weights["conv_in.bias"] = np.zeros(32, kind)
     with pytest.raises(UserError, match=r"weight conv_in.bias is of type .* no real number"):

@@ -1,4 +1,4 @@
-"""A small network of each family, and what it is given."""
+"""A small network of each family, and example inputs."""
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,13 @@ from jax_ddpm.models import (
 
 FAMILIES = {
     "unet": UNetConfig(
-        channels=8, channel_mult=(1, 2), num_res_blocks=1, attn_levels=(1,), num_groups=2,
-        dropout=0.3, in_channels=1,
+        channels=8,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        attn_levels=(1,),
+        num_groups=2,
+        dropout=0.3,
+        in_channels=1,
     ),
     "annotated convnext": AnnotatedConfig(dim=8, dim_mults=(1, 2), channels=1),
     "annotated resnet": AnnotatedConfig(
@@ -32,31 +37,55 @@ FAMILIES = {
     ),
     "pulfer": PulferConfig(n_steps=50),
     "improved_diffusion": ImprovedDiffusionConfig(
-        model_channels=32, channel_mult=(1.0, 2.0), num_res_blocks=1, attention_resolutions=(2,),
-        dropout=0.3, use_scale_shift_norm=True, in_channels=1,
+        model_channels=32,
+        channel_mult=(1.0, 2.0),
+        num_res_blocks=1,
+        attention_resolutions=(2,),
+        dropout=0.3,
+        use_scale_shift_norm=True,
+        in_channels=1,
     ),
     "guided_diffusion": GuidedDiffusionConfig(
-        model_channels=32, channel_mult=(1.0, 2.0), num_res_blocks=1, attention_resolutions=(2,),
-        resblock_updown=True, num_classes=5, in_channels=1,
+        model_channels=32,
+        channel_mult=(1.0, 2.0),
+        num_res_blocks=1,
+        attention_resolutions=(2,),
+        resblock_updown=True,
+        num_classes=5,
+        in_channels=1,
     ),
     "unet2d": UNet2DConfig(
-        in_channels=1, block_out_channels=(8, 16), norm_num_groups=2, attention_head_dim=4,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"), layers_per_block=1,
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"), dropout=0.3,
+        in_channels=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=2,
+        attention_head_dim=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        layers_per_block=1,
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        dropout=0.3,
     ),
     "unet2d skip": UNet2DConfig(
-        in_channels=3, block_out_channels=(32, 32), norm_num_groups=None, attention_head_dim=None,
-        down_block_types=("AttnSkipDownBlock2D", "SkipDownBlock2D"), layers_per_block=1,
-        up_block_types=("SkipUpBlock2D", "AttnSkipUpBlock2D"), time_embedding_type="fourier",
+        in_channels=3,
+        block_out_channels=(32, 32),
+        norm_num_groups=None,
+        attention_head_dim=None,
+        down_block_types=("AttnSkipDownBlock2D", "SkipDownBlock2D"),
+        layers_per_block=1,
+        up_block_types=("SkipUpBlock2D", "AttnSkipUpBlock2D"),
+        time_embedding_type="fourier",
     ),
     "unet2d k": UNet2DConfig(
-        in_channels=1, block_out_channels=(32, 32), norm_num_groups=32, attention_head_dim=8,
-        down_block_types=("KDownBlock2D", "KDownBlock2D"), layers_per_block=1,
+        in_channels=1,
+        block_out_channels=(32, 32),
+        norm_num_groups=32,
+        attention_head_dim=8,
+        down_block_types=("KDownBlock2D", "KDownBlock2D"),
+        layers_per_block=1,
         up_block_types=("KUpBlock2D", "KUpBlock2D"),
     ),
-}  # fmt: skip
+}
 
-# One of each kind of block in the quick tests, all in the slow ones.
+# Quick tests cover one of each kind of block, slow tests cover all.
 QUICK = {"unet", "lucidrains"}
 EACH = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES]
 
@@ -76,7 +105,7 @@ def example(config, batch_size=2, dtype=jnp.float32):
 
 
 def primitives(jaxpr):
-    """Every equation of a jaxpr and of those inside it."""
+    """Every equation of a jaxpr, including nested ones."""
     for eqn in jaxpr.eqns:
         yield eqn
         for param in eqn.params.values():
@@ -87,5 +116,5 @@ def primitives(jaxpr):
 
 
 def jaxpr_of(fn, *args):
-    """All equations of `fn`, without computing anything."""
+    """All equations of `fn`; nothing is computed."""
     return list(primitives(jax.make_jaxpr(fn)(*args).jaxpr))

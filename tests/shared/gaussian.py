@@ -8,7 +8,7 @@ from jax_ddpm.process.types import Prediction
 
 
 def as_image(vector):
-    """One image whose pixels lie in a row."""
+    """One image with a single row of pixels."""
     return jnp.asarray(vector, jnp.float64).reshape(1, 1, -1, 1)
 
 
@@ -28,7 +28,7 @@ def gaussian_denoiser(mean, cov):
 def affine_steps(sampler, denoise, levels, size):
     """Every step of a chain as x -> A x + B noise + c: all A, all B, all c.
 
-    The state of the sampler must be x_t alone, or be such that a fresh one serves as well.
+    The state of the sampler must be x_t alone, or a fresh state must do as well.
     """
 
     def affine(cur, nxt):
@@ -44,12 +44,12 @@ def affine_steps(sampler, denoise, levels, size):
 
 
 def moments(steps, mean, cov):
-    """Mean and covariance of the final image, given those of x_T."""
+    """Mean and covariance of the final image, from mean and covariance of x_T."""
     for a, b, c in zip(*steps, strict=True):
         mean, cov = a @ mean + c, a @ cov @ a.T + b @ b.T
     return mean, cov
 
 
 def exact_moments(sampler, denoise, levels, size):
-    """Mean and covariance of the final image of a chain that begins with standard normal noise."""
+    """Mean and covariance of the final image if x_T is standard normal."""
     return moments(affine_steps(sampler, denoise, levels, size), np.zeros(size), np.eye(size))

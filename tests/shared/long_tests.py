@@ -1,4 +1,4 @@
-"""Tests of many cases, of which some stand for all where time is short."""
+"""Tests with many cases, a few of which stand in for all when time is short."""
 
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -7,5 +7,5 @@ import pytest
 
 
 def others_long(cases: Iterable[Any], keep: Collection[Any]) -> list[Any]:
-    """`cases`, of which those not in `keep` are marked long: pytest -m long runs them."""
+    """`cases`, with those that are not in `keep` marked long: pytest -m long runs them."""
     return [case if case in keep else pytest.param(case, marks=pytest.mark.long) for case in cases]

@@ -1,4 +1,4 @@
-"""Data whose denoisers are known exactly, on a schedule that is smooth in t; and their quantiles."""
+"""Data with exactly known denoisers and quantiles, on a schedule that is smooth in t."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def gaussian_denoiser(mu, s):
 
 
 def mixture_denoiser(x_t, level):
-    """The exact denoiser of the mixture: the mean of its parts' denoisers, by responsibility."""
+    """The exact denoiser of the mixture: its components' denoisers, weighted by responsibility."""
     variance = level.signal**2 * STDS**2 + level.sigma**2
     apart = jnp.expand_dims(x_t, -1) - (level.signal * MEANS).reshape(1, 1, 1, 1, 2)
     variance, stds, means, weights = (
@@ -39,13 +39,13 @@ def mixture_denoiser(x_t, level):
 
 
 def mixture_cdf(x, signal, sigma):
-    """The distribution function of the mixture at a noise level, of a vector of x."""
+    """The distribution function of the mixture at a noise level, for a vector x."""
     stds = np.sqrt(signal**2 * STDS**2 + sigma**2)
     return (WEIGHTS * ndtr((x[:, None] - signal * MEANS) / stds)).sum(-1)
 
 
 def mixture_quantiles(parts, signal, sigma):
-    """Where the distribution function of the mixture is `parts`, by bisection."""
+    """The x at which the distribution function of the mixture is `parts`, by bisection."""
     low, high = np.full(parts.shape, -10.0), np.full(parts.shape, 10.0)
     for _ in range(60):
         middle = (low + high) / 2
@@ -62,7 +62,7 @@ def level_of_t(t):
 
 
 def level_of_sigma(sigma):
-    """The level of a sigma / signal on the smooth schedule."""
+    """The level with this sigma / signal on the smooth schedule."""
     signal = 1 / jnp.sqrt(1 + sigma**2)
     a, b = (BETA_MAX - BETA_MIN) / 4, BETA_MIN / 2
     u = (-b + jnp.sqrt(b**2 - 4 * a * jnp.log(signal))) / (2 * a)
@@ -70,7 +70,7 @@ def level_of_sigma(sigma):
 
 
 def grid(num_steps, steps, start=600.0, end=50.0, *, clean=False):
-    """S + 1 levels in equal steps of log-SNR or t; with `clean` the last one is the clean image."""
+    """S + 1 levels in equal steps of log-SNR or t; with `clean`, the last is the clean image."""
     parts = np.linspace(0, 1, num_steps + 1 - clean)
     if steps == "t":
         levels = level_of_t(start + parts * (end - start))
@@ -84,4 +84,4 @@ def grid(num_steps, steps, start=600.0, end=50.0, *, clean=False):
 
 def at(levels, i):
     """Level number i of several."""
-    return Level(*(field[i] for field in levels))
+    return jax.tree.map(lambda field: field[i], levels)

@@ -1,4 +1,4 @@
-"""How the fuzz tests spoil valid files, and what every reader owes them."""
+"""How the fuzz tests damage valid files, and what every reader must do with them."""
 
 import os
 import signal
@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from jax_ddpm.errors import MAX_LENGTH, UserError
 
-SECONDS = 30  # of which a reader may take for a few kilobytes; more is a hang
-INTERESTING = [0, 1, 2, 3, 4, 8, 16, 127, 128, 255, 256, 32767, 65535, 2**20, 2**31 - 1, 2**31,
-               2**32 - 1, 2**62, 2**63 - 1, 2**64 - 1]  # fmt: skip
+SECONDS = 30  # a reader that takes longer for a few kilobytes hangs
+SMALL = [0, 1, 2, 3, 4, 8, 16, 127, 128, 255, 256, 32767, 65535]
+INTERESTING = [*SMALL, 2**20, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**64 - 1]
 FORMATS = [">B", ">H", "<H", ">I", "<I", ">Q", "<Q"]
-JUNK = [b"", b"\0", b"\xff" * 4, b"{", b"}", b"[" * 50, b'"', b"NaN", b"-1", b"../../x", b"\x1f\x8b",
-        b"PK\x03\x04", b"9" * 30]  # fmt: skip
+JUNK = [b"", b"\0", b"\xff" * 4, b"{", b"}", b"[" * 50, b'"', b"NaN", b"-1", b"../../x", b"9" * 30]
+JUNK += [b"\x1f\x8b", b"PK\x03\x04"]  # the beginnings of gzip and ZIP files
 
 
 @st.composite
@@ -33,7 +33,7 @@ def places(draw: Any, length: int) -> int:
 
 @st.composite
 def spoilt(draw: Any, data: bytes, times: int = 4) -> bytes:
-    """`data` after up to `times` changes: bits flipped, numbers replaced, parts cut or repeated."""
+    """`data` after up to `times` changes: flipped bits, other numbers, missing or repeated parts."""
     for _ in range(draw(st.integers(1, times))):
         at, other = draw(places(len(data))), draw(places(len(data)))
         first, last = sorted([at, other])
@@ -60,13 +60,13 @@ def spoilt(draw: Any, data: bytes, times: int = 4) -> bytes:
 
 
 def junk_or(valid: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
-    """Files from `valid`, those spoilt, and now and then bytes that never were a file."""
+    """Files from `valid`, damaged ones, and sometimes bytes that never were a file."""
     return st.one_of(valid, valid.flatmap(spoilt), valid.flatmap(spoilt), st.binary(max_size=200))
 
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in what takes longer."""
+    """Raise TimeoutError if the block takes longer."""
 
     def stop(signum: int, frame: Any) -> None:
         raise TimeoutError(f"no answer after {seconds} s")
@@ -81,7 +81,7 @@ def within(seconds: float) -> Iterator[None]:
 
 
 def answer(call: Callable[[], Any]) -> Any:
-    """What `call` returns, or None if it raises UserError as it should: one sentence, no bomb."""
+    """What `call` returns; None if it raises a clear UserError without exhausting memory."""
     try:
         with within(SECONDS):
             return call()
@@ -91,7 +91,7 @@ def answer(call: Callable[[], Any]) -> Any:
 
 
 def require_clear(error: UserError) -> None:
-    """A sentence for people, and no error behind it that says the reader itself was overrun."""
+    """Require one printable sentence that is not caused by exhausted memory or time."""
     text = str(error)
     assert 10 < len(text) <= MAX_LENGTH + 10, text
     assert text.isprintable(), text

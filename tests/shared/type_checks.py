@@ -13,7 +13,6 @@ import pytest
 check_types = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 
 
-
 @pytest.fixture
 def unchecked_types() -> Iterator[None]:
     """Types are not checked, as for users: for tests of what the library itself refuses."""

@@ -83,7 +83,7 @@ def test_normal(dtype, shape, ulp):
     assert_same_bits(ours, random.normal(random.key(5), shape, getattr(torch, dtype)), ulp)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", [1, 2**32 - 1])
 def test_normal_of_other_seeds(dtype, seed, ulp):
     ours = jax.random.normal(jax.random.key(seed), (70_001,), dtype)
     assert_same_bits(ours, random.normal(random.key(seed), (70_001,), getattr(torch, dtype)), ulp)

@@ -1,4 +1,4 @@
-"""The emoji data set, from a font made here with three bitmaps."""
+"""The emoji data set, drawn from a small font with three bitmaps."""
 
 import io
 
@@ -24,8 +24,12 @@ from jax_ddpm.jobs.prepare_emoji import prepare_emoji
 
 COLOURS = {"b": (0, 0, 255, 255), "a": (255, 0, 0, 255), "again": (255, 0, 0, 255)}
 
+LINE_METRICS = ["ascender", "descender", "widthMax", "maxBeforeBL", "minAfterBL", "pad1", "pad2"]
+LINE_METRICS += ["caretSlopeNumerator", "caretSlopeDenominator", "caretOffset"]
+LINE_METRICS += ["minOriginSB", "minAdvanceSB"]
 
-def bitmap(colour):
+
+def make_bitmap(colour):
     file = io.BytesIO()
     Image.new("RGBA", (136, 128), colour).save(file, "PNG")
     return file.getvalue()
@@ -33,7 +37,7 @@ def bitmap(colour):
 
 @pytest.fixture(scope="module")
 def font(tmp_path_factory):
-    """A font with a blue, a red and the same red picture, in this order."""
+    """A font with a blue, a red and the same red picture again, in this order."""
     path = tmp_path_factory.mktemp("font") / "three.ttf"
     order = [".notdef", *COLOURS]
     builder = FontBuilder(128, isTTF=True)
@@ -47,15 +51,14 @@ def font(tmp_path_factory):
         glyph.metrics = SmallGlyphMetrics()
         for field in ("height", "width", "BearingX", "BearingY", "Advance"):
             setattr(glyph.metrics, field, 100)
-        glyph.imageData = bitmap(colour)
+        glyph.imageData = make_bitmap(colour)
         glyphs[name] = glyph
     pictures.strikeData = [glyphs]
     strike = Strike()
     table = strike.bitmapSizeTable = BitmapSizeTable()
     for direction in ("hori", "vert"):
         metrics = SbitLineMetrics()
-        for field in ("ascender", "descender", "widthMax", "caretSlopeNumerator", "caretSlopeDenominator",
-                      "caretOffset", "minOriginSB", "minAdvanceSB", "maxBeforeBL", "minAfterBL", "pad1", "pad2"):  # fmt: skip
+        for field in LINE_METRICS:
             setattr(metrics, field, 0)
         setattr(table, direction, metrics)
     table.colorRef, table.ppemX, table.ppemY, table.bitDepth, table.flags = 0, 109, 109, 32, 1

@@ -90,12 +90,15 @@ def mixed(tmp_path):
 
 
 REASONS = {
-    "bad/cut.png": "", "bad/cut.jpg": "", "bad/cut.webp": "", "bad/cut.bmp": "", "bad/cut.gif": "",
-    "bad/empty.png": "an empty file", "bad/text.jpg": "it is none of PNG, JPEG",
-    "bad/bomb.gif": "", "bad/link.png": "a link that leaves the folder",
-    "bad/nowhere.png": "a link to nothing", "bad/circle.png": "a link to nothing",
+    **{f"bad/cut.{suffix}": "" for suffix in ("png", "jpg", "webp", "bmp", "gif")},
+    "bad/empty.png": "an empty file",
+    "bad/text.jpg": "it is none of PNG, JPEG",
+    "bad/bomb.gif": "",
+    "bad/link.png": "a link that leaves the folder",
+    "bad/nowhere.png": "a link to nothing",
+    "bad/circle.png": "a link to nothing",
     "elsewhere": "a link that leaves the folder",
-}  # fmt: skip
+}
 
 
 def test_bad_files_are_listed_with_their_reason_and_refused(mixed, few_or_many, monkeypatch):
@@ -232,9 +235,9 @@ def left_edges(source, count, **settings):
 
 
 def test_a_random_crop_changes_at_every_step_and_stays_inside_the_picture(wide):
-    found = left_edges(wide, 40)
+    found = left_edges(wide, 20)
     assert found.min() >= 0 and found.max() <= 48
-    assert len(np.unique(found)) > 40  # of 49
+    assert len(np.unique(found)) > 30  # of 49
     assert (wide.images[0][0, 0] == [24, 0, 0]).all()  # outside training, the centre
 
 

@@ -19,7 +19,7 @@ from jax_ddpm.config.presets import PRESETS
 from jax_ddpm.config.run import SourceConfig
 from jax_ddpm.data import pictures, tfds_reader
 from jax_ddpm.data.loader import batches
-from jax_ddpm.data.sources import ImageSource, open_source
+from jax_ddpm.data.sources import SOURCES, ImageSource, open_source
 from jax_ddpm.data.tfds_writer import write_prepared
 from jax_ddpm.errors import UserError
 from jax_ddpm.jobs.build import open_data
@@ -98,9 +98,10 @@ def test_the_name_of_a_built_in_source_is_found_where_tfds_keeps_it(tmp_path):
     np.testing.assert_array_equal(open_source("fashion_mnist", tmp_path).images, FEW.images)
 
 
-@pytest.mark.parametrize("name", ["ddpm-cifar10", "diffusers-ddpm", "improved-diffusion", "ddpm-256",
-                                  "ddpm-lsun-bedroom", "ddpm-lsun-church", "ddim-celeba64",
-                                  "guided-diffusion"])  # fmt: skip
+PREPARED = [name for name, preset in PRESETS.items() if preset.data.name not in SOURCES]
+
+
+@pytest.mark.parametrize("name", PREPARED)
 def test_the_data_of_a_preset_fit_its_network(name, monkeypatch):
     """Using TFDS's own description of each data set, with noise for images."""
     monkeypatch.setattr(pictures, "IN_MEMORY", 0)
@@ -129,7 +130,11 @@ def test_pictures_of_different_sizes_need_a_size():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cifar10", "cifar10 has not been prepared in {tmp}: run tfds build cifar10 --file_format=array_record --data_dir={tmp}"),
+        (
+            "cifar10",
+            "cifar10 has not been prepared in {tmp}: run tfds build cifar10 "
+            "--file_format=array_record --data_dir={tmp}",
+        ),
         ("no_such_data", "there is no data set no_such_data: .* not been prepared in {tmp}"),
         ("celeb_a_hq/255", "--data.name celeb_a_hq/255 cannot be opened"),
         ("not a name", "--data.name not a name cannot be opened"),
@@ -139,7 +144,7 @@ def test_pictures_of_different_sizes_need_a_size():
         ("foldr", "did you mean --data.name folder?"),
         ("idx", "--data.name idx needs the folder of IDX files"),
     ],
-)  # fmt: skip
+)
 def test_data_that_cannot_be_read_give_one_sentence(tmp_path, name, message, caplog):
     path = None if name == "idx" else tmp_path
     with pytest.raises(UserError, match=message.format(tmp=tmp_path)) as caught:
@@ -245,11 +250,10 @@ def test_an_image_that_cannot_be_read_leaves_nothing_behind(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_preparation_leaves_nothing_that_looks_complete(tmp_path):
-    command = [sys.executable, str(ROOT / "scripts/prepare_data.py"), "--name", "killed",
-               "--out", str(tmp_path)]  # fmt: skip
+    script, quiet = str(ROOT / "scripts/prepare_data.py"), subprocess.DEVNULL
+    command = [sys.executable, script, "--name", "killed", "--out", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
+    process = subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet)
     while not list(tmp_path.glob(".killed.*.tmp/killed/*/*")) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)

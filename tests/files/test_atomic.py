@@ -6,14 +6,14 @@ from jax_ddpm.errors import UserError
 from jax_ddpm.files.atomic import require_writable, write_atomically
 
 
-def test_the_folder_is_made_and_the_file_written(tmp_path):
+def test_the_folder_is_created_and_the_file_written(tmp_path):
     path = tmp_path / "a" / "b" / "file.txt"
     write_atomically(path, lambda temporary: temporary.write_text("whole"))
     assert path.read_text() == "whole"
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_the_old_file_is_replaced_only_when_the_new_one_is_whole(tmp_path):
+def test_the_old_file_is_replaced_only_when_the_new_one_is_complete(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")
 
@@ -40,7 +40,7 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, erro
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_neither_a_folder_nor_a_device_is_replaced_by_a_file(tmp_path):
+def test_a_file_replaces_neither_a_folder_nor_a_device(tmp_path):
     pipe, folder = tmp_path / "pipe", tmp_path / "folder"
     os.mkfifo(pipe)
     folder.mkdir()
@@ -51,7 +51,7 @@ def test_neither_a_folder_nor_a_device_is_replaced_by_a_file(tmp_path):
     assert sorted(tmp_path.iterdir()) == [folder, pipe]
 
 
-def test_a_link_to_a_file_is_replaced_and_what_it_points_to_stays(tmp_path):
+def test_a_link_is_replaced_and_its_target_stays(tmp_path):
     (tmp_path / "other").write_text("other")
     (tmp_path / "file").symlink_to(tmp_path / "other")
     write_atomically(tmp_path / "file", lambda temporary: temporary.write_text("new"))
@@ -59,7 +59,7 @@ def test_a_link_to_a_file_is_replaced_and_what_it_points_to_stays(tmp_path):
     assert (tmp_path / "file").read_text() == "new"
 
 
-def test_a_place_to_write_to_is_tried_and_left_empty(tmp_path):
+def test_checking_that_a_file_can_be_written_leaves_nothing_behind(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")
     require_writable(path)
@@ -68,7 +68,7 @@ def test_a_place_to_write_to_is_tried_and_left_empty(tmp_path):
     assert list(tmp_path.rglob("*")) == [path]
 
 
-def test_a_place_where_nothing_can_be_written_is_refused(tmp_path, monkeypatch):
+def test_a_path_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     def read_only(**kwargs):
         raise OSError(30, "Read-only file system")
 

@@ -16,8 +16,8 @@ from jax_ddpm.errors import UserError
 from jax_ddpm.files.untrusted import read_json, read_npz, require_bounded
 from jax_ddpm.interop.files import read_weights
 
-ZEROS = 2**28  # bytes that compress to a thousandth: more than a bomb may unpack to
-# Measured: 4 to 3,872 KiB for the four; without its guard the archive alone takes 263,340.
+ZEROS = 2**28  # bytes that compress to a thousandth; a file may not unpack to so many
+# Measured: 4 to 3,872 KiB for the four; without the check the archive alone takes 263,340.
 LIMIT_KIB = 32 * 2**10
 ROOT = Path(jax_ddpm.__file__).parents[1]
 
@@ -55,7 +55,7 @@ def npz_bomb(path):
 
 
 def torch_bomb(path):
-    """A PyTorch file whose one storage is compressed, as PyTorch never does."""
+    """A PyTorch file with a compressed storage, which PyTorch never writes."""
     torch = pytest.importorskip("torch")
     plain = io.BytesIO()
     torch.save({"a": torch.zeros(4)}, plain)
@@ -68,7 +68,7 @@ def torch_bomb(path):
 
 
 def twins(path):
-    """Ten thousand names for one tensor of 128 KiB, which would take 1.2 GiB apart."""
+    """Ten thousand names for one tensor of 128 KiB; copies would take 1.2 GiB."""
     torch = pytest.importorskip("torch")
     one = torch.zeros(2**15)
     torch.save({f"a{i}": one for i in range(10_000)}, path)
@@ -89,7 +89,7 @@ from tests.files.test_untrusted import BOMBS
 from jax_ddpm.errors import UserError
 import torch
 
-def peak():  # in KiB, of this process alone: getrusage would begin with that of its parent
+def peak():  # in KiB, of this process alone: getrusage would start with its parent's
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 
@@ -118,7 +118,7 @@ def test_a_bomb_is_refused_before_it_takes_memory(tmp_path):
         assert int(grown) < LIMIT_KIB, line
 
 
-def test_an_array_larger_than_its_archive_says_is_refused(tmp_path):
+def test_an_array_that_announces_more_than_its_archive_holds_is_refused(tmp_path):
     path = archive(tmp_path / "a.npz", {"x.npy": [npy_header((10**12,)), bytes(100)]})
     with pytest.raises(UserError, match=r"a.npz .*x.npy of shape .* announces .* but holds 100"):
         read_npz(path)
@@ -133,7 +133,7 @@ def test_an_array_larger_than_its_archive_says_is_refused(tmp_path):
         ({"x.txt": [b"text"]}, zipfile.ZIP_STORED, "x.txt is not an array"),
     ],
 )
-def test_what_numpy_does_not_write_is_refused(tmp_path, members, method, message):
+def test_an_archive_that_numpy_would_not_write_is_refused(tmp_path, members, method, message):
     with pytest.raises(UserError, match=message):
         read_npz(archive(tmp_path / "a.npz", members, method))
 
@@ -156,7 +156,7 @@ def test_hostile_json_is_refused(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
-def test_json_that_is_no_file_is_refused(tmp_path):
+def test_a_path_without_json_is_refused(tmp_path):
     with pytest.raises(UserError, match="there is no file"):
         read_json(tmp_path / "a.json", "a thing")
     with pytest.raises(UserError, match=r"is not a thing: Is a directory"):
@@ -200,7 +200,7 @@ def test_a_hostile_configuration_is_refused(tmp_path, document):
         runs.load(tmp_path)
 
 
-def test_a_link_out_of_a_run_folder_is_not_followed(tmp_path):
+def test_a_link_out_of_a_run_folder_is_refused(tmp_path):
     from jax_ddpm import runs
     from jax_ddpm.config.run import Config
 

@@ -41,9 +41,11 @@ def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
     before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield folder
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+            patch.setenv(name.upper(), str(value))  # for the commands, here and in processes
+        yield folder
     for name, value in before.items():
         jax.config.update(name, value)
 

@@ -1,9 +1,10 @@
-"""What every long command does first: meet the other processes of its job."""
+"""What every long command does first: keep compiled programs, and meet the other processes."""
 
 from dataclasses import dataclass, field
 
 from jax_ddpm.cli.flags import Flat
 from jax_ddpm.devices import processes
+from jax_ddpm.devices.compile_cache import enable_compilation_cache
 from jax_ddpm.devices.processes import Launch
 
 
@@ -11,9 +12,13 @@ from jax_ddpm.devices.processes import Launch
 class StartFlags:
     """How this process starts; not part of what it computes."""
 
+    compile_cache: str | None = None
+    """Folder that keeps compiled programs, so that the next start is quick; off: keep none. None:
+    the folder that JAX_COMPILATION_CACHE_DIR names, or else a private one in your user cache."""
     launch: Flat[Launch] = field(default_factory=Launch)
 
 
 def start(flags: StartFlags) -> None:
-    """Join the other processes, if there are any."""
+    """Turn the cache of compiled programs on, and join the other processes, if there are any."""
+    enable_compilation_cache(flags.compile_cache)
     processes.join(flags.launch)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jax_ddpm.cli.arguments import expand, value_of
-from jax_ddpm.cli.ending import suggest
 from jax_ddpm.cli.flags import Flat
 from jax_ddpm.cli.help import Help
 from jax_ddpm.cli.parsing import Parsed, parse
@@ -80,15 +79,16 @@ def run(args: Sequence[str]) -> None:
     parsed, followed = read(args)
     flags = parsed.flags
     with parsed.naming_flags_as_typed():
-        start(flags.start)
+        if not flags.dry_run:
+            start(flags.start)
         if followed:
             found = ", ".join(f"{flag} {value} (not {was})" for flag, value, was in followed)
-            print(f"Adjusted to fit: {found}")
+            print(f"Adjusted to fit: {found}", flush=True)
         if flags.dry_run:
             from jax_ddpm.jobs.describe import describe_run
 
-            return print(describe_run(flags.config))
-        from jax_ddpm.jobs.train import train
+            print(describe_run(flags.config))
+        else:
+            from jax_ddpm.jobs.train import train
 
-        train(flags.config)
-    suggest("sample", flags.config.folder)
+            train(flags.config)

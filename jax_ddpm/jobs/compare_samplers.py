@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
-from tqdm import tqdm
 
 from jax_ddpm import runs
 from jax_ddpm.config.jobs import CompareJob
@@ -21,6 +20,7 @@ from jax_ddpm.files.figures import save_quality
 from jax_ddpm.files.images import Pixels
 from jax_ddpm.jobs.build import Parts, build, open_data
 from jax_ddpm.jobs.generate import generate_images, make_generate_fn
+from jax_ddpm.jobs.messages import make_bar
 from jax_ddpm.jobs.parameters import load_params
 from jax_ddpm.optim.averages import Params
 from jax_ddpm.process.distances import Points, energy_distance
@@ -63,9 +63,12 @@ def compare_samplers(folder: Path, job: CompareJob) -> Path:
     params, _ = load_params(run, parts)
     data = split_data(open_data(run.config.data), job.num)
     curves: dict[str, dict[int, float]] = {}
-    for name, n, settings in tqdm(cases, unit="setting"):
-        drawn = to_points(draw_images(parts, params, settings, run.image_shape, job))
-        curves.setdefault(name, {})[n] = energy_distance(drawn, data.reference)
+    with make_bar(len(cases), "setting") as bar:
+        for name, n, settings in cases:
+            bar.set_postfix_str(f"{name}, {n} evaluations")  # each setting is compiled first
+            drawn = to_points(draw_images(parts, params, settings, run.image_shape, job))
+            curves.setdefault(name, {})[n] = energy_distance(drawn, data.reference)
+            bar.update()
     by_chance = [energy_distance(others, data.reference) for others in data.others]
     write_comparison(out, curves, by_chance, job)
     print(f"Wrote {out} and {out.with_suffix('.json')}")

@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from tqdm import tqdm
 
 from jax_ddpm import runs
 from jax_ddpm.config.jobs import EMA, EvaluateJob, Weights
@@ -22,6 +21,7 @@ from jax_ddpm.files.figures import save_likelihood
 from jax_ddpm.jobs.build import Parts, build, open_data
 from jax_ddpm.jobs.generate import image_keys
 from jax_ddpm.jobs.likelihood import LikelihoodFn, flow_timesteps, make_bound_fn, make_flow_fn
+from jax_ddpm.jobs.messages import announce_compilation, make_bar, tell, tell_if_slow
 from jax_ddpm.jobs.parameters import check_weights, load_params
 from jax_ddpm.process.diffusion import Variance
 from jax_ddpm.process.grids import space_timesteps
@@ -41,15 +41,18 @@ def evaluate_run(folder: Path, job: EvaluateJob, weights: Weights = EMA) -> Path
     run = runs.load(folder)
     check_weights(run.config, weights)
     plan = make_plan(job, run)
-    source = open_images(job, run)
+    with tell_if_slow("Opening the images"):
+        source = open_images(job, run)
     if is_main_process():
         require_writable(out)
     parts = build(run.config, run.image_shape)
-    params, description = load_params(run, parts, weights)
+    with tell_if_slow("Loading the checkpoint"):
+        params, description = load_params(run, parts, weights)
     kind = "test" if job.split == "test" else "training"
     data = f"{job.num} {kind} images of {run.config.data.name}"
-    print(f"{data}, {plan.how}, {description}")
-    values = collect(plan.make(parts), params, parts, source, job)
+    tell(f"{data}, {plan.how}, {description}")
+    likelihood_fn = announce_compilation(plan.make(parts), "the likelihood")
+    values = collect(likelihood_fn, params, parts, source, job)
     about = {"method": job.method, "how": plan.how, "images": data, "parameters": description}
     write_report(out, about | {"seed": job.seed} | summarize(values, plan.timesteps))
     return out
@@ -145,7 +148,7 @@ def collect(
     done: list[Values] = []
     size = min(job.batch_size, job.num)
     params = replicate_params(params, size)
-    with tqdm(total=job.num, unit="img", disable=not is_main_process()) as bar:
+    with make_bar(job.num, "img") as bar:
         for indices in batches_of(len(source.images), job.num, job.batch_size):
             padded = np.resize(indices, round_up(size, params))  # one shape, one program
             pixels = np.stack([source.images[i] for i in padded])

@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key, UInt8
-from tqdm import tqdm
 
 from jax_ddpm.config.sample import SampleConfig
 from jax_ddpm.devices.per_example import compile_per_example, round_up
-from jax_ddpm.devices.processes import is_main_process
 from jax_ddpm.files.images import stretch_to_uint8, to_uint8
 from jax_ddpm.jobs.build import Parts, make_sampler, make_sampling_levels
+from jax_ddpm.jobs.messages import make_bar
 from jax_ddpm.process.denoiser import make_denoise_fn
 from jax_ddpm.process.guidance import guide_network, guide_score
 from jax_ddpm.process.levels import Level
@@ -189,7 +188,7 @@ def generate_images(
 def collect(batches: Iterable[Samples], num_images: int) -> Samples:
     """All batches as one, with a progress bar."""
     done = []
-    with tqdm(total=num_images, unit="img", disable=not is_main_process()) as bar:
+    with make_bar(num_images, "img") as bar:
         for batch in batches:
             done.append(batch)
             bar.update(len(batch.images))

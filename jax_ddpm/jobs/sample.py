@@ -27,6 +27,7 @@ from jax_ddpm.jobs.edit import (
     make_edit_fns,
 )
 from jax_ddpm.jobs.generate import Samples, collect, generate_images, make_generate_fn
+from jax_ddpm.jobs.messages import announce_compilation, tell, tell_if_slow
 from jax_ddpm.jobs.parameters import check_weights, load_params
 
 SUFFIXES = (".png", ".gif", ".npz")
@@ -55,7 +56,7 @@ def sample_run(
     columns = job.num if isinstance(edit, Interpolation) else None
     for path in dict.fromkeys([out, out.with_suffix(".gif")] if job.trajectory else [out]):
         write_samples(path, samples, columns)
-        print(f"Wrote {path}")
+        tell(f"Wrote {path}")
     return out
 
 
@@ -119,15 +120,16 @@ def draw_samples(
             scale = 1.0 if settings.guidance is None else settings.guidance
             gradient_of = make_gradient(job.classifier, run.image_shape, job.dtype, scale)
             settings = without_guidance(settings)
-        params, description = load_params(run, parts, weights)
+        with tell_if_slow("Loading the checkpoint"):
+            params, description = load_params(run, parts, weights)
         generate = make_generate_fn(
             parts, settings, run.image_shape, edit=edit_fns, gradient_of=gradient_of
         )
         num_steps = len(edit_fns.levels(make_sampling_levels(settings, parts.schedule)).t) - 1
-        print(f"{job.num} images with {settings.sampler} in {num_steps} steps, {description}")
+        tell(f"{job.num} images with {settings.sampler} in {num_steps} steps, {description}")
         params = jax.tree.map(lambda leaf: leaf.astype(job.dtype), params)
         batches = generate_images(
-            generate,
+            announce_compilation(generate, "the sampler"),
             replicate_params(params, min(job.batch_size, job.num)),
             job.num,
             seed=job.seed,

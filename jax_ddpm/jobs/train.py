@@ -118,7 +118,7 @@ def tell_summary(job: Job) -> None:
 def tell_next_commands(run: Run) -> None:
     """Tell what can be done with a finished run."""
     tell(f"More images:  jax-ddpm sample {run.folder} --num 64 --seed 1")
-    tell(f"Likelihood:   jax-ddpm evaluate {run.folder} --likelihood")
+    tell(f"Likelihood:   jax-ddpm evaluate {run.folder}")
 
 
 def load_or_make_state(job: Job) -> tuple[TrainState, Progress]:

@@ -68,12 +68,11 @@ def test_tensorboard_shows_the_same_numbers_and_the_samples(trained_run):
 
 COMMAND = """
 import sys
-from jax_ddpm.cli import parsing as cli
+from jax_ddpm.cli import train
 from jax_ddpm.data import tfds_reader
 from jax_ddpm.jobs import evaluate, sample
-from jax_ddpm.jobs.train import train
 
-train(cli.parse_config(sys.argv[1:], prog="train", description=""))
+train.run(sys.argv[1:])
 print("Loaded:", sorted({"torch", "tensorflow", "tensorboardX"} & sys.modules.keys()))
 """
 

@@ -46,7 +46,7 @@ def recorded(case, name, T, dtype):
         for kind in (f"{SHORT[dtype]}.", "both.")
         if key.startswith(kind + prefix)
     }
-    inputs = [nchw_to_nhwc(io[key]).astype(dtype) for key in ("in.x0", "in.noise")]
+    inputs = [jnp.asarray(nchw_to_nhwc(io[key]).astype(dtype)) for key in ("in.x0", "in.noise")]
     return named_schedule(NAMES[case][name], T, dtype=dtype), *inputs, theirs
 
 
@@ -68,7 +68,7 @@ def test_tables(compare, dtype, case, name, T):
 @pytest.mark.parametrize(("case", "name", "T"), RUNS)
 def test_noised_images_and_losses(compare, dtype, case, name, T):
     schedule, x_0, noise, theirs = recorded(case, name, T, dtype)
-    args = schedule, x_0, theirs["t"], noise[0]
+    args = schedule, x_0, jnp.asarray(theirs["t"]), noise[0]
     compare("q_sample", q_sample(*args), nchw_to_nhwc(theirs["q_sample"]), dtype)
     for loss_type in ("l1", "l2", "huber"):
         loss = diffusion_loss(toy_denoiser, None, *args, loss_type=loss_type)

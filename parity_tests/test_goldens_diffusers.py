@@ -71,7 +71,9 @@ def test_add_noise_and_velocity(compare, dtype, tag):
     _, io = golden("diffusers/sched_ddpm_tables")
     name, zero = SCHEDULES[tag][0], tag == "zero_snr"
     schedule = named_schedule(name, 1000, dtype=dtype, zero_terminal_snr=zero)
-    x_0, noise = (nchw_to_nhwc(a).astype(dtype) for a in (io["in.x_init"], io["in.noise"][0]))
+    x_0, noise = (
+        jnp.asarray(nchw_to_nhwc(a).astype(dtype)) for a in (io["in.x_init"], io["in.noise"][0])
+    )
     t = jnp.asarray(io["in.t"])
     ours = q_sample(schedule, x_0, t, noise), v_from(level_at(schedule, t), x_0, noise)
     for mine, name in zip(ours, ("add_noise", "velocity"), strict=True):

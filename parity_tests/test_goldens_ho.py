@@ -38,6 +38,12 @@ RUNS = {
 ALL_RUNS = runs_of("hojonathanho/process")
 
 
+def inputs(io, tag, dtype):
+    """Images, noise and timesteps of a recorded run."""
+    images, noise = (jnp.asarray(a.astype(dtype)) for a in (io["in.x0"], io["in.noise"][0]))
+    return images, noise, jnp.asarray(io[f"both.{tag}/t"])
+
+
 @pytest.mark.parametrize("tag", TABLES)
 def test_tables(compare, tag):
     """The original keeps its tables in float64 even when all else is float32."""
@@ -59,10 +65,10 @@ def test_forward_process(compare, dtype, tag):
     names = ("q_sample", "q_posterior_mean", "q_posterior_var", "q_posterior_logvar")
     recorded = {name: io[f"{SHORT[dtype]}.{tag}/{name}"] for name in names}
     schedule = make_schedule(RUNS[tag][0], dtype=dtype)
-    x_0, noise, t = io["in.x0"].astype(dtype), io["in.noise"][0].astype(dtype), io[f"both.{tag}/t"]
+    x_0, noise, t = inputs(io, tag, dtype)
     x_t = q_sample(schedule, x_0, t, noise)
     compare("q_sample", x_t, recorded["q_sample"], dtype)
-    posterior = q_posterior(schedule, x_0, recorded["q_sample"], t)
+    posterior = q_posterior(schedule, x_0, jnp.asarray(recorded["q_sample"]), t)
     compare("q_posterior", posterior.mean, recorded["q_posterior_mean"], dtype)
     compare("q_posterior", posterior.variance, recorded["q_posterior_var"], dtype)
     compare("q_posterior", posterior.log_variance, recorded["q_posterior_logvar"], dtype)
@@ -88,7 +94,7 @@ def test_losses(compare, dtype, tag):
     _, io = golden("hojonathanho/process")
     betas, prediction_type, _ = RUNS[tag]
     schedule = make_schedule(betas, dtype=dtype)
-    x_0, noise, t = io["in.x0"].astype(dtype), io["in.noise"][0].astype(dtype), io[f"both.{tag}/t"]
+    x_0, noise, t = inputs(io, tag, dtype)
     loss = diffusion_loss(
         toy_denoiser, None, schedule, x_0, t, noise, prediction_type=prediction_type
     )
@@ -118,7 +124,7 @@ def test_every_mean_and_variance(compare, dtype, tag):
         name.split("/")[1]: io[name] for name in io if name.startswith(f"{SHORT[dtype]}.{tag}/")
     }
     schedule, network = make_schedule(betas_of(run), dtype=dtype), network_of(run)
-    x_0, noise, t = io["in.x0"].astype(dtype), io["in.noise"][0].astype(dtype), io[f"both.{tag}/t"]
+    x_0, noise, t = inputs(io, tag, dtype)
     x_t = q_sample(schedule, x_0, t, noise)
     # float32 cannot tell the probabilities of bins that are far from the mean
     likely = slice(dtype == "float32" and MEANS[run["mean"]] != "eps", None)

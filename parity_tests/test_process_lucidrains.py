@@ -188,7 +188,7 @@ def test_losses(compare, recorded, dtype):
 
 def test_offset_noise(compare, dtype):
     recorded = Recorded("offset", dtype)
-    drawn = recorded.io["in.offset_noise"].astype(dtype)
+    drawn = jnp.asarray(recorded.io["in.offset_noise"].astype(dtype))
     noise = add_offset(recorded.noises[0], drawn, recorded.run["offset"])
     loss = recorded.loss_fn()(None, recorded.x_0, recorded.t, noise)
     compare("recorded losses", loss, recorded["p_losses_offset"], dtype)

@@ -95,7 +95,8 @@ def test_process(compare, recorded, forward, dtype):
     compare("schedule tables", schedule.betas, theirs["betas"], dtype)
     compare("schedule tables", 1 - schedule.betas, theirs["alphas"], dtype)
     compare("schedule tables", schedule.alphas_cumprod, theirs["alpha_bars"], dtype)
-    x_0, noise, t = images(io["in.x0"], dtype), images(io["in.noise"][0], dtype), io["in.t"]
+    x_0, noise = (jnp.asarray(images(a, dtype)) for a in (io["in.x0"], io["in.noise"][0]))
+    t = jnp.asarray(io["in.t"])
     compare("q_sample", q_sample(schedule, x_0, t, noise), nchw_to_nhwc(theirs["noisy"]), dtype)
     loss = diffusion_loss(forward, network.params, schedule, x_0, t, noise)
     compare("losses", loss.mean(), theirs["mse"].astype(dtype).reshape(()), dtype)

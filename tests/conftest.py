@@ -4,6 +4,7 @@ import fcntl
 import os
 
 import tests.shared.quick_compilation  # noqa: F401 - it sets XLA_FLAGS
+from tests.shared.type_checks import unchecked_types  # noqa: F401 - a fixture; before jax_ddpm
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
@@ -20,7 +21,6 @@ import pytest
 from jax_ddpm.config.run import Config, DataConfig, DiffusionConfig, SampleConfig, TrainConfig
 from jax_ddpm.data.idx import write_idx
 from jax_ddpm.models import UNetConfig
-from tests.shared.type_checks import unchecked_types  # noqa: F401 - a fixture
 
 jax.config.update("jax_enable_x64", True)
 

@@ -4,6 +4,7 @@
 compares by identity, so jit would compile a program for each.
 """
 
+import inspect
 from collections.abc import Callable, Hashable
 from functools import partial
 from types import FunctionType
@@ -51,6 +52,7 @@ def identify(value: Any) -> Hashable:
 
 
 def _identify_leaf(leaf: Any) -> Hashable:
+    leaf = inspect.unwrap(leaf)  # a checker of types may have wrapped it
     if isinstance(leaf, FunctionType) and leaf.__module__.startswith("jax_ddpm."):
         cells = [cell.cell_contents for cell in leaf.__closure__ or ()]
         return leaf.__code__, identify((cells, leaf.__defaults__, leaf.__kwdefaults__))

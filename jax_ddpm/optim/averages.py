@@ -12,8 +12,9 @@ from jax_ddpm.errors import check_choice
 from jax_ddpm.optim.posthoc_ema import gamma_from_sigma_rel, power_function_rate
 
 Params = Any
-EmaFn = Callable[[Params, Params, Int[Array, ""]], Params]
-Steps = Int[Array, "..."]
+Step = Int[Array, ""] | int
+Steps = Int[Array, "..."] | int
+EmaFn = Callable[[Params, Params, Step], Params]
 Rates = Float[Array, "..."]
 
 
@@ -99,7 +100,7 @@ def make_ema(
     rate_of = EMA_FORMS[check_choice("form of the average", form, EMA_FORMS)]
     settings = DecaySettings(decay, update_after, min_decay, inv_gamma, power, half_life, rampup)
 
-    def update(ema: Params, params: Params, step: Int[Array, ""]) -> Params:
+    def update(ema: Params, params: Params, step: Step) -> Params:
         rate = rate_of(settings, step)
         return step_towards(ema, params, jnp.where(step % every == 0, rate, 0))
 
@@ -114,8 +115,8 @@ def make_posthoc_ema(sigma_rel: float) -> EmaFn:
     """
     gamma = gamma_from_sigma_rel(sigma_rel)
 
-    def update(ema: Params, params: Params, step: Int[Array, ""]) -> Params:
-        return step_towards(ema, params, power_function_rate(step + 1, gamma))
+    def update(ema: Params, params: Params, step: Step) -> Params:
+        return step_towards(ema, params, power_function_rate(jnp.asarray(step + 1), gamma))
 
     return update
 

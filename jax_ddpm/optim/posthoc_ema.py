@@ -50,9 +50,7 @@ def power_function_rate(
     return -jnp.expm1((gamma + 1) * jnp.log1p(-1 / jnp.asarray(t, float)))
 
 
-def profile_product(
-    t_a: Numbers, gamma_a: Numbers, t_b: Numbers, gamma_b: Numbers
-) -> Float[np.ndarray, "..."]:
+def profile_product(t_a: Numbers, gamma_a: Numbers, t_b: Numbers, gamma_b: Numbers) -> Numbers:
     """The integral of the product of two profiles that end at `t_a` and `t_b` (Eq. 151)."""
     first, last = np.minimum(t_a, t_b), np.maximum(t_a, t_b)
     gamma_of_last = np.where(t_a < t_b, gamma_b, gamma_a)
@@ -98,8 +96,8 @@ def _profile_products(
     steps: Steps, gammas: Float[np.ndarray, " n"], step: float, gamma: float
 ) -> tuple[Float[np.ndarray, "n n"], Float[np.ndarray, " n"]]:
     t, g = np.asarray(steps, np.float64), np.asarray(gammas, np.float64)
-    among = profile_product(t[:, None], g[:, None], t, g)
-    return among, profile_product(t, g, np.float64(step), np.float64(gamma))
+    among = np.asarray(profile_product(t[:, None], g[:, None], t, g))
+    return among, np.asarray(profile_product(t, g, np.float64(step), np.float64(gamma)))
 
 
 def reconstruct(weights: Float[np.ndarray, " n"], averages: Iterable[Any]) -> Any:

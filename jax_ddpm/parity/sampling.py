@@ -48,7 +48,9 @@ def take_one_step(
     x_t, x_0, eps, noise = (draws(SHAPE, dtype, 4 * seed + i) for i in range(4))
     cur, nxt = (level_at(mine, jnp.array(t)) for t in jump)
     state = SamplerState(jnp.asarray(x_t))
-    state, _ = sampler.step(state, noise, cur, nxt, lambda x, level: Prediction(x_0, eps))
+    state, _ = sampler.step(
+        state, jnp.asarray(noise), cur, nxt, lambda x, level: Prediction(x_0, eps)
+    )
     a, b, c, d = map(to_torch, (x_t, x_0, eps, noise))
     if name.startswith("ddpm"):
         expected = ref.ddpm_step(theirs, a, *jump, b, d, **settings)  # type: ignore[arg-type]

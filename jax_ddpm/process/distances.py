@@ -6,9 +6,10 @@ from jaxtyping import Float
 from jax_ddpm.errors import UserError
 
 Points = Float[np.ndarray, "n d"]
+Others = Float[np.ndarray, "m d"]
 
 
-def energy_distance(x: Points, y: Points) -> float:
+def energy_distance(x: Points, y: Others) -> float:
     """2 E|x - y| - E|x - x'| - E|y - y'| without bias (Szekely & Rizzo 2013, Eq. 2.1).
 
     Its expectation is zero for two samples of the same distribution and positive for samples of two
@@ -20,7 +21,7 @@ def energy_distance(x: Points, y: Points) -> float:
     return float(2 * distances(x, y).mean() - within)
 
 
-def distances(x: Points, y: Points) -> Float[np.ndarray, "n m"]:
+def distances(x: Points, y: Others) -> Float[np.ndarray, "n m"]:
     """|x_i - y_j| for all pairs, in float64."""
     x, y = x.astype(np.float64), y.astype(np.float64)
     squared = (x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T

@@ -112,7 +112,7 @@ def noise_by_timestep(
     return noise_fn
 
 
-def normal_kl(p: Gaussian, q: Gaussian) -> Images:
+def normal_kl(p: Gaussian, q: Gaussian) -> Float[Array, "..."]:
     """KL(p | q) of each pixel in nats (Ho et al. 2020, Eq. 5); only log variances are used."""
     squared = (p.mean - q.mean) ** 2 * jnp.exp(-q.log_variance)
     ratio = p.log_variance - q.log_variance

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jax_ddpm.errors import check_choice
 from jax_ddpm.process.shapes import mean_over_pixels
@@ -23,7 +23,9 @@ else:
     LossType = Literal[tuple(PIXEL_LOSSES)]
 
 
-def pixel_loss(loss_type: str, output: Images, target: Images) -> Images:
+def pixel_loss(
+    loss_type: str, output: Float[Array, "*n"], target: Float[Array, "*n"]
+) -> Float[Array, "*n"]:
     """|d|, d^2, or Huber with delta = 1 (d^2/2 up to 1, then |d| - 1/2), d = output - target."""
     return PIXEL_LOSSES[check_choice("loss_type", loss_type, PIXEL_LOSSES)](output - target)
 

@@ -1,11 +1,11 @@
 """Values per image, and the pixels of each image."""
 
-from jaxtyping import Array, Num
+from jaxtyping import Array, Shaped
 
 from jax_ddpm.process.types import Images, Losses
 
 
-def expand(a: Num[Array, "*b"], images: Images) -> Num[Array, "..."]:
+def expand(a: Shaped[Array, "*b"], images: Images) -> Shaped[Array, "..."]:
     """Append axes of length 1 to a value per image, so that it broadcasts over pixels.
 
     A scalar stays a scalar.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
@@ -30,8 +31,8 @@ class BatchPart(NamedTuple):
 class LossHistory(struct.PyTreeNode):
     """The last H losses of each timestep, oldest first, and how many there are (0..H)."""
 
-    losses: Float[Array, "T H"]
-    counts: Int[Array, " T"]
+    losses: Float[Array | np.ndarray, "T H"]
+    counts: Int[Array | np.ndarray, " T"]
 
 
 TimestepFn = Callable[[Keys, BatchPart, LossHistory | None], tuple[Drawn, Losses | None]]

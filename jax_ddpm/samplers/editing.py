@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from jax_ddpm.process.diffusion import add_noise
 from jax_ddpm.process.levels import Level
@@ -19,7 +19,7 @@ from jax_ddpm.samplers import Sampler, SamplerState, sample
 from jax_ddpm.samplers.base import beta_between
 
 
-def inpaint(sampler: Sampler, image: Images, known: Bool[Array, "#b h w 1"]) -> Sampler:
+def inpaint(sampler: Sampler, image: Images, known: Bool[Array, "#b #h #w 1"]) -> Sampler:
     """`sampler`, but after each step the known pixels are those of `image` at the level reached.
 
     At the clean level they are the image itself. Their noise is the step's own array: a pixel is
@@ -30,7 +30,8 @@ def inpaint(sampler: Sampler, image: Images, known: Bool[Array, "#b h w 1"]) -> 
         state: SamplerState, noise: Images, cur: Level, nxt: Level, denoise_fn: DenoiseFn
     ) -> tuple[SamplerState, Prediction]:
         state, prediction = sampler.step(state, noise, cur, nxt, denoise_fn)
-        x_t = jnp.where(known, add_noise(nxt, image, noise), state.x_t)
+        noised = add_noise(nxt, jnp.broadcast_to(image, noise.shape), noise)
+        x_t = jnp.where(known, noised, state.x_t)
         return state._replace(x_t=x_t), prediction
 
     return Sampler(sampler.init, step)
@@ -68,7 +69,7 @@ def go_up_too(sampler: Sampler) -> Sampler:
     return Sampler(init, step)
 
 
-def repaint(sampler: Sampler, image: Images, known: Bool[Array, "#b h w 1"]) -> Sampler:
+def repaint(sampler: Sampler, image: Images, known: Bool[Array, "#b #h #w 1"]) -> Sampler:
     """Inpainting that goes back up to let known and new pixels agree (Lugmayr et al. 2022, alg. 1).
 
     Runs over a grid of `repaint_grid`.
@@ -110,13 +111,15 @@ def repaint_order(num_steps: int, jump_length: int, num_resamples: int) -> Int[n
 
 
 def repaint_grid(
-    timesteps: Int[np.ndarray, " S+1"], jump_length: int, num_resamples: int
+    timesteps: Int[np.ndarray, " num_levels"], jump_length: int, num_resamples: int
 ) -> Int[np.ndarray, " R"]:
     """The grid `timesteps`, going back up as `repaint_order` says; it also ends in -1."""
     return timesteps[repaint_order(len(timesteps) - 1, jump_length, num_resamples)]
 
 
-def start_below(timesteps: Float[np.ndarray, " S+1"], strength: float, num_timesteps: int) -> int:
+def start_below(
+    timesteps: Num[np.ndarray, " num_levels"], strength: float, num_timesteps: int
+) -> int:
     """The first position of a descending grid below strength T (SDEdit, Meng et al. 2022).
 
     A chain from there on keeps more of its start, the smaller 0 < strength <= 1 is. Raises

@@ -7,6 +7,9 @@ import pytest
 
 import jax_ddpm as jd
 
+# The library itself has to notice, for users do not check types at run time.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 KEY = jax.random.key(0)
 SHAPE = (4, 8, 8, 3)
 SCHEDULE = jd.named_schedule("cosine", 10)

@@ -31,7 +31,7 @@ def test_the_half_life_of_edm_grows_with_the_images_seen(rampup):
     ))  # fmt: skip
     params = np.random.default_rng(0).normal(size=(300, 3))
     expected = ours = jnp.zeros(3)
-    for step, now in enumerate(params):
+    for step, now in enumerate(jnp.asarray(params)):
         ceiling = half_life if rampup is None else min(half_life, step * batch_size * rampup)
         beta = 0.5 ** (batch_size / max(ceiling, 1e-8))
         expected = beta * expected + (1 - beta) * now
@@ -39,7 +39,7 @@ def test_the_half_life_of_edm_grows_with_the_images_seen(rampup):
         if step in (0, 1, 100, 299):
             np.testing.assert_allclose(ours, expected, rtol=1e-12)  # measured: 3e-15
     if rampup is not None:
-        np.testing.assert_array_equal(ema(ours, params[0], jnp.array(0)), params[0])
+        np.testing.assert_array_equal(ema(ours, jnp.asarray(params[0]), jnp.array(0)), params[0])
 
 
 def test_the_half_life_keeps_its_digits_in_float32():
@@ -65,8 +65,8 @@ def quadratic_step(**averages):
         return ((params["w"] - x_0) ** 2).sum(axis=(1, 2, 3))
 
     update = make_update(loss, optax.sgd(0.1), **averages)
-    zeros = np.zeros(1, int), np.zeros((1, 1, 1, 1))
-    return lambda state, target: update(state, np.full((1, 1, 1, 1), target), *zeros)[0]
+    zeros = jnp.zeros(1, int), jnp.zeros((1, 1, 1, 1))
+    return lambda state, target: update(state, jnp.full((1, 1, 1, 1), target), *zeros)[0]
 
 
 def test_several_averages_are_each_what_they_would_be_alone():
@@ -137,6 +137,7 @@ def test_flags_that_cannot_be_followed_are_refused_before_any_work(flags, messag
     check_selection(config(), "0.5", None, None)
 
 
+@pytest.mark.usefixtures("unchecked_types")  # a part of a run takes its place
 def test_what_is_chosen_is_said_in_words():
     state = STATE.replace(step=jnp.array(12))
     run = type("Run", (), {"config": config()})()

@@ -114,9 +114,10 @@ def test_products_are_integrals(ends):
 @pytest.mark.parametrize("index", [0, 7, 39])
 def test_a_stored_average_is_made_of_itself_alone(index):
     ends, gammas, _ = stored(20)
-    weights = solve_weights(ends, gammas, ends[index], gammas[index])
+    step, gamma = int(ends[index]), float(gammas[index])
+    weights = solve_weights(ends, gammas, step, gamma)
     np.testing.assert_allclose(weights, np.arange(40) == index, atol=1e-9)  # measured: 5e-14
-    assert profile_error(weights, ends, gammas, ends[index], gammas[index]) < 1e-6
+    assert profile_error(weights, ends, gammas, step, gamma) < 1e-6
 
 
 # The error of the parameters, over their spread, with 5 and with 40 snapshots of each width.

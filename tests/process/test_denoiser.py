@@ -93,11 +93,15 @@ def test_an_earlier_guess_is_handed_to_the_network_when_there_is_one():
     ("dtype", "expected"), [("float64", "float64"), ("float32", "float32"), ("bfloat16", "float32")]
 )
 def test_rescaled_timesteps_lie_between_0_and_1000(dtype, expected):
-    def spy(params, x_t, t, label):
-        assert label == 3
-        return t
+    seen = {}
 
-    t = rescale_timesteps(spy, 40)(None, X_T.astype(dtype), jnp.array([0, 1, 39]), label=3)
+    def spy(params, x_t, t, label):
+        seen.update(t=t, label=label)
+        return x_t
+
+    rescale_timesteps(spy, 40)(None, X_T[:3].astype(dtype), jnp.array([0, 1, 39]), label=3)
+    t = seen["t"]
+    assert seen["label"] == 3
     assert t.tolist() == [0, 25, 975]
     assert t.dtype == expected
 

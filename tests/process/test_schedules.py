@@ -150,6 +150,7 @@ def test_rescaled_linear_schedule_keeps_its_end_at_other_lengths():
 @pytest.mark.parametrize(
     "betas", [[0.1, 0.0], [1.0, 0.1], [0.1, 1.1], [-0.1, 0.5], [0.1, np.nan], [], [[0.1, 0.2]]]
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_bad_betas_are_refused(betas):
     with pytest.raises(ValueError, match="beta"):
         make_schedule(np.asarray(betas))

@@ -80,7 +80,8 @@ def test_known_pixels_are_those_of_the_image_at_every_level(sampler):
     )  # fmt: skip
     plain, _ = sample(sampler, denoise, levels, x_T, lambda i: noises[i])
     for i in range(5):
-        expected = add_noise(jax.tree.map(lambda a, i=i: a[i + 1], levels), image[:1], noises[i])
+        level = jax.tree.map(lambda a, i=i: a[i + 1], levels)
+        expected = add_noise(level, jnp.broadcast_to(image[:1], x_T.shape), noises[i])
         kept = jnp.broadcast_to(known, expected.shape)
         # measured: 2e-16
         np.testing.assert_allclose(states[i][kept], expected[kept], rtol=0, atol=1e-14)

@@ -1,4 +1,4 @@
-"""Every annotation of jax_ddpm is checked when its function is called, shapes and dtypes included.
+"""Annotations of jax_ddpm are checked when a function is called, shapes and dtypes included.
 
 To be imported before jax_ddpm is.
 """
@@ -12,6 +12,9 @@ import pytest
 # As PEP 484 has it, an int is also a float.
 check_types = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 
+ROOMS = ["process", "samplers", "optim"]
+
+jaxtyping.install_import_hook([f"jax_ddpm.{room}" for room in ROOMS], f"{__name__}.check_types")
 
 @pytest.fixture
 def unchecked_types() -> Iterator[None]:

@@ -80,7 +80,7 @@ def test_eight_devices_draw_the_timesteps_of_one(sampling):
 
 
 def test_the_gradient_is_that_of_the_weighted_mean_and_the_history_has_the_losses_themselves():
-    x_0, noise = np.random.default_rng(0).standard_normal((2, 8, 2, 2, 1))
+    x_0, noise = jnp.asarray(np.random.default_rng(0).standard_normal((2, 8, 2, 2, 1)))
     t, weight = jnp.arange(8) % T, jnp.linspace(0.5, 2, 8)
     loss_fn = make_loss_fn(network, SHORT)
 

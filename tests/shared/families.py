@@ -38,7 +38,7 @@ FAMILIES = {
     "pulfer": PulferConfig(n_steps=50),
     "improved_diffusion": ImprovedDiffusionConfig(
         model_channels=32,
-        channel_mult=(1.0, 2.0),
+        channel_mult=(1, 2),
         num_res_blocks=1,
         attention_resolutions=(2,),
         dropout=0.3,

@@ -16,6 +16,7 @@ ROOMS = ["process", "samplers", "optim"]
 
 jaxtyping.install_import_hook([f"jax_ddpm.{room}" for room in ROOMS], f"{__name__}.check_types")
 
+
 @pytest.fixture
 def unchecked_types() -> Iterator[None]:
     """Types are not checked, as for users: for tests of what the library itself refuses."""

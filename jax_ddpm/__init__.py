@@ -9,10 +9,9 @@ used, so that `import jax_ddpm` takes no time.
 import ast
 import importlib
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
-
-__version__ = "0.1.0"
 
 
 def _modules_of_names() -> dict[str, str]:
@@ -26,7 +25,20 @@ _MODULES = _modules_of_names()
 __all__ = sorted(_MODULES)
 
 
+def _find_version() -> str:
+    """The version of the installed package, or else of this source tree."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("jax_ddpm")
+    except metadata.PackageNotFoundError:
+        project = Path(__file__).parents[1] / "pyproject.toml"
+        return str(tomllib.loads(project.read_text())["project"]["version"])
+
+
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _find_version()
     if name not in _MODULES:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message, name=name, obj=sys.modules[__name__])

@@ -68,16 +68,20 @@ def read(*args):
     [
         ("--num 7", Flags(Path("a/b"), num=7)),
         ("--num=7", Flags(Path("a/b"), num=7)),
-        ("--train.num-steps 7 --num-steps 8",
-         Flags(Path("a/b"), train=Train(7), sample=Sample(8))),
+        ("--train.num-steps 7 --num-steps 8", Flags(Path("a/b"), train=Train(7), sample=Sample(8))),
         ("--train.num_steps 7", Flags(Path("a/b"), train=Train(7))),
         ("--steps=7", Flags(Path("a/b"), train=Train(7))),
         ("--fast --old", Flags(Path("a/b"), train=Train(rate=0.9))),
         ("--rate -1.5", Flags(Path("a/b"), train=Train(rate=-1.5))),
-        ("--betas 0.1 0.2 --decays 0.3 0.4 0.5 --norm None",
-         Flags(Path("a/b"), train=Train(betas=(0.1, 0.2), decays=(0.3, 0.4, 0.5), norm=None))),
+        (
+            "--betas 0.1 0.2 --decays 0.3 0.4 0.5 --norm None",
+            Flags(Path("a/b"), train=Train(betas=(0.1, 0.2), decays=(0.3, 0.4, 0.5), norm=None)),
+        ),
         ("--betas=0.1 0.2", Flags(Path("a/b"), train=Train(betas=(0.1, 0.2)))),
-        ("--interval 3 4 --sampler ddim", Flags(Path("a/b"), sample=Sample(interval=(3, 4), sampler="ddim"))),
+        (
+            "--interval 3 4 --sampler ddim",
+            Flags(Path("a/b"), sample=Sample(interval=(3, 4), sampler="ddim")),
+        ),
         ("--interval None", Flags(Path("a/b"))),
         ("--keep --no-clip", Flags(Path("a/b"), train=Train(keep=True), sample=Sample(clip=False))),
         ("--train.no-keep", Flags(Path("a/b"))),
@@ -87,7 +91,7 @@ def read(*args):
         ("--prediction-type sample", Flags(Path("a/b"), sample=Sample(prediction_type="x_0"))),
         ("--seed", None),
     ],
-)  # fmt: skip
+)
 def test_what_a_command_line_means(args, expected):
     if expected is not None:
         assert read(*args.split()).flags == expected

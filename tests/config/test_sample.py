@@ -31,7 +31,11 @@ BAD = [
     ({"spacing": "karras"}, NOISE, "spacing is karras, .* in t, such as trailing"),
     ({"spacing": "log_snr"}, TABLE, "spacing is log_snr, .* table of times"),
     ({"timesteps": "5,9"}, {}, "must descend between T - 1 = 999 and 0"),
-    ({"timesteps": "9,5", "respacing": "25"}, {}, "timesteps is 9,5, .* left out with --respacing 25"),
+    (
+        {"timesteps": "9,5", "respacing": "25"},
+        {},
+        "timesteps is 9,5, .* left out with --respacing 25",
+    ),
     ({"sampler": "heun", "spacing": "trailing"}, NOISE, "sampler is heun, .* pure noise"),
     ({"sampler": "pndm", "timesteps": "999,0"}, NOISE, "sampler is pndm, .* pure noise"),
     ({"sampler": "plms", "spacing": "linspace"}, NOISE, "sampler is plms, .* pure noise"),
@@ -43,7 +47,7 @@ BAD = [
     ({"churn_noise": -1.0}, {}, "churn-noise is -1.0"),
     ({"dynamic_threshold": 0.0}, {}, "dynamic-threshold is 0.0, .* a quantile"),
     ({"dynamic_threshold": 1.1}, {}, "dynamic-threshold is 1.1, .* a quantile"),
-]  # fmt: skip
+]
 GOOD = [
     ({"spacing": "karras", "num_steps": 2000}, {}),
     ({"sampler": "dpmpp_2m", "spacing": "trailing", "num_steps": 20}, NOISE),

@@ -41,9 +41,12 @@ def test_a_network_for_other_images_is_refused_in_one_sentence():
 
 def test_labels_and_self_conditioning_come_from_the_network():
     classes = GuidedDiffusionConfig(
-        model_channels=32, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(),
+        model_channels=32,
+        channel_mult=(1,),
+        num_res_blocks=1,
+        attention_resolutions=(),
         num_classes=7,
-    )  # fmt: skip
+    )
     assert build(config(classes), (8, 8, 1)).num_labels == 7
     assert build(config(), (8, 8, 1)).num_labels is None
     again = LucidrainsConfig(dim=8, dim_mults=(1,), self_condition=True)

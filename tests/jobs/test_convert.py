@@ -145,8 +145,15 @@ def test_a_wrapped_diffusion_brings_its_schedule_along(tmp_path):
     params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
     state = {f"model.{k}": v for k, v in to_state_dict(params, PEERS["lucidrains"]).items()}
     write_weights(tmp_path / "w.npz", state | {"betas": BETAS["cosine"](50).astype(np.float32)})
-    run = convert(tmp_path / "w.npz", "--source", "lucidrains", "--out", tmp_path / "run",
-                  "--data.image-size", "8")  # fmt: skip
+    run = convert(
+        tmp_path / "w.npz",
+        "--source",
+        "lucidrains",
+        "--out",
+        tmp_path / "run",
+        "--data.image-size",
+        "8",
+    )
     assert (run.config.diffusion.schedule, run.config.diffusion.num_timesteps) == ("cosine", 50)
     assert run.config.preset == "denoising-diffusion-pytorch"
     assert run.image_shape == (8, 8, 1)

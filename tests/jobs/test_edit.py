@@ -55,8 +55,10 @@ def draw(trained_run, pictures, tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn")
 
     def run(flags, of=None, also=()):
-        words = [str(pictures / word) if "." in word and word[0].isalpha() else word
-                 for word in flags.split()]  # fmt: skip
+        words = [
+            str(pictures / word) if "." in word and word[0].isalpha() else word
+            for word in flags.split()
+        ]
         args = [str(of or trained_run), *words, "--out", str(folder / "images.npz"), *also]
         out = command.draw(command.read(args))
         with np.load(out) as arrays:
@@ -68,9 +70,15 @@ def draw(trained_run, pictures, tmp_path_factory):
 
 @pytest.mark.parametrize(
     "flags",
-    ["", *slow(["--repaint-jump 1 --repaint-resample 2"], ["--sampler dpmpp_2m"],
-               ["--sampler ddpm --repaint-resample 3 --repaint-jump 2 --dtype float64"])],
-)  # fmt: skip
+    [
+        "",
+        *slow(
+            ["--repaint-jump 1 --repaint-resample 2"],
+            ["--sampler dpmpp_2m"],
+            ["--sampler ddpm --repaint-resample 3 --repaint-jump 2 --dtype float64"],
+        ),
+    ],
+)
 def test_inpainting_keeps_what_is_black_in_the_mask_and_draws_the_rest(draw, pictures, flags):
     found = draw(f"--num 3 --inpaint a.png --mask mask.png --trajectory {flags}")
     image = np.broadcast_to(pixels(pictures / "a.png"), found.shape)
@@ -144,10 +152,13 @@ def labelled_run(make_config, tmp_path_factory):
     from jax_ddpm.jobs.train import train
 
     folder = tmp_path_factory.mktemp("runs") / "labelled"
-    train(make_config(
-        folder, model={"num_classes": 11},
-        diffusion={"label_dropout": 0.3, "variance": "learned_range", "objective": "hybrid"},
-    ))  # fmt: skip
+    train(
+        make_config(
+            folder,
+            model={"num_classes": 11},
+            diffusion={"label_dropout": 0.3, "variance": "learned_range", "objective": "hybrid"},
+        )
+    )
     return folder
 
 
@@ -198,7 +209,10 @@ def test_a_classifier_pulls_images_its_way(draw, sampler):
     [
         ("--inpaint a.png", "--inpaint IMAGE and --mask MASK need each other"),
         ("--mask mask.png", "--inpaint IMAGE and --mask MASK need each other"),
-        ("--image a.png --inpaint a.png --mask mask.png", "--inpaint and --image cannot be combined"),
+        (
+            "--image a.png --inpaint a.png --mask mask.png",
+            "--inpaint and --image cannot be combined",
+        ),
         ("--image a.png --interpolate a.png b.png", "--image and --interpolate cannot be"),
         ("--inpaint a.png --mask wide.png", "wide.png is 9x8, but --inpaint .*a.png is 8x8"),
         ("--inpaint a.png --mask black.png", "black.png has no white pixel"),
@@ -216,8 +230,10 @@ def test_a_classifier_pulls_images_its_way(draw, sampler):
         ("--repaint-jump 2", "need --inpaint IMAGE --mask MASK"),
         ("--inpaint a.png --mask mask.png --repaint-jump 4", "between 1 and 3"),
         ("--inpaint a.png --mask mask.png --repaint-jump 1 --repaint-resample 0", "at least 1"),
-        ("--inpaint a.png --mask mask.png --repaint-jump 1 --sampler dpmpp_2m",
-         "which --sampler dpmpp_2m cannot"),
+        (
+            "--inpaint a.png --mask mask.png --repaint-jump 1 --sampler dpmpp_2m",
+            "which --sampler dpmpp_2m cannot",
+        ),
         ("--guidance 3", "guidance 3: this run was trained without label dropout"),
         ("--guidance -1", "guidance is -1"),
         ("--guidance-interval 0 3", "guidance-interval is .* left out without --guidance"),
@@ -233,7 +249,7 @@ def test_a_classifier_pulls_images_its_way(draw, sampler):
         ("--classifier guide.py:bad_shape --label 0", "for two images it returns"),
         ("--classifier guide.py:raises --label 0", "KeyError: 'lost'"),
     ],
-)  # fmt: skip
+)
 def test_what_makes_no_sense_is_refused_before_any_work(draw, monkeypatch, flags, message):
     def no_work(*args, **kwargs):
         raise AssertionError("worked before it looked at what was asked for")
@@ -259,8 +275,10 @@ def test_the_guidance_of_a_runs_own_pictures_is_checked_with_the_run():
 
 
 def test_the_flags_are_those_that_other_programs_use():
-    line = ("run --guidance 3.0 --guidance-interval 100 700 --guidance-rescale 0.7 --inpaint i.png "
-            "--mask m.png --repaint-jump 10 --repaint-resample 10 --trajectory")  # fmt: skip
+    line = (
+        "run --guidance 3.0 --guidance-interval 100 700 --guidance-rescale 0.7 --inpaint i.png "
+        "--mask m.png --repaint-jump 10 --repaint-resample 10 --trajectory"
+    )
     parsed = command.read(line.split())
     expected = {"guidance": 3, "guidance_interval": (100, 700), "guidance_rescale": 0.7}
     assert parsed.changes("settings") == expected

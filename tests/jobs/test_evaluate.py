@@ -79,10 +79,18 @@ def test_an_image_does_not_depend_on_the_batch_that_it_is_in(evaluate, method):
 
 @pytest.mark.parametrize(
     "args",
-    [{"seed": 1}, {"weights": "raw"}, {"respacing": "4"}, {"variance": "fixed_small"},
-     {"clip_x_0": False}, {"split": "test", "num": 5}, {"method": "ode", "steps": 7},
-     {"method": "ode", "steps": 3}, {"method": "ode", "probes": 3}],
-)  # fmt: skip
+    [
+        {"seed": 1},
+        {"weights": "raw"},
+        {"respacing": "4"},
+        {"variance": "fixed_small"},
+        {"clip_x_0": False},
+        {"split": "test", "num": 5},
+        {"method": "ode", "steps": 7},
+        {"method": "ode", "steps": 3},
+        {"method": "ode", "probes": 3},
+    ],
+)
 @pytest.mark.slow
 def test_every_flag_changes_the_number(evaluate, bound, args):
     found = evaluate(**args)
@@ -171,10 +179,16 @@ def test_a_learned_variance_cannot_be_chosen(make_config, tmp_path):
 
 
 NETWORKS = {
-    "labels": UNetConfig(channels=4, channel_mult=(1,), num_res_blocks=1, attn_levels=(),
-                         num_groups=2, num_classes=10),
+    "labels": UNetConfig(
+        channels=4,
+        channel_mult=(1,),
+        num_res_blocks=1,
+        attn_levels=(),
+        num_groups=2,
+        num_classes=10,
+    ),
     "self-conditioning": LucidrainsConfig(dim=8, dim_mults=(1,), self_condition=True),
-}  # fmt: skip
+}
 
 
 @pytest.mark.slow
@@ -184,12 +198,19 @@ def test_networks_with_labels_or_self_conditioning_and_a_learned_variance(
     make_config, tmp_path, kind, method
 ):
     config = replace(
-        make_config(tmp_path, diffusion={
-            "variance": "learned_range", "objective": "hybrid", "rescale_timesteps": True,
-            "schedule": "cosine", "zero_terminal_snr": True, "prediction_type": "v",
-        }),
+        make_config(
+            tmp_path,
+            diffusion={
+                "variance": "learned_range",
+                "objective": "hybrid",
+                "rescale_timesteps": True,
+                "schedule": "cosine",
+                "zero_terminal_snr": True,
+                "prediction_type": "v",
+            },
+        ),
         model=NETWORKS[kind],
-    )  # fmt: skip
+    )
     parts = build(config, (8, 8, 1))
     params = parts.network.init(jax.random.key(0))
     leaves, tree = jax.tree.flatten(params)

@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_ddpm.errors import Stopped, UserError
+from jax_ddpm.errors import Stopped, UserError, flag_name
 
 HEARTBEAT = 20  # seconds without a sign of life after which a process counts as dead
 AXIS = "devices"
@@ -43,11 +43,11 @@ def require_complete(launch: Launch) -> None:
     """Raise UserError, in one sentence, for flags that do not say where this process stands."""
     names = ("coordinator", "num_processes", "process_id")
     given = {name: getattr(launch, name) for name in names}
-    present = [_flag(name) for name, value in given.items() if value is not None]
+    present = [flag_name(name) for name, value in given.items() if value is not None]
     if not launch.distributed and present:
         raise UserError(f"{present[0]} is given without --distributed: add it, or leave all out")
     if present and len(present) < len(names):
-        missing = [_flag(name) for name, value in given.items() if value is None]
+        missing = [flag_name(name) for name, value in given.items() if value is None]
         raise UserError(
             f"{' and '.join(present)} without {' and '.join(missing)}: by hand, --distributed "
             "takes --coordinator HOST:PORT --num-processes N --process-id I"
@@ -209,7 +209,3 @@ def sort_devices() -> Any:
     So the rows of a batch that process i holds are the i-th part of it.
     """
     return np.array(sorted(jax.devices(), key=lambda device: (device.process_index, device.id)))
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

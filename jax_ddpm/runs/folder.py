@@ -15,7 +15,7 @@ import dacite
 
 from jax_ddpm.config.run import Config, validate
 from jax_ddpm.devices.processes import is_main_process, wait_for_all
-from jax_ddpm.errors import UserError
+from jax_ddpm.errors import UserError, flag_name
 from jax_ddpm.files.atomic import is_leftover, report_disk_errors, write_atomically
 from jax_ddpm.files.untrusted import explain, read_json
 from jax_ddpm.models import ARCHITECTURES
@@ -263,7 +263,7 @@ def _number(value: Any) -> float:
 def _require_same(stored: Run, given: Run) -> None:
     for name, old, new in _differences(to_dict(stored.config), to_dict(given.config)):
         raise UserError(
-            f"{given.folder} was made with {_flag(name)} {old}, not {new}: "
+            f"{given.folder} was made with {flag_name(name)} {old}, not {new}: "
             "repeat its flags to continue it, or choose another folder with --run"
         )
     if stored.image_shape != given.image_shape:
@@ -284,10 +284,6 @@ def _differences(
             yield from _differences(old.get(key, {}), new[key], f"{name}.")
         elif old.get(key) != new[key]:
             yield name, old.get(key), new[key]
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from jax_ddpm.optim.posthoc_ema import (
     reconstruct,
     solve_weights,
 )
+from jax_ddpm.runs.stored import name_leaves
 
 NAME = re.compile(r"sigma_rel_(?P<sigma_rel>[0-9.e-]+)_step_(?P<step>[0-9]+)\.safetensors")
 MIN_SIGMA_REL, MAX_STEP = 1e-4, 2**31
@@ -57,7 +58,7 @@ def write_snapshots(
 
 def _write(path: Path, average: Params, about: dict[str, Any]) -> None:
     metadata = {"average": json.dumps(about)}  # one entry, for the order of several is random
-    data = safetensors.numpy.save(_by_name(jax.device_get(average)), metadata)
+    data = safetensors.numpy.save(name_leaves(jax.device_get(average)), metadata)
     write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
@@ -96,7 +97,7 @@ def read_snapshot(path: Path, like: Params) -> Params:
         arrays = safetensors.numpy.load_file(path)
     except Exception as error:  # a KeyError for a dtype that NumPy lacks, and others
         raise UserError(f"{path} is not a whole snapshot: {explain(error)}") from error
-    expected = _by_name(like)
+    expected = name_leaves(like)
     for name in expected | arrays:
         if name not in expected or name not in arrays or arrays[name].shape != expected[name].shape:
             raise UserError(f"{path} is a snapshot of another network: {name} differs")
@@ -142,8 +143,3 @@ def reconstruct_average(
     params = jax.tree.map(lambda a, b: a.astype(b.dtype), params, like)
     off_by = profile_error(weights, steps, gammas, step, gamma)
     return Reconstruction(params, step, off_by, len(used))
-
-
-def _by_name(tree: Params) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -174,7 +174,7 @@ def _fields_with_arrays(state: TrainState) -> dict[str, Any]:
 
 def _described(held: dict[str, Any]) -> dict[str, Any]:
     """Shape, dtype and checksum of each leaf, by name."""
-    leaves = _by_name(held)
+    leaves = name_leaves(held)
     sums = jax.device_get({name: finish_in_turn(checksum(leaf)) for name, leaf in leaves.items()})
     return {
         name: [list(leaf.shape), str(leaf.dtype), [int(lane) for lane in sums[name]]]
@@ -187,7 +187,7 @@ def _leaves_of(path: Path, document: dict[str, Any]) -> dict[str, Any]:
     if "leaves" in document:
         return document["leaves"]
     tree = _stored_tree(path)
-    return {name: [list(leaf.shape), None, None] for name, leaf in _by_name(tree).items()}
+    return {name: [list(leaf.shape), None, None] for name, leaf in name_leaves(tree).items()}
 
 
 def _stored_tree(path: Path) -> Any:
@@ -208,7 +208,7 @@ def _load(path: Path, like: Any, leaves: dict[str, Any]) -> Any:
     require_bounded(_num_bytes(like), path)
     with agree_on_damage(path):
         found = _as_stored(path, like, leaves)
-    arrays = _by_name(found)
+    arrays = name_leaves(found)
     sums = jax.device_get({name: finish_in_turn(checksum(array)) for name, array in arrays.items()})
     with agree_on_damage(path):
         for name, array in arrays.items():
@@ -272,17 +272,18 @@ def _without_empty(leaf: Any) -> Any:
 
 def _names(tree: Any) -> Any:
     """`tree` with the name of each leaf in its place."""
-    return jax.tree.unflatten(jax.tree.structure(tree), list(_by_name(tree)))
+    return jax.tree.unflatten(jax.tree.structure(tree), list(name_leaves(tree)))
 
 
-def _by_name(tree: Any) -> dict[str, Any]:
+def name_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of `tree` by name, such as "conv_in/kernel"."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _require_same_shapes(path: Path, leaves: dict[str, Any], like: Any) -> None:
     stored = {name: tuple(leaf[0]) for name, leaf in leaves.items()}
-    expected = {name: leaf.shape for name, leaf in _by_name(like).items() if np.prod(leaf.shape)}
+    expected = {name: leaf.shape for name, leaf in name_leaves(like).items() if np.prod(leaf.shape)}
     for name in expected | stored:
         if stored.get(name) != expected.get(name):
             raise UserError(

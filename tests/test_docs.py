@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import shlex
 from dataclasses import fields
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import jax
 import pytest
 
 from jax_ddpm.cli.edit import EditFlags
+from jax_ddpm.cli.parsing import parse
 from jax_ddpm.cli.prepare import EmojiFlags, PrepareFlags
+from jax_ddpm.cli.start import StartFlags
 from jax_ddpm.config.jobs import CompareJob, EvaluateJob, SampleJob, Weights
 from jax_ddpm.config.run import DataConfig, DiffusionConfig, SampleConfig, TrainConfig
 from jax_ddpm.devices.processes import Launch
@@ -37,6 +40,15 @@ def blocks():
     return found
 
 
+def command_lines(page):
+    """What follows `jax-ddpm` in the shell blocks of a page, and in the README's indented lines."""
+    text = page.read_text().replace("\\\n", "")
+    lines = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).splitlines()
+    lines += re.findall(r"^ {4}.*", text, re.MULTILINE) if page.stem == "README" else []
+    found = [re.search(r"(?<![\w/])jax-ddpm ([a-z][^#\"&]*)", line) for line in lines]
+    return [match[1].strip() for match in found if match and "--help" not in match[1]]
+
+
 def code_of(page):
     """The inline code of a page, outside its fenced blocks."""
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
@@ -56,9 +68,8 @@ def exists(name):
     return bool(found) and (not test or f"def {test}(" in found[0].read_text())
 
 
-@pytest.mark.parametrize(
-    "flag",
-    [
+def test_every_flag_is_documented():
+    every_flag = [
         *flags(DataConfig, "--data."),
         *flags(PrepareFlags),
         *flags(EmojiFlags),
@@ -66,6 +77,7 @@ def exists(name):
         *flags(TrainConfig, "--train.", lambda name: "ema" in name or "snapshot" in name),
         "--train.parallel",
         "--train.fsdp",
+        *flags(StartFlags, keep=lambda name: name != "launch"),
         *flags(Launch),
         *flags(SampleJob),
         *flags(SampleConfig, keep=lambda name: name != "num_steps"),  # --steps
@@ -73,10 +85,9 @@ def exists(name):
         *flags(Weights),
         *flags(EvaluateJob),
         *flags(CompareJob),
-    ],
-)
-def test_every_flag_is_documented(flag):
-    assert re.search(re.escape(flag) + r"(?![\w.-])", TEXT), f"no page mentions {flag}"
+    ]
+    named = set(re.findall(r"--[\w.-]+", TEXT))
+    assert not [flag for flag in every_flag if flag not in named], "no page mentions these"
 
 
 @pytest.mark.parametrize("block", blocks())
@@ -85,6 +96,26 @@ def test_every_python_block_runs_alone(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
         exec(block, {"__name__": "__main__"})
+
+
+class Read(Exception):
+    """A command line was read; nothing else is done."""
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+def test_every_command_of_a_page_can_be_read(page, monkeypatch):
+    def only_read(*args, **settings):
+        parse(*args, **settings)
+        raise Read
+
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # as the benchmarks set it
+    for line in command_lines(page):
+        command, *args = shlex.split(line)
+        module = importlib.import_module(f"jax_ddpm.cli.{command}")
+        monkeypatch.setattr(module, "parse", only_read)
+        with pytest.raises(Read):
+            module.run(args)
+            pytest.fail(line)
 
 
 @every_page

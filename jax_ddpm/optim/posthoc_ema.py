@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from jax_ddpm.errors import UserError
 
 Steps = Int[np.ndarray, " n"] | Float[np.ndarray, " n"]
-Numbers = Float[np.ndarray, "..."] | np.float64
+Numbers = Float[np.ndarray, "..."] | float
 MAX_SIGMA_REL = 1 / math.sqrt(12)  # for gamma = 0, the plain mean of all steps
 
 

@@ -14,7 +14,7 @@ from jax_ddpm.interop import PEERS, from_torch, to_state_dict, to_torch
 from jax_ddpm.interop.network import complete_config
 from jax_ddpm.interop.openai import multiple
 from jax_ddpm.interop.state_dict import rename
-from jax_ddpm.models.openai_layers import timestep_embedding
+from jax_ddpm.models.layers import timestep_embedding
 from parity_tests.comparing import (
     DOUBLE_FIRST,
     GOLDENS,
@@ -115,7 +115,9 @@ def row(gradient, parameter):
 def test_timestep_embedding(compare, dtype, dim):
     t = np.array([0, 1, 32.253254, 999], dtype)
     theirs = ref.timestep_embedding(torch.from_numpy(t), dim, getattr(torch, dtype)).numpy()
-    compare("timestep embedding", timestep_embedding(jnp.asarray(t), dim, dtype), theirs, dtype)
+    order = {"denominator": dim // 2, "cos_first": True}
+    ours = timestep_embedding(jnp.asarray(t), dim, dtype, **order)
+    compare("timestep embedding", ours, theirs, dtype)
 
 
 @each_case

@@ -172,7 +172,7 @@ def test_the_reference_computes_the_same(compare, recorded, forward, dtype):
 def test_initial_parameters_are_those_of_torch():
     """Uniform, as wide as one over the root of the number of inputs; the table as it is."""
     config = PulferConfig(n_steps=5)
-    init = jax.jit(make_network(config.module(1, jnp.float32), config.example_shape).init)
+    init = jax.jit(make_network(config, config.example_shape).init)
     ours = to_state_dict(init(jax.random.key(0)), PEERS["pulfer"])
     for name, parameter in ref.PulferUNet(5).state_dict().items():
         expected, found = parameter.numpy(), ours[name]
@@ -185,11 +185,10 @@ def test_initial_parameters_are_those_of_torch():
 
 def test_what_it_cannot_do_is_said():
     config = PulferConfig(n_steps=4)
-    with pytest.raises(ValueError, match="1 output channel, 2"):
-        config.module(2, jnp.float32)
-    network = make_network(config.module(1, jnp.float32), (32, 32, 1))
-    with pytest.raises(ValueError, match="28x28x1, not"):
-        jax.eval_shape(network.init, jax.random.key(0))
+    with pytest.raises(ValueError, match="1 output channel, but 2"):
+        make_network(config, (28, 28, 1), out_channels=2)
+    with pytest.raises(ValueError, match="32x32, but this network needs 28x28"):
+        make_network(config, (32, 32, 1))
     with pytest.raises(ValueError, match="n-steps is 0"):
         PulferConfig(n_steps=0).check()
     with pytest.raises(ValueError, match="time-emb-dim is 0"):

@@ -1,5 +1,6 @@
 """The U-Net, block by block and whole, output and every gradient: jax_ddpm against torch_ref."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 import torch
 
 from jax_ddpm.interop import PEERS, from_state_dict
-from jax_ddpm.models import UNet, layers
-from jax_ddpm.models.layers import GroupNorm, ResnetBlock, SelfAttention, TimeEmbedding
+from jax_ddpm.models import UNetConfig, layers, parameter_shapes
+from jax_ddpm.models.layers import MLP, GroupNorm
+from jax_ddpm.models.unet import ResnetBlock, SelfAttention
 from parity_tests.comparing import (
     DOUBLE_FIRST,
     convert_tree,
@@ -71,7 +73,8 @@ def test_timestep_embedding(compare, dtype, dim):
 def test_time_embedding_layers(compare, dtype, twins):
     theirs, _, params = twins[dtype]
     t = np.array([0, 500, 999])
-    ours = TimeEmbedding(8, dtype).apply({"params": params["temb"]}, jnp.asarray(t))
+    waves = layers.timestep_embedding(jnp.asarray(t), 8, dtype)
+    ours = MLP(32, jax.nn.silu, dtype).apply({"params": params["temb"]}, waves)
     first, second = theirs.temb["dense"]
     embedding = timestep_embedding(torch.from_numpy(t), 8, getattr(torch, dtype))
     expected = second(torch.nn.functional.silu(first(embedding)))
@@ -113,14 +116,19 @@ def test_resampling(compare, dtype, twins, layer):
     theirs, _, params = twins[dtype]
     if layer == "downsample":
         reference = torch.nn.Sequential(torch.nn.ZeroPad2d((0, 1, 0, 1)), theirs.down[0].downsample)
-        module = layers.conv3x3(8, None, dtype, stride=2)
-        x, weights = draws((2, 6, 4, 8), dtype, 0), params["down_0"]["downsample"]
-        ours = module.apply({"params": weights}, x)
+        x, weights = draws((2, 6, 4, 8), dtype, 0), params["down_0"]
+        settings = {"stride": 2, "padding": (0, 1)}
     else:
         reference = torch.nn.Sequential(torch.nn.Upsample(scale_factor=2), theirs.up[1].upsample)
-        module = layers.conv3x3(16, None, dtype)
-        x, weights = draws((2, 3, 4, 16), dtype, 0), params["up_1"]["upsample"]
-        ours = module.apply({"params": weights}, layers.upsample_nearest(jnp.asarray(x)))
+        x, weights, settings = draws((2, 3, 4, 16), dtype, 0), params["up_1"], {}
+
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = layers.upsample_nearest(x) if layer == "upsample" else x
+            return layers.conv(x, x.shape[-1], 3, layer, dtype, **settings)
+
+    ours = Layer().apply({"params": {layer: weights[layer]}}, jnp.asarray(x))
     compare("down- and upsampling", ours, to_jax(reference(to_torch(x))), dtype)
 
 
@@ -144,7 +152,9 @@ def test_whole_network(compare, dtype, twins, size):
 
 @pytest.mark.slow
 def test_network_with_classes(compare, dtype):
-    theirs, network, params = make_twin_networks(dtype, channel_mult=(1,), attn_levels=(), num_classes=5)
+    theirs, network, params = make_twin_networks(
+        dtype, channel_mult=(1,), attn_levels=(), num_classes=5
+    )
     x, t, label = draws((3, 4, 4, 3), dtype, 3), np.array([3, 977, 3]), np.array([4, 0, 2])
 
     def apply(params, x):
@@ -173,6 +183,5 @@ class _At(torch.nn.Module):
 def test_the_cifar10_network_has_the_published_number_of_parameters():
     with torch.device("meta"):
         theirs = sum(p.numel() for p in TorchUNet().parameters())
-    x, t = jnp.zeros((1, 32, 32, 3)), jnp.zeros((1,), int)
-    shapes = jax.eval_shape(UNet().init, jax.random.key(0), x, t)
+    shapes = parameter_shapes(UNetConfig())
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == theirs == 35_746_307

@@ -40,7 +40,7 @@ def follow(config: Config, preset: Config, typed: Collection[str]) -> tuple[Conf
     sample, model = _follow_timesteps(config.sample, timesteps, typed), config.model
     rows = model.num_timesteps
     if rows is not None and rows < timesteps and "--model.n-steps" not in typed:
-        model = replace(model, n_steps=timesteps)  # type: ignore[arg-type]  # the one with a table
+        model = replace(model, n_steps=timesteps)  # type: ignore[call-arg]  # the one with a table
     followed = replace(config, model=model, train=train, sample=sample)
     return followed, list(_list_changes(config, followed))
 

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jax_ddpm.interop.files import read_arguments, read_weights, require_suffix,
 from jax_ddpm.interop.unwrap import find_tensor
 from jax_ddpm.jobs.build import build, open_data
 from jax_ddpm.jobs.parameters import check_weights, load_params
-from jax_ddpm.models import Architecture, ModelConfig
+from jax_ddpm.models import Architecture
 from jax_ddpm.process.schedules import BETAS, ScheduleName, rescale_zero_terminal_snr
 from jax_ddpm.runs.checkpoint import open_checkpoints, save
 
@@ -55,8 +55,7 @@ def import_weights(
 
 def make_config(settings: Config, network: Network, given: Mapping[str, Any]) -> Config:
     """`settings` with the network, and with the schedule if the file holds betas."""
-    model = cast(ModelConfig, network.config)
-    config = replace(settings, model=model, run=None)
+    config = replace(settings, model=network.config, run=None)
     betas = find_tensor(given, "betas")
     if betas is None:
         return config

@@ -15,7 +15,7 @@ from jax_ddpm.jobs.build import Parts
 from jax_ddpm.jobs.generate import GenerateFn, make_generate_fn
 from jax_ddpm.jobs.interrupt import StopRequest
 from jax_ddpm.jobs.messages import announce_compilation
-from jax_ddpm.models.remat import recomputed
+from jax_ddpm.models.remat import recompute_segments
 from jax_ddpm.process.losses import LossFn, make_loss_fn
 from jax_ddpm.process.timesteps import make_timestep_fn
 from jax_ddpm.runs.board import Board
@@ -99,7 +99,7 @@ def build_loss(config: Config, parts: Parts) -> LossFn:
     diffusion = config.diffusion
     variance = diffusion.variance
     return make_loss_fn(
-        recomputed(parts.network.apply_fn, config.train.remat),
+        recompute_segments(parts.network.apply_fn, config.train.remat),
         parts.schedule,
         prediction_type=diffusion.prediction_type,
         loss_type=diffusion.loss_type,

@@ -1,15 +1,18 @@
-"""Networks behind one contract: `init(key)` -> params, `apply_fn(params, x_t, t)` -> output.
+"""Networks behind one contract: `init(key) -> params`, `apply_fn(params, x_t, t) -> output`.
 
 An architecture is one file and one line in ARCHITECTURES.
 """
 
+from typing import TYPE_CHECKING, Union
+
 from jax_ddpm.models.annotated import AnnotatedConfig
 from jax_ddpm.models.annotated_ws import AnnotatedWSConfig
-from jax_ddpm.models.base import Architecture, NetworkFns, make_network, parameter_shapes
+from jax_ddpm.models.architecture import Architecture
 from jax_ddpm.models.custom import CustomConfig, adapt_network
 from jax_ddpm.models.guided_diffusion import GuidedDiffusionConfig
 from jax_ddpm.models.improved_diffusion import ImprovedDiffusionConfig
 from jax_ddpm.models.lucidrains import LucidrainsConfig
+from jax_ddpm.models.network import NetworkFns, NetworkModule, make_network, parameter_shapes
 from jax_ddpm.models.pulfer import PulferConfig
 from jax_ddpm.models.unet import UNet, UNetConfig
 from jax_ddpm.models.unet2d import UNet2DConfig
@@ -25,17 +28,10 @@ ARCHITECTURES: dict[str, type[Architecture]] = {
     "pulfer": PulferConfig,
     "custom": CustomConfig,
 }
-ModelConfig = (
-    UNetConfig
-    | UNet2DConfig
-    | AnnotatedConfig
-    | AnnotatedWSConfig
-    | GuidedDiffusionConfig
-    | ImprovedDiffusionConfig
-    | LucidrainsConfig
-    | PulferConfig
-    | CustomConfig
-)
+if TYPE_CHECKING:
+    ModelConfig = Architecture
+else:
+    ModelConfig = Union[tuple(ARCHITECTURES.values())]  # noqa: UP007
 
 __all__ = [
     "ARCHITECTURES",
@@ -48,6 +44,7 @@ __all__ = [
     "LucidrainsConfig",
     "ModelConfig",
     "NetworkFns",
+    "NetworkModule",
     "PulferConfig",
     "UNet",
     "UNet2DConfig",

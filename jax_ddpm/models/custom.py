@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.models.base import Architecture, NetworkFns
+from jax_ddpm.models.architecture import Architecture
+from jax_ddpm.models.network import NetworkFns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,12 +15,12 @@ class CustomConfig(Architecture):
     """A network of your own, given in Python as (init, apply_fn); it is not part of the run."""
 
     num_classes: int | None = None
-    """Number of labels that apply_fn takes as `label`, [b]; None: it takes none."""
+    """Number of classes that `label`, [b], can have; None: apply_fn takes no label."""
     self_condition: bool = False
-    """Whether apply_fn takes an earlier guess of x_0 as `x_self_cond`, [b, h, w, c]."""
+    """Whether apply_fn takes an earlier estimate of x_0 as `x_self_cond`, [b, h, w, c]."""
 
     def module(self, out_channels: int, dtype: Any) -> Any:
-        """Raises UserError: only the caller has the network."""
+        """Raise UserError: only the caller has the network."""
         raise UserError(
             "this run was trained with a network of your own, which its folder does not hold: "
             "load it in Python and give the network, load_run(folder, network=(init, apply_fn))"
@@ -27,8 +28,11 @@ class CustomConfig(Architecture):
 
     @property
     def num_labels(self) -> int | None:
-        """The number of labels that the network takes."""
         return self.num_classes
+
+    @property
+    def self_conditioned(self) -> bool:
+        return self.self_condition
 
 
 def adapt_network(network: tuple[Callable[..., Any], Callable[..., Any]]) -> NetworkFns:

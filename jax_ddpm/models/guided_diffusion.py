@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from jax_ddpm.models.base import require
-from jax_ddpm.models.openai_unet import OpenAIConfig, OpenAIUNet, Path, attended
+from jax_ddpm.models.openai_unet import OpenAIConfig, OpenAIUNet, list_attentions
 
 
 @dataclass(frozen=True)
@@ -12,14 +11,13 @@ class GuidedDiffusionConfig(OpenAIConfig):
     """UNetModel of guided-diffusion."""
 
     num_head_channels: int = -1
-    """Channels of each attention head, instead of num-heads; -1: num-heads counts."""
+    """Channels of each attention head; -1: num_heads decides."""
     resblock_updown: bool = False
-    """ResNet blocks, not single convolutions, change the resolution."""
+    """Change the resolution by ResNet blocks; off: by single convolutions."""
     use_new_attention_order: bool = False
-    """Projections are split into queries, keys, values first, then heads; else the reverse."""
+    """Split projections into queries, keys and values first, then into heads; off: the reverse."""
 
     def module(self, out_channels: int, dtype: Any) -> OpenAIUNet:
-        """The Linen module; see the base class."""
         return OpenAIUNet(
             self,
             self.out_channels or out_channels,
@@ -28,10 +26,9 @@ class GuidedDiffusionConfig(OpenAIConfig):
             qkv_first=self.use_new_attention_order,
         )
 
-    def heads(self, features: int, path: Path) -> int:
-        """The number of heads of an attention with so many channels."""
+    def count_heads(self, features: int, *, up: bool) -> int:
         if self.num_head_channels == -1:
-            return super().heads(features, path)
+            return super().count_heads(features, up=up)
         return features // self.num_head_channels
 
     def _check_heads(self) -> None:
@@ -39,7 +36,7 @@ class GuidedDiffusionConfig(OpenAIConfig):
         if size == -1:
             super()._check_heads()
             return
-        require(size >= 1, "num-head-channels", size, "at least 1, or -1")
-        for features, _ in attended(self):
+        self.require(size >= 1, "num_head_channels", "at least 1, or -1")
+        for features, _ in list_attentions(self):
             expected = f"a divisor of the {features} channels of an attention"
-            require(features % size == 0, "num-head-channels", size, expected)
+            self.require(features % size == 0, "num_head_channels", expected)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from jax_ddpm.models.base import require
 from jax_ddpm.models.openai_unet import OpenAIConfig, OpenAIUNet
 
 
@@ -12,19 +11,17 @@ class ImprovedDiffusionConfig(OpenAIConfig):
     """UNetModel of improved-diffusion."""
 
     channel_mult: tuple[int, ...] = (1, 2, 4, 8)
-    """Channels of each level, as multiples; each level halves the resolution."""
+    """Channels at each resolution, as multiples; each resolution is half of the one before."""
 
     def module(self, out_channels: int, dtype: Any) -> OpenAIUNet:
-        """The Linen module; see the base class."""
         return OpenAIUNet(self, self.out_channels or out_channels, dtype)
 
     def check(self) -> None:
-        """Raise ValueError for the first setting that cannot work."""
         super().check()
         mult = self.channel_mult
-        # theirs gives the first convolution model_channels whatever the first level has
+        # theirs gives the first convolution model_channels, whatever the first multiple is
         starts = all(int(m) == m for m in mult) and mult[0] == 1
-        require(starts, "channel-mult", mult, "whole numbers, the first of them 1")
+        self.require(starts, "channel_mult", "whole numbers, the first of them 1")
         # theirs builds its pooling with too few arguments
         works = self.conv_resample or len(mult) == 1
-        require(works, "conv-resample", self.conv_resample, "True where there are several levels")
+        self.require(works, "conv_resample", "True where there are several resolutions")

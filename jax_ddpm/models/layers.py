@@ -1,79 +1,205 @@
-"""The layers of the U-Net, every default spelled out: frameworks differ in them silently."""
+"""The layers that the architectures share.
+
+Every default is explicit, because frameworks differ in them silently.
+"""
 
 import math
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Num
+
+from jax_ddpm.models.initializers import Init, torch_uniform
 
 Features = Float[Array, "b h w c"]
+Temb = Float[Array, "b e"]  # the embedding of the timestep, and of the class
+DropoutKeys = Key[Array, " b"] | None
 Dtype = Any
 
-# Ho et al. 2020 give layers whose output should start at zero a tiny scale instead.
-ZERO_SCALE = 1e-10
 
+def conv(
+    x: Features,
+    features: int,
+    size: int,
+    name: str | None,
+    dtype: Dtype,
+    *,
+    stride: int = 1,
+    padding: tuple[int, int] | None = None,
+    groups: int = 1,
+    use_bias: bool = True,
+    init: Init = torch_uniform,
+) -> Features:
+    """Convolve x with kernels of size x size.
 
-def fan_avg_uniform(scale: float = 1.0) -> nn.initializers.Initializer:
-    """Uniform variance scaling by the mean of fan-in and fan-out (the code of Ho et al. 2020)."""
-    return nn.initializers.variance_scaling(scale, "fan_avg", "uniform")
-
-
-def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
-    """Uniform within 1/sqrt(fan_in): PyTorch's default for kernels and for biases."""
-
-    def init(key: Key[Array, ""], shape: Any, dtype: Any = jnp.float32, *_: Any) -> Array:
-        return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
-
-    return init
-
-
-def conv3x3(
-    features: int, name: str, dtype: Dtype, *, stride: int = 1, scale: float = 1.0
-) -> nn.Conv:
-    """A 3x3 convolution; with stride 2 it pads below and on the right only (TensorFlow's SAME)."""
-    padding = ((1, 1), (1, 1)) if stride == 1 else ((0, 1), (0, 1))
-    init = fan_avg_uniform(scale)
-    return nn.Conv(
-        features, (3, 3), stride, padding=padding, kernel_init=init, dtype=dtype, name=name
+    `padding` is the number of zeros before and after, on both axes. By default it is size // 2 on
+    all sides, which keeps height and width where `size` is odd and `stride` is 1.
+    """
+    pad, start = padding or (size // 2, size // 2), init(size**2 * x.shape[-1] // groups)
+    layer = nn.Conv(
+        features,
+        (size, size),
+        stride,
+        padding=(pad, pad),
+        feature_group_count=groups,
+        use_bias=use_bias,
+        dtype=dtype,
+        param_dtype=jnp.float32,
+        kernel_init=start.kernel,
+        bias_init=start.bias,
+        name=name,
     )
+    return layer(x)
 
 
-def dense(features: int, name: str, dtype: Dtype, *, scale: float = 1.0) -> nn.Dense:
-    """A linear map of the last axis: a fully connected layer, or a 1x1 convolution."""
-    return nn.Dense(features, kernel_init=fan_avg_uniform(scale), dtype=dtype, name=name)
+def conv_transpose(
+    x: Features,
+    features: int,
+    size: int,
+    name: str,
+    dtype: Dtype,
+    *,
+    stride: int,
+    padding: int,
+    init: Init = torch_uniform,
+) -> Features:
+    """Apply the transpose of a convolution, with `padding` as PyTorch's ConvTranspose2d has it."""
+    pad = (size - 1 - padding, size - 1 - padding)  # what PyTorch's padding leaves of a full one
+    start = init(size**2 * features)
+    layer = nn.ConvTranspose(
+        features,
+        (size, size),
+        (stride, stride),
+        padding=(pad, pad),
+        transpose_kernel=True,
+        dtype=dtype,
+        param_dtype=jnp.float32,
+        kernel_init=start.kernel,
+        bias_init=start.bias,
+        name=name,
+    )
+    return layer(x)
+
+
+def dense(
+    x: Float[Array, "*b i"],
+    features: int,
+    name: str | None,
+    dtype: Dtype,
+    *,
+    use_bias: bool = True,
+    init: Init = torch_uniform,
+) -> Float[Array, "*b o"]:
+    """Apply a linear map to the last axis: a fully connected layer, or a 1x1 convolution."""
+    start = init(x.shape[-1])
+    layer = nn.Dense(
+        features,
+        use_bias=use_bias,
+        dtype=dtype,
+        param_dtype=jnp.float32,
+        kernel_init=start.kernel,
+        bias_init=start.bias,
+        name=name,
+    )
+    return layer(x)
 
 
 def statistics_dtype(dtype: Dtype) -> Dtype:
-    """The dtype of sums and softmax: at least float32."""
+    """The dtype of sums and softmax where a network computes in `dtype`: at least float32."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def timestep_embedding(
-    t: Int[Array, " b"], dim: int, dtype: Dtype = jnp.float32
-) -> Float[Array, "b d"]:
-    """Sines, then cosines, of t at dim/2 frequencies from 1 to 1e-4 (Ho et al. 2020, appendix B).
+def gelu(x: Array) -> Array:
+    """GELU by the error function; JAX's default is an approximation."""
+    return nn.gelu(x, approximate=False)
 
-    The exponent's denominator is dim/2 - 1, as in their code; an odd `dim` ends in a zero.
+
+def upsample_nearest(x: Features) -> Features:
+    """Double height and width by repeating pixels."""
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+def downsample_mean(x: Features) -> Features:
+    """Halve height and width by averaging 2x2 pixels; an odd last row or column is dropped."""
+    b, height, width, c = x.shape
+    even = x[:, : height // 2 * 2, : width // 2 * 2]
+    return even.reshape(b, height // 2, 2, width // 2, 2, c).mean((2, 4))
+
+
+def pixel_unshuffle(x: Features) -> Float[Array, "b h2 w2 c4"]:
+    """Halve height and width; the 2x2 pixels of a channel become four neighbouring channels."""
+    b, height, width, c = x.shape
+    x = x.reshape(b, height // 2, 2, width // 2, 2, c).transpose(0, 1, 3, 5, 2, 4)
+    return x.reshape(b, height // 2, width // 2, 4 * c)
+
+
+def timestep_embedding(
+    t: Num[Array, " b"],
+    dim: int,
+    dtype: Dtype = jnp.float32,
+    *,
+    denominator: float | None = None,
+    max_period: float = 10_000.0,
+    cos_first: bool = False,
+) -> Float[Array, "b {dim}"]:
+    """Sines and cosines of t at dim/2 frequencies, from 1 down (Vaswani et al. 2017).
+
+    Frequency i is max_period^(-i / denominator). The default denominator, dim/2 - 1, is that of
+    Ho et al. 2020, whose frequencies end at 1 / max_period. Sines come first unless `cos_first`;
+    an odd `dim` ends in a zero.
     """
     half = dim // 2
-    frequencies = jnp.exp(-math.log(10000) / (half - 1) * jnp.arange(half, dtype=dtype))
+    step = math.log(max_period) / (half - 1 if denominator is None else denominator)
+    frequencies = jnp.exp(-step * jnp.arange(half, dtype=dtype))
     angles = t.astype(dtype)[:, None] * frequencies[None, :]  # [b, dim/2]
-    embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    waves = [jnp.sin(angles), jnp.cos(angles)]
+    embedding = jnp.concatenate(waves[::-1] if cos_first else waves, axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
 
 
+class MLP(nn.Module):
+    """Two dense layers of the same width with an activation between them."""
+
+    features: int
+    act: Callable[[Array], Array]
+    dtype: Dtype
+    start: Init = torch_uniform
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b i"]) -> Float[Array, "b o"]:
+        h = self.act(dense(x, self.features, "dense_0", self.dtype, init=self.start))
+        return dense(h, self.features, "dense_1", self.dtype, init=self.start)
+
+
+class LabelEmbedding(nn.Module):
+    """A learned vector per class, to add to the time embedding (Dhariwal & Nichol 2021)."""
+
+    num_classes: int
+    features: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, label: Int[Array, " b"] | None) -> Temb:
+        """Look up labels in 0..num_classes-1; None, for initialisation, means class 0."""
+        shape = self.num_classes, self.features
+        table = self.param("embedding", nn.initializers.normal(1.0), shape, jnp.float32)
+        label = jnp.zeros((1,), jnp.int32) if label is None else jnp.asarray(label)
+        return jnp.take(table.astype(self.dtype), label, axis=0)
+
+
 class Segment(nn.Module):
-    """A part of a network that gradient checkpointing takes as a whole; see remat.py."""
+    """A part of a network that gradient checkpointing recomputes as a whole; see remat.py."""
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018), eps 1e-6; statistics in float32 or better.
+    """Group normalisation (Wu & He 2018) with statistics in float32 or better.
 
-    Sums per channel come first, then per group, then one multiply-add: two to four times as fast
-    on a CPU as the textbook order.
+    It sums per channel, then per group, then does one multiply-add. On a CPU this is two to four
+    times as fast as the textbook order.
     """
 
     num_groups: int
@@ -82,115 +208,39 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Features) -> Features:
-        """Normalise x over pixels and the channels of each group."""
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         wide = x.astype(statistics_dtype(self.dtype))
-        mean = self._group_mean(wide.mean((1, 2)))  # [b, c]
+        mean = self._average_groups(wide.mean((1, 2)))  # [b, c]
         centred = wide - mean[:, None, None, :]
-        variance = self._group_mean((centred**2).mean((1, 2)))  # [b, c]
+        variance = self._average_groups((centred**2).mean((1, 2)))  # [b, c]
         factor = scale.astype(wide.dtype)[None] * jax.lax.rsqrt(variance + self.eps)
         y = centred * factor[:, None, None, :] + bias.astype(wide.dtype)[None, None, None]
         return y.astype(self.dtype)
 
-    def _group_mean(self, per_channel: Float[Array, "b c"]) -> Float[Array, "b c"]:
+    def _average_groups(self, per_channel: Float[Array, "b c"]) -> Float[Array, "b c"]:
         b, c = per_channel.shape
         groups = per_channel.reshape(b, self.num_groups, c // self.num_groups)
         return jnp.repeat(groups.mean(-1), c // self.num_groups, axis=1)
 
 
-class LabelEmbedding(nn.Module):
-    """A learned vector per class, to add to the time embedding (Dhariwal & Nichol 2021)."""
-
-    num_classes: int
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, temb: Float[Array, "b e"], label: Int[Array, " b"] | None) -> Array:
-        """The vector of each label, 0..num_classes-1, in temb's size. TypeError without labels."""
-        shape = self.num_classes, temb.shape[-1]
-        table = self.param("embedding", nn.initializers.normal(1.0), shape, jnp.float32)
-        if label is None:
-            if not self.is_initializing():
-                raise TypeError(
-                    f"this network has {self.num_classes} classes, but no label is given"
-                )
-            label = jnp.zeros(temb.shape[:1], jnp.int32)
-        return jnp.take(table.astype(self.dtype), jnp.asarray(label), axis=0)
-
-
 class Dropout(nn.Module):
-    """Dropout whose mask for an example depends on that example's key alone."""
+    """Dropout whose mask for an example depends only on that example's key."""
 
     rate: float
 
-    def __call__(self, x: Features, keys: Key[Array, " b"] | None) -> Features:
-        """Drop features of x; without keys, x itself."""
+    def __call__(self, x: Features, keys: DropoutKeys) -> Features:
+        """Drop features of x; without keys, return x itself."""
         if keys is None or self.rate == 0:
             return x
-        name = zlib.crc32("/".join(self.path).encode())
+        layer = zlib.crc32("/".join(self.path).encode())  # each layer has its own mask
 
-        def mask(key: Key[Array, ""]) -> Array:
-            return jax.random.bernoulli(jax.random.fold_in(key, name), 1 - self.rate, x.shape[1:])
+        def draw_mask(key: Key[Array, ""]) -> Array:
+            key = jax.random.fold_in(key, layer)
+            return jax.random.bernoulli(key, 1 - self.rate, x.shape[1:])
 
-        return jnp.where(jax.vmap(mask)(keys), x / (1 - self.rate), 0)
-
-
-class TimeEmbedding(nn.Module):
-    """Sinusoidal embedding of t, then two dense layers with SiLU between (Ho et al. 2020)."""
-
-    channels: int
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, t: Int[Array, " b"]) -> Float[Array, "b 4*c"]:
-        """The embedding of t."""
-        h = timestep_embedding(t, self.channels, statistics_dtype(self.dtype))
-        h = dense(4 * self.channels, "dense_0", self.dtype)(h)
-        return dense(4 * self.channels, "dense_1", self.dtype)(nn.silu(h))
-
-
-class ResnetBlock(Segment):
-    """Two normalised 3x3 convolutions around a shift by the time embedding, plus a shortcut."""
-
-    features: int
-    dropout: float
-    num_groups: int
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, x: Features, temb: Float[Array, "b e"], dropout_keys: Key[Array, " b"] | None = None
-    ) -> Features:
-        """Features x at the time embedding temb; dropout where there are keys."""
-        h = nn.silu(GroupNorm(self.num_groups, self.dtype, name="norm1")(x))
-        h = conv3x3(self.features, "conv1", self.dtype)(h)
-        h = h + dense(self.features, "temb_proj", self.dtype)(nn.silu(temb))[:, None, None, :]
-        h = nn.silu(GroupNorm(self.num_groups, self.dtype, name="norm2")(h))
-        h = Dropout(self.dropout, name="dropout")(h, dropout_keys)
-        h = conv3x3(self.features, "conv2", self.dtype, scale=ZERO_SCALE)(h)
-        if x.shape[-1] != self.features:
-            x = dense(self.features, "shortcut", self.dtype)(x)
-        return x + h
-
-
-class SelfAttention(Segment):
-    """Single-head self-attention over all pixels, scaled by c^-1/2, with a residual connection."""
-
-    num_groups: int
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Features) -> Features:
-        """x plus what it gathers from all its pixels."""
-        b, height, width, c = x.shape
-        h = GroupNorm(self.num_groups, self.dtype, name="norm")(x)
-        h = h.reshape(b, height * width, c)  # [b, n, c]
-        q, k, v = (dense(c, name, self.dtype)(h) for name in ("q", "k", "v"))
-        h = attention(q, k, v)
-        h = dense(c, "proj_out", self.dtype, scale=ZERO_SCALE)(h)
-        return x + h.reshape(b, height, width, c)
+        return jnp.where(jax.vmap(draw_mask)(keys), x / (1 - self.rate), 0)
 
 
 def attention(
@@ -205,8 +255,3 @@ def attention(
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     out = jnp.einsum("bnm,bmc->bnc", weights.astype(v.dtype), v, preferred_element_type=wide)
     return (out / weights.sum(-1, keepdims=True)).astype(v.dtype)
-
-
-def upsample_nearest(x: Features) -> Features:
-    """Double height and width by repeating pixels."""
-    return x.repeat(2, axis=1).repeat(2, axis=2)

@@ -7,30 +7,35 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, Num
+from jaxtyping import Array, Float, Num
 
-from jax_ddpm.models.base import Architecture, ImageShape, require
+from jax_ddpm.models.architecture import Architecture, ImageShape
 from jax_ddpm.models.layers import (
     Dropout,
+    DropoutKeys,
+    Dtype,
     Features,
     Segment,
+    Temb,
     attention,
+    conv,
+    dense,
+    gelu,
+    pixel_unshuffle,
     statistics_dtype,
-    torch_uniform,
+    timestep_embedding,
     upsample_nearest,
 )
+from jax_ddpm.models.network import NetworkModule
 
-Temb = Float[Array, "b e"]
-DropoutKeys = Key[Array, " b"] | None
 Heads = Float[Array, "b n h d"]
 
-# Keys and values that every attention learns, beside those of the image.
-NUM_MEMORIES = 4
+NUM_MEM_KV = 4  # keys and values that every attention learns, beside those of the image
 
 
 @dataclass(frozen=True)
 class LucidrainsConfig(Architecture):
-    """lucidrains' U-Net; the defaults are those of the package, and of its examples."""
+    """lucidrains' U-Net; the defaults are those of the package."""
 
     dim: int = 64
     """The unit of width; the time embedding has four of it."""
@@ -39,11 +44,12 @@ class LucidrainsConfig(Architecture):
     out_dim: int | None = None
     """Channels of the output; None: those of the data, twice as many with learned_variance."""
     dim_mults: tuple[int, ...] = (1, 2, 4, 8)
-    """Channels after each level, as multiples of dim; each but the last halves the resolution."""
+    """Channels after each resolution, as multiples of dim; each resolution is half of the one
+    before."""
     channels: int | None = None
     """Channels of the images; None: those of the data."""
     self_condition: bool = False
-    """Also see a previous estimate of the clean image; zeros where there is none."""
+    """Also take a previous estimate of the clean image; zeros where there is none."""
     learned_variance: bool = False
     """Twice as many output channels: the second half is the variance."""
     learned_sinusoidal_cond: bool = False
@@ -51,46 +57,47 @@ class LucidrainsConfig(Architecture):
     random_fourier_features: bool = False
     """Embed t with random frequencies, which are not trained."""
     learned_sinusoidal_dim: int = 16
-    """Sines and cosines of such an embedding."""
+    """Number of sines and cosines of learned or random frequencies."""
     sinusoidal_pos_emb_theta: float = 10000.0
     """The longest period of the fixed embedding, as a multiple of the shortest."""
     dropout: float = 0.0
     """Probability that a feature is dropped in training, in the first half of each block."""
     attn_dim_head: int | tuple[int, ...] = 32
-    """Channels of an attention head; one number, or one for each level."""
+    """Channels of an attention head: one number, or one per resolution."""
     attn_heads: int | tuple[int, ...] = 4
-    """Attention heads; one number, or one for each level."""
+    """Attention heads: one number, or one per resolution."""
     full_attn: bool | tuple[bool, ...] | None = None
-    """Softmax attention instead of linear: everywhere, or level by level; None: the last level."""
+    """Softmax attention instead of linear attention: everywhere, or per resolution; None: at the
+    lowest resolution."""
     flash_attn: bool = False
-    """Softmax attention by a fused kernel, where there is one; the same numbers."""
+    """Compute softmax attention by a fused kernel where there is one; the result is the same."""
 
     def module(self, out_channels: int, dtype: Any) -> "LucidrainsUNet":
-        """The Linen module; see the base class."""
-        return LucidrainsUNet(config=self, out_channels=out_channels, dtype=dtype)
+        return LucidrainsUNet(self, out_channels, dtype)
 
     def check(self) -> None:
-        """Raise ValueError for the first setting that cannot work."""
-        mults, size = self.dim_mults, self.learned_sinusoidal_dim
-        require(bool(mults) and min(mults) >= 1, "dim-mults", mults, "positive whole numbers")
+        super().check()
+        mults, stages = self.dim_mults, len(self.dim_mults)
+        self.require(bool(mults) and min(mults) >= 1, "dim_mults", "positive whole numbers")
+        self._check_time()
+        self.require(0 <= self.dropout < 1, "dropout", "in [0, 1)")
+        self.require_positive("dim", "init_dim", "out_dim", "channels")
+        for name in ("attn_dim_head", "attn_heads"):
+            each = expand_to_stages(getattr(self, name), stages)
+            fits = len(each) == stages and min(each) >= 1
+            self.require(fits, name, f"a positive number, or one for each of {stages} resolutions")
+        fits = len(self.full_attention) == stages
+        self.require(fits, "full_attn", f"one value, or one for each of {stages} resolutions")
+
+    def _check_time(self) -> None:
         if self.fourier:
-            even, expected = size >= 2 and size % 2 == 0, "even, and at least 2"
-            require(even, "learned-sinusoidal-dim", size, expected)
+            size = self.learned_sinusoidal_dim
+            even = size >= 2 and size % 2 == 0
+            self.require(even, "learned_sinusoidal_dim", "even, and at least 2")
         else:  # the fixed embedding has dim/2 frequencies, and divides by one less
-            require(self.dim >= 4 and self.dim % 2 == 0, "dim", self.dim, "even, and at least 4")
+            self.require(self.dim >= 4 and self.dim % 2 == 0, "dim", "even, and at least 4")
             theta = self.sinusoidal_pos_emb_theta
-            require(theta > 0, "sinusoidal-pos-emb-theta", theta, "positive")
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
-        for name in ("dim", "init-dim", "out-dim", "channels"):
-            value = getattr(self, name.replace("-", "_"))
-            require(value is None or value >= 1, name, value, "at least 1")
-        for name in ("attn-dim-head", "attn-heads"):
-            value = getattr(self, name.replace("-", "_"))
-            each = per_level(value, len(mults))
-            expected = f"a positive whole number, or one for each of {len(mults)} levels"
-            require(len(each) == len(mults) and min(each) >= 1, name, value, expected)
-        expected = f"one answer, or one for each of {len(mults)} levels"
-        require(len(self.full_attention) == len(mults), "full-attn", self.full_attn, expected)
+            self.require(theta > 0, "sinusoidal_pos_emb_theta", "positive")
 
     @property
     def fourier(self) -> bool:
@@ -99,68 +106,48 @@ class LucidrainsConfig(Architecture):
 
     @property
     def full_attention(self) -> tuple[bool, ...]:
-        """Whether each level has softmax attention; False says as little as None, as theirs."""
-        levels = len(self.dim_mults)
-        return per_level(self.full_attn or (*[False] * (levels - 1), True), levels)
+        """Whether each resolution has softmax attention; False counts as None, as theirs does."""
+        stages = len(self.dim_mults)
+        return expand_to_stages(self.full_attn or (*[False] * (stages - 1), True), stages)
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The channels before the first level, and those after each level."""
+        """The channels before the first resolution, and those after each."""
         return (self.init_dim or self.dim, *(self.dim * mult for mult in self.dim_mults))
 
     @property
-    def multiple(self) -> int:
-        """What height and width of the images must be multiples of."""
+    def side_multiple(self) -> int:
         return int(2 ** (len(self.dim_mults) - 1))
 
     @property
+    def image_channels(self) -> int | None:
+        return self.channels
+
+    @property
     def example_shape(self) -> ImageShape:
-        """An image of the network."""
-        return 4 * self.multiple, 4 * self.multiple, self.channels or 3
+        return 4 * self.side_multiple, 4 * self.side_multiple, self.channels or 3
+
+    @property
+    def self_conditioned(self) -> bool:
+        return self.self_condition
 
 
-def per_level(value: Any, levels: int) -> tuple[Any, ...]:
-    """A tuple as it is; one value for every level."""
-    return value if isinstance(value, tuple) else (value,) * levels
-
-
-def conv(
-    x: Features, features: int, size: int, name: str, dtype: Any, *, use_bias: bool = True
-) -> Features:
-    """A convolution of x by a kernel of size x size that keeps height and width."""
-    init, pad = torch_uniform(x.shape[-1] * size**2), (size // 2, size // 2)
-    layer = nn.Conv(
-        features, (size, size), padding=(pad, pad), use_bias=use_bias,
-        kernel_init=init, bias_init=init, dtype=dtype, name=name,
-    )  # fmt: skip
-    return layer(x)
-
-
-def dense(x: Float[Array, "b c"], features: int, name: str, dtype: Any) -> Float[Array, "b d"]:
-    """A linear map of x."""
-    init = torch_uniform(x.shape[-1])
-    return nn.Dense(features, kernel_init=init, bias_init=init, dtype=dtype, name=name)(x)
-
-
-def pixel_unshuffle(x: Features) -> Float[Array, "b h/2 w/2 4*c"]:
-    """Halve height and width; the four pixels become the fastest of the channels."""
-    b, height, width, c = x.shape
-    x = x.reshape(b, height // 2, 2, width // 2, 2, c).transpose(0, 1, 3, 5, 2, 4)
-    return x.reshape(b, height // 2, width // 2, 4 * c)
+def expand_to_stages(value: Any, stages: int) -> tuple[Any, ...]:
+    """`value` once per stage; a tuple stays as it is."""
+    return value if isinstance(value, tuple) else (value,) * stages
 
 
 class RMSNorm(nn.Module):
-    """Scales each pixel's features to length sqrt(c), then each channel by a learned factor.
+    """Scale each pixel's features to length sqrt(c), then each channel by a learned factor.
 
-    Root mean square normalisation (Zhang & Sennrich 2019), but it divides by
-    max(length, 1e-12), not by sqrt(mean + eps). Lengths are summed in float32 or better.
+    Root mean square normalisation (Zhang & Sennrich 2019), but divided by max(length, 1e-12), not
+    by sqrt(mean + eps). Lengths are summed in float32 or better.
     """
 
-    dtype: Any
+    dtype: Dtype
 
     @nn.compact
     def __call__(self, x: Features) -> Features:
-        """Normalise x over its channels."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         wide = x.astype(statistics_dtype(self.dtype))
         square = jnp.maximum((wide**2).sum(-1, keepdims=True), 1e-24)
@@ -172,25 +159,21 @@ class TimeEmbedding(nn.Module):
     """Sines and cosines of t, then two dense layers with GELU between."""
 
     config: LucidrainsConfig
-    dtype: Any
+    dtype: Dtype
 
     @nn.compact
     def __call__(self, t: Num[Array, " b"]) -> Temb:
-        """The embedding of t, whole or not."""
-        t = t.astype(statistics_dtype(self.dtype))[:, None]
-        h = self._fourier(t) if self.config.fourier else self._sinusoidal(t)
-        h = nn.gelu(dense(h, 4 * self.config.dim, "dense_0", self.dtype), approximate=False)
-        return dense(h, 4 * self.config.dim, "dense_1", self.dtype)
+        config, wide = self.config, statistics_dtype(self.dtype)
+        if config.fourier:
+            h = self._embed_fourier(t.astype(wide)[:, None])
+        else:
+            period = config.sinusoidal_pos_emb_theta
+            h = timestep_embedding(t, config.dim, wide, max_period=period)
+        h = gelu(dense(h, 4 * config.dim, "dense_0", self.dtype))
+        return dense(h, 4 * config.dim, "dense_1", self.dtype)
 
-    def _sinusoidal(self, t: Float[Array, "b 1"]) -> Float[Array, "b d"]:
-        """As Vaswani et al. 2017, with the exponent's denominator of Ho et al. 2020."""
-        half = self.config.dim // 2
-        step = math.log(self.config.sinusoidal_pos_emb_theta) / (half - 1)
-        angles = t * jnp.exp(-step * jnp.arange(half, dtype=t.dtype))[None]  # [b, d/2]
-        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-
-    def _fourier(self, t: Float[Array, "b 1"]) -> Float[Array, "b 1+d"]:
-        """t itself as well, unscaled."""
+    def _embed_fourier(self, t: Float[Array, "b 1"]) -> Float[Array, "b d"]:
+        """t itself, unscaled, then its sines and cosines."""
         shape = (self.config.learned_sinusoidal_dim // 2,)
         frequencies = self.param("frequencies", nn.initializers.normal(1.0), shape, jnp.float32)
         if self.config.random_fourier_features:
@@ -204,11 +187,10 @@ class ResnetBlock(Segment):
 
     features: int
     dropout: float
-    dtype: Any
+    dtype: Dtype
 
     @nn.compact
     def __call__(self, x: Features, temb: Temb, keys: DropoutKeys) -> Features:
-        """Features x at the time embedding temb; dropout where there are keys."""
         modulation = dense(nn.silu(temb), 2 * self.features, "temb_proj", self.dtype)
         scale, shift = jnp.split(modulation[:, None, None, :], 2, axis=-1)
         h = RMSNorm(self.dtype, name="norm1")(conv(x, self.features, 3, "conv1", self.dtype))
@@ -221,19 +203,19 @@ class ResnetBlock(Segment):
 
 
 class Attention(Segment):
-    """What both kinds of attention share: norm, projection, memories."""
+    """What both kinds of attention share: norm, projection, learned keys and values."""
 
     heads: int
     head_dim: int
-    dtype: Any
+    dtype: Dtype
 
-    def project(self, x: Features, memories: Float[Array, "2 m h d"]) -> tuple[Heads, Heads, Heads]:
-        """Queries of the pixels of x; keys and values of the memories, then of the pixels."""
+    def project(self, x: Features, mem_kv: Float[Array, "2 m h d"]) -> tuple[Heads, Heads, Heads]:
+        """Queries of the pixels of x; keys and values, first the learned ones, then the pixels'."""
         x = RMSNorm(self.dtype, name="norm")(x)
         qkv = conv(x, 3 * self.heads * self.head_dim, 1, "qkv", self.dtype, use_bias=False)
         qkv = qkv.reshape(x.shape[0], -1, 3, self.heads, self.head_dim)  # [b, n, 3, h, d]
-        many = jnp.repeat(memories.astype(qkv.dtype)[:, None], x.shape[0], axis=1)
-        k, v = (jnp.concatenate([many[i], qkv[:, :, i + 1]], axis=1) for i in range(2))
+        learned = jnp.repeat(mem_kv.astype(qkv.dtype)[:, None], x.shape[0], axis=1)
+        k, v = (jnp.concatenate([learned[i], qkv[:, :, i + 1]], axis=1) for i in range(2))
         return qkv[:, :, 0], k, v
 
 
@@ -242,13 +224,12 @@ class LinearAttention(Attention):
 
     @nn.compact
     def __call__(self, x: Features) -> Features:
-        """What each pixel of x gathers."""
-        shape = (2, self.heads, self.head_dim, NUM_MEMORIES)
-        memories = self.param("mem_kv", nn.initializers.normal(1.0), shape, jnp.float32)
-        q, k, v = self.project(x, memories.transpose(0, 3, 1, 2))
+        shape = (2, self.heads, self.head_dim, NUM_MEM_KV)
+        mem_kv = self.param("mem_kv", nn.initializers.normal(1.0), shape, jnp.float32)
+        q, k, v = self.project(x, mem_kv.transpose(0, 3, 1, 2))
         wide = statistics_dtype(self.dtype)
         q = jax.nn.softmax(q.astype(wide), axis=-1).astype(self.dtype)  # over the channels
-        k = jax.nn.softmax(k.astype(wide), axis=1).astype(self.dtype)  # over memories and pixels
+        k = jax.nn.softmax(k.astype(wide), axis=1).astype(self.dtype)  # over all keys
         context = jnp.einsum("bnhd,bnhe->bhde", k, v)
         out = jnp.einsum("bhde,bnhd->bnhe", context, q * self.head_dim**-0.5)
         out = conv(out.reshape(*x.shape[:3], -1), x.shape[-1], 1, "proj", self.dtype)
@@ -262,10 +243,9 @@ class FullAttention(Attention):
 
     @nn.compact
     def __call__(self, x: Features) -> Features:
-        """What each pixel of x gathers."""
-        shape = (2, self.heads, NUM_MEMORIES, self.head_dim)
-        memories = self.param("mem_kv", nn.initializers.normal(1.0), shape, jnp.float32)
-        q, k, v = self.project(x, memories.transpose(0, 2, 1, 3))
+        shape = (2, self.heads, NUM_MEM_KV, self.head_dim)
+        mem_kv = self.param("mem_kv", nn.initializers.normal(1.0), shape, jnp.float32)
+        q, k, v = self.project(x, mem_kv.transpose(0, 2, 1, 3))
         if self.flash and q.dtype != jnp.float64:  # JAX's has no double precision softmax
             out = jax.nn.dot_product_attention(q, k, v)
         else:
@@ -273,36 +253,38 @@ class FullAttention(Attention):
         return conv(out.reshape(*x.shape[:3], -1), x.shape[-1], 1, "proj_out", self.dtype)
 
 
-class Level(nn.Module):
-    """One resolution of one of the two paths; number -1 is the middle."""
+class Stage(nn.Module):
+    """What the stages share: one resolution of one path. Number -1 is the middle."""
 
     config: LucidrainsConfig
     number: int
-    dtype: Any
+    dtype: Dtype
 
-    def block(self, h: Features, features: int, name: str, temb: Temb, keys: DropoutKeys) -> Any:
-        """A ResNet block."""
+    def block(
+        self, h: Features, features: int, name: str, temb: Temb, keys: DropoutKeys
+    ) -> Features:
+        """Apply the ResNet block called `name`."""
         return ResnetBlock(features, self.config.dropout, self.dtype, name=name)(h, temb, keys)
 
     def attend(self, h: Features) -> Features:
-        """h plus its attention."""
-        config, levels, dtype = self.config, len(self.config.dim_mults), self.dtype
+        """Add the stage's attention to h."""
+        config, stages, dtype = self.config, len(self.config.dim_mults), self.dtype
         sizes = (config.attn_heads, config.attn_dim_head)
-        heads, head_dim = (per_level(size, levels)[self.number] for size in sizes)
+        heads, head_dim = (expand_to_stages(size, stages)[self.number] for size in sizes)
         if self.number == -1 or config.full_attention[self.number]:
             flash = config.flash_attn
             return FullAttention(heads, head_dim, dtype, flash=flash, name="attn_1")(h) + h
         return LinearAttention(heads, head_dim, dtype, name="attn_1")(h) + h
 
 
-class DownLevel(Level):
+class DownStage(Stage):
     """One resolution of the contracting path."""
 
     @nn.compact
     def __call__(
         self, h: Features, temb: Temb, keys: DropoutKeys
     ) -> tuple[Features, list[Features]]:
-        """h for the next level, and the two outputs that the other path sees again."""
+        """The input of the next stage, and the two skip connections."""
         skip = self.block(h, h.shape[-1], "block_0", temb, keys)
         h = self.attend(self.block(skip, h.shape[-1], "block_1", temb, keys))
         features = self.config.widths[self.number + 1]
@@ -311,24 +293,23 @@ class DownLevel(Level):
         return conv(pixel_unshuffle(h), features, 1, "downsample", self.dtype), [skip, h]
 
 
-class Middle(Level):
+class Middle(Stage):
     """Block, softmax attention, block at the lowest resolution."""
 
     @nn.compact
     def __call__(self, h: Features, temb: Temb, keys: DropoutKeys) -> Features:
-        """h, transformed."""
         h = self.attend(self.block(h, h.shape[-1], "block_1", temb, keys))
         return self.block(h, h.shape[-1], "block_2", temb, keys)
 
 
-class UpLevel(Level):
-    """One resolution of the expanding path; each block also sees one output of the other."""
+class UpStage(Stage):
+    """One resolution of the expanding path; each block also sees a skip connection."""
 
     @nn.compact
     def __call__(
         self, h: Features, skips: list[Features], temb: Temb, keys: DropoutKeys
     ) -> Features:
-        """h for the next level; of the two skip connections the newest comes first."""
+        """Apply both blocks, with the newest skip connection first."""
         narrow, features = self.config.widths[self.number : self.number + 2]
         for i, skip in enumerate(skips):
             h = jnp.concatenate([h, skip], axis=-1)
@@ -339,59 +320,28 @@ class UpLevel(Level):
         return conv(upsample_nearest(h), narrow, 3, "upsample", self.dtype)
 
 
-class LucidrainsUNet(nn.Module):
-    """lucidrains' network; height and width must be multiples of 2^(number of levels - 1)."""
+class LucidrainsUNet(NetworkModule):
+    """lucidrains' network; t may be whole or not."""
 
     config: LucidrainsConfig
-    out_channels: int = 3
-    dtype: Any = jnp.float32
 
-    @nn.compact
-    def __call__(
-        self,
-        x_t: Features,
-        t: Num[Array, " b"],
-        *,
-        x_self_cond: Features | None = None,
-        train: bool = False,
-        dropout_keys: DropoutKeys = None,
+    def forward(
+        self, x_t: Features, t: Num[Array, " b"], label: None, dropout_keys: DropoutKeys
     ) -> Features:
-        """The raw output [b, h, w, o], float32, for images x_t at timesteps t, whole or not.
-
-        With `self_condition`, x_self_cond [b, h, w, c] is an earlier estimate of x_0, or zeros.
-        Dropout is on where `train` is set and each example has a key.
-        """
-        config, keys = self.config, dropout_keys if train else None
-        levels = range(len(config.dim_mults))
-        h = conv(self._input(x_t, x_self_cond), config.widths[0], 7, "conv_in", self.dtype)
+        config, stages = self.config, range(len(self.config.dim_mults))
+        h = conv(x_t, config.widths[0], 7, "conv_in", self.dtype)
         temb = TimeEmbedding(config, self.dtype, name="temb")(t)
         first, skips = h, []
-        for i in levels:
-            h, outputs = DownLevel(config, i, self.dtype, name=f"down_{i}")(h, temb, keys)
+        for i in stages:
+            h, outputs = DownStage(config, i, self.dtype, name=f"down_{i}")(h, temb, dropout_keys)
             skips += outputs
-        h = Middle(config, -1, self.dtype, name="mid")(h, temb, keys)
-        for i in reversed(levels):
+        h = Middle(config, -1, self.dtype, name="mid")(h, temb, dropout_keys)
+        for i in reversed(stages):
             newest = [skips.pop(), skips.pop()]
-            h = UpLevel(config, i, self.dtype, name=f"up_{i}")(h, newest, temb, keys)
+            h = UpStage(config, i, self.dtype, name=f"up_{i}")(h, newest, temb, dropout_keys)
         h = jnp.concatenate([h, first], axis=-1)
         args = (config.widths[0], config.dropout, self.dtype)
-        h = ResnetBlock(*args, name="block_out")(h, temb, keys)
-        h = conv(h, self._out_dim(x_t.shape[-1]), 1, "conv_out", self.dtype)
-        return h.astype(statistics_dtype(self.dtype))
-
-    def _input(self, x_t: Features, x_self_cond: Features | None) -> Features:
-        multiple, (height, width) = self.config.multiple, x_t.shape[1:3]
-        if height % multiple or width % multiple:
-            expected = f"both sides must be multiples of {multiple}"
-            raise ValueError(f"images are {height}x{width}, but {expected}")
-        if not self.config.self_condition:
-            if x_self_cond is not None:
-                raise TypeError("this network has no self-conditioning: x_self_cond is not for it")
-            return x_t.astype(self.dtype)
-        estimate = jnp.zeros_like(x_t) if x_self_cond is None else x_self_cond
-        return jnp.concatenate([estimate, x_t], axis=-1).astype(self.dtype)
-
-    def _out_dim(self, channels: int) -> int:
-        if self.config.out_dim is not None:
-            return self.config.out_dim
-        return 2 * channels if self.config.learned_variance else self.out_channels
+        h = ResnetBlock(*args, name="block_out")(h, temb, dropout_keys)
+        channels = x_t.shape[-1] // (2 if config.self_condition else 1)
+        learned = 2 * channels if config.learned_variance else self.out_channels
+        return conv(h, config.out_dim or learned, 1, "conv_out", self.dtype)

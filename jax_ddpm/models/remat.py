@@ -1,33 +1,46 @@
-"""Gradient checkpointing: features computed again in the backward pass instead of kept."""
+"""Gradient checkpointing: features are recomputed in the backward pass instead of kept."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import flax.linen as nn
 import jax
 from flax.linen.module import InterceptorContext
 
+from jax_ddpm.errors import check_choice
 from jax_ddpm.models.layers import Segment
 
 ApplyFn = Callable[..., Any]
-Remat = Literal["none", "nothing_saveable", "dots_saveable", "dots_and_convs_saveable"]
+Policy = Callable[..., bool]
 
 
-def recomputed(apply_fn: ApplyFn, remat: Remat) -> ApplyFn:
-    """`apply_fn` of a Linen module, each `Segment` in it under jax.checkpoint.
+def dots_and_convs_saveable(prim: Any, *_: Any, **__: Any) -> bool:
+    """A policy for jax.checkpoint: keep matrix products and convolutions."""
+    return prim in (jax.lax.dot_general_p, jax.lax.conv_general_dilated_p)
 
-    nothing_saveable keeps what goes into a segment and computes the rest again; dots_saveable keeps
-    matrix products, dots_and_convs_saveable convolutions as well. The parameters and what is
-    computed stay the same. Source: Chen et al. 2016.
+
+POLICIES: dict[str, Policy | None] = {
+    "none": None,
+    "nothing_saveable": jax.checkpoint_policies.nothing_saveable,
+    "dots_saveable": jax.checkpoint_policies.dots_saveable,
+    "dots_and_convs_saveable": dots_and_convs_saveable,
+}
+if TYPE_CHECKING:
+    Remat = str
+else:
+    Remat = Literal[tuple(POLICIES)]
+
+
+def recompute_segments(apply_fn: ApplyFn, remat: Remat) -> ApplyFn:
+    """Put each `Segment` of a Linen network under jax.checkpoint (Chen et al. 2016).
+
+    nothing_saveable keeps the inputs of a segment and recomputes the rest; dots_saveable also keeps
+    matrix products, dots_and_convs_saveable convolutions as well. Parameters and results stay the
+    same.
     """
-    if remat == "none":
+    policy = POLICIES[check_choice("remat", remat, POLICIES)]
+    if policy is None:
         return apply_fn
-    policies: dict[str, Callable[..., bool]] = {
-        "nothing_saveable": jax.checkpoint_policies.nothing_saveable,
-        "dots_saveable": jax.checkpoint_policies.dots_saveable,
-        "dots_and_convs_saveable": dots_and_convs_saveable,
-    }
-    policy = policies[remat]
 
     def apply(*args: Any, **kwargs: Any) -> Any:
         with nn.intercept_methods(checkpoint_segments(policy)):
@@ -36,12 +49,7 @@ def recomputed(apply_fn: ApplyFn, remat: Remat) -> ApplyFn:
     return apply
 
 
-def dots_and_convs_saveable(prim: Any, *_: Any, **__: Any) -> bool:
-    """A policy for jax.checkpoint: keep matrix products and convolutions."""
-    return prim in (jax.lax.dot_general_p, jax.lax.conv_general_dilated_p)
-
-
-def checkpoint_segments(policy: Callable[..., bool]) -> Callable[..., Any]:
+def checkpoint_segments(policy: Policy) -> Callable[..., Any]:
     """An interceptor of Linen's method calls that runs every segment under jax.checkpoint."""
     inside: set[tuple[str, ...]] = set()  # jax.checkpoint calls the method of the same path again
 

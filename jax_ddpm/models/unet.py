@@ -6,24 +6,31 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Num
 
-from jax_ddpm.models.base import MAX_BLOCKS, Architecture, ImageShape, require, require_positive
+from jax_ddpm.models.architecture import MAX_BLOCKS, Architecture, ImageShape
+from jax_ddpm.models.initializers import ZERO_SCALE, fan_average
 from jax_ddpm.models.layers import (
-    ZERO_SCALE,
+    MLP,
+    Dropout,
+    DropoutKeys,
+    Dtype,
     Features,
     GroupNorm,
     LabelEmbedding,
-    ResnetBlock,
-    SelfAttention,
-    TimeEmbedding,
-    conv3x3,
+    Segment,
+    Temb,
+    attention,
+    conv,
+    dense,
     statistics_dtype,
+    timestep_embedding,
     upsample_nearest,
 )
+from jax_ddpm.models.network import NetworkModule
 
-Temb = Float[Array, "b e"]
-DropoutKeys = Key[Array, " b"] | None
+EPS = 1e-6  # of the norms: TensorFlow's default
+INIT, ALMOST_ZERO = fan_average(), fan_average(ZERO_SCALE)
 
 
 @dataclass(frozen=True)
@@ -31,13 +38,13 @@ class UNetConfig(Architecture):
     """The U-Net of Ho et al. 2020; the defaults are its CIFAR-10 size."""
 
     channels: int = 128
-    """Channels of the first level."""
+    """Channels at full resolution."""
     channel_mult: tuple[int, ...] = (1, 2, 2, 2)
-    """Channels of each level, as multiples; each level halves the resolution."""
+    """Channels at each resolution, as multiples; each resolution is half of the one before."""
     num_res_blocks: int = 2
-    """ResNet blocks per level."""
+    """ResNet blocks per resolution."""
     attn_levels: tuple[int, ...] = (1,)
-    """Levels with self-attention; 0 is the full resolution."""
+    """Resolutions with self-attention; 0 is the full one, 1 half of it, and so on."""
     dropout: float = 0.1
     """Probability that a feature is dropped in training."""
     num_groups: int = 32
@@ -47,50 +54,88 @@ class UNetConfig(Architecture):
     out_channels: int | None = None
     """Channels of the output; None: those of the data, twice as many with a learned variance."""
     num_classes: int | None = None
-    """Classes of a label that the network is told; None: it takes no label."""
+    """Number of classes that a label can have; None: the network takes no label."""
 
     def module(self, out_channels: int, dtype: Any) -> "UNet":
-        """The Linen module; see the base class."""
         return UNet(self, self.out_channels or out_channels, dtype)
 
     def check(self) -> None:
-        """Raise ValueError for the first setting that cannot work."""
-        require(self.channels >= 4, "channels", self.channels, "at least 4")
+        super().check()
+        self.require(self.channels >= 4, "channels", "at least 4")
         mult = self.channel_mult
-        require(bool(mult) and min(mult) >= 1, "channel-mult", mult, "positive whole numbers")
-        blocks = self.num_res_blocks
-        require(blocks >= 1, "num-res-blocks", blocks, "at least 1")
-        require(blocks <= MAX_BLOCKS, "num-res-blocks", blocks, f"at most {MAX_BLOCKS}")
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        self.require(bool(mult) and min(mult) >= 1, "channel_mult", "positive whole numbers")
+        self.require(self.num_res_blocks >= 1, "num_res_blocks", "at least 1")
+        self.require(self.num_res_blocks <= MAX_BLOCKS, "num_res_blocks", f"at most {MAX_BLOCKS}")
+        self.require(0 <= self.dropout < 1, "dropout", "in [0, 1)")
         for level in self.attn_levels:
-            expected = f"between 0 and {len(mult) - 1}"
-            require(level in range(len(mult)), "attn-levels", level, expected)
+            known = level in range(len(mult))
+            self.require(known, "attn_levels", f"between 0 and {len(mult) - 1}", level)
         divides = self.num_groups >= 1 and self.channels % self.num_groups == 0
-        require(divides, "num-groups", self.num_groups, f"a divisor of {self.channels} channels")
-        require_positive(self, "num_classes", "in_channels", "out_channels")
+        self.require(divides, "num_groups", f"a divisor of {self.channels} channels")
+        self.require_positive("num_classes", "in_channels", "out_channels")
 
     @property
-    def num_labels(self) -> int | None:
-        """The number of classes."""
-        return self.num_classes
+    def image_channels(self) -> int | None:
+        return self.in_channels
 
     @property
     def example_shape(self) -> ImageShape:
-        """An image of the network."""
         return 32, 32, self.in_channels or 3
 
+    @property
+    def num_labels(self) -> int | None:
+        return self.num_classes
 
-class Level(nn.Module):
-    """What the two paths share: ResNet blocks of one resolution, each perhaps with attention."""
+
+class ResnetBlock(Segment):
+    """Two normalised 3x3 convolutions around a shift by the time embedding, plus a shortcut."""
+
+    features: int
+    dropout: float
+    num_groups: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Features, temb: Temb, dropout_keys: DropoutKeys = None) -> Features:
+        h = nn.silu(GroupNorm(self.num_groups, self.dtype, EPS, name="norm1")(x))
+        h = conv(h, self.features, 3, "conv1", self.dtype, init=INIT)
+        shift = dense(nn.silu(temb), self.features, "temb_proj", self.dtype, init=INIT)
+        h = h + shift[:, None, None, :]
+        h = nn.silu(GroupNorm(self.num_groups, self.dtype, EPS, name="norm2")(h))
+        h = Dropout(self.dropout, name="dropout")(h, dropout_keys)
+        h = conv(h, self.features, 3, "conv2", self.dtype, init=ALMOST_ZERO)
+        if x.shape[-1] != self.features:
+            x = dense(x, self.features, "shortcut", self.dtype, init=INIT)
+        return x + h
+
+
+class SelfAttention(Segment):
+    """Single-head self-attention over all pixels, scaled by c^-1/2, with a residual connection."""
+
+    num_groups: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Features) -> Features:
+        b, height, width, c = x.shape
+        h = GroupNorm(self.num_groups, self.dtype, EPS, name="norm")(x)
+        h = h.reshape(b, height * width, c)  # [b, n, c]
+        q, k, v = (dense(h, c, name, self.dtype, init=INIT) for name in ("q", "k", "v"))
+        h = dense(attention(q, k, v), c, "proj_out", self.dtype, init=ALMOST_ZERO)
+        return x + h.reshape(b, height, width, c)
+
+
+class Stage(nn.Module):
+    """What both paths share: ResNet blocks at one resolution, each perhaps with attention."""
 
     features: int
     attention: bool
     dropout: float
     num_groups: int
-    dtype: Any
+    dtype: Dtype
 
     def block(self, i: int, h: Features, temb: Temb, keys: DropoutKeys) -> Features:
-        """ResNet block number `i`, and its attention where the level has one."""
+        """Apply ResNet block number `i`, and its attention where the stage has one."""
         args = (self.features, self.dropout, self.num_groups, self.dtype)
         h = ResnetBlock(*args, name=f"block_{i}")(h, temb, keys)
         if self.attention:
@@ -98,7 +143,7 @@ class Level(nn.Module):
         return h
 
 
-class DownLevel(Level):
+class DownStage(Stage):
     """One resolution of the contracting path."""
 
     num_blocks: int
@@ -106,18 +151,19 @@ class DownLevel(Level):
 
     @nn.compact
     def __call__(self, h: Features, temb: Temb, keys: DropoutKeys) -> list[Features]:
-        """Every output of the level; the other path sees them again."""
+        """Every output of the stage; they are the skip connections."""
         outputs = []
         for i in range(self.num_blocks):
             h = self.block(i, h, temb, keys)
             outputs.append(h)
-        if self.downsample:
-            outputs.append(conv3x3(self.features, "downsample", self.dtype, stride=2)(h))
+        if self.downsample:  # zeros below and on the right only: TensorFlow's SAME
+            args = (self.features, 3, "downsample", self.dtype)
+            outputs.append(conv(h, *args, stride=2, padding=(0, 1), init=INIT))
         return outputs
 
 
-class UpLevel(Level):
-    """One resolution of the expanding path; every block also sees the newest skip connection."""
+class UpStage(Stage):
+    """One resolution of the expanding path."""
 
     upsample: bool
 
@@ -125,11 +171,11 @@ class UpLevel(Level):
     def __call__(
         self, h: Features, skips: list[Features], temb: Temb, keys: DropoutKeys
     ) -> Features:
-        """h after one block per skip connection, the newest first."""
+        """Apply one block per skip connection, the newest first."""
         for i, skip in enumerate(skips):
             h = self.block(i, jnp.concatenate([h, skip], axis=-1), temb, keys)
         if self.upsample:
-            h = conv3x3(self.features, "upsample", self.dtype)(upsample_nearest(h))
+            h = conv(upsample_nearest(h), self.features, 3, "upsample", self.dtype, init=INIT)
         return h
 
 
@@ -139,87 +185,67 @@ class Middle(nn.Module):
     features: int
     dropout: float
     num_groups: int
-    dtype: Any
+    dtype: Dtype
 
     @nn.compact
     def __call__(self, h: Features, temb: Temb, keys: DropoutKeys) -> Features:
-        """h, transformed."""
         args = (self.features, self.dropout, self.num_groups, self.dtype)
         h = ResnetBlock(*args, name="block_1")(h, temb, keys)
         h = SelfAttention(self.num_groups, self.dtype, name="attn_1")(h)
         return ResnetBlock(*args, name="block_2")(h, temb, keys)
 
 
-class UNet(nn.Module):
+class UNet(NetworkModule):
     """The network of Ho et al. 2020; the defaults are its CIFAR-10 size, 35,746,307 parameters.
 
-    Level i works at 1/2^i of the image's size with channels * channel_mult[i] channels, and with
-    attention if i is in `attn_levels`. Images whose sides are not multiples of
-    2^(number of levels - 1) are padded with zeros inside, and the output is cropped.
+    Stage i works at 1/2^i of the image's size with channels * channel_mult[i] channels. Images
+    whose sides are not multiples of 2^(number of stages - 1) are padded with zeros inside, and the
+    output is cropped.
     """
 
     config: UNetConfig = UNetConfig()
-    out_channels: int = 3
-    dtype: Any = jnp.float32
 
-    @nn.compact
-    def __call__(
+    def forward(
         self,
         x_t: Features,
-        t: Int[Array, " b"],
-        *,
-        label: Int[Array, " b"] | None = None,
-        train: bool = False,
-        dropout_keys: DropoutKeys = None,
+        t: Num[Array, " b"],
+        label: Int[Array, " b"] | None,
+        dropout_keys: DropoutKeys,
     ) -> Features:
-        """The raw output [b, h, w, out_channels], float32, for images x_t at timesteps t.
+        config, last = self.config, len(self.config.channel_mult) - 1
+        x_t, crop = pad_to_multiple(x_t, 2**last)
 
-        `label` in 0..num_classes-1 is for networks with classes, else it is a TypeError, as is none
-        for these. Dropout is on where `train` is set and each example has a key.
-        """
-        config, keys = self.config, dropout_keys if train else None
-        last = len(config.channel_mult) - 1
-        x_t, crop = pad_to_multiple(x_t.astype(self.dtype), 2**last)
-
-        temb = self._add_label(TimeEmbedding(config.channels, self.dtype, name="temb")(t), label)
-        h = conv3x3(config.channels, "conv_in", self.dtype)(x_t)
+        temb = self._embed(t, label)
+        h = conv(x_t, config.channels, 3, "conv_in", self.dtype, init=INIT)
         skips = [h]
         for i in range(last + 1):
-            down = DownLevel(*self._level(i), config.num_res_blocks, i < last, name=f"down_{i}")
-            skips += down(skips[-1], temb, keys)
-        args = (
-            config.channels * config.channel_mult[-1],
-            config.dropout,
-            config.num_groups,
-            self.dtype,
-        )
-        h = Middle(*args, name="mid")(skips[-1], temb, keys)
+            down = DownStage(*self._stage(i), config.num_res_blocks, i < last, name=f"down_{i}")
+            skips += down(skips[-1], temb, dropout_keys)
+        features, _, *rest = self._stage(last)
+        h = Middle(features, *rest, name="mid")(skips[-1], temb, dropout_keys)
         for i in reversed(range(last + 1)):
-            up = UpLevel(*self._level(i), i > 0, name=f"up_{i}")
-            h = up(h, [skips.pop() for _ in range(config.num_res_blocks + 1)], temb, keys)
+            newest = [skips.pop() for _ in range(config.num_res_blocks + 1)]
+            h = UpStage(*self._stage(i), i > 0, name=f"up_{i}")(h, newest, temb, dropout_keys)
 
-        h = nn.silu(GroupNorm(config.num_groups, self.dtype, name="norm_out")(h))
-        h = conv3x3(self.out_channels, "conv_out", self.dtype, scale=ZERO_SCALE)(h)
-        return crop(h).astype(statistics_dtype(self.dtype))
+        h = nn.silu(GroupNorm(config.num_groups, self.dtype, EPS, name="norm_out")(h))
+        return crop(conv(h, self.out_channels, 3, "conv_out", self.dtype, init=ALMOST_ZERO))
 
-    def _add_label(self, temb: Temb, label: Int[Array, " b"] | None) -> Temb:
-        config = self.config
-        if config.num_classes is not None:
-            return temb + LabelEmbedding(config.num_classes, self.dtype, name="label_emb")(
-                temb, label
-            )
-        if label is not None:
-            raise TypeError("this network has no classes, but a label is given")
-        return temb
+    def _embed(self, t: Num[Array, " b"], label: Int[Array, " b"] | None) -> Temb:
+        config, width = self.config, 4 * self.config.channels
+        h = timestep_embedding(t, config.channels, statistics_dtype(self.dtype))
+        temb = MLP(width, nn.silu, self.dtype, INIT, name="temb")(h)
+        if config.num_classes is None:
+            return temb
+        return temb + LabelEmbedding(config.num_classes, width, self.dtype, name="label_emb")(label)
 
-    def _level(self, i: int) -> tuple[int, bool, float, int, Any]:
+    def _stage(self, i: int) -> tuple[int, bool, float, int, Dtype]:
         config = self.config
         features = config.channels * config.channel_mult[i]
         return features, i in config.attn_levels, config.dropout, config.num_groups, self.dtype
 
 
 def pad_to_multiple(x: Features, multiple: int) -> tuple[Features, Callable[[Features], Features]]:
-    """Pad height and width evenly with zeros to multiples; also the function that undoes it."""
+    """Pad height and width evenly with zeros to multiples; also return the function that crops."""
     height, width = x.shape[1:3]
     extra_h, extra_w = -height % multiple, -width % multiple
     top, left = extra_h // 2, extra_w // 2

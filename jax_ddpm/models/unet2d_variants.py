@@ -8,17 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jax_ddpm.models.layers import Dropout, Features, GroupNorm, Segment, statistics_dtype
-from jax_ddpm.models.unet2d_blocks import (
-    Attention,
-    Carried,
+from jax_ddpm.models.layers import (
+    Dropout,
     DropoutKeys,
-    ResnetBlock,
-    Style,
+    Features,
+    GroupNorm,
+    Segment,
     Temb,
     conv,
     dense,
-    quarter_groups,
+    statistics_dtype,
+)
+from jax_ddpm.models.unet2d_blocks import (
+    Attention,
+    Carried,
+    ResnetBlock,
+    Style,
+    count_quarter_groups,
 )
 
 ROOT_2 = math.sqrt(2.0)
@@ -26,10 +32,10 @@ SKIP_ATTENTION_GROUPS = 32
 K_GROUP_SIZE = 32
 
 
-def binomial(
+def filter_binomial(
     x: Features, gain: float, *, stride: int = 1, dilation: int = 1, padding: tuple[int, int]
 ) -> Features:
-    """Filter each channel by [1, 3, 3, 1] x [1, 3, 3, 1], whose sum is `gain`.
+    """Filter each channel by [1, 3, 3, 1] x [1, 3, 3, 1], scaled to sum to `gain`.
 
     `dilation` puts zeros between the pixels first.
     """
@@ -47,30 +53,30 @@ def binomial(
 
 
 def downsample_fir(x: Features) -> Features:
-    """Filter and halve; outside the image there are zeros (NCSN++)."""
-    return binomial(x, 1.0, stride=2, padding=(1, 1))
+    """Filter and halve, with zeros outside the image (NCSN++)."""
+    return filter_binomial(x, 1.0, stride=2, padding=(1, 1))
 
 
 def upsample_fir(x: Features) -> Features:
-    """Double and filter; outside the image there are zeros (NCSN++)."""
-    return binomial(x, 4.0, dilation=2, padding=(2, 2))
+    """Double and filter, with zeros outside the image (NCSN++)."""
+    return filter_binomial(x, 4.0, dilation=2, padding=(2, 2))
 
 
 def downsample_reflect(x: Features) -> Features:
-    """Filter and halve; the image goes on as its mirror image (k-diffusion)."""
-    return binomial(_mirrored(x), 1.0, stride=2, padding=(0, 0))
+    """Filter and halve, with the image mirrored at its edges (k-diffusion)."""
+    return filter_binomial(_mirror(x), 1.0, stride=2, padding=(0, 0))
 
 
 def upsample_reflect(x: Features) -> Features:
-    """Double and filter; the image goes on as its mirror image (k-diffusion)."""
-    return binomial(_mirrored(x), 4.0, dilation=2, padding=(0, 0))
+    """Double and filter, with the image mirrored at its edges (k-diffusion)."""
+    return filter_binomial(_mirror(x), 4.0, dilation=2, padding=(0, 0))
 
 
-def _mirrored(x: Features) -> Features:
+def _mirror(x: Features) -> Features:
     return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
 
 
-class SkipDownLevel(nn.Module):
+class SkipDownStage(nn.Module):
     """SkipDownBlock2D: the downsampled image itself joins the features at every resolution."""
 
     features: int
@@ -83,10 +89,10 @@ class SkipDownLevel(nn.Module):
     def __call__(
         self, h: Features, image: Features, temb: Temb, keys: DropoutKeys
     ) -> tuple[Carried, list[Features]]:
-        """What goes on, and the outputs that the other path sees again."""
-        outputs, mine = [], quarter_groups(self.features)
+        """What goes on, and the skip connections."""
+        outputs, mine = [], count_quarter_groups(self.features)
         for i in range(self.num_blocks):
-            groups = (quarter_groups(h.shape[-1]), mine)
+            groups = (count_quarter_groups(h.shape[-1]), mine)
             args = (self.features, self.style, groups, ROOT_2)
             h = ResnetBlock(*args, name=f"block_{i}")(h, temb, keys)
             if self.attention:
@@ -97,15 +103,15 @@ class SkipDownLevel(nn.Module):
             h = ResnetBlock(*args, downsample_fir, True, name="resnet_down")(h, temb, keys)
             image = downsample_fir(image)
             dtype = self.style.dtype
-            h = conv(image, self.features, "skip_conv", dtype, size=1, padding=(0, 0)) + h
+            h = conv(image, self.features, 1, "skip_conv", dtype) + h
             outputs.append(h)
         return (h, image), outputs
 
 
-class SkipUpLevel(nn.Module):
-    """SkipUpBlock2D: every resolution adds its part of the image to what came from below.
+class SkipUpStage(nn.Module):
+    """SkipUpBlock2D: every resolution adds its part of the image to the part from below.
 
-    With attention there is one layer of it, after all blocks.
+    Attention, if there is any, comes once, after all blocks.
     """
 
     features: int
@@ -123,10 +129,10 @@ class SkipUpLevel(nn.Module):
         temb: Temb,
         keys: DropoutKeys,
     ) -> Carried:
-        """h after one block per skip connection, and the image so far."""
-        mine = quarter_groups(self.features)
+        """Apply one block per skip connection, and add to the image so far."""
+        mine = count_quarter_groups(self.features)
         for i, skip in enumerate(reversed(skips)):
-            groups = (self._groups(h.shape[-1], skip.shape[-1]), mine)
+            groups = (self._count_groups(h.shape[-1], skip.shape[-1]), mine)
             h = jnp.concatenate([h, skip], axis=-1)
             args = (self.features, self.style, groups, ROOT_2)
             h = ResnetBlock(*args, name=f"block_{i}")(h, temb, keys)
@@ -137,16 +143,16 @@ class SkipUpLevel(nn.Module):
         if self.upsample:
             dtype = self.style.dtype
             norm = GroupNorm(mine, dtype, self.style.eps, name="skip_norm")
-            part = conv(jax.nn.silu(norm(h)), 3, "skip_conv", dtype)
+            part = conv(jax.nn.silu(norm(h)), 3, 3, "skip_conv", dtype)
             image = part if image is None else image + part
             args = (self.features, self.style, (mine, mine), ROOT_2)
             h = ResnetBlock(*args, upsample_fir, True, name="resnet_up")(h, temb, keys)
         return h, image
 
-    def _groups(self, below: int, skip: int) -> int:
+    def _count_groups(self, below: int, skip: int) -> int:
         if self.attention:
             return min(below + skip // 4, 32)  # as published: the quarter is of one part only
-        return quarter_groups(below + skip)
+        return count_quarter_groups(below + skip)
 
 
 class AdaGroupNorm(nn.Module):
@@ -157,7 +163,6 @@ class AdaGroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Features, temb: Temb) -> Features:
-        """x, normalised, scaled and shifted."""
         b, height, width, c = x.shape
         time = dense(temb, 2 * c, "linear", self.style.dtype)[:, None, None, :]
         scale, shift = jnp.split(time, 2, axis=-1)
@@ -170,7 +175,7 @@ class AdaGroupNorm(nn.Module):
 
 
 class KResnetBlock(Segment):
-    """A ResNet block whose two norms take the time embedding, with a shortcut without bias."""
+    """A ResNet block whose two norms take the time embedding; its shortcut has no bias."""
 
     features: int
     groups: tuple[int, int]
@@ -178,20 +183,19 @@ class KResnetBlock(Segment):
 
     @nn.compact
     def __call__(self, x: Features, temb: Temb, keys: DropoutKeys) -> Features:
-        """Features x at the time embedding temb; dropout where there are keys."""
         style, dtype = self.style, self.style.dtype
         h = style.act(AdaGroupNorm(self.groups[0], style, name="norm1")(x, temb))
-        h = conv(h, self.features, "conv1", dtype)
+        h = conv(h, self.features, 3, "conv1", dtype)
         h = style.act(AdaGroupNorm(self.groups[1], style, name="norm2")(h, temb))
         h = Dropout(style.dropout, name="dropout")(h, keys)
-        h = conv(h, self.features, "conv2", dtype)
+        h = conv(h, self.features, 3, "conv2", dtype)
         if x.shape[-1] != self.features:
-            x = dense(x, self.features, "shortcut", dtype, bias=False)
+            x = dense(x, self.features, "shortcut", dtype, use_bias=False)
         return x + h
 
 
-class KDownLevel(nn.Module):
-    """KDownBlock2D: the downsampled features are no skip connection."""
+class KDownStage(nn.Module):
+    """KDownBlock2D: the downsampled features are not a skip connection."""
 
     features: int
     num_blocks: int
@@ -202,7 +206,7 @@ class KDownLevel(nn.Module):
     def __call__(
         self, h: Features, image: Features | None, temb: Temb, keys: DropoutKeys
     ) -> tuple[Carried, list[Features]]:
-        """What goes on, and the outputs that the other path sees again."""
+        """What goes on, and the skip connections."""
         outputs: list[Array] = []
         for i in range(self.num_blocks):
             groups = (h.shape[-1] // K_GROUP_SIZE, self.features // K_GROUP_SIZE)
@@ -211,8 +215,8 @@ class KDownLevel(nn.Module):
         return (downsample_reflect(h) if self.downsample else h, image), outputs
 
 
-class KUpLevel(nn.Module):
-    """KUpBlock2D: the last skip connection alone joins, and the last block has the next width."""
+class KUpStage(nn.Module):
+    """KUpBlock2D: only the last skip connection joins; the last block is as wide as the next."""
 
     features: int
     next_features: int
@@ -229,7 +233,6 @@ class KUpLevel(nn.Module):
         temb: Temb,
         keys: DropoutKeys,
     ) -> Carried:
-        """h after all blocks."""
         h = jnp.concatenate([h, skips[-1]], axis=-1)
         for i in range(self.num_blocks):
             last = i == self.num_blocks - 1

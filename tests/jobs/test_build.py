@@ -35,7 +35,7 @@ def test_a_network_for_other_images_is_refused_in_one_sentence():
         UserError, match=r"8x8x3 for images of 8x8x1, .* return 1 channels .*channels"
     ):
         build(config(replace(SMALL, out_channels=3)), (8, 8, 1))
-    with pytest.raises(UserError, match=r"does not take images of 7x8x1: .*multiples of 2"):
+    with pytest.raises(UserError, match=r"images are 7x8, .*multiples of 2"):
         build(config(LucidrainsConfig(dim=8, dim_mults=(1, 2))), (7, 8, 1))
 
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,12 +9,15 @@ import pytest
 from jax_ddpm.models.layers import (
     Dropout,
     GroupNorm,
-    SelfAttention,
     attention,
-    conv3x3,
+    conv,
+    conv_transpose,
+    dense,
+    downsample_mean,
     timestep_embedding,
     upsample_nearest,
 )
+from jax_ddpm.models.unet import SelfAttention
 
 
 def normal(seed, *shape, dtype=jnp.float64):
@@ -91,15 +96,46 @@ def test_upsampling_repeats_pixels():
     np.testing.assert_array_equal(upsample_nearest(x)[0, ..., 0], expected)
 
 
-def test_a_convolution_with_stride_two_pads_below_and_on_the_right():
-    x = jnp.zeros((1, 4, 4, 1)).at[0, 0, 0, 0].set(1)
-    conv = conv3x3(1, None, jnp.float32, stride=2)
-    params = {"kernel": jnp.arange(9.0).reshape(3, 3, 1, 1), "bias": jnp.zeros(1)}
-    out = conv.apply({"params": params}, x)
-    # The corner meets the kernel's own corner; with padding on both sides it would meet the centre.
-    np.testing.assert_array_equal(out[0, ..., 0], [[0, 0], [0, 0]])
-    out = conv.apply({"params": params}, jnp.roll(x, (1, 1), (1, 2)))
-    np.testing.assert_array_equal(out[0, ..., 0], [[4, 0], [0, 0]])
+class Layer(nn.Module):
+    """`layer(x, *args)` as a module."""
+
+    layer: Any
+    args: tuple
+
+    @nn.compact
+    def __call__(self, x):
+        return self.layer(x, *self.args[:-1], "it", jnp.float32, **self.args[-1])
+
+
+def test_a_convolution_pads_where_it_is_told_to():
+    x = jnp.zeros((1, 4, 4, 1)).at[0, 1, 1, 0].set(1)
+    params = {"it": {"kernel": jnp.arange(9.0).reshape(3, 3, 1, 1), "bias": jnp.zeros(1)}}
+    below = Layer(conv, (1, 3, {"stride": 2, "padding": (0, 1)})).apply({"params": params}, x)
+    np.testing.assert_array_equal(below[0, ..., 0], [[4, 0], [0, 0]])  # it meets the centre
+    around = Layer(conv, (1, 3, {"stride": 2})).apply({"params": params}, x)
+    np.testing.assert_array_equal(around[0, ..., 0], [[8, 6], [2, 0]])
+
+
+@pytest.mark.parametrize(
+    ("layer", "args", "fan_in"),
+    [
+        (conv, (64, 3, {}), 9 * 32),
+        (conv, (64, 3, {"groups": 32}), 9),
+        (conv_transpose, (64, 4, {"stride": 2, "padding": 1}), 16 * 64),
+        (dense, (64, {}), 32),
+    ],
+)
+def test_layers_start_as_in_pytorch_by_default(layer, args, fan_in):
+    """Kernels and biases are uniform within 1/sqrt(fan_in)."""
+    module = Layer(layer, args)
+    params = module.init(jax.random.key(0), jnp.zeros((1, 2, 2, 32)))["params"]["it"]
+    for array in (params["kernel"], params["bias"]):
+        assert 0.9 * fan_in**-0.5 < jnp.abs(array).max() <= fan_in**-0.5
+
+
+def test_averaging_drops_an_odd_last_row():
+    x = jnp.arange(12.0).reshape(1, 3, 4, 1)
+    np.testing.assert_array_equal(downsample_mean(x)[0, ..., 0], [[2.5, 4.5]])
 
 
 def drop(x, keys, rate=0.25):

@@ -10,10 +10,9 @@ from jax_ddpm.models import (
     parameter_shapes,
 )
 
-SMALL = {"model_channels": 32, "channel_mult": (1, 1), "num_res_blocks": 1, "dropout": 0.5}
-TINY = {"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 0, "dropout": 0.5}
+SMALL = {"model_channels": 32, "channel_mult": (1, 1), "num_res_blocks": 1, "dropout": 0.0}
+TINY = {"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 0, "dropout": 0.0}
 T = jnp.array([3, 700])
-KEYS = jax.random.split(jax.random.key(9), 2)
 
 
 def images(*shape):
@@ -22,14 +21,6 @@ def images(*shape):
 
 def network_of(config, dtype=jnp.float32):
     return make_network(config, config.example_shape, dtype=dtype)
-
-
-def random_params(config):
-    """Far from zero, unlike at initialisation."""
-    leaves, tree = jax.tree.flatten(parameter_shapes(config))
-    numbers = np.random.default_rng(0)
-    params = [jnp.asarray(numbers.normal(0, 0.1, leaf.shape), jnp.float32) for leaf in leaves]
-    return jax.tree.unflatten(tree, params)
 
 
 def output_shape(config, size, dtype=jnp.float32, **kwargs):
@@ -73,22 +64,6 @@ def test_shape_and_dtype_of_the_output(dtype):
     assert (out.shape, out.dtype) == ((2, 4, 6, 6), expected)
 
 
-def test_sides_that_cannot_be_halved_are_named():
-    config = ImprovedDiffusionConfig(**SMALL)
-    with pytest.raises(ValueError, match="images are 4x7, but a network of 2 levels takes sides"):
-        output_shape(config, (4, 7, 3))
-
-
-def test_labels_are_for_networks_with_classes():
-    label = jnp.array([0, 4])
-    classes = GuidedDiffusionConfig(**SMALL, num_classes=5)
-    assert output_shape(classes, (4, 4, 3), label=label).shape == (2, 4, 4, 3)
-    with pytest.raises(TypeError, match="5 classes, but no label"):
-        output_shape(classes, (4, 4, 3))
-    with pytest.raises(TypeError, match="no classes, but a label"):
-        output_shape(GuidedDiffusionConfig(**SMALL), (4, 4, 3), label=label)
-
-
 MISTAKES = [
     (GuidedDiffusionConfig(model_channels=48), "channel-mult is .* here .48, 96, 192, 384., are"),
     (GuidedDiffusionConfig(channel_mult=()), "channel-mult"),
@@ -112,16 +87,11 @@ def test_settings_that_cannot_work_are_named(config, sentence):
         config.check()
 
 
-@pytest.mark.parametrize("architecture", [GuidedDiffusionConfig, ImprovedDiffusionConfig])
-def test_the_defaults_work(architecture):
-    architecture().check()
-
-
 def test_heads():
     config = GuidedDiffusionConfig(num_heads=2, num_heads_upsample=4)
-    assert [config.heads(64, path) for path in ("input", "mid", "output")] == [2, 2, 4]
+    assert [config.count_heads(64, up=up) for up in (False, True)] == [2, 4]
     config = GuidedDiffusionConfig(num_heads=2, num_heads_upsample=4, num_head_channels=16)
-    assert [config.heads(64, path) for path in ("input", "mid", "output")] == [4, 4, 4]
+    assert [config.count_heads(64, up=up) for up in (False, True)] == [4, 4]
 
 
 @pytest.mark.slow
@@ -129,18 +99,3 @@ def test_a_new_network_predicts_zero():
     network, x_t = network_of(ImprovedDiffusionConfig(**TINY)), images(2, 4, 4, 3)
     out = jax.jit(lambda key: network.apply_fn(network.init(key), x_t, T))(jax.random.key(0))
     np.testing.assert_array_equal(out, 0)
-
-
-@pytest.mark.slow
-def test_dropout_needs_training_and_keys_and_is_each_examples_own():
-    config = ImprovedDiffusionConfig(**TINY)
-    apply_fn = jax.jit(network_of(config).apply_fn, static_argnames="train")
-    params, x_t = random_params(config), images(2, 4, 4, 3)
-    out = apply_fn(params, x_t, T)
-    for kwargs in ({"train": True}, {"dropout_keys": KEYS}):
-        np.testing.assert_allclose(apply_fn(params, x_t, T, **kwargs), out, rtol=0, atol=1e-5)
-    dropped = apply_fn(params, x_t, T, train=True, dropout_keys=KEYS)
-    assert not jnp.allclose(dropped, out, atol=1e-2)
-    swapped = apply_fn(params, x_t[::-1], T[::-1], train=True, dropout_keys=KEYS[::-1])
-    # Measured: 0; a wrong mask changes outputs by about 0.1.
-    np.testing.assert_allclose(swapped[::-1], dropped, rtol=0, atol=1e-5)

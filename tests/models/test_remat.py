@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jax_ddpm.models import UNetConfig, make_network
-from jax_ddpm.models.remat import recomputed
+from jax_ddpm.models.remat import recompute_segments
 from tests.shared.families import EACH, FAMILIES, example, jaxpr_of, network_of
 from tests.shared.long_tests import others_long
 
@@ -35,7 +35,7 @@ def test_the_blocks_of_every_family_are_computed_again(name):
     network = network_of(config)
     params = jax.eval_shape(network.init, jax.random.key(0))
     plain, again, kept = (
-        convolutions(squared(recomputed(network.apply_fn, remat), config), params)
+        convolutions(squared(recompute_segments(network.apply_fn, remat), config), params)
         for remat in ("none", "nothing_saveable", "dots_and_convs_saveable")
     )
     forward = plain / 3  # the gradient has two more; a block's last needs no second time
@@ -52,7 +52,7 @@ def test_gradients_and_parameters_stay_the_same(name):
     numbers = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: numbers.normal(0, 0.2, leaf.shape), shapes)
     plain = jax.jit(jax.value_and_grad(squared(network.apply_fn, config)))(params)
-    again = recomputed(network.apply_fn, "nothing_saveable")
+    again = recompute_segments(network.apply_fn, "nothing_saveable")
     found = jax.jit(jax.value_and_grad(squared(again, config)))(params)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-13)  # measured: 5e-16
@@ -61,7 +61,7 @@ def test_gradients_and_parameters_stay_the_same(name):
 
 def test_none_is_the_function_itself():
     network = network_of(FAMILIES["unet"])
-    assert recomputed(network.apply_fn, "none") is network.apply_fn
+    assert recompute_segments(network.apply_fn, "none") is network.apply_fn
 
 
 @pytest.mark.slow
@@ -75,7 +75,7 @@ def test_the_gradient_takes_less_memory():
     x_t, t = jax.ShapeDtypeStruct((16, 32, 32, 1), jnp.float32), jnp.zeros(16, jnp.int32)
 
     def temporaries(remat):
-        apply_fn = recomputed(network.apply_fn, remat)
+        apply_fn = recompute_segments(network.apply_fn, remat)
         loss = lambda params, x_t: (apply_fn(params, x_t, t) ** 2).mean()  # noqa: E731
         options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
         program = jax.jit(jax.grad(loss), compiler_options=options).lower(params, x_t).compile()

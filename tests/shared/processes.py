@@ -34,7 +34,7 @@ def spoil(process, step):
             raise ValueError("a hole")
         return found
 
-    if distributed.process()[0] == process:
+    if distributed.get_process()[0] == process:
         stored.ocp.load = spoilt
 
 def do(kind, *args):

@@ -3,8 +3,8 @@
     apt-get install dataset-fashion-mnist
     python scripts/make_embedded_data.py FOLDER_OF_IDX_FILES jax_ddpm/data/fashion_mnist_extract
 
-Debian installs the files in /usr/share/datasets/fashion-mnist. The first 1,000 training and 200 test
-images of each of the ten classes are kept, in their original order.
+Debian installs the files in /usr/share/datasets/fashion-mnist. The first 1,000 training and 200
+test images of each of the ten classes are kept, in their original order.
 """
 
 import sys

@@ -2,7 +2,16 @@
 """The public names of the package: the one list, which `__init__.py` reads at run time."""
 
 # Everything said once: the layer on top of the functions below.
-from jax_ddpm.api.diffusion import Diffusion as Diffusion
+from jax_ddpm.api.diffusion import (
+    Diffusion as Diffusion,
+)
+from jax_ddpm.api.fit import (
+    fit as fit,
+)
+from jax_ddpm.api.trained_run import (
+    TrainedRun as TrainedRun,
+    load_run as load_run,
+)
 
 # Schedules and noise levels.
 from jax_ddpm.process.schedules import (
@@ -135,6 +144,7 @@ from jax_ddpm.process.probability_flow import (
 from jax_ddpm.models import (
     AnnotatedConfig as AnnotatedConfig,
     AnnotatedWSConfig as AnnotatedWSConfig,
+    CustomConfig as CustomConfig,
     GuidedDiffusionConfig as GuidedDiffusionConfig,
     ImprovedDiffusionConfig as ImprovedDiffusionConfig,
     LucidrainsConfig as LucidrainsConfig,

@@ -63,6 +63,13 @@ def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     return folder
 
 
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with one device: jobs that choose for themselves use only the first."""
+    for name in ("device_count", "local_device_count"):
+        monkeypatch.setattr(jax, name, lambda: 1)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty smooth 8x8 images in MNIST's format."""

@@ -26,23 +26,19 @@ def block(words):
     return found
 
 
-def test_training_on_an_array():
-    if not hasattr(jd, "fit"):
-        pytest.skip("the Python layer is not there")
+@pytest.mark.slow
+@pytest.mark.guard
+def test_training_on_an_array(one_device):
     assert run(block("jd.fit("))["pictures"].shape == (4, 8, 8, 1)
 
 
 def test_a_network_of_ones_own():
-    if not hasattr(jd, "Diffusion"):
-        pytest.skip("the Python layer is not there")
     names = run(block("jd.Diffusion("))
     assert names["loss"].shape == (4,)
     assert names["x_0"].shape == (4, 8, 8, 1)
 
 
 def test_the_same_with_nothing_hidden():
-    if not hasattr(jd, "Diffusion"):
-        pytest.skip("make_network does not take a configuration yet")
     names = run(block("jd.make_loss_fn("))
     assert jnp.isfinite(names["x_0"]).all()
     assert jax.tree.structure(names["grads"]) == jax.tree.structure(names["params"])

@@ -4,7 +4,6 @@
 compares by identity, so jit would compile a program for each.
 """
 
-import inspect
 from collections.abc import Callable, Hashable
 from functools import partial
 from types import FunctionType
@@ -52,8 +51,9 @@ def identify(value: Any) -> Hashable:
 
 
 def _identify_leaf(leaf: Any) -> Hashable:
-    leaf = inspect.unwrap(leaf)  # a checker of types may have wrapped it
-    if isinstance(leaf, FunctionType) and leaf.__module__.startswith("jax_ddpm."):
+    while _is_written_in(leaf, "jaxtyping"):  # a check of annotations is around it
+        leaf = leaf.__wrapped__
+    if _is_written_in(leaf, "jax_ddpm"):
         cells = [cell.cell_contents for cell in leaf.__closure__ or ()]
         return leaf.__code__, identify((cells, leaf.__defaults__, leaf.__kwdefaults__))
     if isinstance(leaf, np.ndarray | jax.Array) and not isinstance(leaf, jax.core.Tracer):
@@ -62,3 +62,10 @@ def _identify_leaf(leaf: Any) -> Hashable:
     if isinstance(leaf, Hashable) and not isinstance(leaf, jax.core.Tracer):
         return type(leaf), leaf
     return id(leaf)
+
+
+def _is_written_in(value: Any, package: str) -> bool:
+    """Whether `value` is a function of `package`, whatever decorators say about its module."""
+    if not isinstance(value, FunctionType):
+        return False
+    return value.__globals__.get("__name__", "").partition(".")[0] == package

@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 
 import jax_ddpm as jd
@@ -42,3 +44,18 @@ def test_functions_of_the_user_count_by_identity():
 
 def test_numbers_of_different_types_are_different():
     assert len({ByValue(1), ByValue(1.0), ByValue(True)}) == 3
+
+
+def test_a_decorated_function_is_not_the_one_inside():
+    """`functools.wraps` copies the name and the module of what it wraps."""
+    inside = jd.make_network(jd.UNetConfig(), (8, 8, 3)).apply_fn
+
+    @functools.wraps(inside)
+    def wrapped(*args, **kwargs):
+        return 2 * inside(*args, **kwargs)
+
+    @functools.wraps(inside)
+    def other(*args, **kwargs):
+        return 3 * inside(*args, **kwargs)
+
+    assert len({ByValue(inside), ByValue(wrapped), ByValue(other)}) == 3

@@ -80,13 +80,7 @@ def converted():
     return network.apply, network.params
 
 
-def library():
-    config = jd.UNetConfig(channels=4, channel_mult=(1,), attn_levels=(), num_groups=2)
-    network = jd.make_network(config, SHAPE[1:])
-    return network.apply_fn, network.init(jax.random.key(0))
-
-
-@pytest.mark.parametrize("make", [plain_jax, nnx, equinox, linen, converted, library])
+@pytest.mark.parametrize("make", [plain_jax, nnx, equinox, linen, converted])
 def test_a_network_is_trained_and_sampled(make):
     # As a user's session is; some of these frameworks broadcast.
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):

@@ -1,0 +1,153 @@
+"""`fit`: the training job on arrays, with the network of a preset or your own."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import dacite
+import jax
+
+from jax_ddpm import runs
+from jax_ddpm.api.arrays import make_source
+from jax_ddpm.api.checks import check_keywords
+from jax_ddpm.api.names import name_arguments
+from jax_ddpm.api.trained_run import TrainedRun, load_run, make_functions
+from jax_ddpm.config.follow import follow
+from jax_ddpm.config.presets import find_preset
+from jax_ddpm.config.run import Config, DataConfig
+from jax_ddpm.data.sources import ImageSource
+from jax_ddpm.errors import Stopped, UserError, flag_name
+from jax_ddpm.jobs.build import build
+from jax_ddpm.jobs.messages import tell
+from jax_ddpm.jobs.train import train_run
+from jax_ddpm.models import Architecture, CustomConfig, ModelConfig
+
+SHORT = {"steps": "num_steps"}  # as on the command line
+OWN = ("config", "network", "run", "seed", "random_flip")
+LABEL_FIELDS = ("num_classes", "num_class_embeds")  # of networks that can be given labels
+
+
+def fit(
+    images: Any,
+    labels: Any = None,
+    *,
+    config: str | Config = "fashion-cpu",
+    network: Any = None,
+    run: str | Path | None = None,
+    seed: int | None = None,
+    random_flip: bool | None = None,
+    **changes: Any,
+) -> TrainedRun:
+    """Train on an array of images, as `jax-ddpm train` does, and return the trained run.
+
+    >>> import numpy as np, jax_ddpm as jd
+    >>> images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8)
+    >>> run = jd.fit(images, steps=4, batch_size=8)
+    >>> run.sample(2, steps=4).shape
+    (2, 8, 8, 1)
+
+    `images` are uint8 [n, h, w, c] or [n, h, w]. With `labels` [n] the network learns the classes.
+    `config` is the name of a preset or a whole Config; `seed`, `random_flip` and `changes`, the
+    fields of TrainConfig and DiffusionConfig, change it. `steps` is num_steps. What depends on a
+    change, such as the warm-up, follows it.
+
+    `network` replaces the preset's: a configuration such as UNetConfig(channels=32), a Linen module
+    or two functions (init, apply_fn), with init(key) -> params and apply_fn(params, x_t, t, ...) ->
+    an output like x_t. Of `train`, `dropout_keys`, `label` and `x_self_cond`, apply_fn is given
+    what it takes.
+
+    `run` is the run folder; the same call again continues it. Without one, the folder is temporary
+    and removed with the returned object. Ctrl-C ends the training early and returns the run as far
+    as it got.
+
+    Raises UserError, in one sentence, for images, settings or a network that cannot work.
+    """
+    with name_arguments(), jax.enable_x64(False):
+        source = make_source(images, labels)
+        given = {"seed": seed, "random_flip": random_flip} | changes
+        chosen = change_config(config, {n: v for n, v in given.items() if v is not None})
+        chosen, own = choose_network(chosen, network, source, labels is not None)
+        folder, temporary = run or chosen.run, None
+        if folder is None:
+            temporary = TemporaryDirectory(prefix="jax_ddpm_")
+            folder = temporary.name
+        chosen = replace(chosen, run=Path(folder))
+        try:
+            train_run(chosen, source, build(chosen, source.image_shape, network=own))
+        except Stopped as stopped:
+            tell(str(stopped))
+        return replace(load_run(chosen.folder, network=own), temporary=temporary)
+
+
+def change_config(config: str | Config, changes: dict[str, Any]) -> Config:
+    """A preset or Config with settings of training, the process and the data changed.
+
+    Raises UserError for a preset or setting that does not exist, with the nearest name.
+    """
+    preset = find_preset(config) if isinstance(config, str) else config
+    if not isinstance(preset, Config):
+        raise UserError(
+            f"config is {type(config).__name__}, but it must be the name of a preset or a Config"
+        )
+    changes = {SHORT.get(name, name): value for name, value in changes.items()}
+    sections = {
+        f.name: section
+        for section in ("train", "diffusion")
+        for f in fields(getattr(preset, section))
+    }
+    sections |= {"random_flip": "data"}
+    check_keywords("fit", changes, dict.fromkeys([*SHORT, *sections, *OWN]))
+    changed = replace(preset, seed=changes.pop("seed", preset.seed))
+    changed = replace(changed, data=DataConfig("arrays", random_flip=preset.data.random_flip))
+    for name, value in changes.items():
+        section = getattr(changed, sections[name])
+        changed = replace(changed, **{sections[name]: replace(section, **{name: value})})
+    check_types(changed)
+    typed = {flag_name(name, f"--{sections[name]}.") for name in changes}
+    changed, followed = follow(changed, preset, typed)
+    for setting in followed:
+        tell(f"{setting.flag} is {setting.value} (the preset has {setting.preset})")
+    return changed
+
+
+def choose_network(
+    config: Config, network: Any, source: ImageSource, with_labels: bool
+) -> tuple[Config, Any]:
+    """`config` for the network, and the network's own functions if `config` does not make it."""
+    own = None
+    if isinstance(network, Architecture):
+        config = replace(config, model=cast(ModelConfig, network))
+    elif network is not None:
+        own = make_functions(network, source.image_shape)
+        custom = config.model if isinstance(config.model, CustomConfig) else CustomConfig()
+        config = replace(config, model=custom)
+    return set_classes(config, source, with_labels), own
+
+
+def set_classes(config: Config, source: ImageSource, with_labels: bool) -> Config:
+    """`config` with a network that knows the classes of `source`, if labels were given.
+
+    Raises UserError for labels without a network that takes them, and the other way round.
+    """
+    known, name = config.model.num_labels, type(config.model).__name__
+    if with_labels == (known is not None):
+        return config
+    if known is not None:
+        raise UserError(
+            f"{name} has {known} classes, but no labels were given: fit(images, labels)"
+        )
+    count = int(source.labels.max()) + 1 + (config.diffusion.label_dropout > 0)
+    for field in fields(config.model):
+        if field.name in LABEL_FIELDS:
+            model: Any = config.model
+            return replace(config, model=replace(model, **{field.name: count}))
+    raise UserError(f"{name} takes no labels: leave them out, or choose another network")
+
+
+def check_types(config: Config) -> None:
+    """Raise UserError for a setting of the wrong type."""
+    try:
+        runs.from_dict(runs.to_dict(config))
+    except dacite.DaciteError as error:
+        raise UserError(str(error)) from error

@@ -1,0 +1,186 @@
+"""`load_run`: a trained run folder as an object that draws images."""
+
+from dataclasses import dataclass, field
+from functools import wraps
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from jax_ddpm import runs
+from jax_ddpm.api.diffusion import Diffusion
+from jax_ddpm.api.names import name_arguments
+from jax_ddpm.config.jobs import SampleJob, Weights
+from jax_ddpm.config.run import Config
+from jax_ddpm.config.sample import SampleConfig
+from jax_ddpm.devices.per_example import replicate_params
+from jax_ddpm.errors import UserError, check_choice
+from jax_ddpm.jobs.build import Parts, build
+from jax_ddpm.jobs.generate import GenerateFn, collect, generate_images, make_generate_fn
+from jax_ddpm.jobs.parameters import check_weights, load_params
+from jax_ddpm.jobs.sample import choose_settings
+from jax_ddpm.models import NetworkFns, make_network
+from jax_ddpm.process.schedules import Schedule
+from jax_ddpm.process.types import ApplyFn
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainedRun:
+    """A trained network with all that is needed to draw images with it; see `load_run`."""
+
+    run: runs.Run
+    """The run folder, its settings and the shape of its images."""
+    params: Any
+    """The parameters that were asked for, by default the moving average."""
+    description: str
+    """Which parameters these are, and of which step."""
+    parts: Parts
+    """The functions and tables that the settings describe."""
+    temporary: TemporaryDirectory | None = None
+    """The run folder, if it is to be removed with this object."""
+    _programs: dict[SampleConfig, GenerateFn] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Config:
+        """Every setting of the run."""
+        return self.run.config
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        return self.run.image_shape
+
+    @property
+    def apply_fn(self) -> ApplyFn:
+        """The network: (params, x_t [b, h, w, c], t [b]) -> output."""
+        return self.parts.network.apply_fn
+
+    @property
+    def schedule(self) -> Schedule:
+        """The tables of the diffusion process."""
+        return self.parts.schedule
+
+    @property
+    def prediction_type(self) -> str:
+        """What the network predicts: eps, x_0 or v."""
+        return self.config.diffusion.prediction_type
+
+    @property
+    def diffusion(self) -> Diffusion:
+        """The process as an object, for losses and likelihoods, and samples in your own way.
+
+        Its loss draws timesteps uniformly and adds no offset noise, whatever the training did.
+        """
+        of_run, drawn = self.config.diffusion, self.config.sample
+        return Diffusion(
+            self.schedule,
+            prediction_type=of_run.prediction_type,
+            loss_type=of_run.loss_type,
+            weighting=of_run.weighting,
+            min_snr_gamma=of_run.min_snr_gamma,
+            p2_gamma=of_run.p2_gamma,
+            p2_k=of_run.p2_k,
+            objective=of_run.objective,
+            variance=of_run.variance if self.parts.learned_variance else drawn.variance,
+            vb_weight=of_run.vb_weight,
+            clip_x_0=drawn.clip_x_0,
+            rederive_eps=drawn.rederive_eps,
+            dynamic_threshold=drawn.dynamic_threshold,
+            self_condition=self.parts.self_condition,
+        )
+
+    def sample(
+        self,
+        num: int = 16,
+        *,
+        steps: int | None = None,
+        sampler: str | None = None,
+        seed: int = 0,
+        label: int | None = None,
+        guidance: float | None = None,
+        batch_size: int = 64,
+        **settings: Any,
+    ) -> UInt8[np.ndarray, "n h w c"]:
+        """`num` images, the same as `jax-ddpm sample RUN --num NUM --seed SEED` writes.
+
+        What is left out is as in the run; `settings` are the other fields of SampleConfig, such as
+        eta or spacing. Image i depends only on the seed. Images are drawn `batch_size` at a time,
+        by a program that is compiled once for each batch size and choice of settings.
+
+        Raises UserError, with the nearest name, for settings that do not exist or cannot work.
+        """
+        given = {"steps": steps, "sampler": sampler, "guidance": guidance}
+        changes = {name: value for name, value in given.items() if value is not None} | settings
+        job = SampleJob(num, seed=seed, label=label, batch_size=batch_size)
+        with name_arguments(), jax.enable_x64(False):
+            chosen = choose_settings(self.run, job, changes)
+            if chosen not in self._programs:
+                self._programs[chosen] = make_generate_fn(self.parts, chosen, self.image_shape)
+            batches = generate_images(
+                self._programs[chosen],
+                replicate_params(self.params, min(batch_size, num)),
+                num,
+                seed=seed,
+                batch_size=batch_size,
+                num_labels=self.parts.num_labels,
+                label=label,
+            )
+            return collect(batches, num).images
+
+    def __repr__(self) -> str:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        size = "x".join(map(str, self.image_shape))
+        return (
+            f"TrainedRun({self.run.folder}: {self.description}, {count:,} parameters, images of "
+            f"{size})"
+        )
+
+
+def load_run(
+    path: str | Path,
+    *,
+    weights: str | float = "ema",
+    checkpoint: Literal["newest", "best"] = "newest",
+    network: Any = None,
+) -> TrainedRun:
+    """The trained run in the folder `path`.
+
+    >>> import jax_ddpm as jd
+    >>> run = jd.load_run("runs/fashion-cpu")
+    >>> pictures = run.sample(4, steps=4, seed=0)
+    >>> pictures.shape == (4, *run.image_shape), pictures.dtype
+    (True, dtype('uint8'))
+
+    `weights` are "ema" (the moving average), "raw" (the parameters themselves) or a decay of the
+    run; `checkpoint` is "newest" or, of a run that kept it, "best". A run that was trained with a
+    network of your own needs the same `network` again, as `fit` takes it.
+
+    Raises UserError for a folder that is not a trained run, and for weights that it does not have.
+    """
+    with name_arguments(), jax.enable_x64(False):
+        check_choice("checkpoint", checkpoint, ("newest", "best"))
+        run, wanted = runs.load(Path(path)), Weights(str(weights), checkpoint=checkpoint)
+        check_weights(run.config, wanted)
+        own = None if network is None else make_functions(network, run.image_shape)
+        parts = build(run.config, run.image_shape, network=own)
+        return TrainedRun(run, *load_params(run, parts, wanted), parts)
+
+
+def make_functions(network: Any, image_shape: tuple[int, int, int]) -> NetworkFns:
+    """The functions (init, apply_fn) of a network of the user's.
+
+    Raises UserError for anything but these two functions and a Linen module.
+    """
+    if isinstance(network, tuple) and len(network) == 2 and all(map(callable, network)):
+        return NetworkFns(*network)
+    if callable(getattr(network, "init", None)) and callable(getattr(network, "apply", None)):
+        functions = make_network(network, image_shape)
+        # With the signature of the module, which tells what it takes.
+        return functions._replace(apply_fn=wraps(type(network).__call__)(functions.apply_fn))
+    raise UserError(
+        f"network is {type(network).__name__}, but it must be a configuration such as "
+        "UNetConfig(), a Linen module, or two functions (init, apply_fn)"
+    )

@@ -3,7 +3,7 @@
 from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 import dacite
 import jax
@@ -21,7 +21,7 @@ from jax_ddpm.errors import Stopped, UserError, flag_name
 from jax_ddpm.jobs.build import build
 from jax_ddpm.jobs.messages import tell
 from jax_ddpm.jobs.train import train_run
-from jax_ddpm.models import Architecture, CustomConfig, ModelConfig
+from jax_ddpm.models import Architecture, CustomConfig
 
 SHORT = {"steps": "num_steps"}  # as on the command line
 OWN = ("config", "network", "run", "seed", "random_flip")
@@ -117,7 +117,7 @@ def choose_network(
     """`config` for the network, and the network's own functions if `config` does not make it."""
     own = None
     if isinstance(network, Architecture):
-        config = replace(config, model=cast(ModelConfig, network))
+        config = replace(config, model=network)
     elif network is not None:
         own = make_functions(network, source.image_shape)
         custom = config.model if isinstance(config.model, CustomConfig) else CustomConfig()

@@ -21,10 +21,9 @@ HELP = Help(
 NAMES = ("step", "sampling", "data", "memory")
 
 
-def run(args: Sequence[str]) -> None:
-    """Read the command line and measure."""
+def read(args: Sequence[str]) -> tuple[Callable[[Any], object], Any]:
+    """The measurement that `args` name, and its flags."""
     name = choose("jax-ddpm bench", args, NAMES, HELP)
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave PyTorch some memory
     from jax_ddpm.jobs.bench import data, memory, step
 
     kinds: dict[str, tuple[type[Any], Callable[[Any], object]]] = {
@@ -35,4 +34,11 @@ def run(args: Sequence[str]) -> None:
     }
     kind, measure = kinds[name]
     help_ = HELP._replace(usage=f"jax-ddpm bench {name} [FLAGS]", summary=kind.__doc__ or "")
-    measure(parse(kind, args[1:], help_).flags)
+    return measure, parse(kind, args[1:], help_).flags
+
+
+def run(args: Sequence[str]) -> None:
+    """Read the command line and measure."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave PyTorch some memory
+    measure, flags = read(args)
+    measure(flags)

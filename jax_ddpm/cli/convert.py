@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -97,12 +97,19 @@ def read_export(args: Sequence[str]) -> Parsed[ExportFlags]:
     return parse(ExportFlags, args, EXPORT_HELP)
 
 
+def read(args: Sequence[str]) -> Parsed[Any]:
+    """The flags that `args` give, of the direction that they ask for."""
+    exports = any(arg.partition("=")[0] == "--to" for arg in args)
+    return read_export(args) if exports else read_import(args)
+
+
 def run(args: Sequence[str]) -> None:
     """Read the command line and convert."""
-    if value_of("--to", args) is not None or "--to" in args:
-        export_from(read_export(args))
+    parsed = read(args)
+    if isinstance(parsed.flags, ExportFlags):
+        export_from(parsed)
     else:
-        import_from(read_import(args))
+        import_from(parsed)
 
 
 def import_from(parsed: Parsed[ImportFlags]) -> None:

@@ -1,6 +1,7 @@
 """How a command ends: its exit code, and one sentence instead of a traceback for a mistake."""
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -71,7 +72,7 @@ def _without_late_threads() -> Iterator[None]:
 def suggest(*words: object) -> None:
     """Print the command that a user may want next, as they would type it."""
     command, *rest = map(str, words)
-    print(f"Next: {' '.join([command_name(command), *rest])}")
+    print(f"Next: {command_name(command)} {shlex.join(rest)}")
 
 
 def command_name(command: str) -> str:

@@ -3,9 +3,15 @@
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import jax
 
 from jax_ddpm.cli.help import Help
 from jax_ddpm.cli.parsing import parse
+
+if TYPE_CHECKING:
+    from jax_ddpm.parity.report import ParityArgs
 
 HELP = Help(
     usage="jax-ddpm parity [FLAGS]",
@@ -20,10 +26,19 @@ HELP = Help(
 )
 
 
+def read(args: Sequence[str]) -> "ParityArgs":
+    """The flags that `args` give."""
+    from jax_ddpm.parity.report import ParityArgs
+
+    return parse(ParityArgs, args, HELP).flags
+
+
 def run(args: Sequence[str]) -> None:
     """Read the command line, compare, and exit with 1 if anything is out of tolerance."""
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from jax_ddpm.parity.report import ParityArgs, write_report
+    flags = read(args)
+    if "JAX_PLATFORMS" not in os.environ:  # accelerators multiply float32 in lower precision
+        jax.config.update("jax_platforms", "cpu")
+    from jax_ddpm.parity.report import write_report
 
-    if not write_report(parse(ParityArgs, args, HELP).flags):
+    if not write_report(flags):
         sys.exit(1)

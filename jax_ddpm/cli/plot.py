@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -97,36 +98,52 @@ class SamplersFlags:
     job: Flat[CompareJob] = field(default_factory=CompareJob)
 
 
+FIGURES: dict[str, tuple[type[Any], Help]] = {
+    "schedules": (SchedulesFlags, SCHEDULES_HELP),
+    "forward": (ForwardFlags, FORWARD_HELP),
+    "samplers": (SamplersFlags, SAMPLERS_HELP),
+}
+
+
+def read(args: Sequence[str]) -> tuple[str, Any]:
+    """The figure that `args` name, and its flags."""
+    name = choose("jax-ddpm plot", args, FIGURES, HELP)
+    kind, help_ = FIGURES[name]
+    return name, parse(kind, args[1:], help_).flags
+
+
 def run(args: Sequence[str]) -> None:
     """Read the command line and draw."""
-    figures = {"schedules": draw_schedules, "forward": draw_forward, "samplers": draw_samplers}
-    name = choose("jax-ddpm plot", args, figures, HELP)
-    figures[name](args[1:])
+    name, flags = read(args)
+    match name:
+        case "schedules":
+            draw_schedules(flags)
+        case "forward":
+            draw_forward(flags)
+        case "samplers":
+            draw_samplers(flags)
 
 
-def draw_schedules(args: Sequence[str]) -> None:
+def draw_schedules(flags: SchedulesFlags) -> None:
     """Plot the tables of schedules."""
-    flags = parse(SchedulesFlags, args, SCHEDULES_HELP).flags
     from jax_ddpm.jobs.plot import plot_schedules
 
-    plot_schedules(flags.out, flags.preset, flags.schedules, flags.num_timesteps)
-    names = flags.schedules or ["NAME"]
-    suggest("train", "--schedule", names[0])
+    plot_schedules(**vars(flags))
+    chosen = ["--schedule", flags.schedules[0]] if flags.schedules else ["--preset", flags.preset]
+    suggest("train", *chosen)
 
 
-def draw_forward(args: Sequence[str]) -> None:
+def draw_forward(flags: ForwardFlags) -> None:
     """Draw pictures on their way to noise."""
-    flags = parse(ForwardFlags, args, FORWARD_HELP).flags
     from jax_ddpm.jobs.plot import plot_forward
 
     plot_forward(**vars(flags))
     suggest("train", "--preset", flags.preset)
 
 
-def draw_samplers(args: Sequence[str]) -> None:
+def draw_samplers(flags: SamplersFlags) -> None:
     """Plot the quality of every sampler's images."""
-    flags = parse(SamplersFlags, args, SAMPLERS_HELP).flags
     from jax_ddpm.jobs.compare_samplers import compare_samplers
 
     compare_samplers(flags.run, flags.job)
-    suggest("sample", flags.run, "--sampler NAME --steps N")
+    suggest("sample", flags.run, "--sampler", "NAME", "--steps", "N")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jax_ddpm.cli.ending import suggest
 from jax_ddpm.cli.help import Help
@@ -61,27 +62,33 @@ class EmojiFlags:
     """The file to write: images, uint8 [n, 32, 32, 3]."""
 
 
-def read(args: Sequence[str]) -> Parsed[PrepareFlags]:
-    """The flags that `args` give."""
+def read(args: Sequence[str]) -> Parsed[Any]:
+    """The flags that `args` give, of the emoji if these come first."""
+    if args and args[0] == "emoji":
+        return parse(EmojiFlags, args[1:], EMOJI_HELP)
     return parse(PrepareFlags, args, HELP)
 
 
 def run(args: Sequence[str]) -> None:
     """Read the command line, write the data set, and say how to train on it."""
-    if args and args[0] == "emoji":
-        return run_emoji(args[1:])
     parsed = read(args)
-    flags = parsed.flags
     with parsed.naming_flags_as_typed():
-        from jax_ddpm.jobs.prepare_data import prepare_dataset
+        if isinstance(parsed.flags, EmojiFlags):
+            write_emoji(parsed.flags)
+        else:
+            write_dataset(parsed.flags)
 
-        prepare_dataset(flags.name, flags.out, flags.data)
+
+def write_dataset(flags: PrepareFlags) -> None:
+    """Write pictures as a data set of TensorFlow Datasets."""
+    from jax_ddpm.jobs.prepare_data import prepare_dataset
+
+    prepare_dataset(flags.name, flags.out, flags.data)
     suggest("train", "--data.name", flags.name, "--data.path", flags.out)
 
 
-def run_emoji(args: Sequence[str]) -> None:
-    """Read the command line, write the emoji, and say how to train on them."""
-    flags = parse(EmojiFlags, args, EMOJI_HELP).flags
+def write_emoji(flags: EmojiFlags) -> None:
+    """Write the emoji as a NumPy file."""
     from jax_ddpm.jobs.prepare_emoji import prepare_emoji
 
     prepare_emoji(flags.font, flags.out)

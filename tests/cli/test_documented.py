@@ -1,0 +1,46 @@
+"""Every command line in the README and the documents can be read."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from jax_ddpm.cli import bench, convert, evaluate, parity, plot, prepare, sample, train
+from jax_ddpm.config.run import validate
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+READ = {
+    "train": train.read,
+    "sample": sample.read,
+    "evaluate": evaluate.read,
+    "convert": convert.read,
+    "plot": plot.read,
+    "parity": parity.read,
+    "prepare": prepare.read,
+    "bench": bench.read,
+}
+
+
+def find_lines():
+    """Every `jax-ddpm ...` with arguments: in blocks of code, and inline."""
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        lines = re.findall(r"^ *(?:.*&& *)?jax-ddpm (.*?)(?:  +#.*)?$", text, re.MULTILINE)
+        for line in dict.fromkeys([*lines, *re.findall(r"`jax-ddpm ([^`\n]*)`", text)]):
+            complete = " " in line and not line.endswith("--run")
+            if complete and "|" not in line and "..." not in line:
+                yield pytest.param(line, id=f"{page.stem}: {line[:60]}")
+
+
+@pytest.mark.parametrize("line", find_lines())
+def test_a_documented_command_line_can_be_read(line):
+    command, *args = shlex.split(line.replace("--preset NAME", "--preset annotated"))
+    if "--help" in args or "--help-all" in args:
+        with pytest.raises(SystemExit):
+            READ[command](args)
+        return
+    found = READ[command](args)
+    if command == "train":
+        validate(found[0].flags.config)

@@ -245,7 +245,7 @@ def test_shapes_and_names_tell_the_settings(source, arguments, size):
     theirs = twin(source, **arguments)
     given = None
     if source == "annotated_ws" or not arguments.get("use_convnext", True):
-        with pytest.raises(UserError, match="no shape tells its resnet_block_groups"):
+        with pytest.raises(UserError, match="shapes do not reveal its resnet_block_groups"):
             read_config(source, theirs, given)
         names = {"resnet_block_groups", "weight_standardization", "self_condition"}
         given = {name: arguments[name] for name in names & arguments.keys()}

@@ -12,7 +12,7 @@ import torch
 from jax_ddpm.errors import UserError
 from jax_ddpm.interop import PEERS, from_torch, to_state_dict, to_torch
 from jax_ddpm.interop.network import complete_config
-from jax_ddpm.interop.openai import multiple
+from jax_ddpm.interop.openai import find_factor
 from jax_ddpm.interop.state_dict import rename
 from jax_ddpm.models.layers import timestep_embedding
 from parity_tests.comparing import (
@@ -156,7 +156,7 @@ def test_shapes_tell_everything_but_the_heads(case):
     heads = {name: config[name] for name in HEADS if name in config}
     weights, source = load_weights(GOLDENS / case), source_of(case)
     assert complete_config(weights, PEERS[source], source, heads) == network.config
-    with pytest.raises(UserError, match="no shape tells its num_heads"):
+    with pytest.raises(UserError, match="shapes do not reveal its num_heads"):
         from_torch(weights, source)
 
 
@@ -167,7 +167,7 @@ def random_config(source, seed):
     width = pick([32, 64]) if source == IMPROVED else pick([32, 64, 48, 33])
     mult = (1, *(pick([1, 2]) for _ in range(num_levels - 1)))
     if source == GUIDED:
-        mult = tuple(multiple(pick([32, 64, 96]), width) for _ in range(num_levels))
+        mult = tuple(find_factor(pick([32, 64, 96]), width) for _ in range(num_levels))
     config = {
         "in_channels": pick([1, 3, 4]),
         "model_channels": width,
@@ -261,7 +261,7 @@ MISTAKES = {
     "--model.num-heads is 3, but it must be a divisor of the 32": {"num_heads": 3},
     "--model.num-heads-upsample is 5, but": {"num_heads_upsample": 5},
     "--model.dropout is 1.5": {"dropout": 1.5},
-    "dims is 3, but only 2": {"dims": 3},
+    "dims is 3, but it must be 2": {"dims": 3},
     "attention_resolutions is '16,8', but": {"attention_resolutions": "16,8"},
     "no argument 'num_head', did you mean 'num_heads'?": {"num_head": 1},
     "--model.channel-mult is .*multiples of 32": {"channel_mult": [1, 0.3]},
@@ -298,7 +298,7 @@ def test_a_missing_and_a_foreign_weight_are_named():
 def test_multiples_give_back_the_channels():
     for features in range(32, 4097, 32):
         for channels in range(1, 200):
-            assert int(multiple(features, channels) * channels) == features
+            assert int(find_factor(features, channels) * channels) == features
 
 
 @pytest.mark.slow

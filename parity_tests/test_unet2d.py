@@ -142,7 +142,7 @@ def test_shapes_tell_what_they_can(case):
 
 def test_weights_without_a_configuration_are_refused():
     weights = recorded(CASES[0])[3]
-    with pytest.raises(UserError, match="no shape tells its attention_head_dim"):
+    with pytest.raises(UserError, match="shapes do not reveal its attention_head_dim"):
         from_torch(weights, "diffusers")
 
 

@@ -13,9 +13,9 @@ from jax_ddpm.cli.flags import Flat
 from jax_ddpm.cli.help import Help
 from jax_ddpm.cli.parsing import Parsed, parse
 from jax_ddpm.config.jobs import Weights
-from jax_ddpm.config.presets import PRESET_OF, PRESETS
+from jax_ddpm.config.presets import PRESETS
 from jax_ddpm.config.run import Config
-from jax_ddpm.interop import Source
+from jax_ddpm.interop import PEERS, PeerName
 
 EXAMPLES = (
     (
@@ -59,7 +59,7 @@ class ImportFlags:
 
     file: tyro.conf.Positional[Path]
     """Weight file: .safetensors, .pt, .pth, .bin, .ckpt or .npz."""
-    source: Source
+    source: PeerName
     """The implementation that wrote it."""
     out: Path
     """Folder of the new run."""
@@ -77,7 +77,7 @@ class ExportFlags:
     """Folder of the run."""
     to: Literal["torch"]
     """torch: the names and layouts of a PyTorch state dict."""
-    source: Source | None = None
+    source: PeerName | None = None
     """The implementation that shall load the file; None: that of the run's network."""
     out: Path | None = None
     """File to write: .safetensors, .pt or .npz. None: SOURCE.safetensors in the run folder."""
@@ -87,7 +87,7 @@ class ExportFlags:
 def read_import(args: Sequence[str]) -> Parsed[ImportFlags]:
     """The flags that `args` give; the others are those of the implementation's preset."""
     source = value_of("--source", args)
-    preset = PRESETS[PRESET_OF[source]] if source in PRESET_OF else Config()
+    preset = PRESETS[PEERS[source].preset] if source in PEERS else Config()
     default = ImportFlags(tyro.MISSING, tyro.MISSING, tyro.MISSING, settings=preset)
     return parse(ImportFlags, args, IMPORT_HELP, default=default)
 

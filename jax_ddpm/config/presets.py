@@ -283,21 +283,6 @@ PRESETS: dict[str, Config] = {
     ),
 }
 
-# The preset that a run of imported weights begins with.
-PRESET_OF: dict[str, str] = {
-    "torch_ref": "fashion-cpu",
-    "ho": "ddpm-cifar10",
-    "diffusers": "diffusers-ddpm",
-    "lucidrains": "denoising-diffusion-pytorch",
-    "annotated": "annotated-convnext",
-    "annotated_layernorm": "annotated-convnext",
-    "annotated_ws": "annotated",
-    "epita": "epita",
-    "pulfer": "pulfer",
-    "guided_diffusion": "guided-diffusion",
-    "improved_diffusion": "improved-diffusion",
-}
-
 
 def find_preset(name: str) -> Config:
     """The preset called `name`. Raises UserError if there is none."""

@@ -1,12 +1,12 @@
 """Weights of other implementations: a table of names per peer, one strict reader for all."""
 
-from jax_ddpm.interop.network import PEERS, Network, Source, from_torch, to_torch
+from jax_ddpm.interop.network import PEERS, Network, PeerName, from_torch, to_torch
 from jax_ddpm.interop.state_dict import from_state_dict, to_state_dict
 
 __all__ = [
     "PEERS",
     "Network",
-    "Source",
+    "PeerName",
     "from_state_dict",
     "from_torch",
     "to_state_dict",

@@ -1,17 +1,34 @@
-"""The U-Nets of the Annotated Diffusion Model, as notebook and texts have them, and of EPITA."""
+"""The U-Nets of the Annotated Diffusion Model (a notebook and two texts) and of EPITA."""
 
 import re
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from jax_ddpm.interop.peer import Peer, Shapes
 from jax_ddpm.models import AnnotatedConfig, AnnotatedWSConfig
 
-ARGUMENTS = ("dim", "init_dim", "out_dim", "dim_mults", "channels", "with_time_emb",
-             "resnet_block_groups", "use_convnext", "convnext_mult")  # fmt: skip
-# The last is ours: which of two published texts the weights belong to.
-OF_WS = ("dim", "init_dim", "out_dim", "dim_mults", "channels", "self_condition",
-         "resnet_block_groups", "weight_standardization")  # fmt: skip
+ARGUMENTS = (
+    "dim",
+    "init_dim",
+    "out_dim",
+    "dim_mults",
+    "channels",
+    "with_time_emb",
+    "resnet_block_groups",
+    "use_convnext",
+    "convnext_mult",
+)
+WS_ARGUMENTS = (
+    "dim",
+    "init_dim",
+    "out_dim",
+    "dim_mults",
+    "channels",
+    "self_condition",
+    "resnet_block_groups",
+    "weight_standardization",  # ours: which of two published texts the weights belong to
+)
 
 SHARED = [
     ("init_conv", "conv_in"),
@@ -30,12 +47,12 @@ SHARED = [
     ("block{i}.norm", "norm{i}"),
     ("res_conv", "shortcut"),
 ]
-LEVELS = [("downs.{i}.{j}", "down_{i}.block_{j}"), ("ups.{i}.{j}", "up_{-i}.block_{j}")]
+BLOCKS = [("downs.{i}.{j}", "down_{i}.block_{j}"), ("ups.{i}.{j}", "up_{-i}.block_{j}")]
 NAMES = [
     *SHARED,
     ("downs.{i}.3", "down_{i}.downsample"),
     ("ups.{i}.3", "up_{-i}.upsample"),
-    *LEVELS,
+    *BLOCKS,
     ("ds_conv", "depthwise"),
     ("net.0", "norm_in"),
     ("net.1", "expand"),
@@ -44,13 +61,13 @@ NAMES = [
     ("final_conv.0", "block_out"),
     ("final_conv.1", "conv_out"),
 ]
-NAMES_OF_WS = [
+WS_NAMES = [
     *SHARED,
     ("downs.{i}.3.1", "down_{i}.downsample"),
     ("ups.{i}.3.1", "up_{-i}.upsample"),
     ("downs.{i}.3", "down_{i}.conv"),
     ("ups.{i}.3", "up_{-i}.conv"),
-    *LEVELS,
+    *BLOCKS,
     ("final_res_block", "block_out"),
     ("final_conv", "conv_out"),
 ]
@@ -69,14 +86,14 @@ LAYER_NORMS = [
 
 
 def infer(shapes: Shapes) -> dict[str, Any]:
-    """Everything but the number of groups, which ConvNeXt blocks do not have."""
+    """Infer everything but the number of groups, which ConvNeXt blocks do not have."""
     out_dim, dim = shapes["final_conv.1.weight"][:2]
     found = {
         "init_dim": shapes["init_conv.weight"][0],
         "channels": shapes["init_conv.weight"][1],
         "dim": dim,
         "out_dim": out_dim,
-        "dim_mults": widths(shapes, r"downs\.(\d+)\.2\.fn\.fn\.to_out\.0\.weight", dim),
+        "dim_mults": find_widths(shapes, r"downs\.(\d+)\.2\.fn\.fn\.to_out\.0\.weight", dim),
         "with_time_emb": "time_mlp.1.weight" in shapes,
         "use_convnext": "final_conv.0.ds_conv.weight" in shapes,
     }
@@ -87,33 +104,33 @@ def infer(shapes: Shapes) -> dict[str, Any]:
 
 
 def infer_ws(shapes: Shapes) -> dict[str, Any]:
-    """Everything but groups and weight standardisation; `in_channels` goes to `ws_config`."""
+    """Infer everything but groups and weight standardisation; `in_channels` is for `make_config`."""
     out_dim, dim = shapes["final_conv.weight"][:2]
     return {
         "init_dim": shapes["init_conv.weight"][0],
         "in_channels": shapes["init_conv.weight"][1],
         "dim": dim,
         "out_dim": out_dim,
-        "dim_mults": widths(shapes, r"downs\.(\d+)\.3(?:\.1)?\.weight", dim),
+        "dim_mults": find_widths(shapes, r"downs\.(\d+)\.3(?:\.1)?\.weight", dim),
     }
 
 
-def widths(shapes: Shapes, pattern: str, dim: int) -> tuple[int, ...]:
-    """The output channels of the tensors of that pattern, by level, as multiples of `dim`."""
+def find_widths(shapes: Shapes, pattern: str, dim: int) -> tuple[int, ...]:
+    """The output channels of the tensors of that pattern, by stage, as multiples of `dim`."""
     sizes = {int(m[1]): s[0] for name, s in shapes.items() if (m := re.fullmatch(pattern, name))}
-    return tuple(sizes[level] // dim for level in sorted(sizes))
+    return tuple(sizes[stage] // dim for stage in sorted(sizes))
 
 
-def ws_config(
+def make_ws_config(
     *,
     in_channels: int,
     channels: int | None = None,
     self_condition: bool | None = None,
     **arguments: Any,
 ) -> AnnotatedWSConfig:
-    """The network has channels * (1 + self_condition) input channels; either tells the other.
+    """Find channels and self_condition: there are channels * (1 + self_condition) input channels.
 
-    Without both, as many channels as it has outputs.
+    If neither is given, the images have as many channels as the output.
     """
     if self_condition is None:
         self_condition = in_channels == 2 * (channels or arguments["out_dim"])
@@ -126,6 +143,7 @@ ANNOTATED = Peer(
     arguments=ARGUMENTS,
     infer=infer,
     names=NAMES,
+    preset="annotated-convnext",
     unknowable=("resnet_block_groups",),
 )
 ANNOTATED_LAYERNORM = Peer(
@@ -133,14 +151,16 @@ ANNOTATED_LAYERNORM = Peer(
     arguments=ARGUMENTS,
     infer=infer,
     names=[*LAYER_NORMS, *NAMES],
+    preset="annotated-convnext",
     layouts={"g": "channels", "b": "channels"},
     unknowable=("resnet_block_groups",),
 )
 ANNOTATED_WS = Peer(
-    make_config=ws_config,
-    arguments=OF_WS,
+    make_config=make_ws_config,
+    arguments=WS_ARGUMENTS,
     infer=infer_ws,
-    names=NAMES_OF_WS,
+    names=WS_NAMES,
+    preset="annotated",
     unknowable=("resnet_block_groups", "weight_standardization"),
 )
-EPITA = ANNOTATED
+EPITA = replace(ANNOTATED, preset="epita")

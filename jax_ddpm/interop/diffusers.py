@@ -21,25 +21,25 @@ UNKNOWABLE = (
 
 
 def infer(shapes: Shapes) -> dict[str, Any]:
-    """Channels, levels, blocks, attention, and how t and the classes are embedded."""
-    num_levels = 1 + max(_numbers(shapes, r"down_blocks\.(\d+)\."), default=-1)
-    widths = [_of(shapes, f"down_blocks.{i}.resnets.0.conv2.weight")[0] for i in range(num_levels)]
+    """Infer channels, resolutions, blocks, attention, and how t and the classes are embedded."""
+    stages = 1 + max(_find_numbers(shapes, r"down_blocks\.(\d+)\."), default=-1)
+    widths = [_get(shapes, f"down_blocks.{i}.resnets.0.conv2.weight")[0] for i in range(stages)]
     return {
-        "in_channels": _of(shapes, "conv_in.weight")[1],
-        "out_channels": _of(shapes, "conv_out.weight")[0],
+        "in_channels": _get(shapes, "conv_in.weight")[1],
+        "out_channels": _get(shapes, "conv_out.weight")[0],
         "block_out_channels": tuple(widths),
-        "layers_per_block": len(_numbers(shapes, r"down_blocks\.0\.resnets\.(\d+)\.")),
+        "layers_per_block": len(_find_numbers(shapes, r"down_blocks\.0\.resnets\.(\d+)\.")),
         "add_attention": any(name.startswith("mid_block.attentions.0.") for name in shapes),
         "mid_block_type": "UNetMidBlock2D"
         if "mid_block.resnets.0.conv1.weight" in shapes
         else None,
-        "time_embedding_dim": _of(shapes, "time_embedding.linear_1.weight")[0],
-        **_time_and_classes(shapes),
-        **_blocks(shapes, num_levels),
+        "time_embedding_dim": _get(shapes, "time_embedding.linear_1.weight")[0],
+        **_infer_embeddings(shapes),
+        **_infer_blocks(shapes, stages),
     }
 
 
-def _time_and_classes(shapes: Shapes) -> dict[str, Any]:
+def _infer_embeddings(shapes: Shapes) -> dict[str, Any]:
     found: dict[str, Any] = {"time_embedding_type": "positional"}
     table = shapes.get("time_proj.weight")
     if table is not None:
@@ -56,14 +56,14 @@ def _time_and_classes(shapes: Shapes) -> dict[str, Any]:
     return found
 
 
-def _blocks(shapes: Shapes, num_levels: int) -> dict[str, Any]:
-    """The types of plain blocks; nothing where there are others, whose names do not tell all."""
+def _infer_blocks(shapes: Shapes, stages: int) -> dict[str, Any]:
+    """Infer the types of plain blocks; the names of other blocks do not reveal theirs."""
     if any("skip_conv" in name or "norm1.linear" in name for name in shapes):
         return {}
     found: dict[str, Any] = {}
     for way, plain, resample in (("down", "DownBlock2D", "Down"), ("up", "UpBlock2D", "Up")):
         types = []
-        for i in range(num_levels):
+        for i in range(stages):
             names = [name for name in shapes if name.startswith(f"{way}_blocks.{i}.")]
             attention = any(".attentions." in name for name in names)
             resnet = any(f"{way}samplers.0.conv1." in name for name in names)
@@ -75,23 +75,23 @@ def _blocks(shapes: Shapes, num_levels: int) -> dict[str, Any]:
     return found
 
 
-def _numbers(shapes: Shapes, pattern: str) -> set[int]:
+def _find_numbers(shapes: Shapes, pattern: str) -> set[int]:
     return {int(match[1]) for name in shapes if (match := re.match(pattern, name))}
 
 
-def _of(shapes: Shapes, name: str) -> tuple[int, ...]:
+def _get(shapes: Shapes, name: str) -> tuple[int, ...]:
     if name not in shapes:
         raise UserError(f"there is no {name}")
     return shapes[name]
 
 
 def make_config(**arguments: Any) -> UNet2DConfig:
-    """Its own arguments, but for the names that blocks had in its first versions."""
+    """Accept its own arguments, and the names that blocks had in its first versions."""
     for name in ("down_block_types", "up_block_types"):
         if name in arguments:
             arguments[name] = tuple(kind.removeprefix("UNetRes") for kind in arguments[name])
     if arguments.get("mid_block_type") is not None:
-        arguments["mid_block_type"] = "UNetMidBlock2D"  # whatever it is called, as theirs
+        arguments["mid_block_type"] = "UNetMidBlock2D"  # as theirs, whatever its name
     return UNet2DConfig(**arguments)
 
 
@@ -99,8 +99,9 @@ DIFFUSERS = Peer(
     make_config=make_config,
     arguments=tuple(name for name in UNet2DConfig.__dataclass_fields__ if name != "compute_dtype"),
     infer=infer,
-    # The way up is numbered from the lowest resolution. Of two names the first is written: files
-    # of the first versions call the layers of attention by the second.
+    preset="diffusers-ddpm",
+    # The way up is numbered from the lowest resolution. Attention has two sets of names: the first
+    # is written, the second is that of the first versions' files.
     names=[
         ("time_embedding.linear_1", "temb.dense_0"),
         ("time_embedding.linear_2", "temb.dense_1"),

@@ -9,12 +9,12 @@ from jax_ddpm.models import LucidrainsConfig
 
 
 def infer_lucidrains(shapes: Shapes) -> dict[str, Any]:
-    """Everything but `sinusoidal_pos_emb_theta`, which is 10000 unless given.
+    """Infer everything but `sinusoidal_pos_emb_theta`, which is 10000 unless given.
 
-    Channels stay as they are found: `lucidrains_config` knows which arguments make them.
+    Channels stay as they are found: `make_lucidrains_config` knows which arguments make them.
     """
     if "downs.0.0.block1.norm.weight" in shapes:
-        raise UserError("the norms are those of before version 2.0, which was another network")
+        raise UserError("these are norms from before version 2.0, which was another network")
     try:
         return _infer(shapes)
     except KeyError as error:
@@ -24,19 +24,17 @@ def infer_lucidrains(shapes: Shapes) -> dict[str, Any]:
 def _infer(shapes: Shapes) -> dict[str, Any]:
     time_dim, _ = shapes["time_mlp.1.weight"]
     numbers = [int(match[1]) for name in shapes if (match := re.match(r"downs\.(\d+)\.", name))]
-    levels = range(1 + max(numbers, default=-1))
-    convs = (shapes.get(f"downs.{i}.3.1.weight") or shapes[f"downs.{i}.3.weight"] for i in levels)
-    full = tuple(f"downs.{i}.2.to_out.weight" in shapes for i in levels)
-    memories = [shapes[f"downs.{i}.2.mem_kv"] for i in levels]
+    stages = range(1 + max(numbers, default=-1))
+    convs = (shapes.get(f"downs.{i}.3.1.weight") or shapes[f"downs.{i}.3.weight"] for i in stages)
+    full = tuple(f"downs.{i}.2.to_out.weight" in shapes for i in stages)
+    mem_kv = [shapes[f"downs.{i}.2.mem_kv"] for i in stages]
     found = {
         "dim": time_dim // 4,
         "init_dim": shapes["init_conv.weight"][0],
         "dim_mults": tuple(conv[0] * 4 // time_dim for conv in convs),
         "full_attn": full,
-        "attn_heads": tuple(shape[1] for shape in memories),
-        "attn_dim_head": tuple(
-            shape[3 if f else 2] for f, shape in zip(full, memories, strict=True)
-        ),
+        "attn_heads": tuple(shape[1] for shape in mem_kv),
+        "attn_dim_head": tuple(shape[3 if f else 2] for f, shape in zip(full, mem_kv, strict=True)),
         "input_channels": shapes["init_conv.weight"][1],
         "output_channels": shapes["final_conv.weight"][0],
     }
@@ -45,13 +43,13 @@ def _infer(shapes: Shapes) -> dict[str, Any]:
     return found
 
 
-def lucidrains_config(
+def make_lucidrains_config(
     *, input_channels: int, output_channels: int, **arguments: Any
 ) -> LucidrainsConfig:
-    """Find channels, self_condition, learned_variance and out_dim, where they are not given.
+    """Find channels, self_condition, learned_variance and out_dim where they are not given.
 
-    Self-conditioning and a learned variance both double a number of channels: of two readings the
-    simpler one is taken, and the other one fails where images of its channels come in.
+    Self-conditioning and a learned variance both double a number of channels. Of two possible
+    readings the simpler one is chosen; if it is wrong, images have other channels and are refused.
     """
     channels, self_condition = arguments.get("channels"), arguments.get("self_condition")
     if self_condition is None:
@@ -68,7 +66,7 @@ def lucidrains_config(
 
 
 LUCIDRAINS = Peer(
-    make_config=lucidrains_config,
+    make_config=make_lucidrains_config,
     arguments=(
         "dim",
         "init_dim",
@@ -88,6 +86,7 @@ LUCIDRAINS = Peer(
         "flash_attn",
     ),
     infer=infer_lucidrains,
+    preset="denoising-diffusion-pytorch",
     names=[
         ("init_conv", "conv_in"),
         ("time_mlp.0.weights", "temb.frequencies"),

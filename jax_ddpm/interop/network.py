@@ -1,16 +1,15 @@
 """`from_torch` and `to_torch`: whole networks, from and to the weights of their implementation."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jax_ddpm.errors import UserError
+from jax_ddpm.errors import UserError, check_choice, nearest
 from jax_ddpm.files.untrusted import explain
 from jax_ddpm.interop.annotated import ANNOTATED, ANNOTATED_LAYERNORM, ANNOTATED_WS, EPITA
 from jax_ddpm.interop.diffusers import DIFFUSERS
@@ -23,21 +22,7 @@ from jax_ddpm.interop.unet import HO, TORCH_REF
 from jax_ddpm.interop.unwrap import unwrap
 from jax_ddpm.models import Architecture, make_network, parameter_shapes
 
-Source = Literal[
-    "torch_ref",
-    "ho",
-    "diffusers",
-    "guided_diffusion",
-    "improved_diffusion",
-    "pulfer",
-    "lucidrains",
-    "annotated",
-    "annotated_layernorm",
-    "annotated_ws",
-    "epita",
-]
-
-PEERS: dict[Source, Peer] = {
+PEERS: dict[str, Peer] = {
     "torch_ref": TORCH_REF,
     "ho": HO,
     "diffusers": DIFFUSERS,
@@ -50,7 +35,12 @@ PEERS: dict[Source, Peer] = {
     "annotated_ws": ANNOTATED_WS,
     "epita": EPITA,
 }
-# What shapes and arguments that make no network run into, wherever that is first seen.
+if TYPE_CHECKING:
+    PeerName = str
+else:
+    PeerName = Literal[tuple(PEERS)]
+
+# What shapes and arguments that make no network may raise, wherever it is noticed first.
 UNFIT = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError)
 
 
@@ -58,32 +48,32 @@ UNFIT = (ValueError, TypeError, KeyError, IndexError, AttributeError, Arithmetic
 class Network:
     """A network with its weights.
 
-    `apply(params, x_t[b,h,w,c], t[b], *, label=None, x_self_cond=None) -> [b,h,w,o]` computes in
-    the dtype of its arguments (the wider one, as JAX promotes), without dropout.
+    `apply(params, x_t[b,h,w,c], t[b], *, label=None, x_self_cond=None, train=False,
+    dropout_keys=None) -> [b,h,w,o]` computes in the wider dtype of the images and the parameters,
+    as JAX promotes them. It can be sampled from and trained like any `apply_fn`.
     """
 
-    source: Source
+    source: PeerName
     config: Architecture
     params: Any
     apply: Callable[..., Array]
 
 
 def from_torch(
-    state_dict: Mapping[str, Any], source: Source, config: Mapping[str, Any] | None = None
+    state_dict: Mapping[str, Any], source: PeerName, config: Mapping[str, Any] | None = None
 ) -> Network:
-    """The network whose weights `state_dict` holds (names -> arrays), written by `source`.
+    """Read a network from the weights `state_dict` (names -> arrays) that `source` wrote.
 
-    `config` holds the peer's own constructor arguments under its own names; arguments of its
-    training or diffusion process are passed over. What it leaves out is read off the shapes, else
-    it is the peer's default; without any `config` there must be no argument that shapes leave open.
-    Prefixes (model., ema_model., module., network.) and trainer files are understood: of a moving
-    average and the parameters themselves the average is taken.
+    `config` holds the peer's own constructor arguments; arguments of its training or diffusion
+    process are ignored. Missing arguments are inferred from the shapes or get the peer's defaults.
+    Without any `config`, shapes must determine all that matters. Prefixes (model., ema_model.,
+    module., network.) and trainer files are understood; if a file holds both raw and averaged
+    weights, the average is used.
 
-    Raises UserError, naming the first offender, unless every tensor is used exactly once, with its
-    shape, and for arguments that cannot be.
+    Raises UserError, naming the first offender, unless every tensor is used exactly once with its
+    shape, and for impossible arguments.
     """
-    if source not in PEERS:
-        raise UserError(f"there is no source {source!r}, choose one of {', '.join(PEERS)}")
+    source = check_choice("source", source, PEERS)
     peer = PEERS[source]
     tensors = unwrap(state_dict, peer.buffers)
     try:
@@ -95,7 +85,7 @@ def from_torch(
         raise UserError(
             f"these are not the {source} weights of this network: {explain(error)}"
         ) from error
-    return Network(source, made, jax.tree.map(as_array, params), make_apply(made))
+    return Network(source, made, jax.tree.map(to_array, params), make_apply(made))
 
 
 def to_torch(network: Network) -> dict[str, np.ndarray]:
@@ -106,7 +96,7 @@ def to_torch(network: Network) -> dict[str, np.ndarray]:
 def complete_config(
     tensors: Mapping[str, np.ndarray], peer: Peer, source: str, given: Mapping[str, Any] | None
 ) -> Architecture:
-    """The peer's configuration: what is given, else what the shapes say, else its defaults."""
+    """Build the configuration: given arguments first, then inferred ones, then the defaults."""
     try:
         inferred = peer.infer({name: tensor.shape for name, tensor in tensors.items()})
     except UserError:  # it says more
@@ -115,40 +105,38 @@ def complete_config(
         names = ", ".join(list(tensors)[:3])
         raise UserError(f"it has no network with weights called {names}, ...") from error
     if given is None and (unknown := [n for n in peer.unknowable if n not in inferred]):
-        raise UserError(f"no shape tells its {unknown[0]}: give the configuration as well")
-    arguments = {name: _plain(value) for name, value in (given or {}).items()}
+        raise UserError(f"shapes do not reveal its {unknown[0]}: give the configuration as well")
+    arguments = {name: _freeze(value) for name, value in (given or {}).items()}
     for name in arguments.keys() - set(peer.arguments):
-        if close := difflib.get_close_matches(name, peer.arguments, n=1, cutoff=0.8):
-            raise UserError(f"{source} has no argument {name!r}, did you mean {close[0]!r}?")
+        if close := nearest(name, peer.arguments, cutoff=0.8):
+            raise UserError(f"{source} has no argument {name!r}, did you mean {close!r}?")
         del arguments[name]
     return peer.make_config(**{**inferred, **arguments})
 
 
-def _plain(value: Any) -> Any:
-    """Lists, as JSON has them, as tuples."""
-    return tuple(_plain(item) for item in value) if isinstance(value, list | tuple) else value
+def _freeze(value: Any) -> Any:
+    """Turn the lists of JSON into tuples."""
+    return tuple(_freeze(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def as_array(array: np.ndarray) -> Array | np.ndarray:
-    """A JAX array; a dtype that JAX would cut (float64 without x64) stays with NumPy."""
+def to_array(array: np.ndarray) -> Array | np.ndarray:
+    """Copy to JAX; a dtype that JAX would narrow (float64 without x64) stays in NumPy."""
     array = np.array(array)  # a copy: JAX may keep what it is given
-    return (
-        jnp.asarray(array) if jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype else array
-    )
+    narrows = jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype
+    return array if narrows else jnp.asarray(array)
 
 
 def make_apply(config: Architecture) -> Callable[..., Array]:
-    """The function of the network that `config` describes."""
+    """The `apply_fn` of the network that `config` describes; see Network."""
 
-    def apply(
-        params: Any, x_t: Array, t: Array, *, label: Array | None = None,
-        x_self_cond: Array | None = None,
-    ) -> Array:  # fmt: skip
-        """See Network."""
+    def apply(params: Any, x_t: Array, t: Array, **network_args: Any) -> Array:
         x_t = jnp.asarray(x_t)
-        dtype = jnp.result_type(x_t, *jax.tree.leaves(params))
-        height, width, channels = x_t.shape[1:]
-        network = make_network(config, (height, width, channels), dtype=dtype)
-        return network.apply_fn(params, x_t, jnp.asarray(t), label=label, x_self_cond=x_self_cond)
+        network = make_network(
+            config,
+            config.example_shape,
+            out_channels=config.image_channels,
+            dtype=jnp.result_type(x_t, *jax.tree.leaves(params)),
+        )
+        return network.apply_fn(params, x_t, jnp.asarray(t), **network_args)
 
     return apply

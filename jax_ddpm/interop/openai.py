@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from jax_ddpm.interop.peer import Layout, Peer, Shapes
+from jax_ddpm.interop.peer import Peer, Shapes, WeightLayout
 from jax_ddpm.models import GuidedDiffusionConfig, ImprovedDiffusionConfig
 
 NAMES = [
@@ -24,107 +24,126 @@ NAMES = [
     ("op", "downsample"),
     ("conv", "upsample"),
 ]
-LAYOUTS: dict[str, Layout] = {"qkv.weight": "pointwise_1d", "proj_out.weight": "pointwise_1d"}
+LAYOUTS: dict[str, WeightLayout] = {"qkv.weight": "pointwise_1d", "proj_out.weight": "pointwise_1d"}
 
-# Either changes no result, or says what is true here anyway.
+# They change no result, or say what is true here anyway.
 WITHOUT_EFFECT = ("image_size", "use_fp16", "dims", "use_checkpoint")
-OF_IMPROVED = (
-    "in_channels", "model_channels", "out_channels", "num_res_blocks", "attention_resolutions",
-    "dropout", "channel_mult", "conv_resample", "dims", "num_classes", "use_checkpoint",
-    "num_heads", "num_heads_upsample", "use_scale_shift_norm",
-)  # fmt: skip
-OF_GUIDED = (*OF_IMPROVED, "image_size", "use_fp16", "num_head_channels", "resblock_updown",
-             "use_new_attention_order")  # fmt: skip
+IMPROVED_ARGUMENTS = (
+    "in_channels",
+    "model_channels",
+    "out_channels",
+    "num_res_blocks",
+    "attention_resolutions",
+    "dropout",
+    "channel_mult",
+    "conv_resample",
+    "dims",
+    "num_classes",
+    "use_checkpoint",
+    "num_heads",
+    "num_heads_upsample",
+    "use_scale_shift_norm",
+)
+GUIDED_ARGUMENTS = (
+    *IMPROVED_ARGUMENTS,
+    "image_size",
+    "use_fp16",
+    "num_head_channels",
+    "resblock_updown",
+    "use_new_attention_order",
+)
 
 
 def infer(shapes: Shapes) -> dict[str, Any]:
-    """Everything that has an effect, but for the heads and the order of their channels."""
+    """Infer everything that has an effect except the heads and the order of their channels."""
     model_channels = shapes["time_embed.0.weight"][1]
-    num_levels, resampling = infer_levels(shapes)
-    blocks = indices(shapes, "output_blocks.{}.0.in_layers.2.weight")
-    per_level = len(blocks) // num_levels
-    features = [shapes[f"output_blocks.{i}.0.in_layers.2.weight"][0] for i in blocks[::-per_level]]
-    attended = indices(shapes, "output_blocks.{}.1.qkv.weight")
+    stages, resampling = infer_stages(shapes)
+    blocks = find_numbers(shapes, "output_blocks.{}.0.in_layers.2.weight")
+    per_stage = len(blocks) // stages
+    features = [shapes[f"output_blocks.{i}.0.in_layers.2.weight"][0] for i in blocks[::-per_stage]]
+    attended = find_numbers(shapes, "output_blocks.{}.1.qkv.weight")
     first = shapes["output_blocks.0.0.emb_layers.1.weight"][0]
     return resampling | {
         "in_channels": shapes["input_blocks.0.0.weight"][1],
         "out_channels": shapes["out.2.weight"][0],
         "model_channels": model_channels,
-        "channel_mult": tuple(multiple(f, model_channels) for f in features),
-        "num_res_blocks": per_level - 1,
+        "channel_mult": tuple(find_factor(f, model_channels) for f in features),
+        "num_res_blocks": per_stage - 1,
         "attention_resolutions": tuple(
-            2 ** (num_levels - 1 - i // per_level) for i in attended[::-per_level]
+            2 ** (stages - 1 - i // per_stage) for i in attended[::-per_stage]
         ),
         "num_classes": shapes.get("label_emb.weight", (None,))[0],
         "use_scale_shift_norm": first == 2 * features[-1],
     }
 
 
-def infer_levels(shapes: Shapes) -> tuple[int, dict[str, bool]]:
-    """The number of levels, counted by the ways between them, and what these are."""
-    if convs := indices(shapes, "input_blocks.{}.0.op.weight"):
+def infer_stages(shapes: Shapes) -> tuple[int, dict[str, bool]]:
+    """The number of resolutions, counted by the steps between them, and the kind of these."""
+    if convs := find_numbers(shapes, "input_blocks.{}.0.op.weight"):
         return len(convs) + 1, {"conv_resample": True}
-    if ups := indices(shapes, r"output_blocks.{}.[12].in_layers.2.weight"):
+    if ups := find_numbers(shapes, r"output_blocks.{}.[12].in_layers.2.weight"):
         return len(ups) + 1, {"resblock_updown": True}
-    # pooling has no parameters, but a number: there are as many input blocks as output blocks
+    # pooling has no parameters, so that its number is missing among the input blocks
     present = {name.split(".")[1] for name in shapes if name.startswith("input_blocks.")}
-    gaps = len(indices(shapes, "output_blocks.{}.0.in_layers.2.weight")) - len(present)
+    gaps = len(find_numbers(shapes, "output_blocks.{}.0.in_layers.2.weight")) - len(present)
     return gaps + 1, {"conv_resample": False} if gaps else {}
 
 
-def indices(shapes: Shapes, pattern: str) -> list[int]:
+def find_numbers(shapes: Shapes, pattern: str) -> list[int]:
     """The numbers that stand for {} in the names of that pattern, from small to large."""
     regex = re.compile(pattern.replace(".", r"\.").replace("{}", r"(\d+)"))
     return sorted(int(match[1]) for name in shapes if (match := regex.fullmatch(name)))
 
 
-def multiple(features: int, channels: int) -> float:
-    """The factor for which `int(factor * channels)` is `features`."""
+def find_factor(features: int, channels: int) -> float:
+    """The factor with `int(factor * channels) == features`."""
     if features % channels == 0:
         return features // channels
     factor = features / channels
     return factor if int(factor * channels) == features else (features + 0.5) / channels
 
 
-def guided_config(**arguments: Any) -> GuidedDiffusionConfig:
+def make_guided_config(**arguments: Any) -> GuidedDiffusionConfig:
     """Its multiples need not be whole."""
-    arguments = checked(arguments)
+    arguments = clean_arguments(arguments)
     mult = tuple(float(m) for m in arguments.pop("channel_mult"))
     return GuidedDiffusionConfig(channel_mult=mult, **arguments)
 
 
-def improved_config(**arguments: Any) -> ImprovedDiffusionConfig:
+def make_improved_config(**arguments: Any) -> ImprovedDiffusionConfig:
     """Its multiples are whole, and single layers change its resolution."""
     if arguments.pop("resblock_updown", False):
         raise ValueError("ResNet blocks that change the resolution are guided_diffusion's")
-    return ImprovedDiffusionConfig(**checked(arguments))
+    return ImprovedDiffusionConfig(**clean_arguments(arguments))
 
 
-def checked(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that have an effect; raises ValueError for other data than images."""
+def clean_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Drop the arguments without effect. Raises ValueError for data other than images."""
     if arguments.get("dims", 2) != 2:
-        raise ValueError(f"dims is {arguments['dims']}, but only 2, images, can be read")
+        raise ValueError(f"dims is {arguments['dims']}, but it must be 2, images")
     rates = arguments["attention_resolutions"]
     if isinstance(rates, str):
         raise ValueError(f"attention_resolutions is {rates!r}, but it must be rates, as in (4, 8)")
-    kept = {name: value for name, value in arguments.items() if name not in WITHOUT_EFFECT}
-    return kept | {"attention_resolutions": tuple(sorted(rates))}
+    rest = {name: value for name, value in arguments.items() if name not in WITHOUT_EFFECT}
+    return rest | {"attention_resolutions": tuple(sorted(rates))}
 
 
 GUIDED_DIFFUSION = Peer(
-    make_config=guided_config,
-    arguments=OF_GUIDED,
+    make_config=make_guided_config,
+    arguments=GUIDED_ARGUMENTS,
     infer=infer,
     names=NAMES,
+    preset="guided-diffusion",
     layouts=LAYOUTS,
     unknowable=("num_heads", "num_head_channels", "num_heads_upsample", "use_new_attention_order"),
 )
 
 IMPROVED_DIFFUSION = Peer(
-    make_config=improved_config,
-    arguments=OF_IMPROVED,
+    make_config=make_improved_config,
+    arguments=IMPROVED_ARGUMENTS,
     infer=infer,
     names=NAMES,
+    preset="guided-diffusion",
     layouts=LAYOUTS,
     unknowable=("num_heads", "num_heads_upsample"),
 )

@@ -5,8 +5,8 @@ from typing import Any
 from jax_ddpm.interop.peer import Peer, Shapes
 from jax_ddpm.models import PulferConfig
 
-# The ends of its names of levels, b1 and te1 and so on -> ours.
-LEVELS = {
+# The endings of its stages' names, such as b1 and te1, and our names of the stages.
+STAGES = {
     "1": "down_0",
     "2": "down_1",
     "3": "down_2",
@@ -18,7 +18,7 @@ LEVELS = {
 
 
 def infer(shapes: Shapes) -> dict[str, Any]:
-    """Everything."""
+    """Infer everything."""
     n_steps, time_emb_dim = shapes["time_embed.weight"]
     return {"n_steps": n_steps, "time_emb_dim": time_emb_dim}
 
@@ -27,9 +27,10 @@ PULFER = Peer(
     make_config=PulferConfig,
     arguments=("n_steps", "time_emb_dim"),
     infer=infer,
+    preset="pulfer",
     names=[
-        *((f"te{end}", f"{level}.temb") for end, level in LEVELS.items()),
-        *((f"b{end}.{{j}}", f"{level}.block_{{j}}") for end, level in LEVELS.items()),
+        *((f"te{end}", f"{stage}.temb") for end, stage in STAGES.items()),
+        *((f"b{end}.{{j}}", f"{stage}.block_{{j}}") for end, stage in STAGES.items()),
         ("0", "dense_0"),
         ("2", "dense_1"),
         ("ln", "norm"),

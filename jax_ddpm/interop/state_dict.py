@@ -9,56 +9,45 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.interop.peer import Layout, Peer
+from jax_ddpm.interop.peer import Peer, Shapes, WeightLayout
 
-Shape = tuple[int, ...]
 Names = list[tuple[str, str]]
 
 
 def from_state_dict(state_dict: Mapping[str, np.ndarray], peer: Peer, like: Any) -> Any:
-    """The arrays of `state_dict` in the tree of `like` (parameters or shapes); dtypes are kept.
+    """Arrange the arrays of `state_dict` as the tree `like` (parameters or shapes); dtypes stay.
 
-    Raises UserError, naming the first offender, unless every array has exactly one place of its
-    shape and every place is filled.
+    Raises UserError, naming the first offender, unless arrays and leaves match one to one, with
+    their shapes.
     """
-    places = shapes_of(like)
-    num_levels = count_levels(like)
+    expected, stages = collect_shapes(like), count_stages(like)
     found: dict[str, np.ndarray] = {}
     for theirs, given in state_dict.items():
-        require_numbers(theirs, given)
-        ours = our_name(theirs, given, peer, places, num_levels)
-        layout = layout_of(theirs, peer)
+        require_real(theirs, given)
+        ours = translate_name(theirs, peer, expected, stages)
+        layout = find_layout(theirs, peer)
         array = to_our_layout(np.asarray(given), layout, ours) if peer.torch_layout else given
-        if ours in found or places.get(ours) != array.shape:
+        if ours in found or expected.get(ours) != array.shape:
             raise UserError(
                 f"weight {theirs} of shape {given.shape} does not fit: "
-                f"{ours} is {places.get(ours, 'not in this network')}"
+                f"{ours} is {expected.get(ours, 'not in this network')}"
             )
         found[ours] = array
-    if missing := places.keys() - found.keys():
-        first = next(name for name in places if name in missing)
-        raise UserError(f"the weights have nothing for {first} of shape {places[first]}")
-    return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in places])
-
-
-def require_numbers(name: str, array: np.ndarray) -> None:
-    """Raise UserError for texts, records, dates and complex numbers."""
-    kinds = (jnp.floating, jnp.integer, jnp.bool_)
-    if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
-        raise UserError(f"weight {name} is of type {array.dtype}, which is no real number")
+    for name, shape in expected.items():
+        if name not in found:
+            raise UserError(f"the weights have nothing for {name} of shape {shape}")
+    return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in expected])
 
 
 def to_state_dict(params: Any, peer: Peer) -> dict[str, np.ndarray]:
     """The parameters under the peer's names, in its layouts: the inverse of `from_state_dict`."""
-    backwards = [(ours, theirs) for theirs, ours in peer.names]
-    num_levels = count_levels(params)
+    backwards, stages = [(ours, theirs) for theirs, ours in peer.names], count_stages(params)
     state_dict = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        ours = jax.tree_util.keystr(path, simple=True, separator=".")
-        theirs = rename(ours, backwards, num_levels)
+    for ours, leaf in _list_leaves(params):
+        theirs = rename(ours, backwards, stages)
         if peer.torch_layout:
             theirs = re.sub(r"(^|\.)(kernel|scale|embedding)$", r"\1weight", theirs)
-            array = to_their_layout(np.asarray(leaf), layout_of(theirs, peer), ours)
+            array = to_their_layout(np.asarray(leaf), find_layout(theirs, peer), ours)
         else:
             theirs, array = theirs.replace(".", "/"), np.asarray(leaf)
         theirs = peer.prefix + theirs
@@ -66,72 +55,82 @@ def to_state_dict(params: Any, peer: Peer) -> dict[str, np.ndarray]:
     return state_dict
 
 
-def shapes_of(tree: Any) -> dict[str, Shape]:
+def require_real(name: str, array: np.ndarray) -> None:
+    """Raise UserError for texts, records, dates and complex numbers."""
+    kinds = (jnp.floating, jnp.integer, jnp.bool_)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
+        raise UserError(f"weight {name} has type {array.dtype}, but it must be real numbers")
+
+
+def collect_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """The shape of each leaf by its dotted name."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape
+    return {name: leaf.shape for name, leaf in _list_leaves(tree)}
+
+
+def _list_leaves(tree: Any) -> list[tuple[str, Any]]:
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    ]
 
 
-def count_levels(tree: Any) -> int:
+def count_stages(tree: Any) -> int:
     """The number of resolutions of a U-Net."""
     return sum(bool(re.fullmatch(r"down_\d+", name)) for name in tree)
 
 
-def our_name(
-    theirs: str, array: np.ndarray, peer: Peer, places: Mapping[str, Shape], num_levels: int
-) -> str:
-    """Our name of a tensor; PyTorch's `weight` is whichever of ours is there."""
-    ours = rename(theirs.replace("/", "."), peer.names, num_levels)
+def translate_name(theirs: str, peer: Peer, expected: Shapes, stages: int) -> str:
+    """Our name of a tensor; PyTorch's `weight` becomes whichever of our leaves is `expected`."""
+    ours = rename(theirs.replace("/", "."), peer.names, stages)
     if not peer.torch_layout or not re.search(r"(^|\.)weight$", ours):
         return ours
     stem = ours.removesuffix("weight")
     names = [stem + leaf for leaf in ("kernel", "scale", "embedding")]
-    return next((name for name in names if name in places), ours)
+    return next((name for name in names if name in expected), ours)
 
 
-def rename(name: str, names: Names, num_levels: int) -> str:
+def rename(name: str, names: Names, stages: int) -> str:
     """Translate a dotted `name` from left to right by the rules of a table."""
     translated = []
     while name:
-        new, name = _translate_first(name, names, num_levels)
+        new, name = _translate_first(name, names, stages)
         translated += [new] if new else []
     return ".".join(translated)
 
 
-def _translate_first(name: str, names: Names, num_levels: int) -> tuple[str, str]:
+def _translate_first(name: str, names: Names, stages: int) -> tuple[str, str]:
+    """The translation of the first part of `name`, and the rest of it."""
     for old, new in names:
-        if old and (match := re.match(_pattern(old) + r"(?:\.|$)", name)):
+        if old and (match := re.match(_to_pattern(old) + r"(?:\.|$)", name)):
             numbers = {
-                key[-1]: num_levels - 1 - int(n) if key.startswith("rev") else int(n)
+                key[-1]: stages - 1 - int(n) if key.startswith("rev") else int(n)
                 for key, n in match.groupdict().items()
             }
-            return _filled(new, numbers, num_levels), name[match.end() :]
+            return _fill(new, numbers, stages), name[match.end() :]
     first, _, rest = name.partition(".")
     return first, rest
 
 
-def _pattern(rule: str) -> str:
+def _to_pattern(rule: str) -> str:
     """`{i}` as a group for(i), `{-i}` as a group rev(i)."""
     text = re.sub(r"\\\{(\w)\\\}", r"(?P<for\1>\\d+)", re.escape(rule))
     return re.sub(r"\\\{\\-(\w)\\\}", r"(?P<rev\1>\\d+)", text)
 
 
-def _filled(rule: str, numbers: Mapping[str, int], num_levels: int) -> str:
+def _fill(rule: str, numbers: Mapping[str, int], stages: int) -> str:
     text = re.sub(r"\{(\w)\}", lambda m: str(numbers[m[1]]), rule)
-    return re.sub(r"\{-(\w)\}", lambda m: str(num_levels - 1 - numbers[m[1]]), text)
+    return re.sub(r"\{-(\w)\}", lambda m: str(stages - 1 - numbers[m[1]]), text)
 
 
-def layout_of(theirs: str, peer: Peer) -> Layout | None:
-    """The special layout of a tensor, if its name ends as one that has one."""
+def find_layout(theirs: str, peer: Peer) -> WeightLayout | None:
+    """The special layout of a tensor, if its name ends like one that has one."""
     for ending, layout in peer.layouts.items():
         if re.search(rf"(^|\.){re.escape(ending)}$", theirs):
             return layout
     return None
 
 
-def to_our_layout(array: np.ndarray, layout: Layout | None, ours: str) -> np.ndarray:
+def to_our_layout(array: np.ndarray, layout: WeightLayout | None, ours: str) -> np.ndarray:
     """OIHW -> HWIO, matrices (O, I) -> (I, O), norms CHW -> HWC, unless `layout` says otherwise."""
     match layout, array.ndim:
         case "pointwise_2d", 4:
@@ -149,7 +148,7 @@ def to_our_layout(array: np.ndarray, layout: Layout | None, ours: str) -> np.nda
     return array
 
 
-def to_their_layout(array: np.ndarray, layout: Layout | None, ours: str) -> np.ndarray:
+def to_their_layout(array: np.ndarray, layout: WeightLayout | None, ours: str) -> np.ndarray:
     """The inverse of `to_our_layout`."""
     match layout, array.ndim:
         case "pointwise_2d", 2:

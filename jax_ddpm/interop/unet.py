@@ -1,23 +1,30 @@
 """The U-Net of Ho et al. 2020: our PyTorch reference, and the original TensorFlow variables."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from jax_ddpm.interop.peer import Peer, Shapes
 from jax_ddpm.models import UNetConfig
 
-OF_HO = ("ch", "out_ch", "ch_mult", "num_res_blocks", "attn_resolutions", "num_classes", "dropout",
-         "resamp_with_conv")  # fmt: skip
+HO_ARGUMENTS = (
+    "ch",
+    "out_ch",
+    "ch_mult",
+    "num_res_blocks",
+    "attn_resolutions",
+    "num_classes",
+    "dropout",
+    "resamp_with_conv",
+)
 
 
 def infer_torch_ref(shapes: Shapes) -> dict[str, Any]:
-    """Everything but the number of groups, which is 32 unless given."""
+    """Infer everything but the number of groups, which is 32 unless given."""
     return _infer({name: (*s[2:], s[1], s[0]) if len(s) == 4 else s for name, s in shapes.items()})
 
 
 def infer_ho(shapes: Shapes) -> dict[str, Any]:
-    """Everything: tf.contrib's group norm has 32 groups."""
+    """Infer everything: tf.contrib's group norm has 32 groups."""
     renamed = {}
     for name, shape in shapes.items():
         name = re.sub(r"(down|up|block|attn)_(\d+)", r"\1.\2", name.removeprefix("model/"))
@@ -25,8 +32,8 @@ def infer_ho(shapes: Shapes) -> dict[str, Any]:
     return _infer(renamed)
 
 
-def _infer(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The arguments of torch_ref's U-Net from its names and the shapes (h, w, in, out)."""
+def _infer(shapes: Shapes) -> dict[str, Any]:
+    """Infer the arguments of torch_ref's U-Net from its names and the shapes (h, w, in, out)."""
     in_channels, channels = shapes["conv_in.weight"][2:]
     sizes: dict[int, int] = {}
     attn_levels = set()
@@ -48,10 +55,11 @@ def _infer(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
-def ho_config(**arguments: Any) -> UNetConfig:
-    """Its arguments say nothing that the variables do not, but for dropout."""
+def make_ho_config(**arguments: Any) -> UNetConfig:
+    """Of Ho et al.'s arguments only dropout says something that the variables do not."""
     shared = {"num_res_blocks", "dropout"}
-    return UNetConfig(**{n: v for n, v in arguments.items() if n in shared or n not in OF_HO})
+    known = {n: v for n, v in arguments.items() if n in shared or n not in HO_ARGUMENTS}
+    return UNetConfig(**known)
 
 
 TORCH_REF = Peer(
@@ -68,6 +76,7 @@ TORCH_REF = Peer(
         "num_classes",
     ),
     infer=infer_torch_ref,
+    preset="fashion-cpu",
     names=[
         ("temb.dense.{i}", "temb.dense_{i}"),
         ("mid.block_{i}", "mid.block_{i}"),
@@ -87,9 +96,10 @@ TORCH_REF = Peer(
 )
 
 HO = Peer(
-    make_config=ho_config,
-    arguments=OF_HO,
+    make_config=make_ho_config,
+    arguments=HO_ARGUMENTS,
     infer=infer_ho,
+    preset="ddpm-cifar10",
     names=[
         ("model", ""),
         ("dense{i}", "dense_{i}"),

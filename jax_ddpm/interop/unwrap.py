@@ -1,4 +1,4 @@
-"""From what a file holds to the bare state dict of one network: trainer files and prefixes."""
+"""Find the bare state dict of one network in what a file holds: trainer files and prefixes."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ import numpy as np
 
 from jax_ddpm.errors import UserError
 
-# Where trainers keep a network; the moving average comes first, as it is what one samples with.
+# Where trainers keep a network; the moving average comes first, because one samples with it.
 CONTAINERS = (
     "ema",
     "ema_model",
@@ -20,35 +20,39 @@ CONTAINERS = (
 )
 PREFIXES = ("ema_model.", "model.", "module.", "network.", "net.", "_orig_mod.")
 COUNTERS = {"initted", "step", "global_step"}  # ema_pytorch's, TensorFlow's
-TF_AVERAGE = "/ExponentialMovingAverage"  # TensorFlow's names of the average,
-TF_SLOTS = ("/Adam", "/Adam_1", "beta1_power", "beta2_power")  # and of the optimiser's state
+# TensorFlow's names of the moving average and of the optimiser's state.
+TF_AVERAGE = "/ExponentialMovingAverage"
+TF_SLOTS = ("/Adam", "/Adam_1", "beta1_power", "beta2_power")
 
 
 def unwrap(given: Mapping[str, Any], buffers: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """The tensors of the network in `given` under their bare names, without the peer's `buffers`.
+    """Find the tensors of the network in `given`, under their bare names, without `buffers`.
 
     `given` is a state dict, or a trainer's file that holds one (nested, or flat with prefixes).
     Raises UserError if there is no tensor in it.
     """
-    tensors = {name: np.asarray(value) for name, value in innermost(given).items()
-               if not isinstance(value, Mapping) and hasattr(value, "shape")}  # fmt: skip
-    tensors = without_prefixes(tensors)
-    kept = {name: value for name, value in tensors.items() if not is_buffer(name, buffers)}
-    if not kept:
+    tensors = {
+        name: np.asarray(value)
+        for name, value in open_containers(given).items()
+        if not isinstance(value, Mapping) and hasattr(value, "shape")
+    }
+    tensors = strip_prefixes(tensors)
+    weights = {name: value for name, value in tensors.items() if not is_buffer(name, buffers)}
+    if not weights:
         raise UserError(f"there are no weights among {', '.join(list(given)[:5]) or 'nothing'}")
-    return kept
+    return weights
 
 
-def innermost(given: Mapping[str, Any]) -> Mapping[str, Any]:
+def open_containers(given: Mapping[str, Any]) -> Mapping[str, Any]:
     """Follow the containers of trainer files down to the mapping that holds tensors."""
     for name in CONTAINERS:
         if isinstance(given.get(name), Mapping):
-            return innermost(given[name])
+            return open_containers(given[name])
     return given
 
 
 def find_tensor(given: Mapping[str, Any], name: str) -> Any | None:
-    """The tensor called `name`, whatever stands before its name and however deep it is."""
+    """The tensor called `name`, under any prefix and at any depth; None if there is none."""
     for key, value in given.items():
         if isinstance(value, Mapping):
             if (found := find_tensor(value, name)) is not None:
@@ -58,27 +62,27 @@ def find_tensor(given: Mapping[str, Any], name: str) -> Any | None:
     return None
 
 
-def without_prefixes(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Strip the prefixes that all names share; of an average and its original keep the average."""
+def strip_prefixes(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Strip the prefixes that all names share; keep only averages where there are any."""
     if any(name.startswith("ema_model.") for name in tensors):  # beside it: online_model.
         tensors = {n: v for n, v in tensors.items() if n.startswith("ema_model.")}
     if any(name.endswith(TF_AVERAGE) for name in tensors):
         averages = {n: v for n, v in tensors.items() if n.endswith(TF_AVERAGE)}
         tensors = {name.removesuffix(TF_AVERAGE): value for name, value in averages.items()}
-    for prefix in _shared_prefixes(tensors):
+    for prefix in _find_prefixes(tensors):
         tensors = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
     return tensors
 
 
-def _shared_prefixes(tensors: Mapping[str, Any]) -> Iterator[str]:
-    """One after the other: a wrapper's own buffers may stand beside the names that share one."""
+def _find_prefixes(tensors: Mapping[str, Any]) -> Iterator[str]:
+    """The shared prefixes, outermost first; a wrapper's own buffers may have none."""
     names = list(tensors)
     while True:
-        inside = next((p for p in PREFIXES if _wraps(p, names)), None)
-        if inside is None:
+        prefix = next((p for p in PREFIXES if _wraps(p, names)), None)
+        if prefix is None:
             return
-        yield inside
-        names = [name.removeprefix(inside) for name in names if name.startswith(inside)]
+        yield prefix
+        names = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
 
 def _wraps(prefix: str, names: list[str]) -> bool:
@@ -87,7 +91,7 @@ def _wraps(prefix: str, names: list[str]) -> bool:
 
 
 def is_buffer(name: str, buffers: tuple[str, ...]) -> bool:
-    """Whether `name` is one of `buffers`, at any depth."""
+    """Whether `name` is a counter, an optimiser's slot, or one of `buffers` at any depth."""
     if name in COUNTERS or name.endswith(TF_SLOTS):
         return True
     return any(re.search(rf"(^|\.){re.escape(b)}$", name) for b in buffers)

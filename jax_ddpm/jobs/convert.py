@@ -17,7 +17,7 @@ from jax_ddpm.config.run import MAX_TIMESTEPS, Config, DataConfig, validate
 from jax_ddpm.errors import UserError, join_or
 from jax_ddpm.files.atomic import write_atomically
 from jax_ddpm.files.untrusted import explain
-from jax_ddpm.interop import PEERS, Network, Source, from_torch, to_state_dict
+from jax_ddpm.interop import PEERS, Network, PeerName, from_torch, to_state_dict
 from jax_ddpm.interop.files import read_arguments, read_weights, require_suffix, write_weights
 from jax_ddpm.interop.unwrap import find_tensor
 from jax_ddpm.jobs.build import build, open_data
@@ -28,7 +28,7 @@ from jax_ddpm.runs.checkpoint import open_checkpoints, save
 
 
 def import_weights(
-    file: Path, source: Source, out: Path, settings: Config, arguments: Path | None = None
+    file: Path, source: PeerName, out: Path, settings: Config, arguments: Path | None = None
 ) -> runs.Run:
     """Make a run folder of a weight file, ready to be sampled or trained further.
 
@@ -120,7 +120,7 @@ def write_run(run: runs.Run, network: Network) -> None:
 def export_weights(
     folder: Path,
     out: Path | None = None,
-    source: Source | None = None,
+    source: PeerName | None = None,
     weights: Weights = EMA,
 ) -> "Exported":
     """Write the weights of a run for another implementation.
@@ -150,18 +150,18 @@ class Exported(NamedTuple):
     """A weight file, and the implementation that loads it."""
 
     file: Path
-    source: Source
+    source: PeerName
 
 
 class Translation(NamedTuple):
     """Weights as another implementation has them, and the constructor arguments of its network."""
 
-    source: Source
+    source: PeerName
     state_dict: dict[str, np.ndarray]
     arguments: dict[str, Any]
 
 
-def find_translation(run: runs.Run, params: Any, source: Source | None) -> Translation:
+def find_translation(run: runs.Run, params: Any, source: PeerName | None) -> Translation:
     """The weights for `source`. Raises UserError if it does not have the run's network.
 
     If None: for the implementation that the run came from, else the first that has its network.
@@ -176,7 +176,7 @@ def find_translation(run: runs.Run, params: Any, source: Source | None) -> Trans
     raise UserError(f"{join_or(list(sources))} does not have the network of {run.folder}")
 
 
-def translate(params: Any, config: Architecture, source: Source) -> Translation | None:
+def translate(params: Any, config: Architecture, source: PeerName) -> Translation | None:
     """`params` for `source`; None if it does not have this network.
 
     Proved by reading the result back: the same configuration must come out.

@@ -130,7 +130,7 @@ def check_images(x_t: Any, t: Any, channels: int) -> None:
     if not jnp.issubdtype(dtype, jnp.floating):
         raise UserError(
             f"x_t is {dtype}, but a network takes floating-point images in [-1, 1]: convert "
-            "uint8 pixels with x / 127.5 - 1"
+            "uint8 pixels with jax_ddpm.from_uint8(x)"
         )
     if jnp.shape(t) != shape[:1]:
         raise UserError(

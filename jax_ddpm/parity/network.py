@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from jax_ddpm.interop import PEERS, Network, Source, from_state_dict
-from jax_ddpm.interop.state_dict import count_levels, our_name, shapes_of
+from jax_ddpm.interop import PEERS, Network, PeerName, from_state_dict
+from jax_ddpm.interop.state_dict import collect_shapes, count_stages, translate_name
 from jax_ddpm.models import parameter_shapes
 from jax_ddpm.parity.blocks import Block, match_blocks
 from jax_ddpm.parity.measure import find_peak
@@ -27,7 +27,7 @@ class Reference(NamedTuple):
 
     against: str
     """Its package or module, for the report."""
-    source: Source
+    source: PeerName
     """The implementation whose parameter names it has."""
     module: torch.nn.Module
     in_float64: Callable[[torch.nn.Module], AbstractContextManager[Any]] = nullcontext
@@ -195,9 +195,9 @@ def _convert_gradients(
 ) -> tuple[Any, dict[str, str]]:
     """The gradients of all parameters as a tree like ours, and our name of each parameter."""
     like, peer = parameter_shapes(network.config), PEERS[reference.source]
-    places, levels = shapes_of(like), count_levels(like)
+    places, levels = collect_shapes(like), count_stages(like)
     arrays = {name: grad.numpy() for name, grad in grads.items()}
-    names = {name: our_name(name, array, peer, places, levels) for name, array in arrays.items()}
+    names = {name: translate_name(name, peer, places, levels) for name, array in arrays.items()}
     return from_state_dict(arrays, peer, like), names
 
 

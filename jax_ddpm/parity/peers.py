@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.interop import PEERS, Network, Source, to_state_dict
+from jax_ddpm.interop import PEERS, Network, PeerName, to_state_dict
 from jax_ddpm.parity.network import Reference
 
 Context = Callable[[torch.nn.Module], AbstractContextManager[Any]]
@@ -149,7 +149,7 @@ def import_class(location: Location | None) -> Any:
         return None
 
 
-def find_naming(network: Network) -> Source:
+def find_naming(network: Network) -> PeerName:
     """The source whose parameter names the PyTorch network has: Ho et al. used TensorFlow."""
     return "torch_ref" if network.source == "ho" else network.source
 

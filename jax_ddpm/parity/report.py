@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.files.atomic import write_atomically
-from jax_ddpm.interop import Network, Source, from_torch
+from jax_ddpm.interop import Network, PeerName, from_torch
 from jax_ddpm.interop.files import read_arguments, read_weights
 from jax_ddpm.parity.packages import require_packages
 from jax_ddpm.parity.page import render_page
@@ -34,7 +34,7 @@ class ParityArgs:
     """Folder for report.json and report.html."""
     weights: Path | None = None
     """A checkpoint: .safetensors, .pt, .pth, .bin, .ckpt or .npz."""
-    source: Source | None = None
+    source: PeerName | None = None
     """The implementation that wrote the checkpoint."""
     config: Path | None = None
     """JSON file with the constructor arguments that shapes do not reveal. Default: the file of the

@@ -3,7 +3,7 @@ import pytest
 
 from jax_ddpm import runs
 from jax_ddpm.cli.train import read
-from jax_ddpm.config.presets import PRESET_OF, PRESETS, find_preset
+from jax_ddpm.config.presets import PRESETS, find_preset
 from jax_ddpm.config.run import validate
 from jax_ddpm.errors import UserError
 from jax_ddpm.interop import PEERS
@@ -52,8 +52,7 @@ def test_the_published_sizes():
 
 
 def test_every_source_has_a_preset():
-    assert PRESET_OF.keys() == PEERS.keys()
-    assert set(PRESET_OF.values()) <= PRESETS.keys()
+    assert {peer.preset for peer in PEERS.values()} <= PRESETS.keys()
 
 
 def test_an_unknown_preset_is_a_sentence():

@@ -83,7 +83,7 @@ MISTAKES = {
     ),
     "have 3 channels, but this network takes 1": (PLAIN, {"x_t": like(2, 8, 8, 3)}),
     r"x_t has shape \(8, 8, 1\)": (PLAIN, {"x_t": like(8, 8, 1)}),
-    "x_t is uint8, .* x / 127.5 - 1": (PLAIN, {"x_t": like(2, 8, 8, 1, dtype=jnp.uint8)}),
+    "x_t is uint8, .*from_uint8": (PLAIN, {"x_t": like(2, 8, 8, 1, dtype=jnp.uint8)}),
     r"t has shape \(\), but 2 images need shape \(2,\)": (PLAIN, {"t": like(dtype=jnp.int32)}),
     r"t has shape \(1,\)": (PLAIN, {"t": like(1, dtype=jnp.int32)}),
 }

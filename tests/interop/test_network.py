@@ -1,0 +1,93 @@
+"""`from_torch` and `to_torch`: what they refuse, and that their networks are used like any other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jax_ddpm.errors import UserError
+from jax_ddpm.interop import PEERS, from_torch, to_state_dict
+from jax_ddpm.models import LucidrainsConfig, parameter_shapes
+from jax_ddpm.process.denoiser import make_denoise_fn
+from jax_ddpm.process.levels import level_at
+from jax_ddpm.process.losses import make_loss_fn
+from jax_ddpm.process.schedules import named_schedule
+from jax_ddpm.samplers import ddim, sample
+from jax_ddpm.training.state import create_state
+from jax_ddpm.training.step import make_train_step
+from jax_ddpm.training.update import make_update
+
+T = 10
+ARGUMENTS = {
+    "dim": 4, "dim_mults": (1,), "channels": 1, "attn_heads": 1, "attn_dim_head": 2, "dropout": 0.5
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def weights():
+    numbers = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: numbers.normal(0, 0.2, leaf.shape).astype(np.float32),
+        parameter_shapes(LucidrainsConfig(**ARGUMENTS)),
+    )
+    return to_state_dict(params, PEERS["lucidrains"])
+
+
+def test_the_network_is_trained_and_sampled_like_any_other(weights):
+    network, schedule = from_torch(weights, "lucidrains", ARGUMENTS), named_schedule("linear", T)
+    optimizer = optax.sgd(0.1)
+    update = make_update(make_loss_fn(network.apply, schedule), optimizer)
+    step = jax.jit(make_train_step(update, T))
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 4, 4, 1), np.uint8)
+    state, metrics = step(create_state(network.params, optimizer), pixels, jax.random.key(0))
+    assert jnp.isfinite(metrics["loss"]) and state.step == 1
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, network.params)
+    assert all(jax.tree.leaves(moved))
+
+    levels = level_at(schedule, jnp.array([9, 4, -1]))
+    x_T = jax.random.normal(jax.random.key(1), (2, 4, 4, 1), jnp.float32)
+    denoise_fn = make_denoise_fn(network.apply, state.params)
+    x_0, _ = jax.jit(lambda x_T: sample(ddim(), denoise_fn, levels, x_T, lambda i: 0 * x_T))(x_T)
+    assert x_0.shape == x_T.shape
+
+
+def test_dropout_is_used_in_training(weights):
+    network = from_torch(weights, "lucidrains", ARGUMENTS)
+    x_t, t = jnp.ones((2, 4, 4, 1), jnp.float32), jnp.array([3, 7])
+    keys = jax.random.split(jax.random.key(0), 2)
+    out = network.apply(network.params, x_t, t)
+    dropped = network.apply(network.params, x_t, t, train=True, dropout_keys=keys)
+    assert not jnp.allclose(out, dropped)
+    with pytest.raises(UserError, match="train=True needs dropout_keys"):
+        network.apply(network.params, x_t, t, train=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "arguments", "sentence"),
+    [
+        ((2, 3, 4, 4), {}, "have 4 channels, but this network takes 1"),
+        ((2, 1, 4, 8), {}, "channels come last, so transpose NCHW"),
+        ((2, 4, 4, 1), {"label": np.zeros(2)}, "no classes, but a label is given"),
+        ((2, 4, 4, 1), {"y": np.zeros(2)}, "takes no argument 'y'"),
+    ],
+)
+def test_its_arguments_are_checked(weights, shape, arguments, sentence):
+    network = from_torch(weights, "lucidrains", ARGUMENTS)
+    with pytest.raises(UserError, match=sentence):
+        network.apply(network.params, np.zeros(shape, np.float32), np.zeros(2), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("source", "config", "sentence"),
+    [
+        ("lucidrain", {}, "source is 'lucidrain', .* did you mean 'lucidrains'"),
+        ("pulfer", None, "no network with weights called"),
+        ("lucidrains", {"dimm": 4}, "no argument 'dimm', did you mean 'dim'"),
+        ("lucidrains", {"dim": 8}, "does not fit"),
+        ("lucidrains", {"dropout": 2}, "dropout is 2, but it must be in"),
+    ],
+)
+def test_mistakes_get_one_sentence(weights, source, config, sentence):
+    with pytest.raises(UserError, match=sentence):
+        from_torch(weights, source, config)

@@ -104,7 +104,7 @@ def infer(shapes: Shapes) -> dict[str, Any]:
 
 
 def infer_ws(shapes: Shapes) -> dict[str, Any]:
-    """Infer everything but groups and weight standardisation; `in_channels` is for `make_config`."""
+    """Infer all but groups and weight standardisation; `in_channels` is for `make_ws_config`."""
     out_dim, dim = shapes["final_conv.weight"][:2]
     return {
         "init_dim": shapes["init_conv.weight"][0],

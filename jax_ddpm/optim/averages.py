@@ -139,7 +139,7 @@ def ema_rate(form: str, decay: float, step: Steps, **settings: Any) -> Rates:
 def step_towards(ema: Params, params: Params, rate: Float[Array, ""]) -> Params:
     """ema + rate * (params - ema); at rate 1 exactly `params`."""
 
-    def step(e: Array, p: Array) -> Array:
+    def step(e: Any, p: Any) -> Array:
         return jnp.where(rate == 1, p, e + rate.astype(e.dtype) * (p - e))
 
     return jax.tree.map(step, ema, params)

@@ -99,9 +99,7 @@ def scan_steps(train_step: TrainStep) -> TrainStep:
     The arrays of the batch are [k, b, ...], except for the data set of an `Indexed` batch.
     """
 
-    def steps(
-        state: TrainState, batch: StepInput, key: Key[Array, ""]
-    ) -> tuple[TrainState, Metrics]:
+    def steps(state: TrainState, batch: Any, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
         def step(state: TrainState, part: Any) -> tuple[TrainState, Metrics]:
             part = batch._replace(indices=part) if isinstance(batch, Indexed) else part
             return train_step(state, part, key)

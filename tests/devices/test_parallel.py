@@ -59,6 +59,7 @@ def make_step(axis_name):
     return step
 
 
+@pytest.mark.usefixtures("unchecked_types")  # an array for a state
 @pytest.mark.parametrize("mode", ["jit", "pmap", "mesh"])
 def test_the_state_has_no_device_axis_and_the_batch_is_spread(mode):
     pixels = np.arange(16).reshape(16, 1, 1, 1)

@@ -61,6 +61,7 @@ def test_half_the_data_is_as_far_from_the_other_half_as_chance_has_it():
     assert abs(energy_distance(data.others[0], data.reference)) < 0.05  # measured: -0.009
 
 
+@pytest.mark.usefixtures("unchecked_types")  # images of more than 256 values
 def test_of_much_data_several_groups_are_taken():
     images = np.arange(5000, dtype=np.uint16).reshape(5000, 1, 1, 1)
     data = split_data(ImageSource(images, None), 100)

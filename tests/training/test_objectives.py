@@ -70,6 +70,7 @@ def drawn(sampling, mode):
         pytest.param("importance", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")  # spies return what they saw
 def test_eight_devices_draw_the_timesteps_of_one(sampling):
     one, eight = drawn(sampling, "jit"), drawn(sampling, "pmap")
     assert len(one[0]) == 16
@@ -145,6 +146,7 @@ def test_labels_are_left_out_with_the_given_probability_by_the_examples_own_key(
     assert drop_labels(keys, label, 0.1, None) is label
 
 
+@pytest.mark.usefixtures("unchecked_types")  # spies return what they saw
 def test_the_network_is_told_the_labels_that_are_left():
     def update(state, x_0, t, noise, dropout_keys, *, label):
         return state, (t, noise, label)

@@ -117,12 +117,14 @@ def test_only_what_is_asked_for_is_told_to_the_network(batch, options):
     assert told == [expected[options[0]] if options else {}]
 
 
+@pytest.mark.usefixtures("unchecked_types")  # spies in place of parts
 def test_a_class_conditional_step_needs_labels():
     step = make_train_step(None, T, class_conditional=True)
     with pytest.raises(ValueError, match="labels"):
         jax.eval_shape(step, first_state(), PIXELS, KEY)
 
 
+@pytest.mark.usefixtures("unchecked_types")  # spies in place of parts
 def test_about_half_of_the_steps_are_self_conditioned():
     seen = []
 
@@ -137,6 +139,7 @@ def test_about_half_of_the_steps_are_self_conditioned():
     assert abs(np.mean(seen) - 0.5) < 5 * 0.5 / 200**0.5
 
 
+@pytest.mark.usefixtures("unchecked_types")  # spies in place of parts
 def test_the_update_takes_any_loss():
     def loss_fn(params, x_0, t, noise, *, train, dropout_keys):
         assert train

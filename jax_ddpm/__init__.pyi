@@ -180,6 +180,11 @@ from jax_ddpm.training.update import (
     make_update as make_update,
 )
 
+# Programs compiled once and kept for the next session.
+from jax_ddpm.devices.compile_cache import (
+    enable_compilation_cache as enable_compilation_cache,
+)
+
 # Images and batches.
 from jax_ddpm.data.sources import (
     ImageSource as ImageSource,

@@ -11,11 +11,11 @@ import jax
 from jax_ddpm import runs
 from jax_ddpm.api.arrays import make_source
 from jax_ddpm.api.checks import check_keywords
-from jax_ddpm.api.names import name_arguments
+from jax_ddpm.api.names import name_arguments, to_arguments
 from jax_ddpm.api.trained_run import TrainedRun, load_run, make_functions
 from jax_ddpm.config.follow import follow
 from jax_ddpm.config.presets import find_preset
-from jax_ddpm.config.run import Config, DataConfig
+from jax_ddpm.config.run import Config, DataConfig, validate
 from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.errors import Stopped, UserError, flag_name
 from jax_ddpm.jobs.build import build
@@ -47,7 +47,8 @@ def fit(
     >>> run.sample(2, steps=4).shape
     (2, 8, 8, 1)
 
-    `images` are uint8 [n, h, w, c] or [n, h, w]. With `labels` [n] the network learns the classes.
+    `images` are uint8 [n, h, w, c] or [n, h, w], grey or colour, and are used as they are. With
+    `labels` [n] the network learns the classes.
     `config` is the name of a preset or a whole Config; `seed`, `random_flip` and `changes`, the
     fields of TrainConfig and DiffusionConfig, change it. `steps` is num_steps. What depends on a
     change, such as the warm-up, follows it.
@@ -59,25 +60,32 @@ def fit(
 
     `run` is the run folder; the same call again continues it. Without one, the folder is temporary
     and removed with the returned object. Ctrl-C ends the training early and returns the run as far
-    as it got.
+    as it got. With `jd.enable_compilation_cache()` the next session need not compile again.
 
     Raises UserError, in one sentence, for images, settings or a network that cannot work.
     """
     with name_arguments(), jax.enable_x64(False):
         source = make_source(images, labels)
-        given = {"seed": seed, "random_flip": random_flip} | changes
-        chosen = change_config(config, {n: v for n, v in given.items() if v is not None})
+        own_changes = {"seed": seed, "random_flip": random_flip}
+        changes |= {name: value for name, value in own_changes.items() if value is not None}
+        chosen = change_config(config, changes)
         chosen, own = choose_network(chosen, network, source, labels is not None)
         folder, temporary = run or chosen.run, None
         if folder is None:
             temporary = TemporaryDirectory(prefix="jax_ddpm_")
             folder = temporary.name
         chosen = replace(chosen, run=Path(folder))
+        validate(chosen)
+        parts, stopped = build(chosen, source.image_shape, network=own), False
         try:
-            train_run(chosen, source, build(chosen, source.image_shape, network=own))
-        except Stopped as stopped:
-            tell(str(stopped))
-        return replace(load_run(chosen.folder, network=own), temporary=temporary)
+            train_run(chosen, source, parts)
+        except Stopped:
+            stopped = True
+        trained = replace(load_run(folder, network=own), temporary=temporary)
+        if stopped:
+            again = "" if temporary else ": the same call continues"
+            tell(f"Stopped early, with the {trained.description}{again}")
+        return trained
 
 
 def change_config(config: str | Config, changes: dict[str, Any]) -> Config:
@@ -107,7 +115,8 @@ def change_config(config: str | Config, changes: dict[str, Any]) -> Config:
     typed = {flag_name(name, f"--{sections[name]}.") for name in changes}
     changed, followed = follow(changed, preset, typed)
     for setting in followed:
-        tell(f"{setting.flag} is {setting.value} (the preset has {setting.preset})")
+        name = to_arguments(setting.flag)
+        tell(f"{name} is {setting.value} (the preset has {setting.preset})")
     return changed
 
 

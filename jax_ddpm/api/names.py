@@ -1,4 +1,4 @@
-"""Error messages that name arguments as Python has them, not as flags of the command line."""
+"""Messages that name arguments as Python has them, not as flags of the command line."""
 
 import re
 from collections.abc import Iterator
@@ -9,11 +9,16 @@ from jax_ddpm.errors import UserError
 FLAG = re.compile(r"--(?:no-)?(?:\w+\.)?([a-z][a-z0-9-]*)")
 
 
+def to_arguments(message: str) -> str:
+    """`message` with `--train.batch-size` as `batch_size`."""
+    return FLAG.sub(lambda flag: flag[1].replace("-", "_"), message)
+
+
 @contextmanager
 def name_arguments() -> Iterator[None]:
-    """In the message of a UserError, `--train.batch-size` becomes `batch_size`."""
+    """The message of a UserError that is raised in here names arguments."""
     try:
         yield
     except UserError as error:
-        error.args = (FLAG.sub(lambda flag: flag[1].replace("-", "_"), str(error)),)
+        error.args = (to_arguments(str(error)),)
         raise

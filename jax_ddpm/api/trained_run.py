@@ -31,8 +31,8 @@ from jax_ddpm.process.types import ApplyFn
 class TrainedRun:
     """A trained network with all that is needed to draw images with it; see `load_run`."""
 
-    run: runs.Run
-    """The run folder, its settings and the shape of its images."""
+    files: runs.Run
+    """The files in the run folder, such as `files.metrics` and `files.final_grid`."""
     params: Any
     """The parameters that were asked for, by default the moving average."""
     description: str
@@ -44,14 +44,19 @@ class TrainedRun:
     _programs: dict[SampleConfig, GenerateFn] = field(default_factory=dict)
 
     @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.files.folder
+
+    @property
     def config(self) -> Config:
         """Every setting of the run."""
-        return self.run.config
+        return self.files.config
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels)."""
-        return self.run.image_shape
+        return self.files.image_shape
 
     @property
     def apply_fn(self) -> ApplyFn:
@@ -116,7 +121,7 @@ class TrainedRun:
         changes = {name: value for name, value in given.items() if value is not None} | settings
         job = SampleJob(num, seed=seed, label=label, batch_size=batch_size)
         with name_arguments(), jax.enable_x64(False):
-            chosen = choose_settings(self.run, job, changes)
+            chosen = choose_settings(self.files, job, changes)
             if chosen not in self._programs:
                 self._programs[chosen] = make_generate_fn(self.parts, chosen, self.image_shape)
             batches = generate_images(
@@ -134,8 +139,7 @@ class TrainedRun:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
         size = "x".join(map(str, self.image_shape))
         return (
-            f"TrainedRun({self.run.folder}: {self.description}, {count:,} parameters, images of "
-            f"{size})"
+            f"TrainedRun({self.folder}: {self.description}, {count:,} parameters, images of {size})"
         )
 
 

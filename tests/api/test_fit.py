@@ -55,14 +55,15 @@ def test_it_is_the_training_job(config, make_config, tmp_path):
     command = jd.load_run(tmp_path / "command")
     assert equal(run.params, command.params)
     np.testing.assert_array_equal(run.sample(4), command.sample(4))
-    assert [path.name for path in run.config.run.glob("*.png")] == ["samples.png", "loss.png"]
+    assert [path.name for path in run.folder.glob("*.png")] == ["samples.png", "loss.png"]
 
 
 def test_a_run_folder_stays_and_is_continued(config, tmp_path, capsys):
     folder = tmp_path / "mine"
     settings = {"config": config(), "network": OWN}
     first = jd.fit(IMAGES, **settings, run=folder, max_steps=6)
-    assert "Stopped and saved after step 6" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "Stopped early, with the ema parameters of step 6: the same call continues" in told
     assert "step 6" in repr(first)
     second = jd.fit(IMAGES, **settings, run=folder)
     assert "step 12" in repr(second)
@@ -77,12 +78,19 @@ def test_settings_are_keywords(config):
         "num_timesteps": 6,
         "random_flip": False,
         "seed": 7,
+        "max_grad_norm": None,
     }
     changed = change_config(config(), changes)
     assert (changed.train.num_steps, changed.train.learning_rate, changed.seed) == (3, 0.5, 7)
     assert (changed.diffusion.prediction_type, changed.diffusion.num_timesteps) == ("v", 6)
     assert not changed.data.random_flip
+    assert changed.train.max_grad_norm is None
     assert changed.train.warmup_steps <= 3  # follows
+
+
+def test_what_follows_a_change_is_told_without_flags(config, capsys):
+    change_config(config(), {"steps": 2})
+    assert "warmup_steps is 1 (the preset has 4)" in capsys.readouterr().out
 
 
 def test_labels_make_the_network_conditional(config):
@@ -132,7 +140,7 @@ def test_a_linen_module_in_a_temporary_folder_that_goes_with_the_object(config):
     run = jd.fit(IMAGES[..., 0], config=config(), network=Small(), steps=3)
     assert run.params["Conv_0"]["kernel"].shape == (1, 1, 1, 1)
     assert run.sample(2, steps=2).shape == (2, 8, 8, 1)
-    folder = run.config.run
+    folder = run.folder
     assert (folder / "config.json").exists()
     del run
     gc.collect()
@@ -154,7 +162,7 @@ def test_ctrl_c_returns_the_run_as_far_as_it_got(config, capsys):
 
     run = jd.fit(IMAGES, config=config(), network=(plain, apply_fn))
     assert calls
-    assert "Stopped and saved" in capsys.readouterr().out
+    assert "Stopped early, with the ema parameters of step" in capsys.readouterr().out
     assert int(repr(run).split("step ")[1].split(",")[0]) < 12
 
 

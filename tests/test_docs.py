@@ -2,7 +2,6 @@
 
 import importlib
 import re
-import shlex
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import jax
 import pytest
 
 from jax_ddpm.cli.edit import EditFlags
-from jax_ddpm.cli.parsing import parse
 from jax_ddpm.cli.prepare import EmojiFlags, PrepareFlags
 from jax_ddpm.cli.start import StartFlags
 from jax_ddpm.config.jobs import CompareJob, EvaluateJob, SampleJob, Weights
@@ -38,15 +36,6 @@ def blocks():
         texts = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
         found += [pytest.param(text, id=f"{page.stem}-{i}") for i, text in enumerate(texts)]
     return found
-
-
-def command_lines(page):
-    """What follows `jax-ddpm` in the shell blocks of a page, and in the README's indented lines."""
-    text = page.read_text().replace("\\\n", "")
-    lines = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).splitlines()
-    lines += re.findall(r"^ {4}.*", text, re.MULTILINE) if page.stem == "README" else []
-    found = [re.search(r"(?<![\w/])jax-ddpm ([a-z][^#\"&]*)", line) for line in lines]
-    return [match[1].strip() for match in found if match and "--help" not in match[1]]
 
 
 def code_of(page):
@@ -96,26 +85,6 @@ def test_every_python_block_runs_alone(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
         exec(block, {"__name__": "__main__"})
-
-
-class Read(Exception):
-    """A command line was read; nothing else is done."""
-
-
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
-def test_every_command_of_a_page_can_be_read(page, monkeypatch):
-    def only_read(*args, **settings):
-        parse(*args, **settings)
-        raise Read
-
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # as the benchmarks set it
-    for line in command_lines(page):
-        command, *args = shlex.split(line)
-        module = importlib.import_module(f"jax_ddpm.cli.{command}")
-        monkeypatch.setattr(module, "parse", only_read)
-        with pytest.raises(Read):
-            module.run(args)
-            pytest.fail(line)
 
 
 @every_page

@@ -27,14 +27,17 @@ def find_lines():
     """Every `jax-ddpm ...` with arguments: in blocks of code, and inline."""
     for page in PAGES:
         text = page.read_text().replace("\\\n", " ")
-        lines = re.findall(r"^ *(?:.*&& *)?jax-ddpm (.*?)(?:  +#.*)?$", text, re.MULTILINE)
+        # Also after `srun`, an environment variable, or in quotes.
+        lines = re.findall(
+            r"^.*?(?<![\w/`.])jax-ddpm ([a-z].*?)\"?(?:  +#.*)?$", text, re.MULTILINE
+        )
         for line in dict.fromkeys([*lines, *re.findall(r"`jax-ddpm ([^`\n]*)`", text)]):
             complete = " " in line and not line.endswith("--run")
             if complete and "|" not in line and "..." not in line:
                 yield pytest.param(line, id=f"{page.stem}: {line[:60]}")
 
 
-@pytest.mark.parametrize("line", find_lines())
+@pytest.mark.parametrize("line", list(find_lines()))
 def test_a_documented_command_line_can_be_read(line):
     command, *args = shlex.split(line.replace("--preset NAME", "--preset annotated"))
     if "--help" in args or "--help-all" in args:

@@ -175,7 +175,7 @@ def image_to_image_fns(image: Picture, first: int) -> EditFns:
     def start(
         x_T: Images, levels: Level, denoise_first: DenoiseFirst, pictures: Any, positions: Any
     ) -> Images:
-        return add_noise(first_level(levels), pictures[0], x_T)
+        return add_noise(first_level(levels), jnp.broadcast_to(pictures[0], x_T.shape), x_T)
 
     return EditFns((to_floats(image),), levels=start_at(first), start=start)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jax_ddpm.process.levels import Level
 from jax_ddpm.process.predictions import split_output
@@ -71,7 +71,7 @@ def guide_network(
         label: Labels,
         x_self_cond: Images | None = None,
         **network_args: Any,
-    ) -> Images:
+    ) -> Float[Array, "b h w o"]:
         given = {} if x_self_cond is None else {"x_self_cond": repeat_batch(x_self_cond)}
         labels = jnp.concatenate([label, jnp.full_like(label, null_label)])
         both = apply_fn(

@@ -3,7 +3,7 @@
 import os
 from dataclasses import asdict
 
-import tests.shared.quick_compilation  # noqa: F401 - it sets XLA_FLAGS
+import tests.shared.quick_compilation  # it sets XLA_FLAGS
 import tests.shared.type_checks  # noqa: F401 - before jax_ddpm
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

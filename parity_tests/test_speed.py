@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.jobs.bench import timing
+from jax_ddpm.jobs.bench import step, timing
 from jax_ddpm.jobs.bench.data import DataArgs, bench_data
 from jax_ddpm.jobs.bench.memory import MemoryArgs, bench_memory
 from jax_ddpm.jobs.bench.step import SamplingArgs, StepArgs, bench_sampling, bench_step
@@ -62,11 +62,17 @@ def test_the_peak_of_memory_exceeds_the_state():
     assert 0 < row["state GiB"] < row["peak GiB"] < row["peak without donation GiB"]
 
 
-@pytest.mark.parametrize("bench", [bench_step, bench_sampling])
-def test_without_diffusers_only_a_peer_is_refused(bench, monkeypatch):
+@pytest.mark.parametrize(
+    ("bench", "args", "ours"),
+    [
+        (bench_step, StepArgs(**SMALL), "make_our_steps"),
+        (bench_sampling, SamplingArgs(**SMALL), "make_our_sampling"),
+    ],
+)
+def test_without_diffusers_only_a_peer_is_refused(bench, args, ours, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    monkeypatch.setattr(timing, "time_in_turn", lambda contestants, rounds: {"jax_ddpm": [1.0]})
-    args = (StepArgs if bench is bench_step else SamplingArgs)(**SMALL)
+    monkeypatch.setattr(step, ours, lambda args: lambda: None)
     with pytest.raises(UserError, match=r"--peers eager needs diffusers, .*'jax_ddpm\[parity\]'"):
         bench(args)
-    assert bench(replace(args, peers=()))[0]["contestant"] == "jax_ddpm"
+    (row,) = bench(replace(args, peers=()))
+    assert row["contestant"] == "jax_ddpm"

@@ -3,7 +3,7 @@
 PyTorch and diffusers are imported when a contestant is made.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,12 +36,14 @@ class Work:
         return (*["UpBlock2D"] * (len(self.channels) - 2), "AttnUpBlock2D", "UpBlock2D")
 
 
-def make_their_network(peer: Peer, work: Work) -> Any:
-    """diffusers' UNet2DModel in the layout of google/ddpm-cifar10-32, on the device.
+def require_peers(peers: Sequence[Peer]) -> None:
+    """Raise UserError if there are peers, but PyTorch or diffusers is missing."""
+    if peers:
+        require_packages(f"--peers {' '.join(peers)}", "torch", "diffusers")
 
-    Raises UserError if PyTorch or diffusers is missing.
-    """
-    require_packages(f"--peers {peer}", "torch", "diffusers")
+
+def make_their_network(peer: Peer, work: Work) -> Any:
+    """diffusers' UNet2DModel in the layout of google/ddpm-cifar10-32, on the device."""
     import torch
     from diffusers import UNet2DModel
 
@@ -75,9 +77,9 @@ def autocast(work: Work, device: str) -> Any:
 
 def make_their_steps(peer: Peer, work: Work) -> Callable[[], object]:
     """A function that takes `work.steps` training steps in PyTorch."""
-    model = make_their_network(peer, work)
     import torch
 
+    model = make_their_network(peer, work)
     params = list(model.parameters())
     device = params[0].device
     averages = [p.detach().clone() for p in params]
@@ -114,10 +116,10 @@ def make_their_steps(peer: Peer, work: Work) -> Callable[[], object]:
 
 def make_their_sampling(peer: Peer, work: Work) -> Callable[[], object]:
     """A function that draws one batch with diffusers' DDIMScheduler, as its pipeline does."""
-    model = make_their_network(peer, work).eval()
     import torch
     from diffusers import DDIMScheduler
 
+    model = make_their_network(peer, work).eval()
     device = next(model.parameters()).device
     scheduler: Any = DDIMScheduler(clip_sample=True)
     scheduler.set_timesteps(work.steps)

@@ -266,5 +266,5 @@ def test_the_weights_are_valid_before_they_are_damaged():
 def test_weights_that_are_not_numbers_are_refused_by_name(kind):
     weights = dict(WEIGHTS["torch_ref"])
     weights["conv_in.bias"] = np.zeros(32, kind)
-    with pytest.raises(UserError, match=r"weight conv_in.bias is of type .* no real number"):
+    with pytest.raises(UserError, match=r"weight conv_in.bias has type .* must be real numbers"):
         from_torch(weights, "torch_ref")

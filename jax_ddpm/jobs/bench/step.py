@@ -17,7 +17,13 @@ from jax_ddpm.jobs.bench import timing
 from jax_ddpm.jobs.build import build
 from jax_ddpm.jobs.generate import generate_images, make_generate_fn
 from jax_ddpm.jobs.train_setup import compile_step
-from jax_ddpm.parity.speed import Peer, Work, make_their_sampling, make_their_steps
+from jax_ddpm.parity.speed import (
+    Peer,
+    Work,
+    make_their_sampling,
+    make_their_steps,
+    require_peers,
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ def make_work(args: StepArgs) -> Work:
 
 def bench_step(args: StepArgs) -> list[dict[str, Any]]:
     """Measure training steps, print a table, and return its rows."""
+    require_peers(args.peers)
     contestants: dict[str, Callable[[], object]] = {"jax_ddpm": make_our_steps(args)}
     for peer in args.peers:
         contestants[peer] = make_their_steps(peer, make_work(args))
@@ -65,6 +72,7 @@ def bench_step(args: StepArgs) -> list[dict[str, Any]]:
 
 def bench_sampling(args: SamplingArgs) -> list[dict[str, Any]]:
     """Measure sampling, print a table, and return its rows."""
+    require_peers(args.peers)
     contestants: dict[str, Callable[[], object]] = {"jax_ddpm": make_our_sampling(args)}
     for peer in args.peers:
         contestants[peer] = make_their_sampling(peer, make_work(args))

@@ -119,18 +119,18 @@ def take_values(flag: Flag, first: list[str], queue: deque[str]) -> list[str]:
 
 
 def is_flag(word: str) -> bool:
-    """Whether `word` is a flag, not a value: -1 is a number."""
-    return bool(re.match(r"--?[A-Za-z]|--$", word))
+    """Whether `word` is a flag, not a value: -1 and -inf are numbers."""
+    return bool(re.match(r"--[A-Za-z]|-[A-Za-z]$|--$", word))
 
 
 def value_of(flag: str, args: Sequence[str]) -> str | None:
-    """The value of a flag in a command line that has not been read yet; None if it is not there."""
-    for i, arg in enumerate(args):
-        if arg == flag and i + 1 < len(args):
-            return args[i + 1]
-        if arg.startswith(f"{flag}="):
-            return arg.removeprefix(f"{flag}=")
-    return None
+    """The last value of a flag in a command line that has not been read yet; None: it has none."""
+    found = None
+    for arg, following in zip(args, [*args[1:], None], strict=True):
+        name, equals, value = arg.partition("=")
+        if name == flag:
+            found = value if equals else following
+    return found
 
 
 def _require_no_gaps(args: Sequence[str]) -> None:

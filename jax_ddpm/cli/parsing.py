@@ -61,7 +61,7 @@ def parse(
             values = tyro.cli(
                 kind, args=arguments.words, config=(tyro.conf.AvoidSubcommands,), **known
             )
-    except SystemExit as end:  # nothing is known that gets here
+    except SystemExit as end:  # no command line is known that gets here
         raise UserError(f"the command line cannot be read: {said.getvalue()}") from end
     return Parsed(values, arguments)
 
@@ -75,7 +75,7 @@ def choose(command: str, args: Sequence[str], names: Collection[str], help_: Hel
         raise SystemExit(0)
     possible = join_or(list(names))
     if not args:
-        raise UserError(f"{command} needs a word more: {possible} (see {command} --help)")
+        raise UserError(f"{command} what: {possible}? (see {command} --help)")
     near = nearest(args[0], names)
     hint = f": did you mean {near}?" if near else ""
     raise UserError(f"{command} takes {possible}, not {args[0]!r}{hint}")

@@ -16,8 +16,8 @@ from jax_ddpm.models import (
 )
 from jax_ddpm.models.unet2d import DownBlock, UpBlock
 
-# Adam and nothing else: no warm-up, no clipping, no average; five epochs of 60,000 images (the
-# text as published last has six).
+# Plain Adam, without warm-up, clipping or average. Five epochs of 60,000 images; the text as last
+# published has six.
 ANNOTATED_TRAINING = TrainConfig(
     num_steps=2345,
     learning_rate=1e-3,
@@ -75,9 +75,9 @@ def diffusers_ddpm(channels: tuple[int, ...], attention: int) -> UNet2DConfig:
 
 
 PRESETS: dict[str, Config] = {
-    # 10,000 Fashion-MNIST images on two CPU cores in eight minutes. Narrow where images are large,
-    # so that small batches and many steps fit; x_0 prediction spends the loss on shapes, not on
-    # traces of noise; no flips, because every shoe of the data points the same way.
+    # 10,000 Fashion-MNIST images on two CPU cores in eight minutes. The network is narrow where
+    # images are large, so that many steps with small batches fit. Predicting x_0 spends the loss on
+    # shapes, not on traces of noise. No flips: every shoe in the data points the same way.
     "fashion-cpu": Config(
         preset="fashion-cpu",
         data=DataConfig(random_flip=False),
@@ -113,16 +113,16 @@ PRESETS: dict[str, Config] = {
         "ddpm-lsun-bedroom", "lsun/bedroom", num_steps=2_400_000, random_flip=False
     ),
     "ddpm-lsun-church": ddpm_256("ddpm-lsun-church", "lsun/church_outdoor", num_steps=1_200_000),
-    # Song et al. 2021 (DDIM), CelebA; they cut 140 pixels out of the centre of 178x218.
+    # Song et al. 2021 (DDIM), CelebA. They crop 140x140 pixels from the centre of 178x218.
     "ddim-celeba64": Config(
         preset="ddim-celeba64",
         data=DataConfig("celeb_a", image_size=64, channels=3),
         model=UNetConfig(channel_mult=(1, 2, 2, 2, 4), attn_levels=(2,)),
         train=TrainConfig(num_steps=500_000),
     ),
-    # The systems that people learn from and use, each with its own conventions.
-    # EPITA's practical: `resnet_block_groups=1` for ResNet blocks, 8 for ConvNeXt ones. PyTorch's
-    # AdamW decays weights by 0.01 unless told otherwise. Samples are never clipped.
+    # From here on: systems that people learn from and use, each with its own conventions.
+    # EPITA's practical: resnet_block_groups is 1 for ResNet blocks, 8 for ConvNeXt blocks. The
+    # weight decay of 0.01 is the default of PyTorch's AdamW. Samples are never clipped.
     "epita": Config(
         preset="epita",
         model=AnnotatedConfig(use_convnext=False, resnet_block_groups=1),
@@ -140,7 +140,7 @@ PRESETS: dict[str, Config] = {
         ),
         sample=SampleConfig(num_steps=600, variance="fixed_small", clip_x_0=False),
     ),
-    # The Annotated Diffusion Model as published last: weight standardisation, T = 300.
+    # The Annotated Diffusion Model as last published: weight standardisation, T = 300.
     "annotated": Config(
         preset="annotated",
         model=AnnotatedWSConfig(),
@@ -148,7 +148,7 @@ PRESETS: dict[str, Config] = {
         train=replace(ANNOTATED_TRAINING, num_steps=2814),
         sample=SampleConfig(num_steps=300, variance="fixed_small", clip_x_0=False),
     ),
-    # The same as first published, June 2022: ConvNeXt blocks, T = 200.
+    # The Annotated Diffusion Model as first published, in June 2022: ConvNeXt blocks, T = 200.
     "annotated-convnext": Config(
         preset="annotated-convnext",
         model=AnnotatedConfig(),
@@ -156,8 +156,8 @@ PRESETS: dict[str, Config] = {
         train=ANNOTATED_TRAINING,
         sample=SampleConfig(num_steps=200, variance="fixed_small", clip_x_0=False),
     ),
-    # B. Pulfer's MyDDPM: 20 epochs of 469 steps on 60,000 images; the weights of lowest training
-    # loss are kept, there is no average. His GIFs have 100 frames of full contrast.
+    # B. Pulfer's MyDDPM: 20 epochs of 469 steps on 60,000 images. It keeps the weights with the
+    # lowest training loss instead of an average. The GIFs have 100 frames in full contrast.
     "pulfer": Config(
         preset="pulfer",
         data=DataConfig(random_flip=False),
@@ -175,8 +175,8 @@ PRESETS: dict[str, Config] = {
         ),
         sample=SampleConfig(clip_x_0=False, frames=100, stretch=True),
     ),
-    # P. Wang's package, as its README trains it: v on the sigmoid schedule, weighted as if the
-    # error were that of the noise, and DDIM.
+    # P. Wang's package as its README trains it: v prediction on the sigmoid schedule, weighted as
+    # if the error were that of eps, and sampled with DDIM.
     "denoising-diffusion-pytorch": Config(
         preset="denoising-diffusion-pytorch",
         data=DataConfig(image_size=32, channels=3),
@@ -206,8 +206,8 @@ PRESETS: dict[str, Config] = {
             sampler="ddim", num_steps=250, spacing="lucidrains", variance="fixed_small"
         ),
     ),
-    # The networks of google/ddpm-cifar10-32 and of the 256x256 models, trained as diffusers'
-    # example of unconditional training does.
+    # The networks of google/ddpm-cifar10-32 and of the 256x256 models, trained like diffusers'
+    # example of unconditional training.
     "diffusers-ddpm": Config(
         preset="diffusers-ddpm",
         data=replace(CIFAR_10, random_flip=False),
@@ -223,8 +223,8 @@ PRESETS: dict[str, Config] = {
         train=DIFFUSERS_TRAINING,
         sample=SampleConfig(variance="fixed_small"),
     ),
-    # Nichol & Dhariwal 2021, CIFAR-10: learned variance, hybrid loss, T = 4000; timesteps are told
-    # on a scale of 1000, gradients are not clipped, images not mirrored.
+    # Nichol & Dhariwal 2021, CIFAR-10: learned variance, hybrid loss, T = 4000. The network sees
+    # timesteps on a scale of 1000. Gradients are not clipped, images not mirrored.
     "improved-diffusion": Config(
         preset="improved-diffusion",
         data=replace(CIFAR_10, random_flip=False),

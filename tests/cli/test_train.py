@@ -20,6 +20,10 @@ def test_a_preset_sets_every_value(name, form):
     assert read(*form.format(flag="--preset", name=name).split()) == PRESETS[name]
 
 
+def test_of_two_presets_the_last_is_used():
+    assert read("--preset", "ddpm-256", "--preset=epita") == PRESETS["epita"]
+
+
 def test_without_flags_the_small_preset_is_used():
     assert read() == PRESETS["fashion-cpu"]
 

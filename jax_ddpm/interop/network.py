@@ -60,7 +60,7 @@ class Network:
 
 
 def from_torch(
-    state_dict: Mapping[str, Any], source: PeerName, config: Mapping[str, Any] | None = None
+    state_dict: Mapping[str, Any], source: str, config: Mapping[str, Any] | None = None
 ) -> Network:
     """Read a network from the weights `state_dict` (names -> arrays) that `source` wrote.
 
@@ -129,7 +129,7 @@ def to_array(array: np.ndarray) -> Array | np.ndarray:
 def make_apply(config: Architecture) -> Callable[..., Array]:
     """The `apply_fn` of the network that `config` describes; see Network."""
 
-    def apply(params: Any, x_t: Array, t: Array, **network_args: Any) -> Array:
+    def apply(params: Any, x_t: Any, t: Any, **network_args: Any) -> Array:
         x_t = jnp.asarray(x_t)
         network = make_network(
             config,

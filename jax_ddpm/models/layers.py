@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key, Num
 
 from jax_ddpm.models.initializers import Init, torch_uniform
 
-Features = Float[Array, "b h w c"]
+Features = Float[Array, "b _ _ _"]  # [b, h, w, c]; blocks change all but the batch
 Temb = Float[Array, "b e"]  # the embedding of the timestep, and of the class
 DropoutKeys = Key[Array, " b"] | None
 Dtype = Any

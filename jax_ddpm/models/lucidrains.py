@@ -29,6 +29,7 @@ from jax_ddpm.models.layers import (
 from jax_ddpm.models.network import NetworkModule
 
 Heads = Float[Array, "b n h d"]
+LongerHeads = Float[Array, "b m+n h d"]  # with the m learned ones in front
 
 NUM_MEM_KV = 4  # keys and values that every attention learns, beside those of the image
 
@@ -209,7 +210,9 @@ class Attention(Segment):
     head_dim: int
     dtype: Dtype
 
-    def project(self, x: Features, mem_kv: Float[Array, "2 m h d"]) -> tuple[Heads, Heads, Heads]:
+    def project(
+        self, x: Features, mem_kv: Float[Array, "2 m h d"]
+    ) -> tuple[Heads, LongerHeads, LongerHeads]:
         """Queries of the pixels of x; keys and values, first the learned ones, then the pixels'."""
         x = RMSNorm(self.dtype, name="norm")(x)
         qkv = conv(x, 3 * self.heads * self.head_dim, 1, "qkv", self.dtype, use_bias=False)

@@ -91,7 +91,7 @@ def test_attention_sees_all_pixels_and_starts_as_the_identity():
 
 
 def test_upsampling_repeats_pixels():
-    x = jnp.arange(4).reshape(1, 2, 2, 1)
+    x = jnp.arange(4.0).reshape(1, 2, 2, 1)
     expected = [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
     np.testing.assert_array_equal(upsample_nearest(x)[0, ..., 0], expected)
 

@@ -90,6 +90,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("sentence", MISTAKES)
+@pytest.mark.usefixtures("unchecked_types")
 def test_what_it_does_not_take_is_refused_in_one_sentence(sentence):
     config, arguments = MISTAKES[sentence]
     with pytest.raises(UserError, match=sentence):
@@ -114,6 +115,7 @@ SIZES = [
 
 
 @pytest.mark.parametrize(("config", "size", "sentence"), SIZES)
+@pytest.mark.usefixtures("unchecked_types")
 def test_image_sizes_are_checked_when_a_network_is_made(config, size, sentence):
     if sentence is None:
         make_network(config, size)

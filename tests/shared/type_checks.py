@@ -30,24 +30,7 @@ def check_types(function: Callable[..., Any]) -> Callable[..., Any]:
         return function
 
 
-ROOMS = [
-    "process",
-    "samplers",
-    "optim",
-    "data",
-    "files",
-    "parity",
-    "config",
-    "interop",
-    "training",
-    "runs",
-    "devices",
-    "jobs",
-    "api",
-    "cli",
-]
-
-jaxtyping.install_import_hook([f"jax_ddpm.{room}" for room in ROOMS], f"{__name__}.check_types")
+jaxtyping.install_import_hook("jax_ddpm", f"{__name__}.check_types")
 
 
 @pytest.fixture

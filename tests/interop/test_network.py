@@ -68,7 +68,7 @@ def test_dropout_is_used_in_training(weights):
     [
         ((2, 3, 4, 4), {}, "have 4 channels, but this network takes 1"),
         ((2, 1, 4, 8), {}, "channels come last, so transpose NCHW"),
-        ((2, 4, 4, 1), {"label": np.zeros(2)}, "no classes, but a label is given"),
+        ((2, 4, 4, 1), {"label": np.zeros(2, int)}, "no classes, but a label is given"),
         ((2, 4, 4, 1), {"y": np.zeros(2)}, "takes no argument 'y'"),
     ],
 )

@@ -299,7 +299,7 @@ SETTINGS = tuple(f.name for f in fields(Diffusion) if f.name != "schedule")
 def ends_in_noise(schedule: Schedule) -> bool:
     """Whether the last timestep has no signal left, if the tables are known."""
     signal = known_values(schedule.sqrt_alphas_cumprod) if isinstance(schedule, Schedule) else None
-    return signal is not None and signal.ndim == 1 and signal[-1] == 0
+    return signal is not None and signal.ndim == 1 and bool(signal[-1] == 0)
 
 
 def find_spacing(sampler: Any) -> GridName | None:

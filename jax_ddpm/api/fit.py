@@ -88,7 +88,7 @@ def fit(
         return trained
 
 
-def change_config(config: str | Config, changes: dict[str, Any]) -> Config:
+def change_config(config: Any, changes: dict[str, Any]) -> Config:
     """A preset or Config with settings of training, the process and the data changed.
 
     Raises UserError for a preset or setting that does not exist, with the nearest name.

@@ -194,7 +194,7 @@ MISTAKES = {
     ),
     "an unknown preset": (lambda: jd.fit(IMAGES, config="fashion"), "fashion-cpu"),
     "a path for a preset": (
-        lambda: jd.fit(IMAGES, config=3),
+        lambda: change_config(3, {}),
         "config is int, but it must be the name",
     ),
     "a misspelt setting": (

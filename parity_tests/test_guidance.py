@@ -53,7 +53,7 @@ def test_classifier_guidance(compare, dtype, tag):
         nchw_to_nhwc(io[f"{SHORT[dtype]}.{tag}/{name}"])
         for name in ("p_sample_cond_mean", "ddim_cond_score")
     )
-    prediction, model = reverse_process(run, schedule, network_of(run), x_t, t, clip_x_0=True)
+    prediction, _ = reverse_process(run, schedule, network_of(run), x_t, t, clip_x_0=True)
 
     # All steps but the last, in which our sampler adds no noise and therefore no gradient.
     ours = one_step(ddpm(variance_of(run), gradient_fn), schedule, prediction, x_t, t, noise)

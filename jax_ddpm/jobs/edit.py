@@ -20,14 +20,13 @@ from jax_ddpm.process.levels import Level
 from jax_ddpm.process.types import DenoiseFn, Images
 from jax_ddpm.samplers import Sampler
 from jax_ddpm.samplers.editing import (
-    go_up_too,
+    allow_steps_up,
+    find_latents,
+    find_start,
     inpaint,
-    invert_ddim,
-    latents,
     mix_noisy,
     repaint_order,
     slerp,
-    start_below,
 )
 
 Picture = UInt8[np.ndarray, "h w c"]
@@ -131,12 +130,12 @@ def make_edit_fns(
                 pictures = read_with_mask(edit.image, edit.mask, image_shape)
                 return inpainting_fns(*pictures, edit.repaint, len(timesteps) - 1)
             case ImageToImage():
-                first = start_below(timesteps, edit.strength, num_timesteps)
+                first = find_start(timesteps, edit.strength, num_timesteps)
                 return image_to_image_fns(read_image(edit.image, image_shape), first)
         a, b = (read_image(path, image_shape) for path in edit.images)
         if edit.between_latents:
             return latent_fns(a, b, num, self_condition=parts.self_condition)
-        return stochastic_fns(a, b, num, start_below(timesteps, edit.strength, num_timesteps))
+        return stochastic_fns(a, b, num, find_start(timesteps, edit.strength, num_timesteps))
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -160,7 +159,7 @@ def inpainting_fns(
     def wrap(sampler: Sampler, pictures: Any) -> Sampler:
         image, fill = pictures
         painted = inpaint(sampler, image, ~fill)
-        return painted if repaint is None else go_up_too(painted)
+        return painted if repaint is None else allow_steps_up(painted)
 
     return EditFns(
         pictures=(to_floats(image), fill[None]),
@@ -199,7 +198,7 @@ def latent_fns(a: Picture, b: Picture, num: int, *, self_condition: bool = False
         x_T: Images, levels: Level, denoise_first: DenoiseFirst, pictures: Any, positions: Any
     ) -> Images:
         both, denoise_fn = jnp.concatenate(pictures), denoise_first(2)
-        found = latents(invert_ddim(), denoise_fn, levels, both, self_condition=self_condition)
+        found = find_latents(denoise_fn, levels, both, self_condition=self_condition)
         one, other = (jnp.broadcast_to(end, x_T.shape) for end in jnp.split(found, 2))
         return slerp(one, other, positions)
 

@@ -1,10 +1,9 @@
 """Samplers: one short file each, all run by `sample`; the list of them is in registry.py."""
 
-from jax_ddpm.samplers.base import Sampler, SamplerState, draw_noise, sample
+from jax_ddpm.samplers.base import Sampler, SamplerState, draw_noise, run_chain, sample
 from jax_ddpm.samplers.ddim import ddim, ddim_inverse
 from jax_ddpm.samplers.ddpm import ddpm
-from jax_ddpm.samplers.dpmpp import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m
-from jax_ddpm.samplers.dpmpp_2s import dpmpp_2s
+from jax_ddpm.samplers.dpmpp import dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, dpmpp_3m
 from jax_ddpm.samplers.euler import euler, euler_ancestral
 from jax_ddpm.samplers.heun import heun
 from jax_ddpm.samplers.pndm import plms, pndm
@@ -29,6 +28,7 @@ __all__ = [
     "heun",
     "plms",
     "pndm",
+    "run_chain",
     "sample",
     "unipc",
 ]

@@ -1,7 +1,7 @@
 """The sampler interface and the one loop that runs every sampler."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -9,8 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from jax_ddpm.errors import UserError
+from jax_ddpm.process.checks import check_images, known_values
 from jax_ddpm.process.levels import Level
+from jax_ddpm.process.shapes import expand
 from jax_ddpm.process.types import DenoiseFn, Images, NoiseFn, Prediction
+
+PerImage = Float[Array, "..."]  # a scalar, or [b, 1, 1, 1]
 
 
 class SamplerState(NamedTuple):
@@ -22,18 +27,38 @@ class SamplerState(NamedTuple):
 
 StepFn = Callable[[SamplerState, Images, Level, Level, DenoiseFn], tuple[SamplerState, Prediction]]
 TraceFn = Callable[[SamplerState, Prediction], Any]
-LevelFn = Callable[[Array], Level]  # the level of a timestep, or of a sigma / signal (grids.py)
+LevelFn = Callable[[Array], Level]  # the level of a timestep, or of a sigma / signal
 
 
 class Sampler(NamedTuple):
     """`init(x_T) -> state` and `step(state, noise, cur, nxt, denoise_fn) -> (state, prediction)`.
 
-    A step goes from level `cur` to the cleaner level `nxt`. It sees no schedule, network,
-    prediction type or clipping: those are inside `denoise_fn`.
+    A step goes from level `cur` to the cleaner level `nxt`; with `goes_up` also to noisier ones. It
+    sees no schedule, network, prediction type or clipping: those are inside `denoise_fn`.
     """
 
     init: Callable[[Images], SamplerState]
     step: StepFn
+    goes_up: bool = False
+
+
+def broadcast_levels(step: StepFn) -> StepFn:
+    """`step`, which now takes one level for all images or one per image.
+
+    Inside it signal and sigma broadcast over the pixels: they are scalars or [b, 1, 1, 1].
+    """
+
+    @wraps(step)
+    def broadcast_step(
+        state: SamplerState, noise: Images, cur: Level, nxt: Level, denoise_fn: DenoiseFn
+    ) -> tuple[SamplerState, Prediction]:
+        cur, nxt = (
+            Level(level.t, expand(level.signal, noise), expand(level.sigma, noise))
+            for level in (cur, nxt)
+        )
+        return step(state, noise, cur, nxt, denoise_fn)
+
+    return broadcast_step
 
 
 class Chain(NamedTuple):
@@ -44,7 +69,7 @@ class Chain(NamedTuple):
 
 
 def keep_nothing(state: SamplerState, prediction: Prediction) -> Any:
-    """The trace of a sampler run of which only the final image is wanted."""
+    """The trace of a run of which only the final image is wanted."""
     return ()
 
 
@@ -61,12 +86,68 @@ def sample(
 ) -> tuple[Images, Any]:
     """Run `sampler` over S + 1 `levels`, from x_T to the clean image, as one `lax.scan`.
 
-    `noise_fn(i)` is the noise of step i. Returns x_0 and, stacked, what `trace(state, prediction)`
-    keeps of each step; with `num_frames`, of the steps that `frame_steps` chooses.
-    With `self_condition`, `denoise_fn` is also given the x_0 that the step before predicted, as
-    `x_self_cond`, and zeros in the first step (Chen et al. 2023); the sampler does not notice.
+    `levels` is a grid [S + 1], or [S + 1, b] with one level per image. `noise_fn(i)` is the noise
+    of step i. Returns x_0 and, stacked, what `trace(state, prediction)` keeps of each step; with
+    `num_frames`, of the steps that `frame_steps` chooses. With `self_condition`, `denoise_fn` also
+    gets the x_0 of the step before as `x_self_cond`, and zeros in the first step (Chen et al.
+    2023); the sampler does not notice.
+
+    Raises UserError for a grid that ascends or does not end at the clean image, unless the sampler
+    goes up too, and for an x_T that is no float image [b, h, w, c]. `run_chain` takes any grid.
     """
-    cur, nxt = Level(*(field[:-1] for field in levels)), Level(*(field[1:] for field in levels))
+    check_images("x_T", x_T)
+    if not sampler.goes_up:
+        check_grid(levels, len(x_T))
+    return run_chain(
+        sampler,
+        denoise_fn,
+        levels,
+        x_T,
+        noise_fn,
+        trace=trace,
+        num_frames=num_frames,
+        self_condition=self_condition,
+    )
+
+
+def check_grid(levels: Level, num_images: int) -> None:
+    """Raise UserError unless `levels` descend to the clean image, as far as their values are known.
+
+    They are [S + 1] or [S + 1, num_images].
+    """
+    shape = tuple(levels.sigma.shape)
+    if len(shape) not in (1, 2) or shape[0] < 2 or shape[1:] not in ((), (1,), (num_images,)):
+        raise UserError(
+            f"levels has shape {shape}, but it must be [steps + 1], or [steps + 1, {num_images}] "
+            "with one level per image"
+        )
+    sigma, signal = known_values(levels.sigma), known_values(levels.signal)
+    if sigma is None or signal is None:
+        return
+    if np.any(sigma[-1] != 0):
+        raise UserError(
+            f"the grid ends at sigma = {np.max(sigma[-1]):.3g}, but it must end at the clean "
+            "image, t = -1: timestep_grid appends it"
+        )
+    if np.any(np.diff(np.arctan2(sigma, signal), axis=0) > 0):
+        raise UserError(
+            "the grid ascends, but a sampler goes from noisy to clean levels: reverse it"
+        )
+
+
+def run_chain(
+    sampler: Sampler,
+    denoise_fn: DenoiseFn,
+    levels: Level,
+    x_T: Images,
+    noise_fn: NoiseFn,
+    *,
+    trace: TraceFn = keep_nothing,
+    num_frames: int | None = None,
+    self_condition: bool = False,
+) -> tuple[Images, Any]:
+    """`sample` over any grid: up to the noise, up and down, or without the clean image."""
+    cur, nxt = (jax.tree.map(lambda a, s=s: a[s], levels) for s in (slice(-1), slice(1, None)))
     num_steps = len(cur.t)
     chosen = frame_steps(num_steps, num_frames or num_steps)
 
@@ -80,7 +161,7 @@ def sample(
         chain, frames = carry
         chain, frame = advance(chain, *step)
         slot = jnp.searchsorted(chosen, step[0])  # the last step that falls in a slot stays
-        return (chain, jax.tree.map(lambda kept, new: kept.at[slot].set(new), frames, frame)), None
+        return (chain, jax.tree.map(lambda old, new: old.at[slot].set(new), frames, frame)), None
 
     steps = (jnp.arange(num_steps), cur, nxt)
     chain = Chain(sampler.init(x_T), jnp.zeros_like(x_T) if self_condition else None)
@@ -115,7 +196,7 @@ def draw_noise(
     return normal(0), lambda i: normal(i + 1)
 
 
-def beta_between(cur: Level, nxt: Level) -> Float[Array, ""]:
+def beta_between(cur: Level, nxt: Level) -> PerImage:
     """1 - (cur.signal / nxt.signal)^2, the beta of one step from `nxt` to `cur`.
 
     Written with the sigmas, which keep their digits in float32 where the ratio is close to 1.
@@ -123,26 +204,28 @@ def beta_between(cur: Level, nxt: Level) -> Float[Array, ""]:
     return cur.sigma**2 - (cur.signal / nxt.signal) ** 2 * nxt.sigma**2
 
 
-def noise_kept(cur: Level, nxt: Level) -> Float[Array, ""]:
-    """(sigma / signal) of `nxt` over that of `cur`, which is exp(-h) for a step h in log-SNR.
+def sigma_ratio(cur: Level, nxt: Level) -> PerImage:
+    """s' / s, where s = sigma / signal: exp(-h) for a step h in log-SNR.
 
     0 where the step starts at pure noise or ends at the clean image: there h is infinite.
     """
     return (cur.signal / nxt.signal) * (nxt.sigma / cur.sigma)
 
 
-def log_snr_step(cur: Level, nxt: Level) -> Float[Array, ""]:
+def log_snr_step(cur: Level, nxt: Level) -> PerImage:
     """h, the growth of log(signal / sigma) from `cur` to `nxt`; an infinite one counts as 100.
 
     exp(-100) is nothing beside 1 in any precision, and ratios of such steps stay finite.
     """
-    return jnp.minimum(-jnp.log(noise_kept(cur, nxt)), 100)
+    return jnp.minimum(-jnp.log(sigma_ratio(cur, nxt)), 100)
 
 
 def move(x_t: Images, x_0: Images, cur: Level, nxt: Level) -> Images:
     """Follow the line from x_0 through x_t to the level `nxt` (Song et al. 2021, Eq. 12, eta = 0).
 
-    Also the first-order step of DPM-Solver++ (Lu et al. 2022, Eq. 2.2b); better steps put a better
-    x_0 in. From pure noise to the clean image it is defined at every level but cur.sigma = 0.
+    In x = x_t / signal and s = sigma / signal this is Euler's step x + (s' - s) d with the slope
+    d = (x - x_0) / s, rearranged to (s' / s) x + (1 - s' / s) x_0: so it is defined at pure noise
+    too. It is also the first-order step of DPM-Solver++ (Lu et al. 2022, Eq. 2.2b); better steps
+    put a better x_0 in.
     """
-    return (nxt.sigma / cur.sigma) * x_t + nxt.signal * (1 - noise_kept(cur, nxt)) * x_0
+    return (nxt.sigma / cur.sigma) * x_t + nxt.signal * (1 - sigma_ratio(cur, nxt)) * x_0

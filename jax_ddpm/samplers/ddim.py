@@ -3,28 +3,36 @@
 import jax.numpy as jnp
 
 from jax_ddpm.process.levels import Level
+from jax_ddpm.process.predictions import x_0_from_eps
 from jax_ddpm.process.types import DenoiseFn, Images, Prediction
-from jax_ddpm.samplers.base import Sampler, SamplerState, beta_between
+from jax_ddpm.samplers.base import (
+    Sampler,
+    SamplerState,
+    beta_between,
+    broadcast_levels,
+    sigma_ratio,
+)
 
 
 def ddim(eta: float = 0.0) -> Sampler:
     """The implicit sampler (Song et al. 2021, Eqs. 12 and 16).
 
     eta = 0 is deterministic given x_T; eta = 1 is ancestral sampling with the small variance. With
-    eta = 0 a step may also go up, to a noisier level (`ddim_reverse_sample` of OpenAI's code).
+    eta = 0 a step may also go up, to a noisier level (`ddim_reverse_sample` in OpenAI's code).
     """
 
+    @broadcast_levels
     def step(
         state: SamplerState, noise: Images, cur: Level, nxt: Level, denoise_fn: DenoiseFn
     ) -> tuple[SamplerState, Prediction]:
         prediction = denoise_fn(state.x_t, cur)
-        if eta == 0:  # also where there is no fraction: from and to noise without a signal
+        if eta == 0:  # without fractions: a step may start and end at pure noise
             x_t = nxt.signal * prediction.x_0 + nxt.sigma * prediction.eps
             return SamplerState(x_t), prediction
         std = eta * (nxt.sigma / cur.sigma) * jnp.sqrt(jnp.maximum(beta_between(cur, nxt), 0))
-        kept = (cur.signal / nxt.signal) * (nxt.sigma / cur.sigma)
-        # nxt.sigma^2 - std^2, without the difference of two nearly equal numbers
-        direction = nxt.sigma * jnp.sqrt(jnp.maximum(1 - eta**2 + (eta * kept) ** 2, 0))
+        # sqrt(nxt.sigma^2 - std^2), without the difference of two nearly equal numbers
+        rest = jnp.maximum(1 - eta**2 + (eta * sigma_ratio(cur, nxt)) ** 2, 0)
+        direction = nxt.sigma * jnp.sqrt(rest)
         x_t = nxt.signal * prediction.x_0 + direction * prediction.eps + std * noise
         return SamplerState(x_t), prediction
 
@@ -32,18 +40,20 @@ def ddim(eta: float = 0.0) -> Sampler:
 
 
 def ddim_inverse() -> Sampler:
-    """From an image back to its noise, on an ascending grid that starts at the clean image.
+    """DDIM from an image up to its noise, on an ascending grid that starts at the clean image.
 
-    Solves the step of `ddim` from `nxt` to `cur` for the noisier x_t, with eps at the less noisy
-    one in place of its own; the network is told the t it goes to (diffusers' inverse DDIM).
-    The network's own eps is needed: `make_denoise_fn(rederive_eps=False)` or no clipping.
+    Solves the step of `ddim` from `nxt` to `cur` for the noisier x_t, with the eps that the network
+    sees in the less noisy image when it is told the noisier level (diffusers' inverse DDIM). There
+    is always noise at that level, so any prediction type and clipping will do.
     """
 
+    @broadcast_levels
     def step(
         state: SamplerState, noise: Images, cur: Level, nxt: Level, denoise_fn: DenoiseFn
     ) -> tuple[SamplerState, Prediction]:
-        prediction = denoise_fn(state.x_t, cur._replace(t=nxt.t))
-        x_t = nxt.signal * prediction.x_0 + nxt.sigma * prediction.eps
+        prediction = denoise_fn(state.x_t, nxt)
+        x_0 = x_0_from_eps(cur, state.x_t, prediction.eps)
+        x_t = nxt.signal * x_0 + nxt.sigma * prediction.eps
         return SamplerState(x_t), prediction
 
-    return Sampler(init=SamplerState, step=step)
+    return Sampler(init=SamplerState, step=step, goes_up=True)

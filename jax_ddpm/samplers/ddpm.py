@@ -5,21 +5,23 @@ import jax.numpy as jnp
 from jax_ddpm.errors import check_choice
 from jax_ddpm.process.diffusion import LEARNED, VARIANCES, learned_log_variance
 from jax_ddpm.process.levels import Level
+from jax_ddpm.process.shapes import expand
 from jax_ddpm.process.types import DenoiseFn, GradientFn, Images, Prediction
-from jax_ddpm.samplers.base import Sampler, SamplerState, beta_between
+from jax_ddpm.samplers.base import Sampler, SamplerState, beta_between, broadcast_levels
 
 
 def ddpm(variance: str = "fixed_large", gradient_fn: GradientFn | None = None) -> Sampler:
     """Draw x_{t-1} from q(x_{t-1} | x_t, x_0) at the predicted x_0 (Ho et al. 2020, Eqs. 6, 7, 11).
 
-    On a sub-sequence of timesteps posterior and betas are those of the skipped chain. The variance
-    is beta-tilde ("fixed_small"), beta ("fixed_large"), or what the network says: a place between
-    the two ("learned_range", Nichol & Dhariwal 2021, Eq. 15) or its logarithm ("learned"). No noise
-    is added on the last step. `gradient_fn(x_t, level)`, that of a classifier, moves the mean by
-    variance times itself (Dhariwal & Nichol 2021, algorithm 1, at x_t as in their code).
+    On a sub-sequence of timesteps, posterior and betas are those of the shorter chain. The variance
+    is beta-tilde ("fixed_small"), beta ("fixed_large"), or predicted by the network: between the
+    two ("learned_range", Nichol & Dhariwal 2021, Eq. 15), or as its logarithm ("learned"). The last
+    step adds no noise. `gradient_fn(x_t, level)`, from a classifier, shifts the mean by variance
+    times gradient (Dhariwal & Nichol 2021, algorithm 1; at x_t, as in their code).
     """
     variance = check_choice("variance", variance, VARIANCES)
 
+    @broadcast_levels
     def step(
         state: SamplerState, noise: Images, cur: Level, nxt: Level, denoise_fn: DenoiseFn
     ) -> tuple[SamplerState, Prediction]:
@@ -34,7 +36,7 @@ def ddpm(variance: str = "fixed_large", gradient_fn: GradientFn | None = None) -
             std = jnp.exp(learned_log_variance(prediction, variance, *bounds) / 2)
         else:
             std = jnp.sqrt(beta if variance == "fixed_large" else small)
-        std = jnp.where(nxt.t < 0, 0, std)
+        std = jnp.where(expand(nxt.t, noise) < 0, 0, std)
         if gradient_fn is not None:
             mean = mean + std**2 * gradient_fn(state.x_t, cur)
         return SamplerState(mean + std * noise), prediction

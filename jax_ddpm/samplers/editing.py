@@ -1,6 +1,6 @@
-"""Chains that begin with given images: inpainting, image to image, and interpolation.
+"""Chains that start from given images: inpainting, image to image, and interpolation.
 
-Wrappers of any sampler, and choices of where a chain starts. Arrays in, arrays out: no network.
+Wrappers around any sampler, and functions that choose where a chain starts.
 """
 
 from typing import Any
@@ -10,20 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
+from jax_ddpm.errors import UserError
 from jax_ddpm.process.diffusion import add_noise
 from jax_ddpm.process.levels import Level
-from jax_ddpm.process.predictions import x_0_from_eps
-from jax_ddpm.process.shapes import expand
+from jax_ddpm.process.shapes import expand, pixel_axes
 from jax_ddpm.process.types import DenoiseFn, Images, Prediction
-from jax_ddpm.samplers import Sampler, SamplerState, sample
+from jax_ddpm.samplers import Sampler, SamplerState, ddim_inverse, sample
 from jax_ddpm.samplers.base import beta_between
 
 
 def inpaint(sampler: Sampler, image: Images, known: Bool[Array, "#b #h #w 1"]) -> Sampler:
-    """`sampler`, but after each step the known pixels are those of `image` at the level reached.
+    """`sampler`, but each step replaces the known pixels by `image` at the level it reaches.
 
     At the clean level they are the image itself. Their noise is the step's own array: a pixel is
-    known or not, so no entry is used twice (Song et al. 2021, score-based models, appendix I.2).
+    either known or not, so no entry is used twice (Song et al. 2021, score SDE, appendix I.2).
     """
 
     def step(
@@ -34,14 +34,14 @@ def inpaint(sampler: Sampler, image: Images, known: Bool[Array, "#b #h #w 1"]) -
         x_t = jnp.where(known, noised, state.x_t)
         return state._replace(x_t=x_t), prediction
 
-    return Sampler(sampler.init, step)
+    return sampler._replace(step=step)
 
 
-def go_up_too(sampler: Sampler) -> Sampler:
+def allow_steps_up(sampler: Sampler) -> Sampler:
     """`sampler`, but a step to a noisier level adds noise, without evaluating the network.
 
-    For grids like `repaint_grid`. `repaint` is `go_up_too(inpaint(...))`. What a multistep sampler
-    remembers is forgotten; the x_0 that self-conditioning hands on is the last one predicted.
+    For grids like `repaint_grid`. A step up clears the memory of a multistep sampler; the x_0 for
+    self-conditioning is the last one predicted. Raises UserError for one level per image.
     """
 
     def init(x_T: Images) -> SamplerState:
@@ -58,6 +58,8 @@ def go_up_too(sampler: Sampler) -> Sampler:
             after, prediction = sampler.step(at, noise, cur, nxt, denoise_fn)
             return SamplerState(after.x_t, (after.memory, prediction.x_0)), prediction
 
+        if jnp.ndim(cur.sigma):
+            raise UserError("a grid that goes up and down takes one level for all images")
         nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(down)[1])
 
         def up() -> tuple[SamplerState, Prediction]:
@@ -66,7 +68,7 @@ def go_up_too(sampler: Sampler) -> Sampler:
 
         return jax.lax.cond(nxt.sigma > cur.sigma, up, down)
 
-    return Sampler(init, step)
+    return Sampler(init, step, goes_up=True)
 
 
 def repaint(sampler: Sampler, image: Images, known: Bool[Array, "#b #h #w 1"]) -> Sampler:
@@ -74,13 +76,13 @@ def repaint(sampler: Sampler, image: Images, known: Bool[Array, "#b #h #w 1"]) -
 
     Runs over a grid of `repaint_grid`.
     """
-    return go_up_too(inpaint(sampler, image, known))
+    return allow_steps_up(inpaint(sampler, image, known))
 
 
 def renoise(cur: Level, nxt: Level, x: Images, noise: Images) -> Images:
     """Draw from q(x_nxt | x_cur) with nxt the noisier level (Ho et al. 2020, Eq. 2)."""
-    kept, beta = nxt.signal / cur.signal, beta_between(nxt, cur)
-    return expand(kept, x) * x + expand(jnp.sqrt(jnp.maximum(beta, 0)), x) * noise
+    scale, beta = nxt.signal / cur.signal, beta_between(nxt, cur)
+    return expand(scale, x) * x + expand(jnp.sqrt(jnp.maximum(beta, 0)), x) * noise
 
 
 def repaint_order(num_steps: int, jump_length: int, num_resamples: int) -> Int[np.ndarray, " R"]:
@@ -117,13 +119,13 @@ def repaint_grid(
     return timesteps[repaint_order(len(timesteps) - 1, jump_length, num_resamples)]
 
 
-def start_below(
+def find_start(
     timesteps: Num[np.ndarray, " num_levels"], strength: float, num_timesteps: int
 ) -> int:
     """The first position of a descending grid below strength T (SDEdit, Meng et al. 2022).
 
-    A chain from there on keeps more of its start, the smaller 0 < strength <= 1 is. Raises
-    ValueError for another strength, and if only the clean image lies below.
+    The smaller the strength (0 < strength <= 1), the more of the image a chain from there keeps.
+    Raises ValueError for another strength, and if only the clean image lies below.
     """
     if not 0 < strength <= 1:
         raise ValueError(f"the strength must be above 0 and at most 1, got {strength:g}")
@@ -146,10 +148,9 @@ def slerp(a: Images, b: Images, weight: Float[Array, " b"]) -> Images:
 
     A line where the two are parallel or opposite, where the circle is not defined.
     """
-    axes = tuple(range(1, a.ndim))
 
     def norm(x: Images) -> Float[Array, "b 1 1 1"]:
-        return jnp.sqrt(jnp.sum(x**2, axis=axes, keepdims=True))
+        return jnp.sqrt(jnp.sum(x**2, axis=pixel_axes(x), keepdims=True))
 
     tiny = jnp.finfo(a.dtype).tiny
     one, other = a / jnp.maximum(norm(a), tiny), b / jnp.maximum(norm(b), tiny)
@@ -171,39 +172,19 @@ def mix_noisy(
 ) -> Images:
     """The line between two noised images, to be denoised from `level` on (Ho et al. 2020, Fig. 8).
 
-    With the same noise for both, what lies between is as noisy as the ends.
+    With the same noise for both, the images in between are as noisy as the ends.
     """
     a, b = (add_noise(level, x, noise) for x, noise in zip(images, noises, strict=True))
     return lerp(a, b, weight)
 
 
-def invert_ddim() -> Sampler:
-    """DDIM from an image up to its noise, on an ascending grid that begins with the clean image.
-
-    Each step goes by the eps that the network sees in x_t as if it were already as noisy as the
-    next level; there is always noise there, so any prediction type and clipping will do. Without
-    clipping, and for a network that predicts eps, it is `ddim_inverse`.
-    """
-
-    def step(
-        state: SamplerState, noise: Images, cur: Level, nxt: Level, denoise_fn: DenoiseFn
-    ) -> tuple[SamplerState, Prediction]:
-        prediction = denoise_fn(state.x_t, nxt)
-        x_0 = x_0_from_eps(cur, state.x_t, prediction.eps)
-        return SamplerState(add_noise(nxt, x_0, prediction.eps)), prediction
-
-    return Sampler(SamplerState, step)
-
-
-def latents(
-    inversion: Sampler, denoise_fn: DenoiseFn, levels: Level, images: Images, **settings: Any
-) -> Images:
-    """The x_T from which DDIM leads back to `images`: `inversion` run up the grid `levels`.
+def find_latents(denoise_fn: DenoiseFn, levels: Level, images: Images, **settings: Any) -> Images:
+    """The x_T from which DDIM leads back to `images`: `ddim_inverse` run up the grid `levels`.
 
     `levels` is the descending grid of the way back; `settings` go to `sample` (Song et al. 2021,
     DDIM, section 4.3).
     """
-    up = Level(*(field[::-1] for field in levels))
-    return sample(inversion, denoise_fn, up, images, lambda i: jnp.zeros_like(images), **settings)[
-        0
-    ]
+    up = jax.tree.map(lambda field: field[::-1], levels)
+    no_noise = jnp.zeros_like(images)
+    x_T, _ = sample(ddim_inverse(), denoise_fn, up, images, lambda i: no_noise, **settings)
+    return x_T

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from jax_ddpm.process.levels import Level
 from jax_ddpm.process.types import Images
-from jax_ddpm.samplers.base import log_snr_step
+from jax_ddpm.samplers.base import PerImage, log_snr_step
 
 
 class History(NamedTuple):
@@ -19,26 +19,26 @@ class History(NamedTuple):
 
     num_done: Int[Array, ""]
     x_0s: tuple[Images, ...]
-    hs: tuple[Float[Array, ""], ...]
+    hs: tuple[Float[Array, "b 1 1 1"], ...]
 
-    def after(self, x_0: Images, cur: Level, nxt: Level) -> "History":
-        """The history that the next step finds."""
-        h = log_snr_step(cur, nxt).astype(self.hs[0].dtype)
+    def append(self, x_0: Images, cur: Level, nxt: Level) -> "History":
+        """The history after the step from `cur` to `nxt`, for the next one."""
+        h = jnp.broadcast_to(log_snr_step(cur, nxt), self.hs[0].shape).astype(self.hs[0].dtype)
         return History(self.num_done + 1, (x_0, *self.x_0s[:-1]), (h, *self.hs[:-1]))
 
 
-def no_history(x_T: Images, length: int) -> History:
-    """The history of the first step: none."""
-    ones = (jnp.ones((), x_T.dtype),) * length
+def empty_history(x_T: Images, length: int) -> History:
+    """The history before the first step, with room for `length` predictions."""
+    ones = (jnp.ones((len(x_T), 1, 1, 1), x_T.dtype),) * length
     return History(jnp.zeros((), jnp.int32), (jnp.zeros_like(x_T),) * length, ones)
 
 
-def order_of_step(
+def choose_order(
     highest: int, num_done: Int[Array, ""], nxt: Level, num_steps: int | None
-) -> Int[Array, ""]:
-    """The order of a step: at most `highest`, 1 + the steps done, and 1 on the way to x_0.
+) -> Int[Array, "..."]:
+    """The order of a step: at most `highest`, at most 1 + the steps done, and 1 to the clean image.
 
-    Of a grid of `num_steps` also at most the number of steps that are left.
+    With `num_steps`, the length of the grid, also at most the number of steps that are left.
     """
     order = jnp.minimum(highest, num_done + 1)
     if num_steps is not None:
@@ -46,10 +46,10 @@ def order_of_step(
     return jnp.where(nxt.sigma > 0, order, 1)
 
 
-def phi(k: int, z: Float[Array, ""]) -> Float[Array, ""]:
+def phi(k: int, z: PerImage) -> PerImage:
     """phi_k(z) = sum of z^j / (j + k)! over j >= 0; phi_1(z) = (exp(z) - 1) / z. Any z, k >= 1.
 
-    phi_{k+1}(z) = (phi_k(z) - 1 / k!) / z loses its digits near 0, where the sum is taken instead.
+    phi_{k+1}(z) = (phi_k(z) - 1 / k!) / z loses its digits near 0, so the sum is used there.
     """
     near = jnp.abs(z) < 0.5
     far = jnp.where(near, 1, z)

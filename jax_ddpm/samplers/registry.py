@@ -9,8 +9,7 @@ from jax_ddpm.process.types import GradientFn
 from jax_ddpm.samplers.base import LevelFn, Sampler
 from jax_ddpm.samplers.ddim import ddim
 from jax_ddpm.samplers.ddpm import ddpm
-from jax_ddpm.samplers.dpmpp import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m
-from jax_ddpm.samplers.dpmpp_2s import dpmpp_2s
+from jax_ddpm.samplers.dpmpp import dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, dpmpp_3m
 from jax_ddpm.samplers.euler import euler, euler_ancestral
 from jax_ddpm.samplers.heun import heun
 from jax_ddpm.samplers.pndm import plms, pndm
@@ -18,7 +17,7 @@ from jax_ddpm.samplers.unipc import unipc
 
 
 class Options(NamedTuple):
-    """What samplers are built from: the grid's length, the levels, and each one's settings."""
+    """What samplers are built from: the length of the grid, level functions, and settings."""
 
     num_steps: int
     level_of_t: LevelFn
@@ -33,27 +32,30 @@ class Options(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """How a sampler is built, and what is claimed of it.
+    """How a sampler is built, what it claims, and what the command line must know of it.
 
-    Its error falls at least like S^-order in the number of steps S: for a stochastic sampler that
-    of the distribution, for others that of every image. `steps` tells which steps are meant: equal
-    ones in log-SNR or in t. `starts_at_noise`: whether the first level may have signal 0.
-    `evaluations(S)`: how often the network is evaluated in S steps. `spacing`: the grid it takes
-    where none is asked for; None: that of the run. (Those that divide by the signal begin with
-    leading timesteps, where some is left.)
+    The claims are tested by tests/samplers/test_conformance.py. The error falls at least like
+    S^-`order` in the number of steps S: the error of every image, or for a `stochastic` sampler the
+    error of the distribution. `steps` says which steps: equal ones in log-SNR or in t.
+
+    The facts: `evaluations(S)` is the number of network evaluations in S steps; `starts_at_noise`
+    says whether the first level may have signal 0; `spacing` is the grid it takes if none is asked
+    for (None: the run's; samplers that divide by the signal start at leading timesteps, where some
+    is left); `guides_mean` says whether a classifier's gradient goes into `Options.gradient_fn`.
     """
 
     make: Callable[[Options], Sampler]
     order: int
     stochastic: bool = False
     steps: Literal["log_snr", "t"] = "log_snr"
-    starts_at_noise: bool = True
     evaluations: Callable[[int], int] = lambda num_steps: num_steps
+    starts_at_noise: bool = True
     spacing: Spacing | None = None
     guides_mean: bool = False
 
 
-def _heun(options: Options) -> Sampler:
+def make_heun(options: Options) -> Sampler:
+    """`heun` with the options' churn."""
     return heun(
         churn=options.churn,
         churn_min=options.churn_min,
@@ -77,7 +79,7 @@ SAMPLERS: dict[str, Entry] = {
         lambda options: euler_ancestral(), order=1, stochastic=True, spacing="trailing"
     ),
     "heun": Entry(
-        _heun,
+        make_heun,
         order=2,
         starts_at_noise=False,
         evaluations=lambda num_steps: 2 * num_steps - 1,
@@ -102,7 +104,7 @@ SAMPLERS: dict[str, Entry] = {
         order=2,
         steps="t",
         starts_at_noise=False,
-        # the step to the clean image is no part of a warm-up
+        # the step to the clean image is never part of the warm-up
         evaluations=lambda num_steps: num_steps + min(num_steps - 1, 1),
         spacing="leading",
     ),

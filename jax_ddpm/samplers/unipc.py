@@ -6,19 +6,27 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jax_ddpm.errors import require
 from jax_ddpm.process.levels import Level
 from jax_ddpm.process.types import DenoiseFn, Images, Prediction
-from jax_ddpm.samplers.base import Sampler, SamplerState, log_snr_step, move
-from jax_ddpm.samplers.multistep import History, no_history, order_of_step, phi
+from jax_ddpm.samplers.base import (
+    PerImage,
+    Sampler,
+    SamplerState,
+    broadcast_levels,
+    log_snr_step,
+    move,
+)
+from jax_ddpm.samplers.multistep import History, choose_order, empty_history, phi
 
 
-class Memory(NamedTuple):
-    """The last step: where it began, its order, and what was predicted until then."""
+class LastStep(NamedTuple):
+    """Where the last step began, its order, and the predictions until then."""
 
     x_t: Images
-    signal: Float[Array, ""]
-    sigma: Float[Array, ""]
-    order: Int[Array, ""]
+    signal: Float[Array, "b 1 1 1"]
+    sigma: Float[Array, "b 1 1 1"]
+    order: Int[Array, "b 1 1 1"]
     history: History
 
 
@@ -26,80 +34,89 @@ def unipc(*, order: Literal[2, 3] = 2, num_steps: int | None = None) -> Sampler:
     """UniPC with B(h) = exp(h) - 1, predicting x_0 (Zhao et al. 2023, algorithms 5 and 6, "bh2").
 
     One evaluation per step: the prediction at x_t first corrects x_t, then leads on from the
-    corrected one. With `num_steps` a step's order is at most the number of steps that are left.
+    corrected one. With `num_steps`, a step's order is at most the number of steps that are left.
     """
+    require(order in (2, 3), "order", order, "2 or 3")
 
     def init(x_T: Images) -> SamplerState:
-        one = jnp.ones((), x_T.dtype)
-        none = jnp.zeros((), jnp.int32)
-        return SamplerState(x_T, Memory(x_T, one, one, none, no_history(x_T, order)))
+        ones = jnp.ones((len(x_T), 1, 1, 1), x_T.dtype)
+        no_order = jnp.zeros(ones.shape, jnp.int32)
+        return SamplerState(x_T, LastStep(x_T, ones, ones, no_order, empty_history(x_T, order)))
 
+    @broadcast_levels
     def step(
         state: SamplerState, noise: Images, cur: Level, nxt: Level, denoise_fn: DenoiseFn
     ) -> tuple[SamplerState, Prediction]:
-        last: Memory = state.memory
+        last: LastStep = state.memory
         history = last.history
         prediction = denoise_fn(state.x_t, cur)
         before = Level(cur.t, last.signal, last.sigma)
-        mixed = corrector_x_0(prediction.x_0, history, last.order)
-        repaired = move(last.x_t, mixed, before, cur)
-        x_t = jnp.where(history.num_done > 0, repaired, state.x_t)
-        now = order_of_step(order, history.num_done, nxt, num_steps)
-        mixed = predictor_x_0(prediction.x_0, history, log_snr_step(cur, nxt), now)
-        after = history.after(prediction.x_0, cur, nxt)
-        memory = Memory(x_t, cur.signal, cur.sigma, now, after)
-        return SamplerState(move(x_t, mixed, cur, nxt), memory), prediction
+        corrected = correct_x_0(prediction.x_0, history, last.order)
+        x_t = jnp.where(history.num_done > 0, move(last.x_t, corrected, before, cur), state.x_t)
+        now = choose_order(order, history.num_done, nxt, num_steps)
+        predicted = predict_x_0(prediction.x_0, history, log_snr_step(cur, nxt), now)
+        signal, sigma, now = (jnp.broadcast_to(a, last.order.shape) for a in (*cur[1:], now))
+        memory = LastStep(x_t, signal, sigma, now, history.append(prediction.x_0, cur, nxt))
+        return SamplerState(move(x_t, predicted, cur, nxt), memory), prediction
 
     return Sampler(init=init, step=step)
 
 
-def predictor_x_0(
-    x_0: Images, history: History, h: Float[Array, ""], order: Int[Array, ""]
-) -> Images:
-    """The x_0 of the next step, of size h, from that at its start and order - 1 earlier ones."""
-    places, behind = list[Float[Array, ""]](), jnp.zeros_like(h)
-    for earlier in history.hs[:-1]:
-        behind += earlier
-        places.append(-behind / h)
-    others = history.x_0s[: len(places)]
-    mixtures = [x_0] + [
-        x_0 + mixture(x_0, others[:n], places[:n], h) for n in range(1, len(places) + 1)
-    ]
-    return jnp.select([order == n + 1 for n in range(len(mixtures))], mixtures, x_0)
+def predict_x_0(x_0: Images, history: History, h: PerImage, order: Int[Array, "..."]) -> Images:
+    """The x_0 of the next step, of size h, from the one at its start and order - 1 earlier ones."""
+    places, others = measure_places(history.hs[:-1], h), history.x_0s
+    mixtures = [x_0 + mix_changes(x_0, others, places[:n], h) for n in range(len(places) + 1)]
+    return select_by_order(order, mixtures, x_0)
 
 
-def corrector_x_0(x_0: Images, history: History, order: Int[Array, ""]) -> Images:
+def correct_x_0(x_0: Images, history: History, order: Int[Array, "..."]) -> Images:
     """The x_0 of the last step again, now that the prediction `x_0` at its end is known."""
     start, h = history.x_0s[0], history.hs[0]
-    places, behind = [jnp.ones_like(h)], jnp.zeros_like(h)
-    for earlier in history.hs[1:]:
-        behind += earlier
-        places.append(-behind / h)
+    places = [jnp.ones_like(h), *measure_places(history.hs[1:], h)]
     others = (x_0, *history.x_0s[1:])
-    mixtures = [
-        start + mixture(start, others[:n], places[:n], h) for n in range(1, len(places) + 1)
-    ]
-    return jnp.select([order == n + 1 for n in range(len(mixtures))], mixtures, start)
+    counts = range(1, len(places) + 1)
+    mixtures = [start + mix_changes(start, others, places[:n], h) for n in counts]
+    return select_by_order(order, mixtures, start)
 
 
-def mixture(
-    start: Images,
-    others: Sequence[Images],
-    places: Sequence[Float[Array, ""]],
-    h: Float[Array, ""],
+def select_by_order(
+    order: Int[Array, "..."], mixtures: Sequence[Images], otherwise: Images
+) -> Images:
+    """mixtures[order - 1], image by image; `otherwise` where there is none."""
+    for n, mixture in enumerate(mixtures, start=1):
+        otherwise = jnp.where(order == n, mixture, otherwise)
+    return otherwise
+
+
+def measure_places(hs: Sequence[PerImage], h: PerImage) -> list[PerImage]:
+    """Where earlier predictions lie before the start of a step, in units of its size h."""
+    places, behind = list[PerImage](), jnp.zeros_like(h)
+    for earlier in hs:
+        behind = behind + earlier
+        places.append(-behind / h)
+    return places
+
+
+def mix_changes(
+    start: Images, others: Sequence[Images], places: Sequence[PerImage], h: PerImage
 ) -> Images:
     """Sum of rho_m (x_m - start) / r_m over predictions x_m at places r_m, in units of h (Eq. 9).
 
     The rho solve sum of rho_m r_m^(k-1) = k! phi_{k+1}(-h) / phi_1(-h), k = 1, 2, ...; a single one
     is 1/2, as in the authors' code.
     """
+    if not places:
+        return jnp.zeros_like(start)
     if len(places) == 1:
         return (others[0] - start) / (2 * places[0])
-    powers = jnp.stack([jnp.stack(places) ** k for k in range(len(places))])
-    factorials = [1, 2, 6][: len(places)]
+    shape = jnp.broadcast_shapes(*(jnp.shape(place) for place in places), jnp.shape(h))
+    r = jnp.stack([jnp.broadcast_to(place, shape) for place in places], axis=-1)
+    powers = jnp.stack([r**k for k in range(len(places))], axis=-2)  # [..., k, m]
+    factorials = (1, 2, 6)[: len(places)]
     wanted = [f * phi(k + 2, -h) / phi(1, -h) for k, f in enumerate(factorials)]
-    rhos = jnp.linalg.solve(powers, jnp.stack(wanted))
-    terms = [
-        rho * (x_0 - start) / place for rho, x_0, place in zip(rhos, others, places, strict=True)
-    ]
-    return sum(terms, start=jnp.zeros_like(start))
+    wanted = jnp.stack([jnp.broadcast_to(w, shape) for w in wanted], axis=-1)
+    rhos = jnp.linalg.solve(powers, wanted[..., None])[..., 0]
+    terms = zip(jnp.moveaxis(rhos, -1, 0), others, places, strict=False)
+    return sum(
+        (rho * (x_0 - start) / place for rho, x_0, place in terms), start=jnp.zeros_like(start)
+    )

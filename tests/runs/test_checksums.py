@@ -17,7 +17,17 @@ def array_of(dtype):
     return jnp.asarray(bits.view(jnp.dtype(dtype)).reshape(4, 6))
 
 
-DTYPES = ["float32", "float64", "bfloat16", "float16", "int32", "int64", "uint8", "bool", "complex64"]
+DTYPES = [
+    "float32",
+    "float64",
+    "bfloat16",
+    "float16",
+    "int32",
+    "int64",
+    "uint8",
+    "bool",
+    "complex64",
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

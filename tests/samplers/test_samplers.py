@@ -188,7 +188,10 @@ def test_dtype_and_shape_are_those_of_the_start(sampler, dtype):
 
 @pytest.mark.parametrize(
     ("sampler", "spacing"),
-    [(ddpm("fixed_small"), spacing) for spacing in ("leading", "trailing", "linspace", "quad", "lucidrains")]
+    [
+        (ddpm("fixed_small"), spacing)
+        for spacing in ("leading", "trailing", "linspace", "quad", "lucidrains")
+    ]
     + [(sampler, "leading") for sampler in SAMPLERS.values()],
 )
 def test_the_levels_visited_are_those_of_the_grid(sampler, spacing):

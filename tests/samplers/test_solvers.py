@@ -15,6 +15,7 @@ from jax_ddpm.samplers import (
     euler,
     euler_ancestral,
     heun,
+    run_chain,
     sample,
     unipc,
 )
@@ -89,7 +90,7 @@ def churned_std(churn, num_steps, **settings):
     def one_hot(i):
         return jnp.zeros((1, num_steps + 1, 1, 1)).at[0, i].set(1)
 
-    x = sample(sampler, mine, levels, one_hot(0), lambda i: one_hot(i + 1))[0].ravel()
+    x = run_chain(sampler, mine, levels, one_hot(0), lambda i: one_hot(i + 1))[0].ravel()
     first, last = ((level.signal * 0.5) ** 2 + level.sigma**2 for level in (
         at(levels, 0), at(levels, -1)))  # fmt: skip
     return ((x[0] ** 2 * first + jnp.sum(x[1:] ** 2)) / last) ** 0.5, x[1:]

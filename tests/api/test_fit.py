@@ -230,6 +230,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.usefixtures("unchecked_types")
 def test_a_mistake_gets_one_sentence(mistake, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     make, message = MISTAKES[mistake]

@@ -91,6 +91,7 @@ def test_settings_that_cannot_work_are_refused(run, settings, message):
         run.sample(**settings)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_weights_that_a_run_does_not_have_are_refused(trained_run, tmp_path):
     for weights, message in {
         "emma": "^weights is emma, but this run has",

@@ -72,6 +72,7 @@ def test_dropout_is_used_in_training(weights):
         ((2, 4, 4, 1), {"y": np.zeros(2)}, "takes no argument 'y'"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_its_arguments_are_checked(weights, shape, arguments, sentence):
     network = from_torch(weights, "lucidrains", ARGUMENTS)
     with pytest.raises(UserError, match=sentence):

@@ -126,7 +126,7 @@ def is_flag(word: str) -> bool:
 def value_of(flag: str, args: Sequence[str]) -> str | None:
     """The last value of a flag in a command line that has not been read yet; None: it has none."""
     found = None
-    for arg, following in zip(args, [*args[1:], None], strict=True):
+    for arg, following in zip(args, [*args[1:], None], strict=False):
         name, equals, value = arg.partition("=")
         if name == flag:
             found = value if equals else following

@@ -82,7 +82,7 @@ def run(args: Sequence[str]) -> None:
         if not flags.dry_run:
             start(flags.start)
         if followed:
-            found = ", ".join(f"{flag} {value} (not {was})" for flag, value, was in followed)
+            found = ", ".join(f"{flag} {value} (was {was})" for flag, value, was in followed)
             print(f"Adjusted to fit: {found}", flush=True)
         if flags.dry_run:
             from jax_ddpm.jobs.describe import describe_run

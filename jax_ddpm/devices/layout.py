@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
-from jaxtyping import Array, Key
 
 from jax_ddpm.devices.processes import (
     AXIS,
@@ -121,15 +120,18 @@ def make_reshard_fn(sharding: Any) -> Callable[[Any], Any]:
     return lambda a: finish_in_turn(program(a))
 
 
-def make_state(init: Callable[[Any], TrainState], key: Key[Array, ""], layout: Layout) -> Any:
-    """`init(key)` where `layout` wants it; if in parts, it is never whole on one device."""
+def make_state(init: Callable[[Any], TrainState], start: Any, layout: Layout) -> Any:
+    """`init(start)` where `layout` wants it; if in parts, it is never whole on one device.
+
+    `start` is a key, or parameters to start from.
+    """
     if layout.fsdp == 1:
-        state = jax.jit(init)(key)
+        state = jax.jit(init)(start)
         if layout.mode != "jit":
             return place_state(state, layout)
         # Bound to the device, as a step leaves it, lest the second step be compiled once more.
         return jax.tree.map(jax.device_put, state, layout.of(state))
-    return jax.jit(init, out_shardings=layout.of(jax.eval_shape(init, key)))(key)
+    return jax.jit(init, out_shardings=layout.of(jax.eval_shape(init, start)))(start)
 
 
 def assign_shardings(mode: Mode, shapes: Any, fsdp: int = 1) -> Any:

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Num
+from jaxtyping import Array, Float, Int, Num
 
 from jax_ddpm.process.checks import check_network_args, check_output
 from jax_ddpm.process.levels import Level
@@ -88,7 +88,9 @@ def rescale_timesteps(apply_fn: ApplyFn, num_timesteps: int) -> ApplyFn:
     It then sees times between 0 and 1000, whatever T it was trained with.
     """
 
-    def rescaled(params: Any, x_t: Images, t: Num[Array, " b"], **network_args: Any) -> Images:
+    def rescaled(
+        params: Any, x_t: Images, t: Num[Array, " b"], **network_args: Any
+    ) -> Float[Array, "b h w o"]:
         dtype = jnp.promote_types(x_t.dtype, jnp.float32)
         return apply_fn(params, x_t, t.astype(dtype) * (1000 / num_timesteps), **network_args)
 

@@ -90,7 +90,7 @@ def test_a_dry_run_says_what_would_happen_and_touches_nothing(tmp_path, capsys, 
     train.run(["--dry-run", "--steps", "40", "--data.image-size", "14", "--seed", "3"])
     out = capsys.readouterr().out
     for line in (
-        "Adjusted to fit: --train.warmup-steps 2 (not 100)",
+        "Adjusted to fit: --train.warmup-steps 2 (was 100)",
         "10,000 images of 14x14x1 from embedded",
         "unet, 686,769 parameters",
         "40 steps of 16 images, which is 0.064 epochs of 625 steps",

@@ -227,10 +227,10 @@ def test_networks_with_labels_or_self_conditioning_and_a_learned_variance(
     pixels = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)).astype(np.uint8))
     keys = image_keys(0, np.arange(3))
     labels = None if parts.num_labels is None else jnp.array([0, 1, 2])
-    bits = fn(params, pixels, labels, keys)["bits"]
+    bits = fn(params, (pixels, labels, keys))["bits"]
     assert bits.shape == (3,) and bool(jnp.isfinite(bits).all())
     if labels is not None:
-        changed = fn(params, pixels, jnp.array([0, 1, 3]), keys)["bits"]
+        changed = fn(params, (pixels, jnp.array([0, 1, 3]), keys))["bits"]
         np.testing.assert_array_equal(changed[:2], bits[:2])
         assert changed[2] != bits[2]
 

@@ -1,9 +1,10 @@
 """Denoising diffusion probabilistic models in functional JAX/Flax.
 
-The usual names are `import jax_ddpm as jd`. Start with `jd.Diffusion`, `jd.fit` and `jd.load_run`,
-which say everything once; all else is pure functions of arrays. The public names stand in
-`__init__.pyi`, where editors and type checkers read them too. Each is imported when it is first
-used, so that `import jax_ddpm` takes no time.
+The customary import is `import jax_ddpm as jd`. Start with `jd.Diffusion`, `jd.fit` and
+`jd.load_run`. Below them, everything is pure functions of arrays.
+
+`__init__.pyi` lists the public names, for this module as well as for editors and type checkers.
+Each name is imported when it is first used, so `import jax_ddpm` itself takes no time.
 """
 
 import ast

@@ -1,7 +1,7 @@
 # ruff: noqa: I001 - grouped by subject
 """The public names of the package: the one list, which `__init__.py` reads at run time."""
 
-# Everything said once: the layer on top of the functions below.
+# The layer to start with; everything below is pure functions.
 from jax_ddpm.api.diffusion import (
     Diffusion as Diffusion,
 )

@@ -38,6 +38,8 @@ def test_a_network_of_ones_own():
     assert names["x_0"].shape == (4, 8, 8, 1)
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_the_same_with_nothing_hidden():
     names = run(block("jd.make_loss_fn("))
     assert jnp.isfinite(names["x_0"]).all()

@@ -1,4 +1,4 @@
-"""The layer for Python users: everything is said once, and each piece is a few lines over the rest.
+"""The layer for Python users: each decision is made once, in few lines over the rooms below.
 
-It adds no state. What it does can be done with the functions below it, in the same numbers.
+It adds no state. Everything it does can be done with the functions below it, with the same numbers.
 """

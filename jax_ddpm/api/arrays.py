@@ -10,9 +10,9 @@ from jax_ddpm.errors import UserError
 
 
 def make_source(images: Any, labels: Any = None) -> ImageSource:
-    """Images uint8 [n, h, w, c] or [n, h, w] and their classes [n]; without labels all are 0.
+    """Make a source from uint8 images [n, h, w, c] or [n, h, w] and their classes [n].
 
-    Raises UserError, with the conversion to write, for everything else.
+    Without labels, every class is 0. Raises UserError, suggesting a conversion, for anything else.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8:
@@ -36,7 +36,7 @@ def make_source(images: Any, labels: Any = None) -> ImageSource:
 
 
 def suggest_conversion(images: np.ndarray) -> str:
-    """How to make pixels of these images, by the range of their values."""
+    """Suggest how to convert these images to pixels, judging by their range."""
     if images.size == 0 or not np.issubdtype(images.dtype, np.number):
         return "give an array of numbers from 0 to 255"
     low, high = images.min(), images.max()

@@ -1,7 +1,7 @@
-"""Programs that are compared by value, so that what is asked for twice is compiled once.
+"""Programs that are compared by value, so that asking twice compiles once.
 
-`ddim()` called twice makes two samplers that compute the same. They are functions, which Python
-compares by identity, so jit would compile a program for each.
+Two calls of `ddim()` make two samplers that compute the same. They consist of functions, which
+Python compares by identity, so jit would compile a program for each.
 """
 
 from collections.abc import Callable, Hashable
@@ -14,18 +14,18 @@ import numpy as np
 
 
 def run_compiled(program: Callable[..., Any], *args: Any) -> Any:
-    """`program(*args)`, compiled once for all programs of equal value and arguments of one shape.
+    """Call `program(*args)`, compiled once for all equal programs and arguments of the same shapes.
 
-    `program` is a function of this package; what it closes over is part of its value.
+    `program` is a function of this package. Its value includes what it closes over.
     """
     return _run(ByValue(program), *args)
 
 
 class ByValue:
-    """A value that jit can take as a static argument; equal to others of the same `identify`."""
+    """A static argument for jit; two are equal if `identify` gives the same key for both."""
 
     def __init__(self, value: Any) -> None:
-        self.value = value  # keeps alive the objects that the key knows by their id
+        self.value = value  # also keeps objects alive that the key knows by id
         self._key = identify(value)
 
     def __eq__(self, other: object) -> bool:
@@ -41,17 +41,18 @@ def _run(program: ByValue, *args: Any) -> Any:
 
 
 def identify(value: Any) -> Hashable:
-    """A key that is equal for two pytrees only if the same program computes with both.
+    """Make a key that two pytrees share only if one program serves both.
 
-    Arrays count by their content and functions of this package by what they close over. Functions
-    of the user, who may redefine what they refer to, and traced arrays count by identity.
+    Arrays are compared by content, and functions of this package by code and by what they close
+    over. Traced arrays and functions of the user, who may redefine the globals that they use, are
+    compared by identity.
     """
     leaves, treedef = jax.tree.flatten(value)
     return treedef, tuple(map(_identify_leaf, leaves))
 
 
 def _identify_leaf(leaf: Any) -> Hashable:
-    while _is_written_in(leaf, "jaxtyping"):  # a check of annotations is around it
+    while _is_written_in(leaf, "jaxtyping"):  # wrapped in a check of its annotations
         leaf = leaf.__wrapped__
     if _is_written_in(leaf, "jax_ddpm"):
         cells = [cell.cell_contents for cell in leaf.__closure__ or ()]
@@ -65,7 +66,7 @@ def _identify_leaf(leaf: Any) -> Hashable:
 
 
 def _is_written_in(value: Any, package: str) -> bool:
-    """Whether `value` is a function of `package`, whatever decorators say about its module."""
+    """Whether `value` is a function of `package`; `wraps` may have changed its `__module__`."""
     if not isinstance(value, FunctionType):
         return False
     return value.__globals__.get("__name__", "").partition(".")[0] == package

@@ -13,13 +13,13 @@ from jax_ddpm.errors import UserError, nearest
 from jax_ddpm.models import NetworkFns
 from jax_ddpm.process import checks
 
-# What a network may be told besides x_t and t.
+# What the contract lets a network take besides x_t and t.
 NETWORK_ARGS = ("label", "x_self_cond", "train", "dropout_keys")
-BEYOND_ONE = 1.01  # 8-bit pixels with the noise of dequantisation reach 1 + 1 / 255
+LARGEST = 1.01  # dequantised 8-bit pixels reach 1 + 1 / 255
 
 
 def check_keywords(what: str, given: Iterable[str], known: Collection[str]) -> None:
-    """Raise UserError for the first keyword that is not known, with the nearest that is."""
+    """Raise UserError for the first keyword that is not known, naming the nearest one."""
     for name in given:
         if name not in known:
             near = nearest(name, known)
@@ -49,10 +49,10 @@ def check_network_args(
     settings: Collection[str],
     own: Collection[str] = (),
 ) -> None:
-    """Raise UserError for keywords that are settings of Diffusion, or that the network lacks.
+    """Raise UserError for keywords that are settings of Diffusion or that the network lacks.
 
-    A network that takes any keyword is given those of the contract, and others that it names.
-    `own` are the keywords of the method itself, one of which may be meant.
+    A network with `**kwargs` is given only the keywords that it names and those of the contract.
+    `own` are the method's own keywords, which the user may have misspelt.
     """
     named, any_other = find_keywords(apply_fn)
     known = dict.fromkeys([*named, *NETWORK_ARGS * any_other])
@@ -69,7 +69,7 @@ def find_keywords(apply_fn: Callable[..., Any]) -> tuple[list[str], bool]:
     """The keywords that `apply_fn` names after (params, x_t, t), and whether it takes others."""
     try:
         parameters = list(inspect.signature(apply_fn).parameters.values())[3:]
-    except (ValueError, TypeError):  # some callables of C have no signature
+    except (ValueError, TypeError):  # some callables written in C have no signature
         return [], True
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     any_other = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters)
@@ -85,7 +85,7 @@ def takes(apply_fn: Callable[..., Any], name: str) -> bool:
 def check_images(images: Any, *, clipped: bool) -> None:
     """Raise UserError unless these are float images [b, h, w, c]; in [-1, 1] if `clipped`.
 
-    The range of traced images is not known, so it is not checked.
+    The range is checked only outside jit, where the values are known.
     """
     if not isinstance(images, np.ndarray | jax.Array):
         raise UserError(f"images is {type(images).__name__}, but it must be an array [b, h, w, c]")
@@ -97,7 +97,7 @@ def check_images(images: Any, *, clipped: bool) -> None:
     if values is None or values.size == 0:
         return
     low, high = float(values.min()), float(values.max())
-    if not -BEYOND_ONE <= low <= high <= BEYOND_ONE:
+    if not -LARGEST <= low <= high <= LARGEST:
         raise UserError(
             f"images go from {low:g} to {high:g}, but samples are clipped to [-1, 1]: scale the "
             "images, or turn clipping off with Diffusion(schedule, clip_x_0=False)"
@@ -105,7 +105,7 @@ def check_images(images: Any, *, clipped: bool) -> None:
 
 
 def check_shape(shape: Any, what: str = "shape is") -> None:
-    """Raise UserError unless `shape` is (images, height, width, channels); `what` begins it."""
+    """Raise UserError, starting with `what`, unless `shape` is that of a batch of images."""
     whole = isinstance(shape, tuple | list) and all(isinstance(n, int | np.integer) for n in shape)
     if not whole or len(shape) != 4 or min(shape) < 1:
         raise UserError(f"{what} {shape}, but it must be (images, height, width, channels)")
@@ -113,9 +113,9 @@ def check_shape(shape: Any, what: str = "shape is") -> None:
 
 
 def derive_keys(key: Any, num_examples: int) -> Key[Array, " b"]:
-    """One key for each example: `key` itself if it holds as many, else folded with the number.
+    """One key per example: `key` itself if it holds that many, else `key` folded with the index.
 
-    So example i depends on the key and on i alone. Raises UserError for anything but keys.
+    Raises UserError for anything but keys.
     """
     keys = convert_keys(key)
     if keys.ndim == 0:
@@ -128,7 +128,7 @@ def derive_keys(key: Any, num_examples: int) -> Key[Array, " b"]:
 
 
 def convert_keys(key: Any) -> Key[Array, "*n"]:
-    """`key` as an array of typed keys; those of jax.random.PRNGKey are converted."""
+    """Convert keys from jax.random.PRNGKey to typed keys; typed ones stay as they are."""
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
     if isinstance(key, np.ndarray | jax.Array) and key.dtype == np.uint32 and key.ndim in (1, 2):

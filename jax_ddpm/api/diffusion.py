@@ -50,17 +50,16 @@ from jax_ddpm.process.types import ApplyFn, DenoiseFn, Images, Losses
 from jax_ddpm.process.weighting import WEIGHTINGS, Weighting
 from jax_ddpm.samplers import SAMPLERS, Sampler, draw_noise, sample
 from jax_ddpm.samplers.registry import Options
-
-COIN = 2**32 - 1  # folded into the key, it is the number of no example
+from jax_ddpm.training.step import DROPOUT, NOISE, SELF_CONDITION, fold_each
 
 
 def define_setting(default: Any) -> Any:
-    """A field that is given by keyword and is no array."""
+    """A field that is given by keyword and does not hold arrays."""
     return struct.field(pytree_node=False, kw_only=True, default=default)
 
 
 class Diffusion(struct.PyTreeNode):
-    """A diffusion process and how a network is trained and sampled with it.
+    """A diffusion process, and how a network is trained and sampled with it.
 
     >>> import jax, jax_ddpm as jd
     >>> def apply_fn(params, x_t, t):  # a network is any such function
@@ -75,12 +74,11 @@ class Diffusion(struct.PyTreeNode):
     ... ).shape
     (2, 8, 8, 3)
 
-    The settings are those of `make_loss_fn` and `make_denoise_fn`; see there. `variance` is also
-    that of the sampler "ddpm" and of the likelihood. `self_condition` is for networks that take an
-    earlier x_0 as `x_self_cond`. Keywords that a method does not know go to the network.
+    The settings are explained in `make_loss_fn` and `make_denoise_fn`. The sampler "ddpm" and the
+    likelihood use `variance` too. `self_condition` is for networks that take an earlier x_0 as
+    `x_self_cond`. Methods pass keywords that they do not know on to the network.
 
-    Raises UserError, in one sentence with the nearest name, for settings that do not exist or do
-    not go together.
+    Raises UserError for settings that do not exist, naming the nearest, or do not go together.
     """
 
     schedule: Schedule
@@ -140,23 +138,21 @@ class Diffusion(struct.PyTreeNode):
         """The loss of each image, at a timestep and with noise drawn from the image's own key.
 
         `images` [b, h, w, c] are floats in [-1, 1]. `key` is one key, or one for each image. With
-        the key of a training step, fold_in(key, step), this is the loss of that step. With
-        `train=True` a network that takes `dropout_keys` is given them too.
+        fold_in(key, step) for a training key, this is the loss of that training step. With
+        `train=True`, a network that takes `dropout_keys` is given them too.
         """
         check_images(images, clipped=self.clip_x_0)
         keys = derive_keys(key, len(images))
-        _, draw_keys, dropout_keys = jnp.unstack(
-            jax.vmap(lambda key: jax.random.split(key, 3))(keys), axis=1
-        )
-        if network_args.get("train") and takes(apply_fn, "dropout_keys"):
-            network_args.setdefault("dropout_keys", dropout_keys)
         check_network(apply_fn, params)
         check_network_args(apply_fn, network_args, SETTINGS)
-        loss_fn = make_loss_fn(apply_fn, self.schedule, **self._values_of(LOSS))
-        t, noise = draw(draw_keys, images.shape[1:], self.schedule.num_timesteps, images.dtype)
+        if network_args.get("train") and takes(apply_fn, "dropout_keys"):
+            network_args.setdefault("dropout_keys", fold_each(keys, DROPOUT))
         if self.self_condition:
-            coin = jax.random.fold_in(convert_keys(key).reshape(-1)[0], COIN)
-            network_args["self_condition"] = jax.random.bernoulli(coin)
+            coin_key = jax.random.fold_in(convert_keys(key).reshape(-1)[0], SELF_CONDITION)
+            network_args["self_condition"] = jax.random.bernoulli(coin_key)
+        shape, num_timesteps = images.shape[1:], self.schedule.num_timesteps
+        t, noise = draw(fold_each(keys, NOISE), shape, num_timesteps, images.dtype)
+        loss_fn = make_loss_fn(apply_fn, self.schedule, **self._values_of(LOSS))
         return loss_fn(params, images, t, noise, **network_args)
 
     def sample(
@@ -173,13 +169,13 @@ class Diffusion(struct.PyTreeNode):
     ) -> Images:
         """Images of `shape` [b, h, w, c] in [-1, 1], drawn with `sampler`, a name or an object.
 
-        By default that is ancestral sampling over all T timesteps. Fewer `steps` are faster:
-        "ddim" and "dpmpp_2m" do well with 20 to 50. `spacing` is by default the sampler's own
-        (leading for the names heun, plms and pndm), else trailing. `key` is one key, or one for
-        each image; image i depends on nothing but its key.
+        The default is ancestral sampling over all T timesteps. Other samplers, such as "ddim" and
+        "dpmpp_2m", need only 20 to 50 `steps`. The default `spacing` is leading for the names
+        "heun", "plms" and "pndm", and trailing otherwise. `key` is one key, or one for each image;
+        image i depends only on its key.
 
-        The whole chain is one program, compiled once for each shape, network, sampler and number
-        of steps. A new lambda is a new network: give the same function again.
+        The whole chain is one program. It is compiled once for each shape, network, sampler and
+        number of steps. Pass the same network function again: a new lambda is compiled again.
         """
         check_shape(shape)
         check_network(apply_fn, params)
@@ -243,7 +239,7 @@ class Diffusion(struct.PyTreeNode):
         )
 
     def levels(self, steps: int | None = None, spacing: GridName = "trailing") -> Level:
-        """The `steps` + 1 noise levels that a sampler visits, the clean image being the last.
+        """The `steps` + 1 noise levels that a sampler visits; the last is the clean image.
 
         `steps` is T by default; see `timestep_grid` and `continuous_levels` for the spacings.
         """
@@ -303,7 +299,7 @@ def ends_in_noise(schedule: Schedule) -> bool:
 
 
 def find_spacing(sampler: Any) -> GridName | None:
-    """The grid that a sampler known by name takes if none is asked for."""
+    """The spacing that a sampler prefers, if it is given by name and prefers one."""
     return SAMPLERS[sampler].spacing if isinstance(sampler, str) and sampler in SAMPLERS else None
 
 

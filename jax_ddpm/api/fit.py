@@ -25,7 +25,7 @@ from jax_ddpm.models import Architecture, CustomConfig
 
 SHORT = {"steps": "num_steps"}  # as on the command line
 OWN = ("config", "network", "run", "seed", "random_flip")
-LABEL_FIELDS = ("num_classes", "num_class_embeds")  # of networks that can be given labels
+LABEL_FIELDS = ("num_classes", "num_class_embeds")  # of networks that take labels
 
 
 def fit(
@@ -39,7 +39,7 @@ def fit(
     random_flip: bool | None = None,
     **changes: Any,
 ) -> TrainedRun:
-    """Train on an array of images, as `jax-ddpm train` does, and return the trained run.
+    """Train on an array of images, just as `jax-ddpm train` does, and return the trained run.
 
     >>> import numpy as np, jax_ddpm as jd
     >>> images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8)
@@ -48,21 +48,23 @@ def fit(
     (2, 8, 8, 1)
 
     `images` are uint8 [n, h, w, c] or [n, h, w], grey or colour, and are used as they are. With
-    `labels` [n] the network learns the classes.
-    `config` is the name of a preset or a whole Config; `seed`, `random_flip` and `changes`, the
-    fields of TrainConfig and DiffusionConfig, change it. `steps` is num_steps. What depends on a
-    change, such as the warm-up, follows it.
+    `labels` [n], the network learns the classes.
 
-    `network` replaces the preset's: a configuration such as UNetConfig(channels=32), a Linen module
-    or two functions (init, apply_fn), with init(key) -> params and apply_fn(params, x_t, t, ...) ->
-    an output like x_t. Of `train`, `dropout_keys`, `label` and `x_self_cond`, apply_fn is given
-    what it takes.
+    `config` is the name of a preset or a Config. `seed`, `random_flip` and `changes`, which are
+    fields of TrainConfig and DiffusionConfig, change it; `steps` is short for num_steps. Settings
+    that depend on a change, such as the warm-up, follow it.
 
-    `run` is the run folder; the same call again continues it. Without one, the folder is temporary
-    and removed with the returned object. Ctrl-C ends the training early and returns the run as far
-    as it got. With `jd.enable_compilation_cache()` the next session need not compile again.
+    `network` replaces the preset's network. It is a configuration such as UNetConfig(channels=32),
+    a Linen module, or two functions (init, apply_fn): init(key) returns params, and
+    apply_fn(params, x_t, t, ...) an output like x_t. apply_fn is given `train`, `dropout_keys`,
+    `label` and `x_self_cond` only if it takes them.
 
-    Raises UserError, in one sentence, for images, settings or a network that cannot work.
+    `run` is the run folder; the same call again resumes the run. Without it, the folder is
+    temporary and is removed together with the returned object. Ctrl-C stops training early and
+    returns what was trained so far. `jd.enable_compilation_cache()` saves compiling again in the
+    next session.
+
+    Raises UserError for images, settings or a network that cannot work.
     """
     with name_arguments(), jax.enable_x64(False):
         source = make_source(images, labels)
@@ -83,15 +85,15 @@ def fit(
             stopped = True
         trained = replace(load_run(folder, network=own), temporary=temporary)
         if stopped:
-            again = "" if temporary else ": the same call continues"
+            again = "" if temporary else "; call fit again to resume"
             tell(f"Stopped early, with the {trained.description}{again}")
         return trained
 
 
 def change_config(config: Any, changes: dict[str, Any]) -> Config:
-    """A preset or Config with settings of training, the process and the data changed.
+    """Change settings of a preset or Config: training, diffusion process, mirroring and seed.
 
-    Raises UserError for a preset or setting that does not exist, with the nearest name.
+    Raises UserError for a preset or setting that does not exist, naming the nearest.
     """
     preset = find_preset(config) if isinstance(config, str) else config
     if not isinstance(preset, Config):
@@ -123,7 +125,7 @@ def change_config(config: Any, changes: dict[str, Any]) -> Config:
 def choose_network(
     config: Config, network: Any, source: ImageSource, with_labels: bool
 ) -> tuple[Config, Any]:
-    """`config` for the network, and the network's own functions if `config` does not make it."""
+    """Put `network` into `config`; also return its functions if `config` cannot build it."""
     own = None
     if isinstance(network, Architecture):
         config = replace(config, model=network)
@@ -135,9 +137,9 @@ def choose_network(
 
 
 def set_classes(config: Config, source: ImageSource, with_labels: bool) -> Config:
-    """`config` with a network that knows the classes of `source`, if labels were given.
+    """Give the network of `config` the classes of `source`, if labels were given.
 
-    Raises UserError for labels without a network that takes them, and the other way round.
+    Raises UserError for labels that the network does not take, and for labels that it lacks.
     """
     known, name = config.model.num_labels, type(config.model).__name__
     if with_labels == (known is not None):

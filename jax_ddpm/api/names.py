@@ -10,13 +10,13 @@ FLAG = re.compile(r"--(?:no-)?(?:\w+\.)?([a-z][a-z0-9-]*)")
 
 
 def to_arguments(message: str) -> str:
-    """`message` with `--train.batch-size` as `batch_size`."""
+    """Replace flags in `message`: `--train.batch-size` becomes `batch_size`."""
     return FLAG.sub(lambda flag: flag[1].replace("-", "_"), message)
 
 
 @contextmanager
 def name_arguments() -> Iterator[None]:
-    """The message of a UserError that is raised in here names arguments."""
+    """A UserError raised inside names arguments instead of flags."""
     try:
         yield
     except UserError as error:

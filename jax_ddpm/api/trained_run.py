@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jax_ddpm import runs
-from jax_ddpm.api.diffusion import Diffusion
+from jax_ddpm.api.diffusion import DENOISER, LOSS, Diffusion
 from jax_ddpm.api.names import name_arguments
 from jax_ddpm.config.jobs import SampleJob, Weights
 from jax_ddpm.config.run import Config
@@ -29,7 +29,7 @@ from jax_ddpm.process.types import ApplyFn
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TrainedRun:
-    """A trained network with all that is needed to draw images with it; see `load_run`."""
+    """A trained network and all that is needed to draw images with it; see `load_run`."""
 
     files: runs.Run
     """The files in the run folder, such as `files.metrics` and `files.final_grid`."""
@@ -75,27 +75,16 @@ class TrainedRun:
 
     @property
     def diffusion(self) -> Diffusion:
-        """The process as an object, for losses and likelihoods, and samples in your own way.
+        """The diffusion process as an object, for losses, likelihoods and samplers of your own.
 
         Its loss draws timesteps uniformly and adds no offset noise, whatever the training did.
         """
         of_run, drawn = self.config.diffusion, self.config.sample
-        return Diffusion(
-            self.schedule,
-            prediction_type=of_run.prediction_type,
-            loss_type=of_run.loss_type,
-            weighting=of_run.weighting,
-            min_snr_gamma=of_run.min_snr_gamma,
-            p2_gamma=of_run.p2_gamma,
-            p2_k=of_run.p2_k,
-            objective=of_run.objective,
-            variance=of_run.variance if self.parts.learned_variance else drawn.variance,
-            vb_weight=of_run.vb_weight,
-            clip_x_0=drawn.clip_x_0,
-            rederive_eps=drawn.rederive_eps,
-            dynamic_threshold=drawn.dynamic_threshold,
-            self_condition=self.parts.self_condition,
-        )
+        settings = {name: getattr(of_run, name) for name in LOSS}
+        settings |= {name: getattr(drawn, name) for name in DENOISER if name not in LOSS}
+        if not self.parts.learned_variance:
+            settings["variance"] = drawn.variance
+        return Diffusion(self.schedule, **settings, self_condition=self.parts.self_condition)
 
     def sample(
         self,
@@ -109,13 +98,14 @@ class TrainedRun:
         batch_size: int = 64,
         **settings: Any,
     ) -> UInt8[np.ndarray, "n h w c"]:
-        """`num` images, the same as `jax-ddpm sample RUN --num NUM --seed SEED` writes.
+        """Draw `num` images, the same as `jax-ddpm sample RUN --num NUM --seed SEED` does.
 
-        What is left out is as in the run; `settings` are the other fields of SampleConfig, such as
-        eta or spacing. Image i depends only on the seed. Images are drawn `batch_size` at a time,
-        by a program that is compiled once for each batch size and choice of settings.
+        Settings that are not given are the run's own. `settings` are the other fields of
+        SampleConfig, such as eta or spacing. Image i depends only on the seed. Images are drawn
+        `batch_size` at a time; the program is compiled once for each batch size and choice of
+        settings.
 
-        Raises UserError, with the nearest name, for settings that do not exist or cannot work.
+        Raises UserError for settings that do not exist, naming the nearest, or cannot work.
         """
         given = {"steps": steps, "sampler": sampler, "guidance": guidance}
         changes = {name: value for name, value in given.items() if value is not None} | settings
@@ -158,9 +148,9 @@ def load_run(
     >>> pictures.shape == (4, *run.image_shape), pictures.dtype
     (True, dtype('uint8'))
 
-    `weights` are "ema" (the moving average), "raw" (the parameters themselves) or a decay of the
-    run; `checkpoint` is "newest" or, of a run that kept it, "best". A run that was trained with a
-    network of your own needs the same `network` again, as `fit` takes it.
+    `weights` is "ema" (the moving average), "raw" (the parameters themselves) or one of the run's
+    decays. `checkpoint` is "newest", or "best" if the run kept it. If the run was trained with your
+    own network, pass the same `network` as to `fit`.
 
     Raises UserError for a folder that is not a trained run, and for weights that it does not have.
     """
@@ -174,15 +164,15 @@ def load_run(
 
 
 def make_functions(network: Any, image_shape: tuple[int, int, int]) -> NetworkFns:
-    """The functions (init, apply_fn) of a network of the user's.
+    """Make (init, apply_fn) from these two functions or from a Linen module.
 
-    Raises UserError for anything but these two functions and a Linen module.
+    Raises UserError for anything else.
     """
     if isinstance(network, tuple) and len(network) == 2 and all(map(callable, network)):
         return NetworkFns(*network)
     if callable(getattr(network, "init", None)) and callable(getattr(network, "apply", None)):
         functions = make_network(network, image_shape)
-        # With the signature of the module, which tells what it takes.
+        # `wraps` gives it the module's signature, which shows what the network takes.
         return functions._replace(apply_fn=wraps(type(network).__call__)(functions.apply_fn))
     raise UserError(
         f"network is {type(network).__name__}, but it must be a configuration such as "

@@ -63,7 +63,7 @@ def test_a_run_folder_stays_and_is_continued(config, tmp_path, capsys):
     settings = {"config": config(), "network": OWN}
     first = jd.fit(IMAGES, **settings, run=folder, max_steps=6)
     told = capsys.readouterr().out
-    assert "Stopped early, with the ema parameters of step 6: the same call continues" in told
+    assert "Stopped early, with the ema parameters of step 6; call fit again to resume" in told
     assert "step 6" in repr(first)
     second = jd.fit(IMAGES, **settings, run=folder)
     assert "step 12" in repr(second)

@@ -31,6 +31,8 @@ GOLDENS = Path(__file__).parent / "goldens"
 # For tests that compile for long: float32 is left to the slow tests.
 DOUBLE_FIRST = ["float64", pytest.param("float32", marks=pytest.mark.slow)]
 SHORT = {"float32": "f32", "float64": "f64"}
+# Networks in tests are tiny, so that compiling them takes most of the time.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @dataclass
@@ -119,8 +121,8 @@ def check_recorded_unet(compare, dtype, case, config, source, layout=lambda arra
         out = network.apply_fn(params, x, jnp.asarray(io["in.t"]))
         return ((out - target) ** 2).mean(), out
 
-    gradient = jax.jit(jax.value_and_grad(loss_fn, (0, 1), has_aux=True))
-    (loss, out), (grads, grad_x) = gradient(params, x)
+    gradient = jax.value_and_grad(loss_fn, (0, 1), has_aux=True)
+    (loss, out), (grads, grad_x) = jax.jit(gradient, compiler_options=QUICK)(params, x)
     compare("U-Net", out, layout(recorded["out"]), dtype)
     compare("U-Net", loss, recorded["loss"].astype(dtype).reshape(()), dtype)
     compare("U-Net: gradients", grad_x, layout(recorded["grad_x"]), dtype)

@@ -26,6 +26,7 @@ from jax_ddpm.samplers.base import SamplerState
 from parity_tests.comparing import (
     DOUBLE_FIRST,
     GOLDENS,
+    QUICK,
     SHORT,
     golden,
     load_weights,
@@ -49,11 +50,9 @@ CASES = {
     "epita/unet_convnext": "epita",
     "epita/unet_resnet": "epita",
 }
-# One of each kind of block; in the default run the others only go through the twin.
+# The default run compares one case in full; the others only with the twin.
 FIRST = "annotated_a2_ws/unet_ws_multiply"
 FIRST_CASES = [c if c == FIRST else pytest.param(c, marks=pytest.mark.slow) for c in CASES]
-# The networks are tiny: compiling them is what takes time.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def recorded_config(case):
@@ -202,17 +201,41 @@ def test_the_twin_computes_what_was_recorded(compare, case):
 # source, arguments, height and width
 SETTINGS = [
     ("annotated", {"dim": 5, "with_time_emb": False, "convnext_mult": 3, "channels": 2}, (4, 6)),
-    ("annotated", {"dim": 6, "dim_mults": (1,), "use_convnext": False, "resnet_block_groups": 3,
-                   "init_dim": 6, "out_dim": 4, "with_time_emb": False}, (3, 5)),
+    (
+        "annotated",
+        {
+            "dim": 6,
+            "dim_mults": (1,),
+            "use_convnext": False,
+            "resnet_block_groups": 3,
+            "init_dim": 6,
+            "out_dim": 4,
+            "with_time_emb": False,
+        },
+        (3, 5),
+    ),
     ("annotated", {"dim": 4, "dim_mults": (1, 3, 2), "init_dim": 1, "convnext_mult": 1}, (9, 4)),
     ("annotated_layernorm", {"dim": 8, "use_convnext": False, "resnet_block_groups": 4}, (4, 2)),
     ("annotated_layernorm", {"dim": 4, "dim_mults": (1, 2, 1), "init_dim": 4}, (4, 8)),
-    ("annotated_ws", {"dim": 6, "dim_mults": (2, 1, 3), "resnet_block_groups": 3, "channels": 1,
-                      "out_dim": 2, "self_condition": True}, (4, 8)),
-    ("annotated_ws", {"dim": 4, "dim_mults": (3,), "weight_standardization": "divide",
-                      "init_dim": 4}, (3, 2)),
+    (
+        "annotated_ws",
+        {
+            "dim": 6,
+            "dim_mults": (2, 1, 3),
+            "resnet_block_groups": 3,
+            "channels": 1,
+            "out_dim": 2,
+            "self_condition": True,
+        },
+        (4, 8),
+    ),
+    (
+        "annotated_ws",
+        {"dim": 4, "dim_mults": (3,), "weight_standardization": "divide", "init_dim": 4},
+        (3, 2),
+    ),
     ("epita", {"dim": 6, "use_convnext": False, "resnet_block_groups": 1}, (2, 2)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.slow
@@ -239,7 +262,7 @@ def read_config(source, theirs, given):
 
 
 @pytest.mark.parametrize(("source", "arguments", "size"), SETTINGS)
-def test_shapes_and_names_tell_the_settings(source, arguments, size):
+def test_shapes_and_names_reveal_the_settings(source, arguments, size):
     """All but groups, which ConvNeXt blocks do not have, and weight standardisation."""
     arguments = {"dim_mults": (1, 2), "channels": 3} | arguments
     theirs = twin(source, **arguments)
@@ -254,7 +277,7 @@ def test_shapes_and_names_tell_the_settings(source, arguments, size):
         assert getattr(config, name) == value, name
 
 
-def test_channels_and_self_conditioning_tell_each_other():
+def test_channels_and_self_conditioning_imply_each_other():
     theirs = twin("annotated_ws", dim=4, dim_mults=(1,), channels=4, out_dim=2)
     for given, channels, self_condition in [
         ({}, 2, True),
@@ -265,7 +288,7 @@ def test_channels_and_self_conditioning_tell_each_other():
         assert (config.channels, config.self_condition) == (channels, self_condition)
 
 
-def test_unfolding_pixels_is_torchs():
+def test_pixel_unshuffle_is_torchs():
     x = np.random.default_rng(0).standard_normal((2, 4, 6, 3))
     expected = torch.nn.functional.pixel_unshuffle(to_torch(x), 2)
     np.testing.assert_array_equal(pixel_unshuffle(jnp.asarray(x)), to_jax(expected))
@@ -277,8 +300,8 @@ def test_weight_standardization():
     right = standardize(kernel, "multiply", jnp.float64)
     np.testing.assert_allclose(right.mean((0, 1, 2)), 0, atol=1e-12)
     np.testing.assert_allclose(right.var((0, 1, 2)), variance / (variance + 1e-5))
-    slip = standardize(kernel, "divide", jnp.float32)
-    np.testing.assert_allclose(slip.var((0, 1, 2)), variance * (variance + 1e-5))
+    published = standardize(kernel, "divide", jnp.float32)
+    np.testing.assert_allclose(published.var((0, 1, 2)), variance * (variance + 1e-5))
     half = standardize(kernel, "multiply", jnp.bfloat16)
     np.testing.assert_allclose(half.var((0, 1, 2)), variance / (variance + 1e-3))
 
@@ -286,7 +309,7 @@ def test_weight_standardization():
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["annotated", "annotated_ws"])
 def test_initial_parameters_are_those_of_torch(source):
-    """Uniform, as wide as one over the root of the number of inputs."""
+    """Uniform within 1/sqrt(fan_in)."""
     arguments = {"dim": 16, "dim_mults": (1, 2), "channels": 3}
     cls = TorchWSUNet if source == "annotated_ws" else TorchUNet
     theirs = cls(**arguments).state_dict()
@@ -320,7 +343,7 @@ def test_settings_that_cannot_work_are_refused(config, sentence):
 
 @pytest.mark.slow
 def test_the_published_sizes_are_the_defaults():
-    """dim 28, three levels, one channel: what texts and notebooks train on Fashion-MNIST."""
+    """dim 28, three resolutions, one channel: what texts and notebooks train on Fashion-MNIST."""
     for config, theirs in {
         AnnotatedConfig(channels=1): TorchUNet,
         AnnotatedWSConfig(channels=1): TorchWSUNet,

@@ -13,15 +13,13 @@ from jax_ddpm.interop import PEERS, from_torch, to_state_dict
 from jax_ddpm.interop import to_torch as to_torch_names
 from jax_ddpm.interop.state_dict import rename
 from jax_ddpm.interop.unwrap import unwrap
-from parity_tests.comparing import GOLDENS, SHORT, golden, load_weights, nchw_to_nhwc
+from parity_tests.comparing import GOLDENS, QUICK, SHORT, golden, load_weights, nchw_to_nhwc
 from torch_ref.lucidrains import LucidrainsUNet as TorchUNet
 
 THEIRS = "lucidrains (recorded)"
 PEER = PEERS["lucidrains"]
 CASES = ["unet_default", "unet_learned_sinusoidal", "unet_learned_variance", "unet_self_condition"]
 FIRST_CASES = [pytest.param(case, marks=pytest.mark.slow) for case in CASES[:-1]] + CASES[-1:]
-# The networks are tiny: compiling them is what takes time.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @functools.cache
@@ -88,8 +86,9 @@ def test_the_twin_computes_what_was_recorded(compare, case):
     config, rows, io, weights = recorded(case)
     theirs = TorchUNet(**{n: tuple(v) if isinstance(v, list) else v for n, v in config.items()})
     theirs.double().load_state_dict({n: torch.tensor(a) for n, a in weights.items()}, strict=True)
-    x, target, *sc = (torch.tensor(io[n]).double() for n in ("in.x", "in.target", "in.sc")
-                      if n in io)  # fmt: skip
+    x, target, *sc = (
+        torch.tensor(io[n]).double() for n in ("in.x", "in.target", "in.sc") if n in io
+    )
     out = theirs(x.requires_grad_(), torch.tensor(io["in.t"]), *sc)
     loss = ((out - target) ** 2).mean()
     loss.backward()
@@ -126,8 +125,8 @@ def test_the_table_of_names_is_read_both_ways(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_shapes_tell_the_configuration(case):
-    """What the shapes say is what was given, with every default spelled out."""
+def test_shapes_reveal_the_configuration(case):
+    """The shapes reveal what was given, with every default spelled out."""
     weights = recorded(case)[3]
     shapes = {name: array.shape for name, array in weights.items()}
     given, told = network_of(case).config, PEER.make_config(**PEER.infer(shapes))
@@ -165,7 +164,7 @@ READINGS = [
 
 
 @pytest.mark.parametrize(("arguments", "given"), READINGS)
-def test_shapes_and_what_is_given_tell_the_rest(arguments, given):
+def test_shapes_and_given_arguments_reveal_the_rest(arguments, given):
     shapes = shapes_of(**arguments)
     told = PEER.make_config(**PEER.infer(shapes), **given)
     for name, value in arguments.items():
@@ -174,25 +173,39 @@ def test_shapes_and_what_is_given_tell_the_rest(arguments, given):
     assert shapes_of(**{name: getattr(told, name) for name in PEER.arguments}) == shapes
 
 
-# What the wrapper of its networks saves beside them.
-BUFFERS = ["betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod",
-           "sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod",
-           "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
-           "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
-           "loss_weight"]  # fmt: skip
+# What the wrapper of its networks saves beside a network.
+BUFFERS = [
+    "betas",
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+    "posterior_variance",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+    "loss_weight",
+]
 
 
 def trainer_file(weights):
-    """What its Trainer saves: the wrapped network, and the average of it beside another copy."""
+    """What its Trainer saves: the wrapped network, and its average beside another copy."""
     wrapped = {name: np.zeros(10, np.float32) for name in BUFFERS}
     wrapped |= {f"model.{name}": array for name, array in weights.items()}
     ema = {"initted": np.array(True), "step": np.array(7)}
     ema |= {f"online_model.{name}": array for name, array in wrapped.items()}
     ema |= {f"ema_model.{name}": 2 * array for name, array in wrapped.items()}
     return {
-        "step": 3000, "model": wrapped, "opt": {"state": {}, "param_groups": []}, "ema": ema,
-        "scaler": None, "version": "2.3.4",
-    }  # fmt: skip
+        "step": 3000,
+        "model": wrapped,
+        "opt": {"state": {}, "param_groups": []},
+        "ema": ema,
+        "scaler": None,
+        "version": "2.3.4",
+    }
 
 
 FILES = {
@@ -217,7 +230,7 @@ def test_wrappers_and_trainer_files_are_understood(kind):
     same_bits(unwrap(given, PEER.buffers), expected)
 
 
-def test_arguments_of_the_process_are_passed_over():
+def test_arguments_of_the_process_are_ignored():
     config, _, _, weights = recorded("unet_learned_variance")
     given = trainer_file(weights) | {"ema": None}
     network = from_torch(given, "lucidrains", config | {"image_size": 12, "objective": "pred_v"})
@@ -247,7 +260,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("arguments", "tensors", "sentence"), WRONG)
-def test_what_does_not_fit_is_said(arguments, tensors, sentence):
+def test_mistakes_get_one_sentence(arguments, tensors, sentence):
     config, _, _, weights = recorded("unet_learned_variance")
     weights = {name: a for name, a in (weights | tensors).items() if a is not None}
     with pytest.raises(UserError, match=sentence):

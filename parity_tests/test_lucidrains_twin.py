@@ -19,14 +19,12 @@ from jax_ddpm.models.lucidrains import (
     RMSNorm,
     TimeEmbedding,
 )
-from parity_tests.comparing import DOUBLE_FIRST, draws, to_jax, to_torch
+from parity_tests.comparing import DOUBLE_FIRST, QUICK, draws, to_jax, to_torch
 from torch_ref.lucidrains import LucidrainsUNet as TorchUNet
 
 THEIRS = "torch_ref (lucidrains)"
 PEER = PEERS["lucidrains"]
 SMALL = {"dim": 8, "dim_mults": (1, 2), "attn_dim_head": 2, "attn_heads": 2}
-# The networks are tiny: compiling them is what takes time.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def twin(seed=0, dtype="float64", **arguments):
@@ -51,15 +49,21 @@ def pair(dtype, **arguments):
 
 
 def run(module, params, *args):
-    """What `module` makes of `args`."""
+    """The output of `module`, compiled quickly."""
     return jax.jit(module.apply, compiler_options=QUICK)({"params": params}, *args)
 
 
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)
-@pytest.mark.parametrize("arguments", [
-    {}, {"sinusoidal_pos_emb_theta": 77}, {"random_fourier_features": True},
-    {"learned_sinusoidal_cond": True, "learned_sinusoidal_dim": 6},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"sinusoidal_pos_emb_theta": 77},
+        {"random_fourier_features": True},
+        {"learned_sinusoidal_cond": True, "learned_sinusoidal_dim": 6},
+    ],
+    ids=str,
+)
 def test_time_embedding(compare, dtype, arguments):
     theirs, params, config = pair(dtype, **arguments)
     for t in (np.array([0, 1, 9]), np.array([-1.75, 0.5, 3.25], dtype)):
@@ -89,7 +93,7 @@ def test_block(compare, dtype):
 @pytest.mark.parametrize("flash", [False, True])
 @pytest.mark.parametrize("full", [False, True])
 def test_attention(compare, dtype, full, flash):
-    """By a fused kernel or not: the numbers are the same, in double precision too."""
+    """With and without a fused kernel, also in double precision."""
     theirs, params, _ = pair(dtype, full_attn=(full, not full))
     kind, kwargs = (FullAttention, {"flash": flash}) if full else (LinearAttention, {})
     ours = kind(2, 2, jnp.dtype(dtype), **kwargs)
@@ -115,7 +119,7 @@ def test_the_norm_of_a_black_pixel_has_a_gradient():
 
 
 def random_arguments(rng):
-    """Arguments of a small network, any of them."""
+    """Any arguments of a small network."""
     levels = rng.choice([1, 2, 2, 3])
 
     def each(values, p=0.5):
@@ -169,8 +173,10 @@ def test_any_configuration_computes_what_the_twin_computes(compare, dtype, seed)
     (expected**2).mean().backward()
     compare("lucidrains' U-Net", out, to_jax(expected), dtype)
     compare("lucidrains' U-Net: gradients", grad_x, to_jax(x.grad), dtype)
-    named = {n: torch.zeros_like(p) if p.grad is None else p.grad  # random frequencies: none
-             for n, p in theirs.named_parameters()}  # fmt: skip
+    named = {
+        n: torch.zeros_like(p) if p.grad is None else p.grad  # random frequencies: none
+        for n, p in theirs.named_parameters()
+    }
     named = {name: gradient.numpy().copy() for name, gradient in named.items()}
     theirs = from_state_dict(named, PEER, parameter_shapes(network.config))
     compare("lucidrains' U-Net: gradients", grads, theirs, dtype)
@@ -192,8 +198,8 @@ def test_channels_are_those_of_the_data_unless_given():
     assert output_of(out_dim=2) == (1, 4, 6, 2)
 
 
-def test_dropout_is_in_the_first_half_of_a_block_alone():
-    """Where it leaves nothing, the second half of a constant and the shortcut remain."""
+def test_dropout_is_only_in_the_first_half_of_a_block():
+    """If it drops everything, the second half of a constant and the shortcut remain."""
     theirs, params, _ = pair("float64")
     x, temb = draws((2, 4, 4, 8), "float64", 0), draws((2, 32), "float64", 1)
     keys = jax.random.split(jax.random.key(0), 2)
@@ -207,7 +213,7 @@ def test_dropout_is_in_the_first_half_of_a_block_alone():
 
 @pytest.mark.slow
 def test_the_initial_parameters_are_drawn_as_theirs():
-    """Kernels and biases uniform in +-1/sqrt(fan_in); memories and frequencies from N(0, 1)."""
+    """Kernels and biases uniform within 1/sqrt(fan_in); mem_kv and frequencies from N(0, 1)."""
     arguments = SMALL | {"dim": 24, "learned_sinusoidal_cond": True, "learned_sinusoidal_dim": 64}
     network = make_network(LucidrainsConfig(**arguments), (4, 4, 3))
     ours = to_state_dict(jax.jit(network.init)(jax.random.key(0)), PEER)

@@ -14,10 +14,12 @@ from jax_ddpm.interop import PEERS, from_torch, to_state_dict, to_torch
 from jax_ddpm.interop.network import complete_config
 from jax_ddpm.interop.openai import find_factor
 from jax_ddpm.interop.state_dict import rename
+from jax_ddpm.models import make_network
 from jax_ddpm.models.layers import timestep_embedding
 from parity_tests.comparing import (
     DOUBLE_FIRST,
     GOLDENS,
+    QUICK,
     SHORT,
     draws,
     golden,
@@ -59,10 +61,9 @@ def images(array, dtype):
 
 
 def output(case, network, dtype):
-    """The network's output for the recorded inputs; compiled without much effort."""
+    """The network's output for the recorded inputs."""
     _, io, _ = recorded(case)
-    quick = {"xla_backend_optimization_level": 0}
-    apply = jax.jit(network.apply, compiler_options=quick)
+    apply = jax.jit(network.apply, compiler_options=QUICK)
     return apply(
         cast(network.params, dtype), images(io["in.x"], dtype), io["in.t"], label=io.get("in.y")
     )
@@ -97,7 +98,9 @@ def test_gradients(compare, case, dtype):
         out = network.apply(params, x, io["in.t"], label=io.get("in.y"))
         return ((out - target) ** 2).mean()
 
-    loss, (grads, grad_x) = jax.jit(jax.value_and_grad(loss_fn, (0, 1)))(params, x)
+    loss, (grads, grad_x) = jax.jit(jax.value_and_grad(loss_fn, (0, 1)), compiler_options=QUICK)(
+        params, x
+    )
     theirs = {name[4:]: io[name] for name in io if name.startswith(SHORT[dtype])}
     compare("OpenAI's U-Net", loss, theirs["loss"].astype(dtype).reshape(()), dtype)
     compare("OpenAI's U-Net: gradients", grad_x, nchw_to_nhwc(theirs["grad_x"]), dtype)
@@ -151,7 +154,7 @@ def assert_equal_arrays(found, expected):
 
 
 @each_case
-def test_shapes_tell_everything_but_the_heads(case):
+def test_shapes_reveal_everything_but_the_heads(case):
     config, _, network = recorded(case)
     heads = {name: config[name] for name in HEADS if name in config}
     weights, source = load_weights(GOLDENS / case), source_of(case)
@@ -161,7 +164,7 @@ def test_shapes_tell_everything_but_the_heads(case):
 
 
 def random_config(source, seed):
-    """Constructor arguments all over what the peer can be told."""
+    """Any constructor arguments of the peer."""
     pick = random.Random(seed).choice
     num_levels = pick([1, 2, 2, 3])
     width = pick([32, 64]) if source == IMPROVED else pick([32, 64, 48, 33])
@@ -195,7 +198,7 @@ each_source = pytest.mark.parametrize("source", [GUIDED, IMPROVED])
 
 @pytest.mark.parametrize("seed", range(3))
 @each_source
-def test_arguments_are_read_off_the_names_and_shapes_of_any_network(source, seed):
+def test_names_and_shapes_reveal_the_arguments_of_any_network(source, seed):
     config = random_config(source, seed)
     shapes = {k: tuple(v.shape) for k, v in ref.UNetModel(**config).state_dict().items()}
     inferred = PEERS[source].infer(shapes)
@@ -249,7 +252,7 @@ def test_random_networks_compute_what_the_reference_computes(compare, dtype, sou
     multiple_of = 2 ** (len(config["channel_mult"]) - 1)
     x_t = draws((2, 2 * multiple_of, 3 * multiple_of, config["in_channels"]), dtype, seed)
     t, label = np.array([0.25, 700]), np.array([4, 0]) if config["num_classes"] else None
-    ours = jax.jit(network.apply)(network.params, x_t, t, label=label)
+    ours = jax.jit(network.apply, compiler_options=QUICK)(network.params, x_t, t, label=label)
     args = (t,) if label is None else (t, label)
     x = torch.from_numpy(np.moveaxis(x_t, -1, 1).copy())
     with torch.no_grad():
@@ -277,7 +280,7 @@ def test_wrong_arguments_are_named(sentence):
         from_torch(weights, IMPROVED, MISTAKES[sentence])
 
 
-def test_what_only_guided_diffusion_has_is_refused_by_improved_diffusion():
+def test_improved_diffusion_refuses_what_only_guided_diffusion_has():
     weights = load_weights(GOLDENS / UPDOWN)
     with pytest.raises(UserError, match="are guided_diffusion's"):
         from_torch(weights, IMPROVED, {})
@@ -295,7 +298,7 @@ def test_a_missing_and_a_foreign_weight_are_named():
         from_torch(weights, IMPROVED, {})
 
 
-def test_multiples_give_back_the_channels():
+def test_factors_give_the_channels_again():
     for features in range(32, 4097, 32):
         for channels in range(1, 200):
             assert int(find_factor(features, channels) * channels) == features
@@ -303,13 +306,10 @@ def test_multiples_give_back_the_channels():
 
 @pytest.mark.slow
 def test_initial_parameters_are_those_of_torch():
-    """Uniform, as wide as one over the root of the number of inputs; zero where theirs are."""
+    """Uniform within 1/sqrt(fan_in); zero where theirs are."""
     config, _, network = recorded(NEW_ORDER)
-    made = network.config
-    module = made.module(3, jnp.float32)
-    x_t = jnp.zeros((1, *made.example_shape))
-    params = jax.jit(lambda key: module.init(key, x_t, jnp.zeros(1))["params"])(jax.random.key(0))
-    ours = to_state_dict(params, PEERS[GUIDED])
+    init = make_network(network.config, network.config.example_shape).init
+    ours = to_state_dict(jax.jit(init)(jax.random.key(0)), PEERS[GUIDED])
     known = ref.UNetModel.__init__.__annotations__
     theirs = ref.UNetModel(**{name: value for name, value in config.items() if name in known})
     for name, parameter in theirs.state_dict().items():

@@ -19,6 +19,7 @@ from jax_ddpm.samplers import ddpm, sample
 from parity_tests.comparing import (
     DOUBLE_FIRST,
     GOLDENS,
+    QUICK,
     SHORT,
     golden,
     load_weights,
@@ -41,7 +42,7 @@ def recorded():
 @pytest.fixture(scope="module")
 def forward(recorded):
     """The network as one compiled function, of the parameters in the dtype of the images."""
-    apply = jax.jit(recorded[2].apply)
+    apply = jax.jit(recorded[2].apply, compiler_options=QUICK)
     return lambda params, x_t, t: apply(cast(params, x_t.dtype), x_t, t)
 
 
@@ -70,7 +71,9 @@ def test_gradients(compare, recorded, dtype):
     def loss_fn(params, x):
         return ((network.apply(params, x, io["in.t"]) - target) ** 2).mean()
 
-    loss, (grads, grad_x) = jax.jit(jax.value_and_grad(loss_fn, (0, 1)))(params, x)
+    loss, (grads, grad_x) = jax.jit(jax.value_and_grad(loss_fn, (0, 1)), compiler_options=QUICK)(
+        params, x
+    )
     theirs = {name[4:]: io[name] for name in io if name.startswith(SHORT[dtype])}
     compare("MyUNet", loss, theirs["loss"].astype(dtype).reshape(()), dtype)
     compare("MyUNet: gradients", grad_x, nchw_to_nhwc(theirs["grad_x"]), dtype)
@@ -170,7 +173,7 @@ def test_the_reference_computes_the_same(compare, recorded, forward, dtype):
 
 @pytest.mark.slow
 def test_initial_parameters_are_those_of_torch():
-    """Uniform, as wide as one over the root of the number of inputs; the table as it is."""
+    """Uniform within 1/sqrt(fan_in); the table is the same."""
     config = PulferConfig(n_steps=5)
     init = jax.jit(make_network(config, config.example_shape).init)
     ours = to_state_dict(init(jax.random.key(0)), PEERS["pulfer"])
@@ -183,7 +186,7 @@ def test_initial_parameters_are_those_of_torch():
             np.testing.assert_allclose(found.std(), expected.std(), rtol=0.2)
 
 
-def test_what_it_cannot_do_is_said():
+def test_settings_that_cannot_work_are_refused():
     config = PulferConfig(n_steps=4)
     with pytest.raises(ValueError, match="1 output channel, but 2"):
         make_network(config, (28, 28, 1), out_channels=2)
@@ -196,8 +199,8 @@ def test_what_it_cannot_do_is_said():
     assert parameter_shapes(config)["time_embed"]["embedding"].shape == (4, 100)
 
 
-def test_a_timestep_without_a_row_gives_no_number():
-    """Clamped, it would pass for another one."""
+def test_a_timestep_without_a_row_gives_nan():
+    """If it were clamped, it would pass for another timestep."""
     layer = TimeEmbedding(4, 6)
     rows, _ = layer.init_with_output(jax.random.key(0), jnp.array([0, 3, 4]))
     assert np.isnan(rows).any(1).tolist() == [False, False, True]

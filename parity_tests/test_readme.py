@@ -1,4 +1,4 @@
-"""The README's example with weights from PyTorch works as it stands there."""
+"""The README's example with weights from PyTorch runs as written."""
 
 import re
 from pathlib import Path

@@ -27,8 +27,14 @@ THEIRS = "torch_ref"
 
 def gradients(apply, *args):
     """Output of `apply`, and the gradients of the mean of its square with respect to all `args`."""
-    out = apply(*args)
-    return out, jax.grad(lambda args: (apply(*args) ** 2).mean())(args)
+
+    def mean_square(args):
+        out = apply(*args)
+        return (out**2).mean(), out
+
+    gradient = jax.jit(jax.value_and_grad(mean_square, has_aux=True), compiler_options=QUICK)
+    (_, out), grads = gradient(args)
+    return out, grads
 
 
 def torch_gradients(module, *args):
@@ -42,18 +48,16 @@ def torch_gradients(module, *args):
 
 
 def check_block(compare, what, dtype, module, params, theirs, *args):
-    apply = jax.jit(lambda params, *args: module.apply({"params": params}, *args))
+    def apply(params, *args):
+        return module.apply({"params": params}, *args)
+
     out, (grad_params, *grad_args) = gradients(apply, params, *args)
     ref_out, ref_args, ref_params = torch_gradients(theirs, *map(to_torch, args))
     compare(what, out, to_jax(ref_out), dtype)
     compare(f"{what}: gradients", grad_args, [to_jax(g) for g in ref_args], dtype)
     arrays = {name: g.numpy() for name, g in ref_params.items()}
-    compare(
-        f"{what}: gradients",
-        grad_params,
-        from_state_dict(arrays, PEERS["torch_ref"], params),
-        dtype,
-    )
+    expected = from_state_dict(arrays, PEERS["torch_ref"], params)
+    compare(f"{what}: gradients", grad_params, expected, dtype)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +74,7 @@ def test_timestep_embedding(compare, dtype, dim):
     compare("timestep embedding", ours, theirs.numpy(), dtype)
 
 
+@pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 def test_time_embedding_layers(compare, dtype, twins):
     theirs, _, params = twins[dtype]
     t = np.array([0, 500, 999])
@@ -81,6 +86,7 @@ def test_time_embedding_layers(compare, dtype, twins):
     compare("time embedding", ours, to_jax(expected), dtype)
 
 
+@pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 def test_group_norm(compare, dtype):
     theirs = torch.nn.GroupNorm(4, 16, eps=1e-6, dtype=getattr(torch, dtype))
     scale, bias = draws((16,), dtype, 0), draws((16,), dtype, 1)
@@ -90,6 +96,7 @@ def test_group_norm(compare, dtype):
     check_block(compare, "group norm", dtype, GroupNorm(4, dtype), params, theirs, x)
 
 
+@pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 @pytest.mark.parametrize(("path", "channels"), [("down_0/block_0", 8), ("up_1/block_0", 32)])
 def test_resnet_block(compare, dtype, twins, path, channels):
     """Without a shortcut (equal channels), and with one."""
@@ -102,6 +109,7 @@ def test_resnet_block(compare, dtype, twins, path, channels):
     check_block(compare, "ResNet block", dtype, module, params[level][block], reference, x, temb)
 
 
+@pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 def test_attention(compare, dtype, twins):
     theirs, _, params = twins[dtype]
     x = draws((2, 3, 4, 16), dtype, 0)
@@ -111,6 +119,7 @@ def test_attention(compare, dtype, twins):
     )
 
 
+@pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 @pytest.mark.parametrize("layer", ["downsample", "upsample"])
 def test_resampling(compare, dtype, twins, layer):
     theirs, _, params = twins[dtype]
@@ -138,7 +147,10 @@ def test_whole_network(compare, dtype, twins, size):
     """(7, 9) is padded to (8, 10) inside and cropped."""
     theirs, network, params = twins[dtype]
     x, t = draws((2, *size, 3), dtype, 3), np.array([3, 977])
-    apply = jax.jit(lambda params, x: network.apply_fn(params, x, jnp.asarray(t)))
+
+    def apply(params, x):
+        return network.apply_fn(params, x, jnp.asarray(t))
+
     out, (grad_params, grad_x) = gradients(apply, params, x)
     model = theirs.requires_grad_()
     ref_out, (ref_grad_x,), ref_params = torch_gradients(
@@ -160,7 +172,7 @@ def test_network_with_classes(compare, dtype):
     def apply(params, x):
         return network.apply_fn(params, x, jnp.asarray(t), label=jnp.asarray(label))
 
-    out, (grad_params, _) = gradients(jax.jit(apply), params, x)
+    out, (grad_params, _) = gradients(apply, params, x)
     model = _At(theirs.requires_grad_(), torch.from_numpy(t), torch.from_numpy(label))
     ref_out, _, ref_params = torch_gradients(model, to_torch(x))
     named = {name.removeprefix("model."): grad for name, grad in ref_params.items()}

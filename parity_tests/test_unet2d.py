@@ -16,12 +16,12 @@ from jax_ddpm.interop import PEERS, from_torch, to_state_dict, to_torch
 from jax_ddpm.models import UNet2DConfig, make_network, parameter_shapes
 from jax_ddpm.models.layers import downsample_mean
 from jax_ddpm.models.unet2d_blocks import ResnetBlock
-from parity_tests.comparing import GOLDENS, SHORT, golden, load_weights, nchw_to_nhwc
+from parity_tests.comparing import GOLDENS, QUICK, SHORT, golden, load_weights, nchw_to_nhwc
 
 THEIRS = "diffusers"
 CASES = ["diffusers/unet_cifar_style", "diffusers/unet_class_scaleshift"]
 
-# What the Hub holds beside google's weights, 32x32 and 256x256.
+# The configurations beside google's weights on the Hub, 32x32 and 256x256.
 CIFAR10 = """{
   "_class_name": "UNet2DModel", "_diffusers_version": "0.0.4", "act_fn": "silu",
   "attention_head_dim": null, "block_out_channels": [128, 256, 256, 256],
@@ -61,7 +61,8 @@ def test_recorded_output(compare, case):
     network = from_torch(weights, "diffusers", config)
     x = jnp.asarray(nchw_to_nhwc(io["in.x"]), jnp.float64)
     params = cast(network.params, x.dtype)
-    out = jax.jit(network.apply)(params, x, jnp.asarray(io["in.t"]), label=label_of(io))
+    apply = jax.jit(network.apply, compiler_options=QUICK)
+    out = apply(params, x, jnp.asarray(io["in.t"]), label=label_of(io))
     compare("U-Net", out, nchw_to_nhwc(io["f64.out"]), "float64")
 
 
@@ -77,8 +78,8 @@ def test_recorded_gradients(compare, dtype, case):
         out = network.apply(params, x, jnp.asarray(io["in.t"]), label=label_of(io))
         return ((out - target) ** 2).mean(), out
 
-    gradient = jax.jit(jax.value_and_grad(loss_fn, (0, 1), has_aux=True))
-    (loss, out), (grads, grad_x) = gradient(params, x)
+    gradient = jax.value_and_grad(loss_fn, (0, 1), has_aux=True)
+    (loss, out), (grads, grad_x) = jax.jit(gradient, compiler_options=QUICK)(params, x)
     theirs = {name[4:]: io[name] for name in io if name.startswith(SHORT[dtype])}
     compare("U-Net", out, nchw_to_nhwc(theirs["out"]), dtype)
     compare("U-Net", loss, theirs["loss"].astype(dtype).reshape(()), dtype)
@@ -106,7 +107,7 @@ LEGACY = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_att
 
 
 @pytest.mark.parametrize("pointwise", [False, True], ids=["linear", "1x1 convolution"])
-def test_the_names_of_old_files_become_the_present_ones(pointwise):
+def test_old_names_become_the_present_ones(pointwise):
     config, _, _, weights = recorded(CASES[0])
     old = {}
     for name, array in weights.items():
@@ -127,7 +128,7 @@ def test_the_first_names_of_blocks_are_understood():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_shapes_tell_what_they_can(case):
+def test_shapes_reveal_what_they_can(case):
     config, _, _, weights = recorded(case)
     complete = from_torch(weights, "diffusers", config).config
     told = PEERS["diffusers"].infer({name: array.shape for name, array in weights.items()})
@@ -171,7 +172,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("arguments", "tensors", "sentence"), WRONG)
-def test_what_does_not_fit_is_said(arguments, tensors, sentence):
+def test_mistakes_get_one_sentence(arguments, tensors, sentence):
     config, _, _, weights = recorded(CASES[0])
     weights = {n: a for n, a in (weights | tensors).items() if a is not None}
     with pytest.raises(UserError, match=sentence):
@@ -194,7 +195,7 @@ def test_googles_networks_have_their_number_of_parameters(text, count):
 
 
 def random_config(rng, family):
-    """Arguments of a small UNet2DModel, any of them."""
+    """Any arguments of a small UNet2DModel."""
     num_levels = rng.choice([1, 2, 2, 3])
     config = {
         "layers_per_block": rng.choice([1, 1, 2]),
@@ -214,9 +215,15 @@ def random_config(rng, family):
         "norm_eps": rng.choice([1e-5, 1e-6, 1e-2]),
         "resnet_time_scale_shift": rng.choice(["default", "scale_shift"]),
         "dropout": rng.choice([0.0, 0.1]),
-        **rng.choice([{}, {"num_class_embeds": 7}, {"class_embed_type": "timestep"},
-                      {"class_embed_type": "identity"}]),
-    }  # fmt: skip
+        **rng.choice(
+            [
+                {},
+                {"num_class_embeds": 7},
+                {"class_embed_type": "timestep"},
+                {"class_embed_type": "identity"},
+            ]
+        ),
+    }
     return config | FAMILIES[family](rng, num_levels)
 
 
@@ -238,7 +245,7 @@ def plain_blocks(rng, num_levels):
 
 
 def skip_blocks(rng, num_levels):
-    """Skip blocks stand next to the full resolution, others below them."""
+    """Skip blocks at the full resolution and those next to it, other blocks below."""
     kinds = [rng.choice(["", "Attn"]) for _ in range(num_levels)]
     num_down, num_up = rng.randint(0, num_levels), rng.randint(1, num_levels)
     down = [f"{k}SkipDownBlock2D" if i < num_down else "DownBlock2D" for i, k in enumerate(kinds)]
@@ -269,7 +276,7 @@ FAMILIES = {"plain": plain_blocks, "skip": skip_blocks, "k": k_blocks}
 
 @pytest.fixture
 def double(monkeypatch):
-    """The casts to float32 in their code are casts to float64."""
+    """Make the casts to float32 in their code casts to float64."""
     monkeypatch.setattr(torch, "float32", torch.float64)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
@@ -293,8 +300,11 @@ def inputs_of(config, rng, drawn):
 
 
 RUNS = [("plain", 47)]
-SLOW_RUNS = [*[("plain", i) for i in [*range(5), 36]], *[("skip", i) for i in range(2)],
-             *[("k", i) for i in range(2)]]  # fmt: skip
+SLOW_RUNS = [
+    *[("plain", i) for i in [*range(5), 36]],
+    *[("skip", i) for i in range(2)],
+    *[("k", i) for i in range(2)],
+]
 
 
 @pytest.mark.parametrize(
@@ -316,15 +326,19 @@ def test_any_configuration_computes_what_theirs_computes(compare, double, family
         y = None if label is None else torch.from_numpy(label)
         expected = theirs(torch.from_numpy(x), torch.from_numpy(t), y).sample.numpy()
     label = None if label is None else jnp.asarray(label)
-    out = jax.jit(network.apply)(network.params, jnp.asarray(nchw_to_nhwc(x)), t, label=label)
+    apply = jax.jit(network.apply, compiler_options=QUICK)
+    out = apply(network.params, jnp.asarray(nchw_to_nhwc(x)), t, label=label)
     compare("U-Net", out, nchw_to_nhwc(expected), "float64")
 
 
 SMALL = {
-    "block_out_channels": (8, 8), "down_block_types": ("DownBlock2D",) * 2,
-    "up_block_types": ("UpBlock2D",) * 2, "layers_per_block": 1, "norm_num_groups": 4,
+    "block_out_channels": (8, 8),
+    "down_block_types": ("DownBlock2D",) * 2,
+    "up_block_types": ("UpBlock2D",) * 2,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
     "mid_block_type": None,
-}  # fmt: skip
+}
 
 
 def call(size=(4, 4), label=None, **arguments):
@@ -344,14 +358,18 @@ def test_labels_are_for_networks_with_classes():
 
 @pytest.mark.slow
 def test_the_initial_parameters_are_drawn_as_theirs():
-    """Kernels and biases alike, uniform in +-1/sqrt(fan_in)."""
+    """Kernels and biases, uniform within 1/sqrt(fan_in)."""
     style = UNet2DConfig().style(jnp.float32)
     block = ResnetBlock(64, style)
     x, temb = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 8, 8, 32), (1, 128)))
     ours = block.lazy_init(jax.random.key(0), x, temb, None)["params"]
     theirs = ResnetBlock2D(in_channels=32, out_channels=64, temb_channels=128)
-    layers = {"temb_proj": theirs.time_emb_proj, "conv1": theirs.conv1, "conv2": theirs.conv2,
-              "shortcut": theirs.conv_shortcut}  # fmt: skip
+    layers = {
+        "temb_proj": theirs.time_emb_proj,
+        "conv1": theirs.conv1,
+        "conv2": theirs.conv2,
+        "shortcut": theirs.conv_shortcut,
+    }
     for name, layer in layers.items():
         kernel, bias = np.asarray(ours[name]["kernel"]), np.asarray(ours[name]["bias"])
         assert kernel.std() == pytest.approx(layer.weight.std().item(), rel=0.1)
@@ -359,7 +377,7 @@ def test_the_initial_parameters_are_drawn_as_theirs():
         assert np.abs(bias).max() == pytest.approx(layer.bias.abs().max().item(), rel=0.1)
 
 
-def test_averaging_leaves_out_an_odd_last_row_as_theirs():
+def test_averaging_drops_an_odd_last_row_as_theirs_does():
     x = np.random.default_rng(0).standard_normal((1, 2, 5, 4))
     expected = torch.nn.functional.avg_pool2d(torch.from_numpy(x), 2).numpy()
     ours = downsample_mean(jnp.asarray(nchw_to_nhwc(x)))

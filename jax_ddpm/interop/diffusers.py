@@ -101,7 +101,7 @@ DIFFUSERS = Peer(
     infer=infer,
     preset="diffusers-ddpm",
     # The way up is numbered from the lowest resolution. Attention has two sets of names: the first
-    # is written, the second is that of the first versions' files.
+    # is written, the second was used by the first versions.
     names=[
         ("time_embedding.linear_1", "temb.dense_0"),
         ("time_embedding.linear_2", "temb.dense_1"),

@@ -1,4 +1,4 @@
-"""Weight files of other programs: safetensors, PyTorch (weights only), NumPy."""
+"""Read and write the weight files of other programs: safetensors, PyTorch and NumPy."""
 
 import io
 import pickle
@@ -18,15 +18,15 @@ from jax_ddpm.files.untrusted import MAX_ENTRIES, explain, read_json, read_npz, 
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES, ".npz")
-MAX_DEPTH = 16  # of mappings in mappings
+MAX_DEPTH = 16  # mappings inside mappings
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """What a weight file holds: names -> arrays, nested where a trainer nests.
+    """Read a weight file: names -> arrays, nested where a trainer nests.
 
-    PyTorch's files are read with its weights-only loader, which executes nothing. Raises UserError
-    for another kind of file, for a damaged one, for a pickle that would run code, and for one that
-    would take far more memory than disk.
+    PyTorch's files are read by its weights-only loader, which executes no code. Raises UserError
+    for another kind of file, a damaged file, a pickle that would run code, and a file that would
+    need far more memory than disk space.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the weight file in it, {', '.join(SUFFIXES)}")
@@ -43,26 +43,29 @@ def read_weights(path: Path) -> dict[str, Any]:
 
 
 def read_arguments(weights: Path, config: Path | None = None) -> dict[str, Any] | None:
-    """The constructor arguments in the JSON file `config`, or in the one beside `weights`."""
+    """Read the constructor arguments in the JSON file `config`, or in the one beside `weights`.
+
+    None if neither is there. A run's config.json does not count.
+    """
     beside = weights.with_suffix(".json")
     path = config or (beside if beside.is_file() else weights.with_name("config.json"))
     if config is None and not path.is_file():
         return None
     values = read_json(path, "the JSON file of a network's arguments")
     if not isinstance(values, dict):
-        raise UserError(f"{path} must hold an object: argument -> value")
-    of_a_run = "format" in values and config is None
-    return None if of_a_run else values
+        raise UserError(f"{path} must hold a JSON object, argument -> value")
+    is_of_a_run = "format" in values and config is None
+    return None if is_of_a_run else values
 
 
 def require_suffix(path: Path, name: str = "") -> None:
-    """Raise UserError unless `path`, which the flag `name` gives, ends as a weight file does."""
+    """Raise UserError unless `path`, given by the flag `name`, ends like a weight file."""
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{name} {path} must end in one of {', '.join(SUFFIXES)}".lstrip())
 
 
 def write_weights(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
-    """Write a state dict as .safetensors, .npz, or a PyTorch file, by suffix.
+    """Write a state dict as a file of the kind that its suffix names.
 
     Raises UserError for another suffix.
     """
@@ -86,7 +89,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         return safetensors.numpy.load_file(path)
     except Exception as error:  # a KeyError for a dtype that NumPy lacks, and others
-        raise UserError(f"{path} is not a whole safetensors file: {explain(error)}") from error
+        raise UserError(f"{path} is not a complete safetensors file: {explain(error)}") from error
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
@@ -99,18 +102,18 @@ def _read_torch(path: Path) -> dict[str, Any]:
     except Exception as error:  # PyTorch raises many kinds for damaged and for hostile files
         if isinstance(error, pickle.UnpicklingError):
             raise UserError(
-                f"{path} is a pickle of more than tensors, which could run code when it is read, "
-                "or it is damaged: it is refused; ask for the state dict alone, as .safetensors or "
-                "from torch.save(model.state_dict())"
+                f"{path} is damaged, or a pickle of more than tensors, which could run code when "
+                "loaded: it is refused. Ask for the state dict alone, as .safetensors or from "
+                "torch.save(model.state_dict())"
             ) from error
-        raise UserError(f"{path} is not a whole PyTorch file ({type(error).__name__})") from error
+        raise UserError(f"{path} is not a complete PyTorch file ({type(error).__name__})") from error
     if not isinstance(found, Mapping):
-        raise UserError(f"{path} holds a {type(found).__name__}, expected a state dict")
+        raise UserError(f"{path} holds a {type(found).__name__}, but it must hold a state dict")
     return _to_arrays(torch, found, path)
 
 
 def _require_bounded_zip(path: Path) -> None:
-    """Raise UserError for a decompression bomb; PyTorch's older files are not compressed."""
+    """Raise UserError for a decompression bomb; PyTorch's older files are uncompressed."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as file:
             require_bounded(sum(member.file_size for member in file.infolist()), path)
@@ -127,9 +130,9 @@ def _import_torch(path: Path) -> Any:
 
 
 def _to_arrays(torch: Any, values: Mapping[Any, Any], path: Path) -> dict[str, Any]:
-    """Tensors as arrays and mappings as such; numbers, strings and lists stay out.
+    """Convert tensors to arrays and keep mappings; drop numbers, strings and lists.
 
-    A mapping may hold itself, or another many times over: there is an end to that.
+    Raises UserError for a mapping that contains itself, or another one too often.
     """
     arrays: dict[str, Any] = {}
     waiting = [(values, arrays, 0)]
@@ -139,7 +142,7 @@ def _to_arrays(torch: Any, values: Mapping[Any, Any], path: Path) -> dict[str, A
         for name, value in mapping.items():
             entries += 1
             if entries > MAX_ENTRIES or depth > MAX_DEPTH or str(name) in target:
-                raise UserError(f"{path} nests or repeats names without end: it is no state dict")
+                raise UserError(f"{path} nests or repeats names endlessly: it is not a state dict")
             if isinstance(value, torch.Tensor):
                 num_bytes += value.numel() * value.element_size()
                 require_bounded(num_bytes, path)
@@ -150,16 +153,16 @@ def _to_arrays(torch: Any, values: Mapping[Any, Any], path: Path) -> dict[str, A
 
 
 def _to_array(torch: Any, tensor: Any, name: str, path: Path) -> np.ndarray:
-    """The tensor as an array. Raises UserError for one that is not dense or whose dtype is not."""
+    """Convert a tensor. Raises UserError if it is not dense, or NumPy does not have its dtype."""
     try:
         tensor = tensor.detach()
         if tensor.nbytes > tensor.untyped_storage().nbytes():  # its elements lie over each other
-            raise ValueError("it announces more elements than are stored")
+            raise ValueError("it claims more elements than are stored")
         if tensor.dtype == torch.bfloat16:
             return tensor.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()
-    except Exception as error:  # sparse, quantised and other tensors that NumPy does not have
-        raise UserError(f"{path}: {name} is no array of numbers: {explain(error)}") from error
+    except Exception as error:  # sparse, quantised and other tensors
+        raise UserError(f"{path}: {name} is not an array of numbers: {explain(error)}") from error
 
 
 def _to_tensor(torch: Any, array: np.ndarray) -> Any:

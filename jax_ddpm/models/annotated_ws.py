@@ -45,12 +45,12 @@ class AnnotatedWSConfig(Architecture):
     init_dim: int | None = None
     """Channels of the first convolution; None: dim, and nothing else works."""
     out_dim: int | None = None
-    """Channels of the output; None: those of the data, twice as many with a learned variance."""
+    """Channels of the output; None: as the data has, twice as many with a learned variance."""
     dim_mults: tuple[int, ...] = (1, 2, 4)
     """Channels that each resolution hands down, as multiples of dim; each resolution is half of the
     one before."""
     channels: int | None = None
-    """Channels of the images; None: those of the data."""
+    """Channels of the images; None: as the data has."""
     self_condition: bool = False
     """Also take the previous estimate of the clean image (Chen et al. 2022)."""
     resnet_block_groups: int = 4
@@ -143,7 +143,7 @@ class ResnetBlock(Segment):
 
 
 class Stage(nn.Module):
-    """What the stages share: one resolution, the width of its blocks, and that of its output."""
+    """What the stages share: one resolution, and the widths of its blocks and of its output."""
 
     features: int
     out_features: int

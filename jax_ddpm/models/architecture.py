@@ -19,7 +19,7 @@ class Architecture:
     """The configuration of a network; each architecture adds its own settings.
 
     An architecture defines `module`. It overrides `check` to refuse settings that cannot work, and
-    those of the properties that differ.
+    the properties in which it differs.
     """
 
     compute_dtype: Literal["float32", "bfloat16"] = "float32"

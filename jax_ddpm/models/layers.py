@@ -148,9 +148,9 @@ def timestep_embedding(
 ) -> Float[Array, "b {dim}"]:
     """Sines and cosines of t at dim/2 frequencies, from 1 down (Vaswani et al. 2017).
 
-    Frequency i is max_period^(-i / denominator). The default denominator, dim/2 - 1, is that of
-    Ho et al. 2020, whose frequencies end at 1 / max_period. Sines come first unless `cos_first`;
-    an odd `dim` ends in a zero.
+    Frequency i is max_period^(-i / denominator). With the default denominator, dim/2 - 1, they end
+    at 1 / max_period (Ho et al. 2020). Sines come first unless `cos_first`; an odd `dim` ends in a
+    zero.
     """
     half = dim // 2
     step = math.log(max_period) / (half - 1 if denominator is None else denominator)

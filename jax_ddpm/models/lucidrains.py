@@ -43,12 +43,12 @@ class LucidrainsConfig(Architecture):
     init_dim: int | None = None
     """Channels of the first convolution; None: dim."""
     out_dim: int | None = None
-    """Channels of the output; None: those of the data, twice as many with learned_variance."""
+    """Channels of the output; None: as the data has, twice as many with learned_variance."""
     dim_mults: tuple[int, ...] = (1, 2, 4, 8)
     """Channels after each resolution, as multiples of dim; each resolution is half of the one
     before."""
     channels: int | None = None
-    """Channels of the images; None: those of the data."""
+    """Channels of the images; None: as the data has."""
     self_condition: bool = False
     """Also take a previous estimate of the clean image; zeros where there is none."""
     learned_variance: bool = False

@@ -168,7 +168,7 @@ def check_estimate(config: Architecture, x_t: Any, x_self_cond: Any) -> None:
         raise UserError("this network is not self-conditioned, but x_self_cond is given")
     if x_self_cond.shape != x_t.shape:
         raise UserError(
-            f"x_self_cond has shape {x_self_cond.shape}, but it must be that of x_t, {x_t.shape}"
+            f"x_self_cond has shape {x_self_cond.shape}, but x_t has {x_t.shape}: they must agree"
         )
 
 

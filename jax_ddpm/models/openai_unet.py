@@ -59,9 +59,9 @@ class OpenAIConfig(Architecture):
     use_scale_shift_norm: bool = False
     """The time scales and shifts the features after a norm; off: it only shifts them."""
     in_channels: int | None = None
-    """Channels of the images; None: those of the data."""
+    """Channels of the images; None: as the data has."""
     out_channels: int | None = None
-    """Channels of the output; None: those of the data, twice as many with a learned variance."""
+    """Channels of the output; None: as the data has, twice as many with a learned variance."""
 
     @property
     def stage_features(self) -> tuple[int, ...]:

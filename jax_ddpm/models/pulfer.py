@@ -67,7 +67,8 @@ class PulferConfig(Architecture):
 def interleaved_embedding(n: int, dim: int, dtype: Dtype = jnp.float32) -> Float[Array, "n d"]:
     """Columns 2p and 2p + 1: sine and cosine of t * 10000^(-4p/dim), for t in 0..n-1.
 
-    The exponent is twice that of Vaswani et al. 2017: the tutorial takes every other frequency.
+    The exponent is twice as large as in Vaswani et al. 2017: the tutorial skips every other
+    frequency.
     """
     frequencies = jnp.asarray([10000 ** (-2 * j / dim) for j in range(0, dim, 2)], dtype)
     angles = jnp.arange(n).astype(dtype)[:, None] * frequencies[None]  # [n, ceil(dim/2)]
@@ -159,7 +160,7 @@ def double(h: Features, dtype: Dtype) -> Features:
 
 
 def join(skip: Features, h: Features) -> Features:
-    """The skip connection's channels, then those of h."""
+    """Concatenate channels, the skip connection first."""
     return jnp.concatenate([skip, h], axis=-1)
 
 

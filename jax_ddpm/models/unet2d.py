@@ -67,9 +67,9 @@ class UNet2DConfig(Architecture):
     sample_size: int | tuple[int, int] | None = None
     """Height and width of the images, for the record: the network takes all that divide."""
     in_channels: int | None = None
-    """Channels of the images; None: those of the data."""
+    """Channels of the images; None: as the data has."""
     out_channels: int | None = None
-    """Channels of the output; None: those of the data, twice as many with a learned variance."""
+    """Channels of the output; None: as the data has, twice as many with a learned variance."""
     center_input_sample: bool = False
     """Take images in [0, 1], and map them to [-1, 1]."""
     time_embedding_type: TimeEmbeddingType = "positional"

@@ -1,4 +1,4 @@
-"""The rarer blocks of diffusers' UNet2DModel: those of NCSN++ and of k-diffusion."""
+"""The rarer blocks of diffusers' UNet2DModel, from NCSN++ and k-diffusion."""
 
 import math
 

@@ -14,7 +14,7 @@ STATE = {
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".SAFETENSORS"])
-def test_what_is_written_is_read_bit_for_bit(tmp_path, suffix):
+def test_weights_survive_writing_and_reading_bit_for_bit(tmp_path, suffix):
     path = tmp_path / f"w{suffix}"
     write_weights(path, STATE)
     found = read_weights(path)
@@ -36,14 +36,14 @@ def test_numpy_files_with_objects_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.npz"])
-@pytest.mark.parametrize("content", [b"", b"garbage" * 9])
+@pytest.mark.parametrize("content", [b"", b"garbage" * 9], ids=["empty", "garbage"])
 def test_damaged_files_are_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=f"{name} is not a (whole|complete)"):
+    with pytest.raises(UserError, match=f"{name} is not a complete"):
         read_weights(tmp_path / name)
 
 
-def test_other_files_are_refused(tmp_path):
+def test_other_kinds_of_files_are_refused(tmp_path):
     (tmp_path / "w.onnx").write_bytes(b"x")
     with pytest.raises(UserError, match=r"must end in one of .safetensors"):
         read_weights(tmp_path / "w.onnx")
@@ -53,24 +53,24 @@ def test_other_files_are_refused(tmp_path):
         write_weights(tmp_path / "w.onnx", STATE)
 
 
-def saved(tmp_path, value):
+def save(tmp_path, value):
     torch = pytest.importorskip("torch")
     torch.save(value(torch), tmp_path / "w.pt")
     return tmp_path / "w.pt"
 
 
 def test_parameters_that_need_gradients_are_read(tmp_path):
-    path = saved(tmp_path, lambda torch: {"a": torch.nn.Parameter(torch.ones(2))})
+    path = save(tmp_path, lambda torch: {"a": torch.nn.Parameter(torch.ones(2))})
     np.testing.assert_array_equal(read_weights(path)["a"], np.ones(2))
 
 
-def circle(torch):
+def contain_itself(torch):
     inside = {"a": torch.zeros(2)}
     inside["model"] = inside
     return inside
 
 
-def repeated(torch):
+def repeat(torch):
     value = {"a": torch.zeros(1)}
     for _ in range(40):
         value = {"a": value, "b": value}
@@ -80,23 +80,23 @@ def repeated(torch):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (circle, "nests or repeats names without end"),
-        (repeated, "nests or repeats names without end"),
+        (contain_itself, "nests or repeats names endlessly"),
+        (repeat, "nests or repeats names endlessly"),
         (lambda torch: {1: torch.ones(1), "1": torch.ones(1)}, "nests or repeats names"),
         (lambda torch: {"a": torch.ones(1).expand(2**40)}, "decompression bomb"),
         (
             lambda torch: {"a": torch.ones(1).expand(2**10)},
-            "a is no array of numbers: it announces",
+            "a is not an array of numbers: it claims",
         ),
-        (lambda torch: {"a": torch.eye(2).to_sparse()}, "a is no array of numbers"),
+        (lambda torch: {"a": torch.eye(2).to_sparse()}, "a is not an array of numbers"),
     ],
     ids=["circle", "repeated", "twice", "huge", "stretched", "sparse"],
 )
-def test_what_is_no_state_dict_is_refused(tmp_path, value, message):
+def test_mappings_that_are_not_state_dicts_are_refused(tmp_path, value, message):
     with pytest.raises(UserError, match=message):
-        read_weights(saved(tmp_path, value))
+        read_weights(save(tmp_path, value))
 
 
-def test_a_folder_is_no_weight_file(tmp_path):
+def test_a_folder_is_not_a_weight_file(tmp_path):
     with pytest.raises(UserError, match="is a folder: give the weight file in it"):
         read_weights(tmp_path)

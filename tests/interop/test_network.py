@@ -20,8 +20,13 @@ from jax_ddpm.training.update import make_update
 
 T = 10
 ARGUMENTS = {
-    "dim": 4, "dim_mults": (1,), "channels": 1, "attn_heads": 1, "attn_dim_head": 2, "dropout": 0.5
-}  # fmt: skip
+    "dim": 4,
+    "dim_mults": (1,),
+    "channels": 1,
+    "attn_heads": 1,
+    "attn_dim_head": 2,
+    "dropout": 0.5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,29 +40,31 @@ def weights():
 
 
 def test_the_network_is_trained_and_sampled_like_any_other(weights):
+    """Traced, not computed: the arguments are what could go wrong."""
     network, schedule = from_torch(weights, "lucidrains", ARGUMENTS), named_schedule("linear", T)
     optimizer = optax.sgd(0.1)
     update = make_update(make_loss_fn(network.apply, schedule), optimizer)
-    step = jax.jit(make_train_step(update, T))
-    pixels = np.random.default_rng(1).integers(0, 256, (2, 4, 4, 1), np.uint8)
-    state, metrics = step(create_state(network.params, optimizer), pixels, jax.random.key(0))
-    assert jnp.isfinite(metrics["loss"]) and state.step == 1
-    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, network.params)
-    assert all(jax.tree.leaves(moved))
+    state = jax.eval_shape(lambda: create_state(network.params, optimizer))
+    pixels = jax.ShapeDtypeStruct((2, 4, 4, 1), jnp.uint8)
+    after, _ = jax.eval_shape(make_train_step(update, T), state, pixels, jax.random.key(0))
+    assert jax.tree.structure(after.params) == jax.tree.structure(network.params)
 
-    levels = level_at(schedule, jnp.array([9, 4, -1]))
-    x_T = jax.random.normal(jax.random.key(1), (2, 4, 4, 1), jnp.float32)
-    denoise_fn = make_denoise_fn(network.apply, state.params)
-    x_0, _ = jax.jit(lambda x_T: sample(ddim(), denoise_fn, levels, x_T, lambda i: 0 * x_T))(x_T)
-    assert x_0.shape == x_T.shape
+    def draw(x_T):
+        levels = level_at(schedule, jnp.array([9, 4, -1]))
+        denoise_fn = make_denoise_fn(network.apply, network.params)
+        return sample(ddim(), denoise_fn, levels, x_T, lambda i: 0 * x_T)[0]
+
+    x_T = jax.ShapeDtypeStruct((2, 4, 4, 1), jnp.float32)
+    assert jax.eval_shape(draw, x_T).shape == x_T.shape
 
 
 def test_dropout_is_used_in_training(weights):
     network = from_torch(weights, "lucidrains", ARGUMENTS)
     x_t, t = jnp.ones((2, 4, 4, 1), jnp.float32), jnp.array([3, 7])
     keys = jax.random.split(jax.random.key(0), 2)
-    out = network.apply(network.params, x_t, t)
-    dropped = network.apply(network.params, x_t, t, train=True, dropout_keys=keys)
+    apply = jax.jit(network.apply, static_argnames="train")
+    out = apply(network.params, x_t, t, dropout_keys=keys)
+    dropped = apply(network.params, x_t, t, train=True, dropout_keys=keys)
     assert not jnp.allclose(out, dropped)
     with pytest.raises(UserError, match="train=True needs dropout_keys"):
         network.apply(network.params, x_t, t, train=True)

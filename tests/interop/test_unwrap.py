@@ -34,7 +34,7 @@ def under(prefix, tensors=BARE):
         | {f"model/{name}": value for name, value in AVERAGE.items()},
     ],
 )
-def test_every_wrapping_comes_off_and_the_average_wins(given):
+def test_wrappers_are_stripped_and_the_average_wins(given):
     found = unwrap(given, buffers=("betas", "loss_weight"))
     found = {name.removeprefix("model/"): value for name, value in found.items()}
     assert found.keys() == BARE.keys()
@@ -42,7 +42,7 @@ def test_every_wrapping_comes_off_and_the_average_wins(given):
         np.testing.assert_array_equal(found[name], value)
 
 
-def test_the_slots_of_tensorflows_optimiser_are_passed_over():
+def test_the_state_of_tensorflows_optimiser_is_skipped():
     given = {
         "model/conv/W": np.ones(2),
         "model/conv/W/Adam": np.ones(2),
@@ -51,12 +51,12 @@ def test_the_slots_of_tensorflows_optimiser_are_passed_over():
     assert list(unwrap(given, ())) == ["model/conv/W"]
 
 
-def test_a_name_that_merely_begins_like_a_wrapper_stays():
+def test_a_name_that_only_begins_like_a_wrapper_stays():
     given = BARE | under("model.", {"a.weight": np.ones(1)})
     assert unwrap(given, ()).keys() == given.keys()
 
 
 @pytest.mark.parametrize("given", [{}, {"step": 3, "config": {}}, {"betas": np.ones(3)}])
-def test_no_weights_are_no_network(given):
+def test_files_without_weights_are_refused(given):
     with pytest.raises(UserError, match="no weights among"):
         unwrap(given, ("betas",))

@@ -9,9 +9,19 @@ from tests.shared.families import EACH, FAMILIES, example, jaxpr_of, network_of
 from tests.shared.long_tests import others_long
 
 WIDE = {
-    "reduce_sum", "reduce_max", "reduce_min", "cumsum", "exp", "exp2", "rsqrt", "sqrt", "log",
-    "sin", "cos", "argmax",
-}  # fmt: skip
+    "reduce_sum",
+    "reduce_max",
+    "reduce_min",
+    "cumsum",
+    "exp",
+    "exp2",
+    "rsqrt",
+    "sqrt",
+    "log",
+    "sin",
+    "cos",
+    "argmax",
+}
 PRODUCTS = {"dot_general", "conv_general_dilated"}
 
 

@@ -31,20 +31,37 @@ def output_shape(config, size, dtype=jnp.float32, **kwargs):
 
 PUBLISHED = {  # counted in their code
     52_546_438: ImprovedDiffusionConfig(
-        model_channels=128, channel_mult=(1, 2, 2, 2), num_res_blocks=3, num_heads=4,
-        attention_resolutions=(2, 4), use_scale_shift_norm=True, out_channels=6,
+        model_channels=128,
+        channel_mult=(1, 2, 2, 2),
+        num_res_blocks=3,
+        num_heads=4,
+        attention_resolutions=(2, 4),
+        use_scale_shift_norm=True,
+        out_channels=6,
     ),
     295_904_454: GuidedDiffusionConfig(
-        model_channels=192, channel_mult=(1, 2, 3, 4), num_res_blocks=3, num_head_channels=64,
-        attention_resolutions=(2, 4, 8), use_scale_shift_norm=True, resblock_updown=True,
-        use_new_attention_order=True, num_classes=1000, out_channels=6,
+        model_channels=192,
+        channel_mult=(1, 2, 3, 4),
+        num_res_blocks=3,
+        num_head_channels=64,
+        attention_resolutions=(2, 4, 8),
+        use_scale_shift_norm=True,
+        resblock_updown=True,
+        use_new_attention_order=True,
+        num_classes=1000,
+        out_channels=6,
     ),
     558_997_638: GuidedDiffusionConfig(
-        model_channels=256, channel_mult=(0.5, 1, 1, 2, 2, 4, 4), num_head_channels=64,
-        attention_resolutions=(16, 32, 64), use_scale_shift_norm=True, resblock_updown=True,
-        num_classes=1000, out_channels=6,
+        model_channels=256,
+        channel_mult=(0.5, 1, 1, 2, 2, 4, 4),
+        num_head_channels=64,
+        attention_resolutions=(16, 32, 64),
+        use_scale_shift_norm=True,
+        resblock_updown=True,
+        num_classes=1000,
+        out_channels=6,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.slow

@@ -98,9 +98,19 @@ def test_the_command_line_knows_them(tmp_path):
         return run.stdout
 
     command(
-        "convert", "weights.npz", "--source", "tiny_torch", "--out", "run",
-        "--data.image-size", 8, "--num-timesteps", 8, "--sample.num-steps", 4,
-    )  # fmt: skip
+        "convert",
+        "weights.npz",
+        "--source",
+        "tiny_torch",
+        "--out",
+        "run",
+        "--data.image-size",
+        8,
+        "--num-timesteps",
+        8,
+        "--sample.num-steps",
+        4,
+    )
     command("sample", "run", "--num", 2, "--out", "two.npz")
     assert np.load(tmp_path / "two.npz")["arr_0"].shape == (2, 8, 8, 1)
     command("convert", "run", "--to", "torch", "--out", "back.npz")

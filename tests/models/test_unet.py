@@ -5,11 +5,15 @@ import pytest
 
 from jax_ddpm.config.presets import PRESETS
 from jax_ddpm.models import UNet, UNetConfig, make_network
-from jax_ddpm.models.unet import pad_to_multiple
+from jax_ddpm.models.unet import ResnetBlock, pad_to_multiple
 
 SMALL = {
-    "channels": 4, "channel_mult": (1, 2), "num_res_blocks": 1, "attn_levels": (1,), "num_groups": 2
-}  # fmt: skip
+    "channels": 4,
+    "channel_mult": (1, 2),
+    "num_res_blocks": 1,
+    "attn_levels": (1,),
+    "num_groups": 2,
+}
 T = jnp.array([3, 700])
 KEYS = jax.random.split(jax.random.key(9), 2)
 
@@ -77,13 +81,13 @@ def test_padding_is_even_zero_and_undone(size, multiple):
 
 def test_layers_start_as_in_the_code_of_ho_et_al():
     """Uniform, scaled by the mean of fan-in and fan-out; tiny where the output starts at zero."""
-    params = jax.jit(make_network(UNetConfig(**SMALL), (8, 8, 1)).init)(jax.random.key(0))
-    kernel = params["down_1"]["block_0"]["conv1"]["kernel"]  # [3, 3, 4, 8]
+    block = ResnetBlock(8, 0.0, 2)
+    x, temb = jnp.zeros((1, 2, 2, 4)), jnp.zeros((1, 16))
+    params = jax.jit(block.init)(jax.random.key(0), x, temb)["params"]
     bound = (3 / (9 * (4 + 8) / 2)) ** 0.5
-    assert 0.9 * bound < jnp.abs(kernel).max() <= bound
-    for zero in (params["conv_out"], params["mid"]["block_1"]["conv2"]):
-        assert 0 < jnp.abs(zero["kernel"]).max() < 1e-4  # measured: 3e-6
-        assert not zero["bias"].any()
+    assert 0.9 * bound < jnp.abs(params["conv1"]["kernel"]).max() <= bound
+    assert 0 < jnp.abs(params["conv2"]["kernel"]).max() < 1e-4  # measured: 2e-6
+    assert not params["conv1"]["bias"].any()
 
 
 def test_the_output_depends_on_image_and_timestep_example_by_example(small):

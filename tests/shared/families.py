@@ -86,7 +86,7 @@ FAMILIES = {
 }
 
 # Quick tests cover one of each kind of block, slow tests cover all.
-QUICK = {"unet", "lucidrains"}
+QUICK = {"unet"}
 EACH = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES]
 
 

@@ -13,6 +13,7 @@ from jax_ddpm.models.layers import MLP, GroupNorm
 from jax_ddpm.models.unet import ResnetBlock, SelfAttention
 from parity_tests.comparing import (
     DOUBLE_FIRST,
+    QUICK,
     convert_tree,
     draws,
     make_twin_networks,

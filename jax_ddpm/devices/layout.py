@@ -1,4 +1,4 @@
-"""Where a train state lies on the devices, and how arrays get there."""
+"""How a train state is distributed over the devices, and how arrays get there."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,17 +22,15 @@ from jax_ddpm.errors import UserError
 from jax_ddpm.training.state import TrainState
 
 Mode = Literal["jit", "pmap", "mesh"]
-
-
 Parallel = Literal["auto", "jit", "pmap", "mesh"]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a train state lies: on one device, whole on each, or in parts.
+    """How a train state is distributed: on one device, replicated, or sharded.
 
-    `fsdp` (mesh only) is the number of devices over which each array is split that `rules` say so
-    of (see `make_partition_specs`); 1: no array is.
+    `fsdp` (only with mode "mesh") is how many devices each array selected by `rules` is sharded
+    over (see `make_partition_specs`); with 1, no array is.
     """
 
     mode: Mode
@@ -41,7 +39,7 @@ class Layout:
 
     @property
     def mesh(self) -> Mesh:
-        """All devices, in the order of their processes."""
+        """All devices, ordered by process."""
         devices = sort_devices()
         if self.mode == "mesh":
             return Mesh(devices.reshape(-1, self.fsdp), (DATA, FSDP))
@@ -59,17 +57,17 @@ class Layout:
 
 
 def choose_mode(parallel: Parallel, batch_size: int, fsdp: int = 1) -> Mode:
-    """What is asked for; auto: pmap if there are several devices, jit otherwise.
+    """Choose the mode: `parallel` itself, or for "auto" pmap on several devices, else jit.
 
-    Raises UserError if the batch does not divide over the devices, or they not by `fsdp`, and for
-    jit in one of several processes.
+    Raises UserError if the batch size is not a multiple of the number of devices, if that is not a
+    multiple of `fsdp`, and for jit in one of several processes.
     """
     several = jax.local_device_count() > 1 or is_distributed()
     mode: Mode = ("pmap" if several else "jit") if parallel == "auto" else parallel
     if mode == "jit" and is_distributed():
         raise UserError(
-            "--train.parallel jit runs on one device of one process: with --distributed take pmap "
-            "or mesh"
+            "--train.parallel jit runs on one device of one process: use pmap or mesh with "
+            "--distributed"
         )
     count = count_devices(mode)
     if batch_size % count:
@@ -81,18 +79,18 @@ def choose_mode(parallel: Parallel, batch_size: int, fsdp: int = 1) -> Mode:
     if count % fsdp:
         raise UserError(
             f"--train.fsdp {fsdp} does not divide the number of devices, {count}: "
-            "use a divisor of it"
+            "use one of its divisors"
         )
     return mode
 
 
 def count_devices(mode: Mode) -> int:
-    """How many devices a step runs on, over all processes."""
+    """Count the devices that a step runs on, over all processes."""
     return 1 if mode == "jit" else jax.local_device_count() * get_process()[1]
 
 
 def place_state(tree: Any, layout: Layout) -> Any:
-    """A train state where `layout` wants it; one that lies on these devices is left as it is."""
+    """Distribute a train state as `layout` says; leave one that is on those devices as it is."""
     first = jax.tree.leaves(tree)[0]
     devices = getattr(first, "sharding", None) and first.sharding.device_set
     if devices == set(layout.mesh.devices.flat):
@@ -101,7 +99,7 @@ def place_state(tree: Any, layout: Layout) -> Any:
 
 
 def place_array(leaf: Any, sharding: Any) -> Any:
-    """An array that every process has, on the devices of `sharding`."""
+    """Put an array that every process has on the devices of `sharding`."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = jax.random.key_data(leaf)
         return jax.random.wrap_key_data(place_array(data, sharding), impl=jax.random.key_impl(leaf))
@@ -115,36 +113,37 @@ def place_array(leaf: Any, sharding: Any) -> Any:
 
 @cache
 def make_reshard_fn(sharding: Any) -> Callable[[Any], Any]:
-    """A program that leaves an array of several processes as it is, but lying elsewhere."""
+    """Build a program that moves an array of several processes to `sharding`."""
     program = jax.jit(lambda a: a, out_shardings=sharding)
     return lambda a: finish_in_turn(program(a))
 
 
 def make_state(init: Callable[[Any], TrainState], start: Any, layout: Layout) -> Any:
-    """`init(start)` where `layout` wants it; if in parts, it is never whole on one device.
+    """Compute `init(start)`, of a key or parameters, distributed as `layout` says.
 
-    `start` is a key, or parameters to start from.
+    A sharded state is never whole on one device.
     """
     if layout.fsdp == 1:
         state = jax.jit(init)(start)
         if layout.mode != "jit":
             return place_state(state, layout)
-        # Bound to the device, as a step leaves it, lest the second step be compiled once more.
+        # Committed to the device, as a step leaves it; otherwise the second step compiles again.
         return jax.tree.map(jax.device_put, state, layout.of(state))
     return jax.jit(init, out_shardings=layout.of(jax.eval_shape(init, start)))(start)
 
 
 def assign_shardings(mode: Mode, shapes: Any, fsdp: int = 1) -> Any:
-    """Shapes that say where their arrays go, whoever saved them; jit: to the first local device."""
+    """Add shardings to shapes, so that arrays are loaded to the devices of this process."""
     shardings = Layout(mode, fsdp).of(shapes)
     return jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
-        shapes, shardings,
-    )  # fmt: skip
+        shapes,
+        shardings,
+    )
 
 
 def replicate(tree: Any, mode: Mode) -> Any:
-    """Arrays that every process has, as data that each device of a step holds whole."""
+    """Copy arrays that every process has to each device of a step."""
     if mode == "jit":
         return jax.device_put(tree, jax.local_devices()[0])
     everywhere = NamedSharding(Layout(mode).mesh, PartitionSpec())
@@ -152,7 +151,7 @@ def replicate(tree: Any, mode: Mode) -> Any:
 
 
 def to_one_device(tree: Any) -> Any:
-    """The arrays, wherever they lie, whole and on the first local device."""
+    """Gather arrays, however they are distributed, on the first local device."""
 
     def whole(leaf: Any) -> Any:
         if not leaf.is_fully_replicated:
@@ -163,10 +162,10 @@ def to_one_device(tree: Any) -> Any:
 
 
 def shapes_to_load(shapes: Any) -> Any:
-    """`assign_shardings` one device, or for all devices of several processes."""
+    """Add shardings to shapes: one device, or all devices of several processes."""
     return assign_shardings("pmap" if is_distributed() else "jit", shapes)
 
 
 def get_device_name() -> str:
-    """The kind of the default device, as its maker calls it."""
+    """Return the kind of the default device, as its maker calls it."""
     return str(jax.devices()[0].device_kind)

@@ -1,4 +1,4 @@
-"""How the train step runs on the devices of one or several processes."""
+"""Run the train step on the devices of one or several processes."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -18,14 +18,14 @@ from jax_ddpm.training.update import Metrics
 MakeStep = Callable[[str | None], TrainStep]
 
 
-# XLA on CPUs runs element-wise chains and reductions as fused library calls only if asked to.
+# On CPUs, XLA runs element-wise chains and reductions as fused library calls only on request.
 CPU_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_ELTWISE,LIBRARY_FUSION_TYPE_REDUCE"
 }
 
 
 def get_compiler_options() -> dict[str, Any] | None:
-    """Options for jax.jit that suit the default backend."""
+    """Return the options for jax.jit that suit the default backend."""
     return CPU_OPTIONS if jax.default_backend() == "cpu" else None
 
 
@@ -37,14 +37,14 @@ def parallelize(
     rules: Sequence[Rule] = RULES,
     batch_axis: int = 0,
 ) -> TrainStep:
-    """Compile the step that `make_step(axis_name)` builds; the state it is given is donated.
+    """Compile the step that `make_step(axis_name)` builds. The step donates the state.
 
     jit: one device. pmap: data parallel; `make_step` is given the name of the devices' axis. mesh:
-    one program on arrays that are split over all devices, the state as `Layout(mode, fsdp, rules)`
-    says. The state has no axis of devices.
+    one program on sharded arrays, the state as `Layout(mode, fsdp, rules)` says. The state never
+    has an axis of devices.
 
-    NumPy arrays in a batch are the rows of this process, along `batch_axis` (1 after
-    `scan_steps`); JAX arrays are data that every device holds as a whole (see `replicate`).
+    NumPy arrays in a batch hold the examples of this process, along `batch_axis` (1 after
+    `scan_steps`). JAX arrays are data that every device holds whole (see `replicate`).
     """
     if mode == "jit":
         return jax.jit(make_step(None), donate_argnums=0, compiler_options=get_compiler_options())
@@ -57,18 +57,18 @@ def parallelize(
     def step(
         state: TrainState, batch: StepInput, key: Key[Array, ""]
     ) -> tuple[TrainState, Metrics]:
-        def spread(leaf: Any) -> Any:
+        def shard(leaf: Any) -> Any:
             if isinstance(leaf, jax.Array):
                 return leaf
             return jax.make_array_from_process_local_data(rows, leaf)
 
-        return finish_in_turn(program(place_state(state, layout), jax.tree.map(spread, batch), key))
+        return finish_in_turn(program(place_state(state, layout), jax.tree.map(shard, batch), key))
 
     return step
 
 
 def compile_on_mesh(step: TrainStep, layout: Layout) -> Any:
-    """`step`, compiled for arrays on the mesh of `layout`; it leaves the state where it was."""
+    """Compile `step` for arrays on the mesh of `layout`; the state keeps its shardings."""
 
     def on_mesh(
         state: TrainState, batch: StepInput, key: Key[Array, ""]
@@ -81,7 +81,7 @@ def compile_on_mesh(step: TrainStep, layout: Layout) -> Any:
 
 
 def compile_by_pmap(step: TrainStep, layout: Layout, batch_axis: int) -> TrainStep:
-    """`step` on every device, each with its part of the batch and the whole of the state."""
+    """Compile `step` for every device, each with its part of the batch and the whole state."""
 
     @cache
     def mapped(treedef: Any, is_data: tuple[bool, ...]) -> Any:
@@ -110,7 +110,7 @@ def compile_by_pmap(step: TrainStep, layout: Layout, batch_axis: int) -> TrainSt
 
 
 def join_shards(tree: Any, layout: Layout) -> Any:
-    """What pmap returns in one of several processes as arrays of all devices, without a copy."""
+    """Make what pmap returns in one of several processes arrays of all devices, without a copy."""
     everywhere = NamedSharding(layout.mesh, PartitionSpec())
 
     def join(leaf: Any) -> Any:

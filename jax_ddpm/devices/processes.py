@@ -1,4 +1,4 @@
-"""Several processes that work as one: how they meet, agree, and part."""
+"""Several processes that work as one: how they meet, agree, and end."""
 
 import os
 import sys
@@ -17,40 +17,40 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_ddpm.errors import Stopped, UserError, flag_name
 
-HEARTBEAT = 20  # seconds without a sign of life after which a process counts as dead
+HEARTBEAT = 20  # seconds without a sign of life until a process counts as dead
 AXIS = "devices"
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Where this process stands among those of one job; not part of what the job computes."""
+    """This process among those of one job; it does not change what the job computes."""
 
     distributed: bool = False
-    """This is one of several processes of one job. On SLURM, under Open MPI, on Cloud TPUs and in
-    Kubernetes the rest is found out; elsewhere it is said by the three flags below."""
+    """This is one of several processes of one job. On SLURM, Open MPI, Cloud TPUs and Kubernetes
+    the rest is detected; elsewhere the three flags below tell it."""
     coordinator: str | None = None
     """HOST:PORT of process 0, the same for all processes; the port must be free there."""
     num_processes: int | None = None
-    """How many processes there are."""
+    """The number of processes."""
     process_id: int | None = None
-    """The number of this one, from 0."""
+    """The index of this process, from 0."""
     connect_timeout: int = 300
     """Seconds to wait for the other processes."""
 
 
 def require_complete(launch: Launch) -> None:
-    """Raise UserError, in one sentence, for flags that do not say where this process stands."""
+    """Raise UserError for flags that do not fully identify this process."""
     names = ("coordinator", "num_processes", "process_id")
     given = {name: getattr(launch, name) for name in names}
     present = [flag_name(name) for name, value in given.items() if value is not None]
     if not launch.distributed and present:
-        raise UserError(f"{present[0]} is given without --distributed: add it, or leave all out")
+        raise UserError(f"{present[0]} needs --distributed: add it, or leave out all such flags")
     if present and len(present) < len(names):
         missing = [flag_name(name) for name, value in given.items() if value is None]
         raise UserError(
-            f"{' and '.join(present)} without {' and '.join(missing)}: by hand, --distributed "
-            "takes --coordinator HOST:PORT --num-processes N --process-id I"
+            f"{' and '.join(present)} without {' and '.join(missing)}: --distributed needs "
+            "--coordinator HOST:PORT --num-processes N --process-id I, or none of them"
         )
     if not present:
         return
@@ -66,17 +66,17 @@ def require_complete(launch: Launch) -> None:
 
 
 def join(launch: Launch) -> None:
-    """Meet the other processes, if there are any; from then on only process 0 prints.
+    """Meet the other processes, if there are any; from then on, only process 0 prints.
 
-    To be called before anything touches a device. Raises UserError for incomplete flags, where no
-    cluster is found, and if the others do not come in time.
+    Call this before anything touches a device. Raises UserError for incomplete flags, if no cluster
+    is found, and if the others do not arrive in time.
     """
     require_complete(launch)
     if launch.connect_timeout < 1:
         raise UserError(f"--connect-timeout is {launch.connect_timeout}, but must be at least 1")
     if not launch.distributed:
         return
-    # JAX's own handler of SIGTERM would take the signal from the loop's.
+    # JAX's own handler of SIGTERM would take the signal from the training loop.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -84,16 +84,16 @@ def join(launch: Launch) -> None:
             initialization_timeout=launch.connect_timeout,
             heartbeat_timeout_seconds=HEARTBEAT,
         )  # fmt: skip
-    except ValueError as error:  # nothing found out, and nothing said
+    except ValueError as error:  # nothing detected, and nothing given
         raise UserError(
-            "--distributed found no SLURM, Open MPI, Kubernetes or TPU job around it: say "
+            "--distributed detected no SLURM, Open MPI, Kubernetes or TPU job: give "
             "--coordinator HOST:PORT --num-processes N --process-id I"
         ) from error
     except (RuntimeError, OSError, KeyError) as error:
-        where = launch.coordinator or "the coordinator that was found"
+        where = launch.coordinator or "the detected coordinator"
         raise UserError(
-            f"{where} did not bring all processes together within {launch.connect_timeout} s: "
-            f"start all of them, and check address and port ({' '.join(str(error).split())[:200]})"
+            f"not all processes reached {where} within {launch.connect_timeout} s: start all of "
+            f"them, and check address and port ({' '.join(str(error).split())[:200]})"
         ) from error
     if not is_main_process():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the end of the process
@@ -101,11 +101,11 @@ def join(launch: Launch) -> None:
 
 @contextmanager
 def leave_on_exit() -> Iterator[None]:
-    """End this process's part in the job, if it has one, as the program ends.
+    """Leave the job, if this process is part of one, as the program ends.
 
-    With the others if all went well or all stopped; else at once and with exit code 1, for one that
-    fails cannot wait for others that wait for it. They learn of it by the broken connection, or
-    after HEARTBEAT seconds at the latest, and then end too.
+    If all went well or all stopped, the processes leave together. A process that fails exits at
+    once with code 1, because it cannot wait for others that wait for it. They notice the broken
+    connection, after HEARTBEAT seconds at the latest, and end too.
     """
     try:
         yield
@@ -114,24 +114,26 @@ def leave_on_exit() -> Iterator[None]:
             raise
         together = isinstance(end, SystemExit) and not end.code
         if together or isinstance(end.__context__, Stopped):
-            with suppress(RuntimeError):  # another has failed, which it has said itself
+            with suppress(RuntimeError):  # another has failed and has reported it
                 jax.distributed.shutdown()
             raise
-        fail(end)
+        exit_with_error(end)
 
 
-def fail(end: BaseException) -> None:
-    """Say why and exit, whatever the other processes do."""
+def exit_with_error(end: BaseException) -> None:
+    """Print why and exit, whatever the other processes do."""
     if isinstance(end, SystemExit):
-        said = end.code if isinstance(end.code, str) else "interrupted"
+        message = end.code if isinstance(end.code, str) else "interrupted"
     elif isinstance(end, jax.errors.JaxRuntimeError):
-        said = f"error: lost touch with the other processes ({str(end).splitlines()[0][:200]})"
+        message = f"error: lost contact with the other processes ({str(end).splitlines()[0][:200]})"
     else:
-        said = "".join(traceback.format_exception(end)).rstrip()
+        message = "".join(traceback.format_exception(end)).rstrip()
     number = jax.process_index()
-    print(said if number == 0 else f"process {number}: {said}", file=sys.stderr, flush=True)
+    print(message if number == 0 else f"process {number}: {message}", file=sys.stderr, flush=True)
     if number == 0:
-        time.sleep(1)  # those that fail for the same reason can say so before the line is cut
+        time.sleep(
+            1
+        )  # others that fail for the same reason can report it before the connection breaks
     os._exit(1)
 
 
@@ -141,26 +143,25 @@ def get_process() -> tuple[int, int]:
 
 
 def is_main_process() -> bool:
-    """Whether this is the one that prints and writes: process 0."""
+    """Whether this is process 0, which prints and writes."""
     return jax.process_index() == 0
 
 
 def is_distributed() -> bool:
-    """Whether there are others."""
+    """Whether the job has several processes."""
     return jax.process_count() > 1
 
 
 def wait_for_all(name: str) -> None:
-    """Return when every process has come to this place, which `name` tells from others."""
+    """Wait until every process has reached this place, which has the name `name`."""
     if is_distributed():
         multihost_utils.sync_global_devices(name)
 
 
 def finish_in_turn(tree: T) -> T:
-    """`tree`, the result of a program; on CPUs of several processes once the program has ended.
+    """Return `tree`, the result of a program; with several processes on CPUs, wait for it first.
 
-    There programs that send messages and run at the same time can wait for each other for ever;
-    other devices run them one by one.
+    On CPUs, two concurrent programs with collectives can deadlock; other backends serialise them.
     """
     if is_distributed() and jax.default_backend() == "cpu":
         jax.block_until_ready(tree)
@@ -168,17 +169,16 @@ def finish_in_turn(tree: T) -> T:
 
 
 class Agreement:
-    """What is asked for on any process is known on all of them at the same call, one call later.
+    """Tells every process, at the same call, what any of them asked for one call earlier.
 
-    Later, for so nobody waits: the answer to the question of the call before is long there.
+    Answers lag one call behind, so no process blocks.
     """
 
     def __init__(self) -> None:
-        """Nothing has been asked."""
         self._asked: Any = None
 
     def __call__(self, value: int) -> int:
-        """The largest `value` (0 or more) of the call before; of one process, of this call."""
+    """Return the largest `value` of all processes; each calls this and waits for all."""
         if not is_distributed():
             return value
         before, self._asked = self._asked, _start_maximum(value)
@@ -186,12 +186,12 @@ class Agreement:
 
 
 def max_over_processes(value: int) -> int:
-    """The largest `value` of all processes, each of which must ask for it and waits for it."""
+    """Return the largest `value` of all processes; each must call this and waits for all."""
     return int(_start_maximum(value)) if is_distributed() else value
 
 
 def _start_maximum(value: int) -> Any:
-    """The largest value of all processes, as an array that need not be there yet."""
+    """Start to compute the largest value of all processes; the array may be pending."""
     mesh = Mesh(sort_devices(), (AXIS,))
     rows = np.full(jax.local_device_count(), value, np.int32)
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
@@ -204,8 +204,8 @@ def _maximum(mesh: Mesh) -> Any:
 
 
 def sort_devices() -> Any:
-    """All devices as an array, those of process 0 first, then those of process 1, and so on.
+    """Return all devices as an array, those of process 0 first, then those of process 1, and so on.
 
-    So the rows of a batch that process i holds are the i-th part of it.
+    The i-th part of a batch is then the part that process i holds.
     """
     return np.array(sorted(jax.devices(), key=lambda device: (device.process_index, device.id)))

@@ -1,4 +1,4 @@
-"""Which part of each array of a train state lies on which device: rules by the array's path."""
+"""Rules that say, by an array's path, how each array of a train state is sharded."""
 
 import math
 import re
@@ -9,7 +9,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 DATA, FSDP = "data", "fsdp"  # the axes of the mesh
-MIN_SIZE = 1024  # elements; of a smaller array no part is worth a message
+MIN_SIZE = 1024  # elements; to shard a smaller array is not worth a message
 
 Shape = tuple[int, ...]
 SpecOfShape = Callable[[Shape, int], PartitionSpec]
@@ -17,7 +17,7 @@ Rule = tuple[str, PartitionSpec | SpecOfShape]
 
 
 def split_largest_dimension(shape: Shape, parts: int, *, min_size: int = MIN_SIZE) -> PartitionSpec:
-    """The largest dimension that divides into `parts`, of equal ones the last; small: none."""
+    """Split the largest dimension that `parts` divides, the last of equals; small arrays: none."""
     fitting = [(length, i) for i, length in enumerate(shape) if length % parts == 0 and length]
     if math.prod(shape) < min_size or not fitting:
         return PartitionSpec()
@@ -25,9 +25,9 @@ def split_largest_dimension(shape: Shape, parts: int, *, min_size: int = MIN_SIZ
     return PartitionSpec(*(FSDP if i == chosen else None for i in range(chosen + 1)))
 
 
-# The first rule whose pattern is found in the path decides; what no rule is about is on every
-# device whole. A path is such as params/mid/conv1/kernel, and the same with ema_params/ or
-# opt_state/1/0/mu/ in place of params/, so that a rule for a parameter is one for its moments too.
+# The first rule whose pattern is found in the path decides; an array that no rule matches is whole
+# on every device. Paths look like params/mid/conv1/kernel, with ema_params/ or opt_state/1/0/mu/ in
+# place of params/, so that a rule for a parameter holds for its averages and moments too.
 RULES: tuple[Rule, ...] = (
     (r"^(step|skipped|loss_history)\b", PartitionSpec()),
     (r"", split_largest_dimension),
@@ -35,10 +35,10 @@ RULES: tuple[Rule, ...] = (
 
 
 def make_partition_specs(tree: Any, rules: Sequence[Rule], mesh_shape: Mapping[str, int]) -> Any:
-    """A PartitionSpec for each array (or shape) of `tree`, by the first of `rules` that fits.
+    """Make a PartitionSpec for each array (or shape) of `tree`, by the first rule that matches.
 
     A rule is a regular expression for the path, and a spec or a function (shape, size of the axis
-    "fsdp") -> spec. A dimension that the axes given for it do not divide stays whole.
+    "fsdp") -> spec. A dimension that its axes do not divide stays whole.
     """
 
     def spec(path: Any, leaf: Any) -> PartitionSpec:
@@ -54,7 +54,7 @@ def make_partition_specs(tree: Any, rules: Sequence[Rule], mesh_shape: Mapping[s
 def drop_uneven_axes(
     spec: PartitionSpec, shape: Shape, mesh_shape: Mapping[str, int]
 ) -> PartitionSpec:
-    """`spec` without the axes that do not divide their dimension of `shape`, or are of one device.
+    """Drop the axes of `spec` that do not divide their dimension of `shape`, or have one device.
 
     A spec that is longer than the shape loses its end.
     """

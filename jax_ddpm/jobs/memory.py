@@ -1,4 +1,4 @@
-"""How much memory a training step takes, from shapes alone: the compiled program knows."""
+"""How much memory a training step takes, as the compiled program reports it from shapes."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -11,8 +11,8 @@ from jax_ddpm.jobs.build import build
 from jax_ddpm.jobs.train_setup import compile_step
 
 
-class Memory(NamedTuple):
-    """Bytes of one device; the outputs of the step that take the place of arguments are `alias`."""
+class StepMemory(NamedTuple):
+    """Bytes on one device; `alias` counts outputs that reuse the memory of arguments."""
 
     arguments: int
     outputs: int
@@ -21,16 +21,16 @@ class Memory(NamedTuple):
 
     @property
     def peak(self) -> int:
-        """All that is there at once, less the program itself."""
+        """The most that is in use at once, without the program itself."""
         return self.arguments + self.outputs - self.alias + self.temporaries
 
 
-def measure_step_memory(config: Config, image_shape: tuple[int, int, int]) -> Memory:
-    """What one call of the train step of `config` takes on one device, whatever parallel is.
+def measure_step_memory(config: Config, image_shape: tuple[int, int, int]) -> StepMemory:
+    """Measure what one call of the train step of `config` takes on one device.
 
-    Nothing is computed and no array is made. Of several devices each has its part of
-    train.batch_size: give it that. Data that lie on the device come on top. Raises UserError if the
-    network does not take images of `image_shape`.
+    Nothing is computed and no array is made. `train.batch_size` is the number of images on that
+    device, whatever `train.parallel` is. A data set on the device comes on top. Raises UserError if
+    the network does not take images of `image_shape`.
     """
     config = replace(config, train=replace(config.train, parallel="jit", fsdp=1))
     train, parts = config.train, build(config, image_shape)
@@ -42,7 +42,7 @@ def measure_step_memory(config: Config, image_shape: tuple[int, int, int]) -> Me
     labels = jax.ShapeDtypeStruct(size, jnp.int32)
     step = compile_step(config, parts)
     found = step.lower(state, (pixels, labels), key).compile().memory_analysis()  # type: ignore[attr-defined]
-    return Memory(
+    return StepMemory(
         found.argument_size_in_bytes,
         found.output_size_in_bytes,
         found.alias_size_in_bytes,

@@ -1,4 +1,4 @@
-"""Which parameters of a run: those of the last step, an average, or a reconstructed one."""
+"""Choose the parameters of a run: the last ones, a moving average, or a reconstructed average."""
 
 from jax_ddpm.config.run import Config
 from jax_ddpm.errors import UserError
@@ -9,9 +9,9 @@ from jax_ddpm.training.state import TrainState
 
 
 def select_average(state: TrainState, config: Config, weights: str = "ema") -> Params:
-    """The parameters of `state` that `weights` names: ema, raw, or a decay of the run.
+    """Select the parameters that `weights` names: "ema", "raw", or a decay of the run.
 
-    Raises UserError if the run of `config` has no such average.
+    Raises UserError if a run of `config` has no such average.
     """
     check_weights(config, weights)
     match weights:
@@ -24,7 +24,7 @@ def select_average(state: TrainState, config: Config, weights: str = "ema") -> P
 
 
 def check_weights(config: Config, weights: str) -> None:
-    """Raise UserError unless `weights` is ema, raw, or a decay of the run of `config`."""
+    """Raise UserError unless `weights` is "ema", "raw", or a decay of the run of `config`."""
     train = config.train
     decays = () if train.ema_form == "half_life" else (train.ema_decay, *train.ema_decays)
     if weights not in ("ema", "raw") and _number(weights) not in decays:
@@ -46,28 +46,30 @@ def select_params(
     posthoc_ema: float | None = None,
     posthoc_step: int | None = None,
 ) -> tuple[Params, str]:
-    """The parameters that the flags of a job ask for, and what they are in words.
+    """Select the parameters that a job asks for, and describe them in words.
 
-    `weights`: see `select_average`, of `state`. With `posthoc_ema`, the average of that relative
-    width after `posthoc_step` steps (default: those of the last snapshot), made of the snapshots of
-    `run`. Raises UserError where there is none.
+    `weights` names an average of `state` (see `select_average`). With `posthoc_ema`, the average of
+    that relative width after `posthoc_step` steps is reconstructed from the snapshots of `run`; by
+    default after the step of the last snapshot. Raises UserError if that is impossible.
     """
     if posthoc_ema is None:
         params = select_average(state, run.config, weights)
         return params, f"{weights} parameters of step {int(state.step)}"
     found = reconstruct_average(run.snapshots, state.params, posthoc_ema, posthoc_step)
-    made = f"made of {found.num_snapshots} snapshots, its profile off by {found.error:.2g}"
+    made = f"from {found.num_snapshots} snapshots, relative error of its profile {found.error:.2g}"
     return found.params, f"average of relative width {posthoc_ema} at step {found.step} ({made})"
 
 
 def check_selection(
     config: Config, weights: str, posthoc_ema: float | None, posthoc_step: int | None
 ) -> None:
-    """Raise UserError, before any work, for flags of `select_params` that cannot be followed."""
+    """Raise UserError, before any work, for choices that `select_params` cannot follow."""
     check_weights(config, weights)
     if posthoc_ema is None and posthoc_step is not None:
         raise UserError(f"--posthoc-step {posthoc_step} needs --posthoc-ema WIDTH")
     if posthoc_ema is not None and weights != "ema":
-        raise UserError(f"--posthoc-ema is an average of its own: leave out --weights {weights}")
+        raise UserError(f"--posthoc-ema selects an average itself: leave out --weights {weights}")
     if posthoc_ema is not None and not config.train.posthoc_ema:
-        raise UserError(f"--posthoc-ema {posthoc_ema}: train with --train.posthoc-ema 0.05 0.1")
+        raise UserError(
+            f"--posthoc-ema {posthoc_ema} needs a run trained with --train.posthoc-ema 0.05 0.1"
+        )

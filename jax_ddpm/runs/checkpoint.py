@@ -1,7 +1,7 @@
-"""Checkpoints of the whole train state and the configuration, by Orbax: written, kept, removed.
+"""Save, keep and remove checkpoints of the train state and the configuration, with Orbax.
 
-A checkpoint is a folder named by its step. It appears under that name when it is whole, and loses
-the name in one move before it is removed, so a killed process leaves none that is half there.
+A checkpoint is a folder named by its step. It gets that name only when it is complete, and loses it
+in one move before it is removed, so a killed process never leaves half a checkpoint.
 """
 
 import shutil
@@ -22,9 +22,9 @@ from jax_ddpm.training.state import TrainState
 
 T = TypeVar("T")
 
-UNFINISHED = (".orbax-checkpoint-tmp", ".removed")  # what a killed process may leave
+UNFINISHED = (".orbax-checkpoint-tmp", ".removed")  # what a killed process may leave behind
 NONE = -1  # no step
-DAMAGED = ".damaged"  # a checkpoint that could not be read, until its step is saved again
+DAMAGED = ".damaged"  # suffix of a checkpoint that cannot be read, until its step is saved again
 
 
 class Pending(NamedTuple):
@@ -36,7 +36,7 @@ class Pending(NamedTuple):
 
 @dataclass
 class Checkpoints:
-    """A folder of checkpoints, which ones stay, and what this process knows of them."""
+    """A folder of checkpoints, which of them to keep, and what this process knows about them."""
 
     directory: Path
     keep: Keep
@@ -54,10 +54,11 @@ def open_checkpoints(
     keep_best: bool = False,
     keep_every: int | None = None,
 ) -> Iterator[Checkpoints]:
-    """The checkpoints in `folder`; reading changes nothing there, a later save makes the folder.
+    """Open the checkpoints in `folder`. Reading changes nothing there; saving makes the folder.
 
-    Saving leaves the newest `keep`, the one of lowest loss, and those of multiples of `keep_every`.
-    On leaving, what is being written is waited for: raises UserError if that fails.
+    After each save, the newest `keep` stay (None: all), with `keep_best` the one with the lowest
+    loss, and those of the multiples of `keep_every`. Leaving the context waits for the checkpoint
+    that is being written, and raises UserError if that fails.
     """
     checkpoints = Checkpoints(folder.absolute(), Keep(keep, keep_best, keep_every))
     try:
@@ -78,13 +79,12 @@ def save(
     *,
     loss: float | None = None,
 ) -> None:
-    """Write `state`, and the JSON values `about`, as one step that is there whole or not at all.
+    """Write `state` and the JSON values `about` as the checkpoint of a step, all or nothing.
 
-    `loss` is the mean training loss since the checkpoint before, by which the best is chosen.
-
-    Returns when the state is copied, so that its buffers can be donated; the rest is done in the
-    background. Raises UserError if this cannot begin, or if the save before failed: see `wait`. A
-    step that is already there whole is left as it is.
+    `loss` is the mean training loss since the previous checkpoint; the best checkpoint is chosen
+    by it. Returns when the state is copied, so that its buffers can be donated; the rest happens in
+    the background. A complete checkpoint of the same step is left as it is. Raises UserError if
+    writing cannot start, or if the previous save failed (see `wait`).
     """
     wait(checkpoints)
     step = int(state.step)
@@ -101,10 +101,10 @@ def save(
 
 
 def wait(checkpoints: Checkpoints) -> None:
-    """Wait until the last save is on disk, then remove what is not kept.
+    """Wait until the last save is on disk, then remove the checkpoints that are not kept.
 
-    Raises UserError if it could not be written, when the checkpoints before it are as they were,
-    and if one that is not kept could not be removed.
+    Raises UserError if the checkpoint could not be written, which leaves the earlier ones as they
+    were, or if an old one could not be removed.
     """
     pending, checkpoints.pending = checkpoints.pending, None
     if pending is None:
@@ -119,7 +119,7 @@ def wait(checkpoints: Checkpoints) -> None:
 
 
 def list_steps(checkpoints: Checkpoints) -> list[int]:
-    """The steps on disk, in ascending order, but for those found damaged."""
+    """List the steps on disk in ascending order, without those found damaged."""
     if not checkpoints.directory.is_dir():
         return []
     names = [path.name for path in checkpoints.directory.iterdir() if path.is_dir()]
@@ -128,21 +128,21 @@ def list_steps(checkpoints: Checkpoints) -> list[int]:
 
 
 def find_latest_step(checkpoints: Checkpoints) -> int | None:
-    """The step of the newest checkpoint that has not been found damaged."""
+    """Find the newest checkpoint that has not been found damaged; return its step."""
     return max(list_steps(checkpoints), default=None)
 
 
 def find_best_step(checkpoints: Checkpoints) -> int | None:
-    """The step of the checkpoint of lowest loss."""
+    """Find the checkpoint with the lowest loss; return its step."""
     wait(checkpoints)
     return find_best(list_steps(checkpoints), _losses(checkpoints))
 
 
 def restore(checkpoints: Checkpoints, like: TrainState, *, step: int | None = None) -> TrainState:
-    """The checkpoint of `step`, with the shapes, dtypes and devices of `like`, verified.
+    """Restore a checkpoint with the shapes, dtypes and devices of `like`, and verify it.
 
-    By default the newest that is whole: see `read_newest`. Raises UserError if there is none, if it
-    belongs to another network or a newer version, and Damaged if that of `step` cannot be read.
+    By default, it is the newest intact one (see `read_newest`). Raises UserError if there is none,
+    or if it belongs to another network or a newer version; Damaged if that of `step` is damaged.
     """
     wait(checkpoints)
     if step is None:
@@ -151,7 +151,7 @@ def restore(checkpoints: Checkpoints, like: TrainState, *, step: int | None = No
 
 
 def restore_params(checkpoints: Checkpoints, like: Params, *, step: int) -> Params:
-    """The parameters alone of the checkpoint of `step`, whatever else it holds, verified.
+    """Restore only the parameters from the checkpoint of `step`, and verify them.
 
     Raises UserError if it belongs to another network, and Damaged if it cannot be read.
     """
@@ -170,23 +170,23 @@ def is_intact(checkpoints: Checkpoints, step: int) -> bool:
 
 
 def describe(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
-    """What the checkpoint of `step` says of itself: what `save` was given, and more."""
+    """Return the description of the checkpoint of `step`: what `save` was given, and more."""
     path = _path(checkpoints, step)
     with stored.agree_on_damage(path):
         return stored.describe(path)
 
 
 def read_newest(checkpoints: Checkpoints, read: Callable[[int], T]) -> T:
-    """What `read(step)` gives for the newest step for which it does not raise Damaged.
+    """Call `read(step)` for the newest step, then for older ones as long as it raises Damaged.
 
-    Says on stderr which ones were damaged. Raises UserError if there is none that is whole. While
-    another process trains, checkpoints come and go: those that are gone are passed over. Several
-    processes that read together all read the same.
+    Reports damaged checkpoints on stderr. Checkpoints that another process removes meanwhile are
+    skipped. Several processes that read together all read the same one. Raises UserError if no
+    checkpoint is intact.
     """
     gone: set[int] = set()
     while True:
         step = max((step for step in list_steps(checkpoints) if step not in gone), default=NONE)
-        step = -max_over_processes(-step)  # the newest that all have
+        step = -max_over_processes(-step)  # the newest that every process has
         if step == NONE:
             break
         try:
@@ -196,16 +196,16 @@ def read_newest(checkpoints: Checkpoints, read: Callable[[int], T]) -> T:
                 gone.add(step)
                 continue
             checkpoints.damaged[step] = error.reason
-            stored.warn(f"{error}: it is passed over")
+            stored.warn(f"{error}, so it is skipped")
             continue
         if checkpoints.damaged:
-            stored.warn(f"The checkpoint of step {step} is whole and used instead.")
+            stored.warn(f"The checkpoint of step {step} is intact and is used instead.")
         return found
     if checkpoints.damaged:
         bad = "; ".join(f"step {step}: {why}" for step, why in checkpoints.damaged.items())
         raise UserError(
-            f"no checkpoint in {checkpoints.directory} is whole ({bad}): "
-            "bring a copy of the folder back, or start again in another --run"
+            f"no checkpoint in {checkpoints.directory} is intact ({bad}): "
+            "restore the folder from a backup, or start again with another --run"
         )
     raise UserError(f"there is no checkpoint in {checkpoints.directory}")
 
@@ -215,7 +215,7 @@ def _path(checkpoints: Checkpoints, step: int) -> Path:
 
 
 def _losses(checkpoints: Checkpoints) -> dict[int, float]:
-    """The losses of the checkpoints on disk, of those that have one."""
+    """The losses of those checkpoints on disk that have one."""
     known = checkpoints.losses
     for step in list_steps(checkpoints):
         if step not in known:
@@ -227,7 +227,7 @@ def _losses(checkpoints: Checkpoints) -> dict[int, float]:
 
 
 def _make_room(checkpoints: Checkpoints, step: int) -> None:
-    """Remove what killed processes left, and move a damaged checkpoint of `step` aside."""
+    """Remove what killed processes left behind, and move a damaged checkpoint of `step` aside."""
     checkpoints.directory.mkdir(parents=True, exist_ok=True)
     for path in checkpoints.directory.iterdir():
         if path.name.endswith(UNFINISHED):
@@ -241,7 +241,7 @@ def _make_room(checkpoints: Checkpoints, step: int) -> None:
 
 
 def _remove_old(checkpoints: Checkpoints) -> None:
-    """Remove the checkpoints that are not kept, and damaged ones that are there again."""
+    """Remove checkpoints that are not kept, and damaged ones that have been saved again."""
     steps = list_steps(checkpoints)
     losses = _losses(checkpoints) if checkpoints.keep.best else {}
     old = [str(step) for step in set(steps) - choose_kept(checkpoints.keep, steps, losses)]
@@ -254,28 +254,28 @@ def _remove_old(checkpoints: Checkpoints) -> None:
                 shutil.rmtree(removed)
             except OSError as error:
                 raise UserError(
-                    f"the old checkpoint {path} could not be removed ({error.strerror or error}), "
-                    f"that of step {max(steps)} is whole: make sure that the folder can be written "
-                    "to, then run the same command again"
+                    f"the old checkpoint {path} could not be removed ({error.strerror or error}); "
+                    f"the one of step {max(steps)} is intact. Make sure that the folder is "
+                    "writable, then run the same command again"
                 ) from error
 
 
 def _failed(checkpoints: Checkpoints, step: int, error: Exception) -> UserError:
     _remove_unfinished(_path(checkpoints, step).with_name(f"{step}{UNFINISHED[0]}"))
     before = find_latest_step(checkpoints)
-    whole = "there is none before it" if before is None else f"that of step {before} is whole"
+    intact = "there is no earlier one" if before is None else f"the one of step {before} is intact"
     return UserError(
         f"the checkpoint of step {step} could not be written to {checkpoints.directory} "
-        f"({stored.explain_error(error)}), {whole}: make sure that the folder can be written to "
-        "and that there is space, then run the same command again"
+        f"({stored.explain_error(error)}); {intact}. Make sure that the folder is writable and "
+        "that there is space, then run the same command again"
     )
 
 
 def _remove_unfinished(path: Path) -> None:
-    """Remove what was written before it failed, as the space may be what is missing.
+    """Remove what was written before the failure, as space may be what is missing.
 
-    TensorStore's threads go on for a moment after the first of them has failed; if they take longer
-    than this waits, the next save removes the rest.
+    TensorStore's threads go on for a moment after the first of them fails. If they take longer than
+    this waits, the next save removes the rest.
     """
     for _ in range(10):
         shutil.rmtree(path, ignore_errors=True)

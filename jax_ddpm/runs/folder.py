@@ -1,4 +1,4 @@
-"""The run folder: where files go, its configuration, and the lock against a second writer."""
+"""The run folder: its files, its configuration, and a lock against a second writer."""
 
 import fcntl
 import json
@@ -27,42 +27,40 @@ MAY_DIFFER = {"run", "train.parallel", "train.fsdp", "train.max_steps", "train.k
               "train.max_bad_steps"}  # fmt: skip
 LOCK = "lock"
 
-MAX_PIXELS = 2**28  # of an image, times its channels
+MAX_PIXELS = 2**28  # values in one image: height x width x channels
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, what its config.json says, and the files in it."""
+    """A run folder, its configuration, and the paths of its files."""
 
     folder: Path
     config: Config
     image_shape: tuple[int, int, int]
     imported_from: str | None = None
-    """The implementation whose weights the run began with."""
+    """The implementation whose weights the run started from."""
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of all checkpoints."""
         return self.folder / "checkpoints"
 
     @property
     def metrics(self) -> Path:
-        """One JSON object per logged step."""
+        """One JSON object for each logged step."""
         return self.folder / "metrics.jsonl"
 
     @property
     def tensorboard(self) -> Path:
-        """The folder of TensorBoard's event files."""
         return self.folder / "tensorboard"
 
     @property
     def samples(self) -> Path:
-        """The folder of the sample grids drawn on the way."""
+        """The folder of the sample grids drawn during training."""
         return self.folder / "samples"
 
     @property
     def snapshots(self) -> Path:
-        """The folder of the averages that are stored for reconstruction."""
+        """The folder of the averages from which others are reconstructed."""
         return self.folder / "ema"
 
     @property
@@ -77,16 +75,16 @@ class Run:
 
     @property
     def loss_curve(self) -> Path:
-        """The loss over the steps."""
+        """A plot of the loss over the steps."""
         return self.folder / "loss.png"
 
 
 @contextmanager
 def lock_for_training(config: Config, image_shape: tuple[int, int, int]) -> Iterator[Run]:
-    """`open_for_training`, and nobody else trains in the folder until this is left.
+    """Open the run folder of `config` and lock it until this context is left.
 
-    Of several processes the first writes and locks. Raises UserError as `open_for_training` and
-    `locked` do; in a folder that is refused nothing is written.
+    Of several processes, the first one writes and locks. Raises UserError as `open_for_training`
+    and `lock_folder` do; nothing is written in a folder that is refused.
     """
     run, _ = _opened(config, image_shape)
     with ExitStack() as stack:
@@ -113,24 +111,25 @@ def load_for_training(config: Config) -> Run | None:
 
 
 def load_from_first_process(config: Config, image_shape: tuple[int, int, int]) -> Run:
-    """The run that the first of several processes has opened.
+    """Load the run that the first of several processes has opened.
 
-    Raises UserError if this one does not see it, or was started with other settings.
+    Raises UserError if this process does not see it, or was started with other settings.
     """
     if not (config.folder / "config.json").exists():
         raise UserError(
-            f"{config.folder} of the first process is not there for this one: all processes need "
-            "the same folder, on a file system that they share"
+            f"this process does not see {config.folder}, which the first process has opened: all "
+            "processes need the same folder, on a file system that they share"
         )
     run, _ = _opened(config, image_shape)
     return run
 
 
 def open_for_training(config: Config, image_shape: tuple[int, int, int]) -> Run:
-    """The run folder of `config`, made if it is not there.
+    """Open the run folder of `config`; make it if it does not exist.
 
-    A run of imported weights that has not been trained yet takes the settings of `config`, but for
-    the network. Raises UserError if the folder holds something else, or a run with other settings.
+    A run of imported weights that has not been trained yet takes the settings of `config`, except
+    for the network. Raises UserError if the folder holds something else, or a run with other
+    settings.
     """
     run, is_new = _opened(config, image_shape)
     if is_new:
@@ -139,7 +138,7 @@ def open_for_training(config: Config, image_shape: tuple[int, int, int]) -> Run:
 
 
 def _opened(config: Config, image_shape: tuple[int, int, int]) -> tuple[Run, bool]:
-    """The run, and whether its config.json is still to be written."""
+    """The run, and whether its config.json has yet to be written."""
     folder = config.folder
     run = Run(folder, config, image_shape)
     if not (folder / "config.json").exists():
@@ -155,7 +154,7 @@ def _opened(config: Config, image_shape: tuple[int, int, int]) -> tuple[Run, boo
 
 
 def remove_leftovers(run: Run) -> None:
-    """Remove the temporary files of processes that were killed in the middle of writing."""
+    """Remove the temporary files of processes that were killed while they were writing."""
     for folder in (run.folder, run.samples, run.snapshots):
         for path in folder.glob(".*"):
             if is_leftover(path):
@@ -163,9 +162,9 @@ def remove_leftovers(run: Run) -> None:
 
 
 def require_free(folder: Path, flag: str) -> None:
-    """Raise UserError if there is something in `folder`, which is not a run; `flag` names it.
+    """Raise UserError if `folder`, which is not a run, contains anything; `flag` is named.
 
-    What a process that was killed at the very start leaves is nothing.
+    The files of a process that was killed at its very start do not count.
     """
 
     def is_nothing(path: Path) -> bool:
@@ -179,7 +178,7 @@ def require_free(folder: Path, flag: str) -> None:
 
 
 def describe(run: Run) -> dict[str, Any]:
-    """What config.json and every checkpoint say of `run`."""
+    """Describe `run` as config.json and every checkpoint do."""
     document: dict[str, Any] = {"format": FORMAT, "image_shape": run.image_shape}
     if run.imported_from is not None:
         document["imported_from"] = run.imported_from
@@ -193,7 +192,7 @@ def write_config(run: Run) -> None:
 
 
 def load(folder: Path) -> Run:
-    """The run in `folder`. Raises UserError if it holds none, or its config.json cannot be read."""
+    """Load the run in `folder`. Raises UserError if there is none, or it cannot be read."""
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder: it has no config.json")
@@ -206,8 +205,8 @@ def load(folder: Path) -> Run:
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, dacite.DaciteError) as error:
-        told = f"it has no {error}" if isinstance(error, KeyError) else explain(error)
-        raise UserError(f"{path} is not the configuration of a run: {told}") from error
+        cause = f"it has no {error}" if isinstance(error, KeyError) else explain(error)
+        raise UserError(f"{path} is not the configuration of a run: {cause}") from error
     try:
         validate(run.config)
     except UserError as error:
@@ -216,18 +215,18 @@ def load(folder: Path) -> Run:
 
 
 def require_no_outward_links(folder: Path) -> None:
-    """Raise UserError if something in a run folder is a link to a place outside of it."""
+    """Raise UserError if anything in a run folder is a link to a place outside it."""
     home = folder.resolve()
     for path in folder.iterdir():
         if path.is_symlink() and not path.resolve().is_relative_to(home):
             raise UserError(
-                f"{path} leads out of the run folder, to {path.resolve()}: put the files "
-                "themselves there (the run folder as a whole may be a link)"
+                f"{path} is a link out of the run folder, to {path.resolve()}: copy the files "
+                "into it (the run folder itself may be a link)"
             )
 
 
 def _image_shape(values: Any) -> tuple[int, int, int]:
-    """(height, width, channels). Raises ValueError for anything else, and for more than fits."""
+    """(height, width, channels). Raises ValueError for anything else, or for too many values."""
     whole = isinstance(values, list) and all(type(n) is int and n >= 1 for n in values)
     if not whole or len(values) != 3 or math.prod(values) > MAX_PIXELS:
         raise ValueError(f"image_shape is {values}, not height, width and channels of an image")
@@ -236,7 +235,7 @@ def _image_shape(values: Any) -> tuple[int, int, int]:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """`config` as JSON values; paths become strings."""
+    """Convert `config` to JSON values; paths become strings."""
     values = json.loads(json.dumps(asdict(config), default=str))
     names = {kind: name for name, kind in ARCHITECTURES.items()}
     values["model"] = {"architecture": names[type(config.model)], **values["model"]}
@@ -244,7 +243,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """The Config that `to_dict` made `values` of. Raises for anything else: see `load`."""
+    """Convert what `to_dict` returned back to a Config. Raises what `load` catches."""
     settings = dacite.Config(strict=True, cast=[tuple, Path], type_hooks={float: _number})
     model = dict(values["model"])
     architecture = model.pop("architecture")
@@ -268,7 +267,7 @@ def _require_same(stored: Run, given: Run) -> None:
         )
     if stored.image_shape != given.image_shape:
         raise UserError(
-            f"{given.folder} was made with images of shape {stored.image_shape}, the data has "
+            f"{given.folder} was made with images of shape {stored.image_shape}, but the data has "
             f"{given.image_shape}: choose another folder with --run"
         )
 
@@ -288,10 +287,10 @@ def _differences(
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder, made if need be; a killed process holds nothing.
+    """Hold the lock of a run folder, which is made if necessary. A killed process releases it.
 
-    It holds between the processes of one machine, and over NFS where that has locks. Raises
-    UserError if another process trains there, and says which.
+    It works between the processes of one machine, and over NFS that supports locks. Raises
+    UserError that names the other process if one is training there.
     """
     with ExitStack() as stack:
         with report_disk_errors(folder / LOCK):
@@ -313,5 +312,5 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def _open_no_link(path: str, flags: int) -> int:
-    """A lock that is a link would empty another file."""
+    """Open without following links: a lock that is a link would empty another file."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)

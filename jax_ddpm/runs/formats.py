@@ -1,4 +1,4 @@
-"""The format of config.json and of what a checkpoint says of itself, and the older ones."""
+"""The format of config.json and of the description in a checkpoint, and older formats."""
 
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,15 @@ def check_format(number: object, where: object) -> None:
     """Raise UserError unless `number`, the format of `where`, is one that this version reads."""
     if isinstance(number, bool) or number not in range(1, FORMAT + 1):
         newer = isinstance(number, int) and number > FORMAT
-        hint = ": it was written by a newer version, which this one must be brought up to"
+        hint = ": it was written by a newer version of this package, so update it"
         raise UserError(
-            f"{where} has format {number}, this version reads 1 to {FORMAT}{hint if newer else ''}"
+            f"{where} has format {number}, but this version reads 1 to {FORMAT}"
+            f"{hint if newer else ''}"
         )
 
 
 def migrate(document: dict[str, Any], path: Path) -> dict[str, Any]:
-    """`document` in the format of this version.
+    """Convert `document` to the current format.
 
     Format 2 brought a choice of architectures and of warm-ups of the moving average, format 3
     checksums in checkpoints. Format 4 dropped the networks' own use_checkpoint.

@@ -1,4 +1,4 @@
-"""metrics.jsonl, which says the same for a run that was interrupted as for one that was not."""
+"""metrics.jsonl, which is the same for an interrupted run as for an uninterrupted one."""
 
 import itertools
 import json
@@ -15,9 +15,10 @@ MAX_LINE, MAX_VALUE = 10_000, sys.float_info.max
 
 
 class Row(NamedTuple):
-    """The means over the steps since the last row, at `step` finished steps. No clock: see above.
+    """Means over the steps since the last row, after `step` steps. There is no clock in it.
 
-    Skipped steps are left out; where all were, loss and grad_norm are NaN, in the file null.
+    Skipped steps do not count; if all steps were skipped, loss and grad_norm are NaN (null in the
+    file).
     """
 
     step: int
@@ -28,15 +29,15 @@ class Row(NamedTuple):
 
 
 def append(path: Path, row: Row) -> None:
-    """Add one line to the file. Raises UserError if the disk does not take it."""
+    """Add one line to the file. Raises UserError if it cannot be written."""
     with report_disk_errors(path), path.open("a") as file:
         file.write(_line(row))
 
 
 def read(path: Path) -> list[Row]:
-    """Every whole row of the file, if it is there; a half-written last line is left out.
+    """Read every row of the file; none if it does not exist. Ignores a half-written last line.
 
-    Raises UserError, naming the line, for anything else.
+    Raises UserError that names the line for anything else.
     """
     if not path.exists():
         return []
@@ -50,14 +51,14 @@ def read(path: Path) -> list[Row]:
                 rows.append(_row(json.loads(line)))
             except (ValueError, TypeError, AttributeError, RecursionError) as error:
                 raise UserError(
-                    f"line {number} of {path} is no row of the log: {explain(error)}; mend or "
-                    "remove that line, and run the same command again"
+                    f"line {number} of {path} is not a row of metrics: {explain(error)}. Correct "
+                    "or remove that line, then run the same command again"
                 ) from error
     raise AssertionError("unreachable")
 
 
 def drop_rows_after(path: Path, step: int) -> None:
-    """Drop the rows after `step`, which is where training goes on."""
+    """Drop the rows after `step`, where training continues."""
     lines = [_line(row) for row in read(path) if row.step <= step]
     write_atomically(path, lambda temporary: temporary.write_text("".join(lines)))
 
@@ -75,5 +76,5 @@ def _row(values: Any) -> Row:
     numbers = all(type(value) in (int, float) for value in row)
     numbers = numbers and not any(abs(value) > MAX_VALUE for value in row)
     if not numbers or type(row.step) is not int or type(row.skipped) is not int:
-        raise ValueError("one of its values is no number")
+        raise ValueError("one of its values is not a number")
     return row

@@ -1,11 +1,11 @@
-"""Which checkpoints stay on disk."""
+"""Choose which checkpoints stay on disk."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 
 class Keep(NamedTuple):
-    """What stays: the newest `last` (None: all), the one of lowest loss, multiples of `every`."""
+    """What to keep: the newest `last` (None: all), the best, and multiples of `every` steps."""
 
     last: int | None = None
     best: bool = False
@@ -13,7 +13,7 @@ class Keep(NamedTuple):
 
 
 def choose_kept(keep: Keep, steps: Sequence[int], losses: Mapping[int, float]) -> set[int]:
-    """The steps of `steps`, ascending, that stay; `losses` are those that are known.
+    """Choose the steps to keep of `steps`, in ascending order; `losses` are the known ones.
 
     The newest always stays.
     """
@@ -25,5 +25,5 @@ def choose_kept(keep: Keep, steps: Sequence[int], losses: Mapping[int, float]) -
 
 
 def find_best(steps: Sequence[int], losses: Mapping[int, float]) -> int | None:
-    """The step of lowest loss, of equal ones the first; None if no loss is known."""
+    """Find the step with the lowest loss, the first of equal ones; None if no loss is known."""
     return min((step for step in steps if step in losses), key=losses.__getitem__, default=None)

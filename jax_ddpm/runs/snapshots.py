@@ -31,7 +31,7 @@ FLOATS = (np.float32, np.float64)
 
 
 class Snapshot(NamedTuple):
-    """A stored average: its relative width, the steps it has seen, and its file."""
+    """A stored average: the steps it has seen, its relative width, and its file."""
 
     step: int
     sigma_rel: float
@@ -39,7 +39,7 @@ class Snapshot(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """A reconstructed average, the step it belongs to, and the relative error of its profile."""
+    """A reconstructed average, its step, and the relative error of its profile."""
 
     params: Params
     step: int
@@ -50,22 +50,23 @@ class Reconstruction(NamedTuple):
 def write_snapshots(
     folder: Path, sigma_rels: Sequence[float], averages: Sequence[Params], step: int
 ) -> None:
-    """Write the average of each width after `step` steps; each file is there whole or not."""
+    """Write the average of each width after `step` steps; each file is written atomically."""
     for sigma_rel, average in zip(sigma_rels, averages, strict=True):
         _write(folder / f"sigma_rel_{sigma_rel}_step_{step:07d}.safetensors", average,
                {"sigma_rel": sigma_rel, "step": step})  # fmt: skip
 
 
 def _write(path: Path, average: Params, about: dict[str, Any]) -> None:
-    metadata = {"average": json.dumps(about)}  # one entry, for the order of several is random
+    metadata = {"average": json.dumps(about)}  # one entry: several would be in random order
     data = safetensors.numpy.save(name_leaves(jax.device_get(average)), metadata)
     write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
 def list_snapshots(folder: Path) -> list[Snapshot]:
-    """All snapshots in `folder`, in the order of their steps; none if it is not there.
+    """List the snapshots in `folder` in the order of their steps; none if it does not exist.
 
-    Raises UserError for a name that says an impossible step or width, or what another says too.
+    Raises UserError for a name with an impossible step or width, and for two names that mean the
+    same.
     """
     found = ((NAME.fullmatch(path.name), path) for path in sorted(folder.glob("*.safetensors")))
     snapshots = sorted(_snapshot(match, path) for match, path in found if match)
@@ -82,43 +83,45 @@ def _snapshot(match: re.Match[str], path: Path) -> Snapshot:
         step, sigma_rel = 0, 0.0
     if not (1 <= step <= MAX_STEP and MIN_SIGMA_REL <= sigma_rel < MAX_SIGMA_REL):
         raise UserError(
-            f"{path} is no snapshot: its name must say a step and a relative width between "
+            f"{path} is not a snapshot: its name must give a step and a relative width between "
             f"{MIN_SIGMA_REL} and {MAX_SIGMA_REL:.4f}"
         )
     return Snapshot(step, sigma_rel, path)
 
 
 def read_snapshot(path: Path, like: Params) -> Params:
-    """The parameters in `path`, arranged as in `like` (arrays or shapes).
+    """Read the parameters in `path` into the structure of `like` (arrays or shapes).
 
-    Raises UserError for a damaged file and for one of another network.
+    Raises UserError for a damaged file, or one that belongs to another network.
     """
     try:
         arrays = safetensors.numpy.load_file(path)
     except Exception as error:  # a KeyError for a dtype that NumPy lacks, and others
-        raise UserError(f"{path} is not a whole snapshot: {explain(error)}") from error
+        raise UserError(f"{path} is not a complete snapshot: {explain(error)}") from error
     expected = name_leaves(like)
     for name in expected | arrays:
         if name not in expected or name not in arrays or arrays[name].shape != expected[name].shape:
             raise UserError(f"{path} is a snapshot of another network: {name} differs")
         if arrays[name].dtype not in FLOATS or not np.isfinite(arrays[name]).all():
-            raise UserError(f"{path} is damaged: {name} holds more than finite numbers")
+            raise UserError(
+                f"{path} is damaged: {name} contains values that are not finite numbers"
+            )
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in expected])
 
 
 def select_snapshots(folder: Path, step: int | None = None) -> tuple[list[Snapshot], int]:
-    """The snapshots of which an average at `step` (default: the last) is made, and that step.
+    """Select the snapshots for an average at `step` (default: the last one's); return both.
 
-    They are those up to the first that is not before `step`, so what training does later changes
-    nothing. Raises UserError if there are none, or none so late.
+    They are all up to the first that is not before `step`, so later training changes nothing.
+    Raises UserError if there are none, or none that late.
     """
     snapshots = list_snapshots(folder)
     if not snapshots:
-        raise UserError(f"{folder} holds no snapshots: train with --train.posthoc-ema 0.05 0.1")
+        raise UserError(f"{folder} has no snapshots: train with --train.posthoc-ema 0.05 0.1")
     last = snapshots[-1].step
     step = last if step is None else step
     if not 1 <= step <= last:
-        raise UserError(f"step {step} must be between 1 and {last}, that of the last snapshot")
+        raise UserError(f"step {step} must be between 1 and {last}, the step of the last snapshot")
     end = min(found.step for found in snapshots if found.step >= step)
     return [found for found in snapshots if found.step <= end], step
 
@@ -126,10 +129,10 @@ def select_snapshots(folder: Path, step: int | None = None) -> tuple[list[Snapsh
 def reconstruct_average(
     folder: Path, like: Params, sigma_rel: float, step: int | None = None
 ) -> Reconstruction:
-    """The average of relative width `sigma_rel` after `step` steps (default: the last snapshot's).
+    """Reconstruct the average of relative width `sigma_rel` after `step` steps.
 
-    Source: Karras et al. 2024, section 3.2. Raises UserError if there are no snapshots, or none so
-    late, and for a width that cannot be.
+    By default, the step is that of the last snapshot. Source: Karras et al. 2024, section 3.2.
+    Raises UserError if there are no snapshots, or none that late, and for an impossible width.
     """
     try:
         gamma = gamma_from_sigma_rel(sigma_rel)

@@ -1,4 +1,4 @@
-"""One checkpoint on disk: what Orbax writes and reads, with checksums of every leaf."""
+"""One checkpoint on disk, as Orbax writes and reads it, with a checksum of every leaf."""
 
 import errno
 import json
@@ -27,39 +27,49 @@ from jax_ddpm.runs.checksums import checksum, copy_array, is_whole, seal
 from jax_ddpm.runs.formats import check_format
 from jax_ddpm.training.state import TrainState
 
-LATER_FIELDS = {"loss_history", "skipped"}  # of the state; a checkpoint may lack them: all zeros
+LATER_FIELDS = {
+    "loss_history",
+    "skipped",
+}  # of the state; where a checkpoint lacks them, they are zeros
 DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
-REFUSED = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)  # say nothing of what is there
+REFUSED = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EMFILE,
+    errno.ENFILE,
+)  # say nothing about what is on disk
 DESCRIPTION = "_CHECKPOINT_METADATA"
 UNCHECKED_FORMATS = (1, 2)  # had no checksums
 
 
 class Damaged(UserError):
-    """A checkpoint that is not what was written."""
+    """A checkpoint that differs from what was written."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        """`path`: the folder of the checkpoint; `reason`: how that shows."""
         super().__init__(f"the checkpoint {path} is damaged ({reason})")
         self.reason = reason
 
 
 def write(path: Path, state: TrainState, about: dict[str, Any], loss: float | None) -> Any:
-    """Begin to write `state` to `path`, where nothing is; the answer's result() waits for the end.
+    """Start writing `state` to `path`, which does not exist; result() of the answer waits for it.
 
-    When this returns, the buffers of `state` are not needed any more. Raises whatever Orbax does.
+    The buffers of `state` are no longer needed when this returns. Raises whatever Orbax raises.
     """
     held = jax.tree.map(_without_empty, _fields_with_arrays(state))
     document = seal({**about, "loss": loss, "leaves": _described(held)})
-    if jax.default_backend() == "cpu":  # where what Orbax takes for its own copy may be no copy
+    if (
+        jax.default_backend() == "cpu"
+    ):  # where Orbax may share memory that it takes for its own copy
         held = jax.tree.map(copy_array, held)
     with _orbax():
         return ocp.save_async(path, held, custom_metadata=document)
 
 
 def read(path: Path, like: TrainState) -> TrainState:
-    """The state in `path`, with the shapes, dtypes and devices of `like`.
+    """Read the state in `path`, with the shapes, dtypes and devices of `like`.
 
-    Raises Damaged, and UserError if it is of another network, of a newer version or forbidden.
+    Raises Damaged, or UserError if the checkpoint belongs to another network or a newer version, or
+    may not be read.
     """
     expected = _fields_with_arrays(like)
     with agree_on_damage(path):
@@ -71,7 +81,7 @@ def read(path: Path, like: TrainState) -> TrainState:
 
 
 def read_params(path: Path, like: Params) -> Params:
-    """The parameters alone of the state in `path`. Raises as `read` does."""
+    """Read only the parameters of the state in `path`. Raises as `read` does."""
     with agree_on_damage(path):
         leaves = _leaves_of(path, describe(path))
     leaves = {name: leaf for name, leaf in leaves.items() if name.split("/")[0] == "params"}
@@ -88,7 +98,7 @@ def verify(path: Path) -> None:
 
 @contextmanager
 def agree_on_damage(path: Path) -> Iterator[None]:
-    """What one of several processes finds damaged is so for all, which go on with the same."""
+    """Raise Damaged in every process if one of them does, so that all go on with the same."""
     damaged = None
     try:
         yield
@@ -99,21 +109,21 @@ def agree_on_damage(path: Path) -> Iterator[None]:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What the checkpoint says of itself: what `write` was given, and the loss.
+    """Read the description of a checkpoint: what `write` was given, and the loss.
 
     Raises Damaged, or UserError if it was written by a newer version.
     """
-    try:  # as ocp.metadata does, which reads the description of all arrays besides
+    try:  # as ocp.metadata does, which also reads a description of every array
         document = dict(json.loads((path / DESCRIPTION).read_text())["custom_metadata"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _unreadable(path, error) from error
     if "leaves" not in document and document.get("format") in UNCHECKED_FORMATS:
         return document
     if not is_whole(document):
-        raise Damaged(path, "its description has another checksum than when it was written")
+        raise Damaged(path, "the checksum of its description is wrong")
     check_format(document.get("format", 1), path)
     if not _is_well_formed(document):
-        raise Damaged(path, "its description is not what a checkpoint says")
+        raise Damaged(path, "its description is not that of a checkpoint")
     return document
 
 
@@ -122,27 +132,29 @@ def _num_bytes(like: Any) -> int:
 
 
 def _is_well_formed(document: dict[str, Any]) -> bool:
-    """Whether loss and leaves are of the types that `write` gives them; anyone can seal a text."""
+    """Whether loss and leaves have the types that `write` gives them; anyone can seal a text."""
     leaves, loss = document.get("leaves", {}), document.get("loss")
-    return (loss is None or type(loss) in (int, float)) and isinstance(leaves, dict) and all(
+    if not isinstance(leaves, dict) or not (loss is None or type(loss) in (int, float)):
+        return False
+    return all(
         isinstance(leaf, list) and len(leaf) == 3 and isinstance(leaf[0], list)
         for leaf in leaves.values()
-    )  # fmt: skip
+    )
 
 
 def read_loss(path: Path) -> float | None:
-    """The loss that was given when the checkpoint was written. Raises Damaged."""
+    """Read the loss that a checkpoint was saved with. Raises Damaged."""
     document = describe(path)
     if "leaves" in document:
         return document.get("loss")
-    try:  # the older formats had it in a file of its own, if at all
+    try:  # older formats have it in its own file, if at all
         return float(json.loads((path / "metrics" / "metrics").read_text())["loss"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def explain_error(error: BaseException) -> str:
-    """What `error` says, without the libraries' own words around it, in at most 160 characters."""
+    """The message of `error` in at most 160 characters, without the libraries' words around it."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error).split("[tensorstore_spec")[0].rsplit(": Error ", 1)[-1].split()
@@ -159,15 +171,15 @@ def warn(message: str) -> None:
 
 
 def _orbax() -> ocp.Context:
-    """How Orbax is used here: it fails at once where it cannot make a folder."""
+    """The settings of Orbax: it fails at once if it cannot make a folder."""
     for name in ("absl", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # they log what is raised here anyway
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # they log what is raised anyway
     directly = ocp.options.AsyncOptions(create_directories_asynchronously=False)
     return ocp.Context(async_options=directly)
 
 
 def _fields_with_arrays(state: TrainState) -> dict[str, Any]:
-    """The fields of `state` that are in use; so a checkpoint does not know of fields made later."""
+    """The fields of `state` that are in use, so that older checkpoints need no new fields."""
     values = {field.name: getattr(state, field.name) for field in fields(state)}
     return {name: value for name, value in values.items() if jax.tree.leaves(value)}
 
@@ -183,7 +195,7 @@ def _described(held: dict[str, Any]) -> dict[str, Any]:
 
 
 def _leaves_of(path: Path, document: dict[str, Any]) -> dict[str, Any]:
-    """What is known of each leaf: shape, and dtype and checksum unless it is of an older format."""
+    """Shape, dtype and checksum of each leaf; of older formats, only the shape."""
     if "leaves" in document:
         return document["leaves"]
     tree = _stored_tree(path)
@@ -200,9 +212,9 @@ def _stored_tree(path: Path) -> Any:
 
 
 def _load(path: Path, like: Any, leaves: dict[str, Any]) -> Any:
-    """The arrays of `like` out of `path`, each with the checksum that it had.
+    """Load the arrays of `like` from `path`, and verify their checksums.
 
-    Raises Damaged, and UserError if `path` holds other shapes or is forbidden.
+    Raises Damaged, or UserError if `path` has other shapes or may not be read.
     """
     _require_same_shapes(path, leaves, like)
     require_bounded(_num_bytes(like), path)
@@ -214,15 +226,15 @@ def _load(path: Path, like: Any, leaves: dict[str, Any]) -> Any:
         for name, array in arrays.items():
             _, dtype, lanes = leaves[name]
             if lanes is not None and (str(array.dtype) != dtype or sums[name].tolist() != lanes):
-                raise Damaged(path, f"{name} has another checksum than when it was written")
+                raise Damaged(path, f"the checksum of {name} is wrong")
     return jax.tree.map(lambda name, leaf: _given(arrays.get(name), leaf), _names(like), like)
 
 
 def _as_stored(path: Path, like: Any, leaves: dict[str, Any]) -> Any:
-    """The arrays of `like` with the dtypes that they have in `path`; None for empty ones."""
+    """The arrays of `like`, with the dtypes that they have in `path`; None for empty ones."""
     context = _orbax()
     context.pytree.loading.partial_load = True
-    # Else Orbax waits at the end for all processes, one of which may have failed.
+    # Otherwise Orbax waits for all processes at the end, and one may have failed.
     context.multiprocessing.active_processes = {jax.process_index()}
     context.multiprocessing.primary_host = jax.process_index()
 
@@ -238,18 +250,18 @@ def _as_stored(path: Path, like: Any, leaves: dict[str, Any]) -> Any:
     except Exception as error:
         raise _unreadable(path, error) from error
     if not all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(found)):
-        raise Damaged(path, "arrays are missing")  # for which Orbax gives back their shapes
+        raise Damaged(path, "arrays are missing")  # Orbax returns their shapes instead
     return found
 
 
 def _unreadable(path: Path, error: Exception) -> Exception:
-    """Damaged, unless `error` says nothing of what is in `path`."""
+    """Damaged, unless `error` says nothing about what is in `path`."""
     if isinstance(error, jax.errors.JaxRuntimeError):
         return error
     reason = explain_error(error)
     if getattr(error, "errno", None) in REFUSED or reason in map(os.strerror, REFUSED):
         return UserError(
-            f"the checkpoint {path} cannot be read ({reason}): put that right, then run the same "
+            f"the checkpoint {path} cannot be read ({reason}): correct that, then run the same "
             "command again"
         )
     return Damaged(path, reason)
@@ -266,12 +278,12 @@ def _zeros(like: Any) -> Any:
 
 
 def _without_empty(leaf: Any) -> Any:
-    """`leaf`, or None where it has no elements, which Orbax refuses."""
+    """`leaf`, or None if it has no elements, which Orbax refuses."""
     return leaf if np.prod(leaf.shape) else None
 
 
 def _names(tree: Any) -> Any:
-    """`tree` with the name of each leaf in its place."""
+    """`tree` with the name of each leaf in place of the leaf."""
     return jax.tree.unflatten(jax.tree.structure(tree), list(name_leaves(tree)))
 
 
@@ -287,7 +299,7 @@ def _require_same_shapes(path: Path, leaves: dict[str, Any], like: Any) -> None:
     for name in expected | stored:
         if stored.get(name) != expected.get(name):
             raise UserError(
-                f"checkpoint {path.name} in {path.parent} is of another network: {name} is "
+                f"checkpoint {path.name} in {path.parent} belongs to another network: {name} is "
                 f"{_shape_of(stored.get(name))} there, {_shape_of(expected.get(name))} here"
             )
 

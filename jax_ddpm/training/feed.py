@@ -1,4 +1,4 @@
-"""What the compiled program of each call is given: batches, or their numbers; one step or more."""
+"""What each call of the compiled step is given: batches, or their indices, for one step or more."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -12,13 +12,13 @@ from jax_ddpm.errors import UserError
 from jax_ddpm.training.step import Indexed, StepInput
 
 DataOnDevice = Literal["auto", "always", "never"]
-AUTO_BYTES = 2**30  # data sets of at most one GiB go to the devices unasked
+AUTO_BYTES = 2**30  # data sets of at most one GiB go to the devices by default
 
 
 def fits_on_device(source: ImageSource, wanted: DataOnDevice) -> bool:
-    """Whether all images go to the devices; auto: if they take no more memory than AUTO_BYTES.
+    """Whether all images go to the devices: always, never, or if they are small ("auto").
 
-    Images that are decoded as they are asked for do not; `load_into_memory` makes arrays of them.
+    Only images in memory can go there; `load_into_memory` decodes the others.
     """
     images = source.images
     if wanted == "never" or not isinstance(images, np.ndarray):
@@ -27,7 +27,7 @@ def fits_on_device(source: ImageSource, wanted: DataOnDevice) -> bool:
 
 
 def load_into_memory(source: ImageSource, wanted: DataOnDevice) -> ImageSource:
-    """`source` with every image in memory where `wanted` is always.
+    """Load every image of `source` into memory if `wanted` is "always".
 
     Raises UserError if they do not fit.
     """
@@ -41,13 +41,14 @@ def load_into_memory(source: ImageSource, wanted: DataOnDevice) -> ImageSource:
     except MemoryError as error:
         raise UserError(
             f"--train.data-on-device always: {shape[0]:,} images take "
-            f"{np.prod(shape) / 2**30:.1f} GiB, more memory than there is: use auto or never"
+            f"{np.prod(shape) / 2**30:.1f} GiB, which is more than the free memory: use auto or "
+            "never"
         ) from error
     return source._replace(images=pixels)
 
 
 def plan_calls(first_step: int, last_step: int, steps_per_call: int) -> Iterator[range]:
-    """The steps of each call: they begin at multiples of `steps_per_call`, but for the first."""
+    """Plan the steps of each call, which starts at a multiple of `steps_per_call`, or first."""
     step = first_step
     while step < last_step:
         end = min((step // steps_per_call + 1) * steps_per_call, last_step)
@@ -66,13 +67,13 @@ def make_feed(
     on_device: tuple[Any, Any] | None = None,
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[StepInput, int]]:
-    """What each call from `start_step` to before `end_step` is given, and how many steps it takes.
+    """Yield the batch and the number of steps of each call from `start_step` to before `end_step`.
 
-    With `steps_per_call` of 1 a batch is [b, ...]; else it is [k, b, ...], k less where a call is
-    cut short. `on_device` are the images and labels that lie on the devices: then a batch is
-    `Indexed`. Of `process` (index, count) only its part of every batch is there.
+    With `steps_per_call` 1, arrays are [b, ...]; else [k, b, ...], where k is smaller for a call
+    that is cut short. If the images and labels are on the devices, as `on_device`, a batch is
+    `Indexed`. `process` (index, count) gets only its part of every batch.
     """
-    if on_device is not None:  # the images' numbers take the place of the images
+    if on_device is not None:  # indices take the place of the images
         source = ImageSource(np.arange(len(source.images), dtype=np.int32), source.labels)
     stream = batches(source, batch_size, seed, start_step=start_step, process=process)
     for steps in plan_calls(start_step, end_step, steps_per_call):

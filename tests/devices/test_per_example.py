@@ -1,4 +1,4 @@
-"""Programs over images run where the parameters are, and give the same there as elsewhere."""
+"""Programs that treat every image alone give the same on one device and on several."""
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ from jax_ddpm.jobs.parameters import load_state
 from jax_ddpm.runs.folder import load
 
 
-def test_options_for_cpus_are_not_for_programs_on_arrays_in_parts(monkeypatch):
-    """XLA ended with "unsupported layout in YNN fusion" for the grids of a preset."""
+def test_sharded_programs_get_no_options_for_cpus(monkeypatch):
+    """With them, XLA failed with "unsupported layout in YNN fusion" for one preset."""
     unknown = {"xla_no_such_option": True}
     monkeypatch.setattr("jax_ddpm.devices.per_example.get_compiler_options", lambda: unknown)
     program = compile_per_example(lambda params, x, _: x @ params)
@@ -49,7 +49,7 @@ def test_examples_are_split_over_the_devices_of_the_parameters():
 @pytest.mark.parametrize(
     ("num", "devices", "filled"), [(1, 1, 1), (3, 3, 3), (8, 8, 8), (20, 8, 24)]
 )
-def test_there_are_no_more_devices_than_images_and_the_rest_is_filled_up(num, devices, filled):
+def test_no_more_devices_than_images_are_used_and_the_number_is_rounded_up(num, devices, filled):
     params = replicate_params({"w": jnp.ones(3)}, num)
     assert len(params["w"].sharding.device_set) == devices
     assert round_up(num, params) == filled

@@ -1,4 +1,4 @@
-"""Several real processes on this machine train, draw, evaluate, stop and fail as one."""
+"""Several real processes on this machine train, sample, evaluate, stop and fail as one."""
 
 import json
 import shutil
@@ -21,24 +21,24 @@ from tests.shared.processes import ends, flags_of, start, together
 @pytest.mark.parametrize(
     ("launch", "message"),
     [
-        (Launch(coordinator="a:1"), "--coordinator is given without --distributed"),
+        (Launch(coordinator="a:1"), "--coordinator needs --distributed"),
         (Launch(True, process_id=1), "--process-id without --coordinator and --num-processes"),
         (Launch(True, "a", 2, 0), "must be HOST:PORT"),
         (Launch(True, "a:0", 2, 0), "must be HOST:PORT"),
         (Launch(True, "a:99", 2, 2), "between 0 and N - 1"),
     ],
 )
-def test_flags_that_do_not_say_where_a_process_stands_are_refused(launch, message):
+def test_flags_that_do_not_identify_a_process_are_refused(launch, message):
     with pytest.raises(UserError, match=message):
         require_complete(launch)
 
 
 @pytest.mark.parametrize("launch", [Launch(), Launch(True), Launch(True, "node0:9876", 2, 1)])
-def test_whole_flags_are_accepted(launch):
+def test_complete_flags_are_accepted(launch):
     require_complete(launch)
 
 
-def test_one_process_agrees_with_itself_at_once():
+def test_a_single_process_agrees_with_itself_at_once():
     agree = Agreement()
     assert [agree(value) for value in (0, 15, 0)] == [0, 15, 0]
 
@@ -61,9 +61,10 @@ MODEL = {"channels": 12, "dropout": 0.1}  # kernels of 3 x 3 x 12 x 12 are split
 
 @pytest.fixture(scope="module")
 def runs(make_config, tmp_path_factory, compile_once):
-    """Six steps by two processes with two devices each, and three more by one, and by four.
+    """Six steps by two processes with two devices each, then three more by one, and by four.
 
-    To compare: nine steps by one device; and what one process makes of the same checkpoint.
+    For comparison: nine steps by one device, and the images and likelihoods that one process gets
+    from the same checkpoint.
     """
     folder = tmp_path_factory.mktemp("processes")
 
@@ -89,7 +90,7 @@ def runs(make_config, tmp_path_factory, compile_once):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "rows"), [("pmap", 2), ("mesh", 3), ("four", 3)])
-def test_processes_give_the_losses_of_one_device(runs, name, rows):
+def test_processes_log_the_losses_of_one_device(runs, name, rows):
     found, expected = losses(runs / name), losses(runs / "one")[:rows]
     assert len(found) == rows
     np.testing.assert_allclose(found, expected, rtol=1e-5)  # measured: 4e-7
@@ -97,18 +98,18 @@ def test_processes_give_the_losses_of_one_device(runs, name, rows):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mesh", "four"])
-def test_a_run_that_changes_hands_ends_with_the_parameters_of_one_device(runs, name):
+def test_a_run_that_moves_between_processes_ends_with_the_parameters_of_one_device(runs, name):
     found, expected = state_of(runs / name), state_of(runs / "one")
     assert found.keys() == expected.keys()
     assert found[".step"] == 9
     for array in found:
-        # Measured: 3e-4, after nine steps of Adam at a rate of 0.01, which makes whole steps of the
-        # rounding of gradients close to 0.
+        # Measured: 3e-4 after nine steps: Adam at a rate of 0.01 amplifies rounding noise in
+        # gradients close to 0 to full-size steps.
         np.testing.assert_allclose(found[array], expected[array], atol=2e-3, err_msg=array)
 
 
 @pytest.mark.slow
-def test_processes_draw_the_images_and_find_the_likelihoods_of_one_device(runs):
+def test_processes_get_the_images_and_the_likelihoods_of_one_device(runs):
     found, expected = (
         np.load(runs / f"{name}.npz")["arr_0"].astype(int) for name in ("two", "one")
     )
@@ -128,7 +129,9 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(
              "checkpoint_every": 100_000, "decay": "constant"}  # fmt: skip
     run = tmp_path / "run"
     job = ["train", *flags_of(make_config(run, model=MODEL, train=train))]
-    processes = start([job], 2, compile_once, devices=2)  # the program of `runs`, so it is compiled
+    processes = start(
+        [job], 2, compile_once, devices=2
+    )  # the program of `runs`, which is compiled already
     deadline = time.monotonic() + 240
     while len(losses(run) if run.exists() else ()) < 2 and time.monotonic() < deadline:
         assert [process.poll() for process in processes] == [None, None]
@@ -141,7 +144,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_one_process_cannot_read_is_passed_over_by_all(
+def test_a_checkpoint_that_one_process_cannot_read_is_skipped_by_all(
     runs, make_config, tmp_path, compile_once
 ):
     run = tmp_path / "run"
@@ -151,21 +154,21 @@ def test_a_checkpoint_that_one_process_cannot_read_is_passed_over_by_all(
     found = ends(start([["spoil", 1, 6], job], 2, compile_once, devices=2), 200)
     assert [code for code, _, _ in found] == [0, 0], found
     (_, said, error), (_, _, other) = found
-    assert "6 is damaged (as another process found): it is passed over" in error
-    assert "6 is damaged (a hole): it is passed over" in other
+    assert "6 is damaged (as another process found), so it is skipped" in error
+    assert "6 is damaged (a hole), so it is skipped" in other
     assert "Continuing after step 3 of" in said
     np.testing.assert_allclose(losses(run), losses(runs / "one")[:3], rtol=1e-5)  # measured: 2e-7
 
 
 @pytest.mark.slow
 def test_a_failure_of_one_process_ends_the_other_too(runs, compile_once):
-    """Process 0 alone writes, and cannot, for where the folder belongs there is a file."""
+    """Only process 0 writes, and it cannot, because there is a file where the folder should be."""
     out = runs / "two.json" / "image.npz"
     job = ["sample", str(runs / "mesh"), "--num", "6", "--out", str(out)]
     begin = time.monotonic()
     found = ends(start([job], 2, compile_once, devices=2), 200)
     assert found[0][0] == 1
     assert "error: " in found[0][2] and "Traceback" not in found[0][2]
-    # Measured: 28 s with the start of both, on a busy machine; nobody waits for ever.
+    # Measured: 28 s with the start of both, on a busy machine. Nobody waits for ever.
     assert found[1][0] is not None
     assert time.monotonic() - begin < 190

@@ -97,7 +97,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     loop.train(make_config(folder))
     out, error = capsys.readouterr()
     assert "12 is damaged (" in error
-    assert "The checkpoint of step 6 is whole and used instead." in error
+    assert "The checkpoint of step 6 is intact and is used instead." in error
     assert "Continuing after step 6 of 12" in out
     assert saved_steps(folder) == [6, 12]
     assert_same_run(folder, trained_run)

@@ -126,7 +126,7 @@ def test_a_half_life_has_no_decay_to_be_named_by():
     [
         (("ema", None, 7), "--posthoc-step 7 needs --posthoc-ema"),
         (("raw", 0.08, None), "leave out --weights raw"),
-        (("ema", 0.08, None), "--posthoc-ema 0.08: train with --train.posthoc-ema"),
+        (("ema", 0.08, None), "--posthoc-ema 0.08 needs a run trained with --train.posthoc-ema"),
         (("0.7", 0.08, None), "--weights is 0.7"),
     ],
 )

@@ -16,7 +16,7 @@ from tests.shared.saved_states import ABOUT, assert_same_bits, state_at
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A folder with checkpoints 2 and 3 of which 1 was dropped again."""
+    """A folder with the checkpoints 2 and 3; the first one has been removed again."""
     folder = tmp_path_factory.mktemp("checkpoints") / "new"
     with checkpoint.open_checkpoints(folder, keep=2) as checkpoints:
         for step in (1, 2, 3):
@@ -24,7 +24,7 @@ def saved(tmp_path_factory):
     return folder
 
 
-def test_the_newest_state_comes_back_bit_by_bit(saved):
+def test_the_newest_state_is_restored_bit_by_bit(saved):
     with checkpoint.open_checkpoints(saved) as checkpoints:
         assert checkpoint.find_latest_step(checkpoints) == 3
         assert_same_bits(checkpoint.restore(checkpoints, state_at(0)), state_at(3))
@@ -41,12 +41,12 @@ def test_only_the_newest_are_kept(saved):
         assert checkpoint.list_steps(checkpoints) == [2, 3]
 
 
-def test_the_configuration_travels_with_the_state(saved):
+def test_a_checkpoint_describes_its_run(saved):
     with checkpoint.open_checkpoints(saved) as checkpoints:
         assert checkpoint.describe(checkpoints, 3).items() >= ABOUT.items()
 
 
-def test_a_step_that_is_there_already_is_left_as_it_is(tmp_path):
+def test_a_complete_checkpoint_is_not_saved_again(tmp_path):
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
         checkpoint.save(checkpoints, state_at(3), ABOUT)
         other = state_at(4).replace(step=jnp.array(3, jnp.int32))
@@ -65,7 +65,9 @@ def test_a_step_that_is_there_already_is_left_as_it_is(tmp_path):
 def test_a_checkpoint_of_another_network_is_refused_with_the_first_difference(saved, like, message):
     with (
         checkpoint.open_checkpoints(saved) as checkpoints,
-        pytest.raises(UserError, match=f"checkpoint 3 in .* is of another network: .*{message}"),
+        pytest.raises(
+            UserError, match=f"checkpoint 3 in .* belongs to another network: .*{message}"
+        ),
     ):
         checkpoint.restore(checkpoints, state_at(0, **like))
 
@@ -90,7 +92,7 @@ def test_a_state_from_eight_devices_is_restored_on_one(tmp_path):
     assert {len(leaf.devices()) for leaf in jax.tree.leaves(found)} == {1}
 
 
-def test_the_checkpoint_of_lowest_loss_stays_beside_the_newest(tmp_path):
+def test_the_checkpoint_with_the_lowest_loss_stays_beside_the_newest(tmp_path):
     losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 5.0, 5: 4.0}
     with checkpoint.open_checkpoints(tmp_path, keep=2, keep_best=True) as checkpoints:
         for step, loss in losses.items():
@@ -108,14 +110,14 @@ def test_without_losses_there_is_no_best(saved):
 
 
 def test_a_checkpoint_holds_no_field_that_is_not_in_use(saved):
-    """So one that was written before the state had these fields is restored too."""
+    """So a checkpoint from before the state had these fields can be restored too."""
     with checkpoint.open_checkpoints(saved) as checkpoints:
         leaves = checkpoint.describe(checkpoints, 3)["leaves"]
     found = {name.split("/")[0] for name in leaves}
     assert found == {"step", "params", "ema_params", "opt_state", "skipped"}
 
 
-def test_all_averages_come_back(tmp_path):
+def test_all_averages_are_restored(tmp_path):
     params = state_at(0).params
     state = create_state(params, make_optimizer(0.1), num_more_ema=2, num_posthoc_ema=1)
     leaves, structure = jax.tree.flatten(state)
@@ -127,7 +129,7 @@ def test_all_averages_come_back(tmp_path):
             checkpoint.restore(checkpoints, state_at(0))
 
 
-def test_the_parameters_alone_are_restored_whatever_the_optimiser_was(saved):
+def test_only_the_parameters_are_restored_whatever_the_optimiser_was(saved):
     with checkpoint.open_checkpoints(saved) as checkpoints:
         found = checkpoint.restore_params(checkpoints, state_at(0).params, step=2)
         assert_same_bits(found, state_at(2).params)
@@ -136,14 +138,14 @@ def test_the_parameters_alone_are_restored_whatever_the_optimiser_was(saved):
 
 
 def wait_quietly(checkpoints):
-    """Until the writing has ended, one way or the other; the error stays to be reported."""
+    """Wait until writing has ended, with or without an error, which is still to be reported."""
     with suppress(Exception):
         checkpoints.pending.response.result()
 
 
 @pytest.mark.parametrize("reported_by", ["wait", "save", "leaving"])
-def test_a_save_that_fails_says_so_and_leaves_the_one_before(tmp_path, reported_by):
-    message = r"of step 2 could not be written .*\(File too large\), that of step 1 is whole"
+def test_a_save_that_fails_is_reported_and_leaves_the_earlier_one(tmp_path, reported_by):
+    message = r"of step 2 could not be written .*\(File too large\); the one of step 1 is intact"
     with pytest.raises(UserError, match=message), checkpoint.open_checkpoints(tmp_path) as saved:
         checkpoint.save(saved, state_at(1), ABOUT)
         checkpoint.wait(saved)
@@ -167,7 +169,9 @@ def test_an_old_checkpoint_that_cannot_be_removed_is_named_and_the_new_one_stays
     def refuse(path):
         raise OSError(30, "Read-only file system", path)
 
-    message = r"old checkpoint .*1 could not be removed \(Read-only .*\), that of step 2 is whole"
+    message = (
+        r"old checkpoint .*1 could not be removed \(Read-only .*\); the one of step 2 is intact"
+    )
     with (
         pytest.raises(UserError, match=message),
         checkpoint.open_checkpoints(tmp_path, keep=1) as saved,
@@ -193,7 +197,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         checkpoint.save(checkpoints, state_at(1), ABOUT)
 
 
-def test_an_error_that_is_on_its_way_is_not_hidden_by_a_save_that_fails(tmp_path, capsys):
+def test_a_failed_save_does_not_hide_an_earlier_error(tmp_path, capsys):
     with pytest.raises(KeyError, match="first"), checkpoint.open_checkpoints(tmp_path) as saved:
         with file_size_limited(200):
             checkpoint.save(saved, state_at(2), ABOUT)
@@ -203,7 +207,7 @@ def test_an_error_that_is_on_its_way_is_not_hidden_by_a_save_that_fails(tmp_path
 
 
 def test_the_state_may_be_donated_as_soon_as_saving_returns(tmp_path):
-    """Many large leaves, each overwritten in place while they are written."""
+    """Many large leaves, each overwritten in place while it is being written."""
     step = jax.jit(lambda state: jax.tree.map(lambda a: a + 1, state), donate_argnums=0)
     size = (64, 1024)
     state = state_at(0).replace(params={f"{i}": jnp.full(size, float(i)) for i in range(20)})
@@ -225,7 +229,7 @@ def test_reading_a_folder_changes_nothing_in_it(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_what_killed_processes_left_is_no_checkpoint_and_goes_with_the_next_save(tmp_path):
+def test_leftovers_of_killed_processes_are_ignored_and_removed_by_the_next_save(tmp_path):
     for name in ("5.orbax-checkpoint-tmp", "4.removed"):
         (tmp_path / name / "state").mkdir(parents=True)
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
@@ -236,15 +240,15 @@ def test_what_killed_processes_left_is_no_checkpoint_and_goes_with_the_next_save
         assert_same_bits(checkpoint.restore(checkpoints, state_at(0)), state_at(5))
 
 
-def test_checkpoints_of_every_so_many_steps_stay_for_ever(tmp_path):
+def test_checkpoints_of_multiples_of_keep_every_stay_for_ever(tmp_path):
     with checkpoint.open_checkpoints(tmp_path, keep=1, keep_every=4) as checkpoints:
         for step in range(2, 11, 2):
             checkpoint.save(checkpoints, state_at(step), ABOUT)
     assert checkpoint.list_steps(checkpoints) == [4, 8, 10]
 
 
-def test_what_threads_still_write_after_a_failure_is_removed(tmp_path, monkeypatch):
-    """The first of TensorStore's threads to fail is reported at once; the others go on."""
+def test_files_that_threads_write_after_a_failure_are_removed(tmp_path, monkeypatch):
+    """The first of TensorStore's threads to fail is reported at once, while the others go on."""
     unfinished = tmp_path / "2.orbax-checkpoint-tmp"
     waits = []
 

@@ -10,7 +10,7 @@ BITS = np.random.default_rng(0).bytes(8 * 24)
 
 
 def array_of(dtype):
-    """24 elements of random bits (of a bool: random ones)."""
+    """24 elements of random bits."""
     if dtype == "bool":
         return jnp.asarray(np.frombuffer(BITS[:24], np.uint8).reshape(4, 6) % 2 == 1)
     bits = np.frombuffer(BITS[: 24 * np.dtype(jnp.dtype(dtype)).itemsize], np.uint8)
@@ -31,7 +31,7 @@ DTYPES = [
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_flipped_bit_shows_in_both_sums(dtype):
+def test_a_flipped_bit_changes_both_sums(dtype):
     array = array_of(dtype)
     expected = np.asarray(checksum(array))
     data = np.asarray(array).tobytes()
@@ -54,14 +54,14 @@ def test_the_sums_of_several_blocks_are_those_of_a_device():
     np.testing.assert_array_equal(checksum(array), _checksum_on_device(array))
 
 
-def test_zero_and_minus_zero_and_all_kinds_of_nan_are_different():
+def test_zero_minus_zero_and_all_kinds_of_nan_have_different_sums():
     words = np.array([0, 1 << 31, 0x7FC00000, 0x7FC00001, 0xFFC00000], np.uint32)
     sums = {tuple(np.asarray(checksum(word.view(np.float32))).tolist()) for word in words}
     assert len(sums) == 5
 
 
-def test_two_signs_flipped_and_two_values_swapped_show():
-    """What a sum with odd weights misses: 2^31 * odd + 2^31 * odd = 0 mod 2^32."""
+def test_two_flipped_signs_and_two_swapped_values_change_the_sums():
+    """A sum with odd weights would miss them: 2^31 * odd + 2^31 * odd = 0 mod 2^32."""
     array = np.asarray(array_of("float32")).ravel()
     expected = np.asarray(checksum(array))
     for i in range(1, 24):
@@ -72,8 +72,8 @@ def test_two_signs_flipped_and_two_values_swapped_show():
         assert np.all(np.asarray(checksum(swapped)) != expected)
 
 
-def test_the_sums_are_those_that_checkpoints_on_disks_have():
-    """Changing them would make every stored checkpoint a damaged one."""
+def test_the_sums_are_those_in_stored_checkpoints():
+    """Other sums would make every stored checkpoint look damaged."""
     found = {dtype: np.asarray(checksum(array_of(dtype))).tolist() for dtype in ("float32", "bool")}
     assert found == {
         "float32": [2533558151, 3760354707],
@@ -81,7 +81,7 @@ def test_the_sums_are_those_that_checkpoints_on_disks_have():
     }
 
 
-def test_the_sums_do_not_depend_on_how_the_array_lies():
+def test_the_sums_do_not_depend_on_the_sharding():
     array = np.random.default_rng(1).normal(size=(16, 8)).astype(np.float32)
     expected = np.asarray(checksum(array))
     mesh = jax.make_mesh((4, 2), ("a", "b"))
@@ -97,7 +97,7 @@ def test_keys_and_empty_arrays_have_sums_too():
     np.testing.assert_array_equal(checksum(jnp.zeros((0, 3))), [0, 0])
 
 
-def test_a_document_is_whole_as_long_as_nothing_in_it_changes():
+def test_a_document_matches_its_seal_until_something_in_it_changes():
     document = seal({"format": 3, "loss": 0.1 + 0.2, "nan": None, "leaves": {"a": [[2], "f", 1]}})
     assert is_whole(document)
     assert not is_whole({**document, "loss": 0.3})

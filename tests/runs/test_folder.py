@@ -54,7 +54,7 @@ def test_other_settings_are_refused_with_flag_and_both_values(tmp_path, changed,
 def test_images_of_another_shape_are_refused(tmp_path):
     runs.open_for_training(Config(run=tmp_path / "run"), SHAPE)
     with pytest.raises(
-        UserError, match=r"images of shape \(28, 28, 1\), the data has \(32, 32, 3\)"
+        UserError, match=r"images of shape \(28, 28, 1\), but the data has \(32, 32, 3\)"
     ):
         runs.open_for_training(Config(run=tmp_path / "run"), (32, 32, 3))
 
@@ -74,7 +74,7 @@ def test_a_folder_that_holds_something_else_is_refused_and_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_file_is_no_folder(tmp_path):
+def test_a_file_is_not_a_folder(tmp_path):
     (tmp_path / "file").write_text("precious")
     with pytest.raises(UserError, match="not a run folder"):
         runs.open_for_training(Config(run=tmp_path / "file"), SHAPE)
@@ -86,7 +86,7 @@ def test_an_empty_folder_becomes_a_run(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["missing", "empty"])
-def test_a_folder_without_configuration_is_no_run(tmp_path, name):
+def test_a_folder_without_a_configuration_is_not_a_run(tmp_path, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=f"{name} is not a run folder: it has no config.json"):
         runs.load(tmp_path / name)
@@ -130,7 +130,7 @@ DAMAGE = [
 
 
 @pytest.mark.parametrize(("path", "value"), DAMAGE)
-def test_a_configuration_with_a_value_that_is_none_is_refused(tmp_path, path, value):
+def test_a_configuration_with_a_wrong_value_is_refused(tmp_path, path, value):
     whole = document(tmp_path)
     inner = whole
     for name in path[:-1]:
@@ -142,7 +142,7 @@ def test_a_configuration_with_a_value_that_is_none_is_refused(tmp_path, path, va
 
 def test_a_configuration_of_another_format_is_refused(tmp_path):
     whole = document(tmp_path) | {"format": 99}
-    with pytest.raises(UserError, match="has format 99, this version reads 1 to 4"):
+    with pytest.raises(UserError, match="has format 99, but this version reads 1 to 4"):
         load_text(tmp_path, json.dumps(whole).encode())
 
 
@@ -157,7 +157,7 @@ def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path):
         pass
 
 
-def test_what_a_process_killed_at_its_very_start_leaves_does_not_refuse_the_next(tmp_path):
+def test_leftovers_of_a_process_killed_at_its_start_do_not_stop_the_next(tmp_path):
     config = Config(run=tmp_path / "run")
     config.run.mkdir()
     for name in ("lock", ".config.json.123.tmp"):
@@ -167,7 +167,7 @@ def test_what_a_process_killed_at_its_very_start_leaves_does_not_refuse_the_next
     assert {path.name for path in config.run.iterdir()} == {"lock", "config.json"}
 
 
-def test_a_folder_that_is_refused_gets_no_lock(tmp_path):
+def test_a_refused_folder_gets_no_lock(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with (
         pytest.raises(UserError, match="is not a run folder"),

@@ -15,7 +15,7 @@ def path(tmp_path):
     return tmp_path / "metrics.jsonl"
 
 
-def test_rows_come_back_with_every_digit(path):
+def test_rows_are_read_with_every_digit(path):
     assert metrics.read(path) == ROWS
 
 
@@ -25,7 +25,7 @@ def test_there_are_no_rows_before_the_first():
     assert metrics.read(Path("does-not-exist.jsonl")) == []
 
 
-def test_a_half_written_line_is_left_out(path):
+def test_a_half_written_last_line_is_ignored(path):
     path.write_text(path.read_text()[:-5])
     assert metrics.read(path) == ROWS[:2]
 
@@ -52,9 +52,9 @@ def test_the_first_signal_is_a_request_and_the_second_interrupts(number):
 @pytest.mark.parametrize(
     "line", ["", "[]", "{}", '{"step": "x"}', "[" * 9000, "1" * 20_000, '{"step": 1, "loss": {}}']
 )
-def test_a_line_that_is_no_row_is_named(path, line):
+def test_a_line_that_is_not_a_row_is_named(path, line):
     from jax_ddpm.errors import UserError
 
     path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(UserError, match=r"line 4 of .*metrics.jsonl is no row of the log"):
+    with pytest.raises(UserError, match=r"line 4 of .*metrics.jsonl is not a row of metrics"):
         metrics.read(path)

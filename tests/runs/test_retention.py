@@ -18,11 +18,11 @@ LOSSES = {10: 3.0, 20: 1.0, 30: 1.0, 40: 2.0}
         (Keep(2, best=True, every=30), {20, 30, 40, 45}),
     ],
 )
-def test_what_stays(keep, expected):
+def test_the_right_checkpoints_stay(keep, expected):
     assert choose_kept(keep, STEPS, LOSSES) == expected
 
 
-def test_the_best_is_the_first_of_lowest_loss_among_those_on_disk():
+def test_the_best_is_the_first_with_the_lowest_loss_on_disk():
     assert find_best(STEPS, LOSSES) == 20
     assert find_best([10, 40, 45], LOSSES) == 40
     assert find_best([0, 45], LOSSES) is None

@@ -51,7 +51,7 @@ def test_one_file_for_each_width_and_step(stored):
     assert {path.name for path in stored.iterdir()} == {s.path.name for s in found}
 
 
-def test_a_snapshot_comes_back_bit_by_bit_and_says_what_it_is(stored, followed):
+def test_a_snapshot_is_read_bit_by_bit_and_describes_itself(stored, followed):
     import safetensors
 
     path = list_snapshots(stored)[3].path
@@ -62,20 +62,20 @@ def test_a_snapshot_comes_back_bit_by_bit_and_says_what_it_is(stored, followed):
         assert file.metadata() == {"average": '{"sigma_rel": 0.1, "step": 8}'}
 
 
-def test_a_snapshot_that_is_written_again_is_the_same_file(stored, followed, tmp_path):
+def test_a_snapshot_written_again_is_the_same_file(stored, followed, tmp_path):
     write_snapshots(tmp_path, PAIR, [followed[width][7] for width in PAIR], 8)
     for snapshot in list_snapshots(tmp_path):
         assert snapshot.path.read_bytes() == (stored / snapshot.path.name).read_bytes()
 
 
 @pytest.mark.parametrize(("step", "last"), [(None, 40), (40, 40), (37, 40), (36, 36), (1, 4)])
-def test_later_snapshots_than_needed_are_left_out(stored, step, last):
+def test_snapshots_later_than_needed_are_left_out(stored, step, last):
     used, at = select_snapshots(stored, step)
     assert at == (step or 40)
     assert [s.step for s in used] == [n for n in range(4, last + 1, 4) for _ in PAIR]
 
 
-def test_a_stored_average_is_reconstructed_as_it_is_and_another_closely(stored, followed):
+def test_a_stored_average_is_reconstructed_exactly_and_another_closely(stored, followed):
     for sigma_rel, tolerance in ((0.05, 4e-6), (0.08, 0.03)):
         found = reconstruct_average(stored, LIKE, sigma_rel)
         expected = followed[sigma_rel][39]
@@ -96,14 +96,14 @@ def test_a_stored_average_is_reconstructed_as_it_is_and_another_closely(stored, 
         (-1.0, None, "a relative width"),
     ],
 )
-def test_an_average_that_cannot_be_is_refused(stored, sigma_rel, step, message):
+def test_an_impossible_average_is_refused(stored, sigma_rel, step, message):
     with pytest.raises(UserError, match=message):
         reconstruct_average(stored, LIKE, sigma_rel, step)
 
 
 def test_a_folder_without_snapshots_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(UserError, match=r"holds no snapshots: train with --train.posthoc-ema"):
+        with pytest.raises(UserError, match=r"has no snapshots: train with --train.posthoc-ema"):
             reconstruct_average(folder, LIKE, 0.08)
 
 
@@ -120,14 +120,14 @@ def test_a_damaged_snapshot_is_refused(stored, tmp_path):
     whole = list_snapshots(stored)[0].path
     cut = tmp_path / whole.name
     cut.write_bytes(whole.read_bytes()[:-5])
-    with pytest.raises(UserError, match="is not a whole snapshot"):
+    with pytest.raises(UserError, match="is not a complete snapshot"):
         read_snapshot(cut, LIKE)
 
 
 @pytest.mark.parametrize("width", ["1e999", "1e-200", ".", "0.1.1", "0.5"])
-def test_a_name_that_says_an_impossible_width_is_refused(tmp_path, width):
+def test_a_name_with_an_impossible_width_is_refused(tmp_path, width):
     (tmp_path / f"sigma_rel_{width}_step_0000003.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="its name must say a step and a relative width"):
+    with pytest.raises(UserError, match="its name must give a step and a relative width"):
         list_snapshots(tmp_path)
 
 

@@ -1,161 +1,191 @@
+"""What a step draws from its key, and what it passes on to the update."""
+
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jax_ddpm.devices.layout import to_one_device
-from jax_ddpm.devices.parallel import parallelize
-from jax_ddpm.jobs.build import Parts
-from jax_ddpm.models import NetworkFns, UNetConfig, make_network
-from jax_ddpm.optim.averages import make_ema
-from jax_ddpm.optim.optimizers import make_optimizer
 from jax_ddpm.process.losses import make_loss_fn
 from jax_ddpm.process.schedules import named_schedule
 from jax_ddpm.training.state import create_state
-from jax_ddpm.training.step import example_keys, flip_at_random, make_train_step
+from jax_ddpm.training.step import (
+    Indexed,
+    drop_labels,
+    example_keys,
+    flip_at_random,
+    make_train_step,
+    scan_steps,
+)
 from jax_ddpm.training.update import make_update
 
 T = 50
-SHAPE = (8, 8, 1)
-PIXELS = np.random.default_rng(0).integers(0, 256, (3, 16, *SHAPE), dtype=np.uint8)
 KEY = jax.random.key(7)
+DESCENT = optax.sgd(0.5)
+PIXELS = np.random.default_rng(0).integers(0, 256, (16, 2, 2, 1), dtype=np.uint8)
+LABELS = np.arange(16) % 5
 
 
-@pytest.fixture(scope="module")
-def parts():
-    """A float64 network with dropout, so that rounding cannot hide a difference."""
-    config = UNetConfig(
-        channels=4, channel_mult=(1,), num_res_blocks=1, attn_levels=(), num_groups=2, dropout=0.3
-    )
-    network = make_network(config, SHAPE, dtype=jnp.float64)
-    schedule = named_schedule("linear", T, dtype=jnp.float64)
-    rate = optax.constant_schedule(1e-3)
-    return Parts(network, schedule, rate, make_optimizer(rate))
+class Batch(NamedTuple):
+    pixels: np.ndarray
+    labels: np.ndarray | None
 
 
-@pytest.fixture(scope="module")
-def start(parts):
-    """Makes the first state anew, for it is donated."""
-    shapes = jax.eval_shape(parts.network.init, jax.random.key(0))
-    numbers = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: numbers.normal(0, 0.2, leaf.shape), shapes)
-    return lambda: create_state(jax.tree.map(jnp.asarray, params), parts.optimizer)
+def first_state():
+    return create_state({"w": jnp.float64(0.3)}, DESCENT)
 
 
-def maker(parts):
-    def make_step(axis_name):
-        loss_fn = make_loss_fn(parts.network.apply_fn, parts.schedule)
-        update = make_update(loss_fn, parts.optimizer, ema=make_ema(decay=0.9), axis_name=axis_name)
-        return make_train_step(update, T, random_flip=True, axis_name=axis_name)
-
-    return make_step
+def return_arguments(state, x_0, t, noise, dropout_keys, **options):
+    """In place of an update: what it is given, as numbers."""
+    options = {name: value.astype(jnp.int32) for name, value in options.items()}
+    dropout = jax.random.key_data(dropout_keys)
+    return state, {"x_0": x_0, "t": t, "noise": noise, "dropout": dropout, **options}
 
 
-@pytest.fixture(scope="module")
-def jit_step(parts):
-    return parallelize(maker(parts), "jit")
+EVERYTHING = {
+    "random_flip": True,
+    "offset_noise": 0.3,
+    "self_condition": True,
+    "class_conditional": True,
+    "label_dropout": 0.4,
+    "null_label": 5,
+}
+draw_step = jax.jit(make_train_step(return_arguments, T, **EVERYTHING))
 
 
-def run(step, state, num_steps=3, key=KEY):
-    rows = []
-    for i in range(num_steps):
-        state, metrics = step(state, PIXELS[i], key)
-        rows.append(jax.device_get(metrics))
-    return to_one_device(state), rows
+def drawn(step=0, key=KEY):
+    state = first_state().replace(step=jnp.int32(step))
+    return jax.device_get(draw_step(state, Batch(PIXELS, LABELS), key)[1])
 
 
-@pytest.fixture(scope="module")
-def by_jit(jit_step, start):
-    return run(jit_step, start())
+def test_the_same_key_draws_the_same_and_another_key_or_step_everything_anew():
+    first = drawn()
+    for name, array in drawn().items():
+        np.testing.assert_array_equal(array, first[name])
+    for other in (drawn(key=jax.random.key(8)), drawn(step=1)):
+        same = {name for name, array in other.items() if np.array_equal(array, first[name])}
+        assert same <= {"self_condition"}  # one coin
 
 
-def largest_difference(one, other):
-    differences = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), one, other)
-    return max(jax.tree.leaves(differences))
+RECORDED = {
+    "t": [30, 3, 13, 31, 48, 10, 38, 11, 31, 20, 33, 14, 38, 21, 10, 13],
+    "label": [5, 1, 2, 3, 5, 5, 5, 5, 3, 5, 5, 5, 2, 3, 4, 0],
+    "self_condition": True,
+    "dropout": [[3404716430, 4248492602], [2489875016, 2562086461]],
+    "noise": [1.4328566789627075, 0.12749819457530975, 0.08052940666675568],
+    "flipped": [0, 2, 3, 4, 7, 8, 9, 10, 12, 13, 15],
+}
 
 
-def test_eight_devices_give_the_answer_of_one(parts, start, by_jit):
-    assert jax.local_device_count() == 8
-    state, rows = run(parallelize(maker(parts), "pmap"), start())
-    # Measured: 1e-7, for the loss is taken in float32, and 1e-15 for the state, which is float64.
-    # A wrong mask, flip or noise of one image changes both by more than 1e-4.
-    assert largest_difference(rows, by_jit[1]) < 2e-6
-    assert largest_difference(state, by_jit[0]) < 1e-8
-    assert state.step == 3
-
-
-def test_the_same_key_gives_the_same_bits(jit_step, start, by_jit):
-    state, rows = run(jit_step, start())
-    assert rows == by_jit[1]
-    assert largest_difference(state, by_jit[0]) == 0
-
-
-def test_another_key_gives_other_noise(jit_step, start, by_jit):
-    _, rows = run(jit_step, start(), num_steps=1, key=jax.random.key(8))
-    assert abs(rows[0]["loss"] - by_jit[1][0]["loss"]) > 1e-3
-
-
-def test_every_step_draws_anew(jit_step, start, by_jit):
-    later = start().replace(step=jnp.array(1, jnp.int32))
-    _, metrics = jit_step(later, PIXELS[0], KEY)
-    assert abs(metrics["loss"] - by_jit[1][0]["loss"]) > 1e-3
-
-
-def test_the_given_state_is_donated_and_the_new_one_is_whole(jit_step, start):
-    state = start()
-    old = jax.tree.leaves(state)
-    new, _ = jit_step(state, PIXELS[0], KEY)
-    assert all(leaf.is_deleted() for leaf in old)
-    assert new.step == 1
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(jax.device_get(new)))
-
-
-def linear_parts():
-    """A 'network' output = w x_t, of which every number can be worked out by hand."""
-    network = NetworkFns(
-        lambda key: {"w": jnp.zeros(())}, lambda params, x_t, t, **_: params["w"] * x_t
-    )
-    schedule = named_schedule("cosine", T, dtype=jnp.float64)
-    return network, schedule, optax.sgd(0.5)
-
-
-@pytest.mark.parametrize("form", ["constant", "ramp"])
-def test_an_update_is_gradient_descent_then_the_moving_average(form):
-    network, schedule, optimizer = linear_parts()
-    loss_fn = make_loss_fn(network.apply_fn, schedule)
-    update = make_update(loss_fn, optimizer, ema=make_ema(form, 0.75))
-    state = create_state({"w": jnp.array(0.2, jnp.float64)}, optimizer)
-    x_0, noise = jax.random.normal(jax.random.key(0), (2, 4, 2, 2, 1), jnp.float64)
-    t = jnp.array([0, 10, 20, 49])
-    new, metrics = update(state, x_0, t, noise)
-    at = (4, 1, 1, 1)
-    x_t = schedule.sqrt_alphas_cumprod[t].reshape(at) * x_0
-    x_t += schedule.sqrt_one_minus_alphas_cumprod[t].reshape(at) * noise
-    gradient = (2 * (0.2 * x_t - noise) * x_t).mean()
-    w, decay = 0.2 - 0.5 * gradient, 0.1 if form == "ramp" else 0.75
-    # Measured: at most 2e-16 relative.
-    np.testing.assert_allclose(metrics["loss"], ((0.2 * x_t - noise) ** 2).mean(), rtol=1e-12)
-    np.testing.assert_allclose(metrics["grad_norm"], abs(gradient), rtol=1e-12)
-    np.testing.assert_allclose(new.params["w"], w, rtol=1e-12)
-    average = decay * 0.2 + (1 - decay) * w
-    np.testing.assert_allclose(new.ema_params["w"], average, rtol=1e-12)
-    assert new.step == 1
+def test_the_random_bits_of_a_seed_never_change():
+    """Recorded when the domains of keys were numbers: old runs are continued with these."""
+    found = drawn(step=3)
+    assert found["t"].tolist() == RECORDED["t"]
+    assert found["label"].tolist() == RECORDED["label"]
+    assert bool(found["self_condition"]) == RECORDED["self_condition"]
+    assert found["dropout"][:2].tolist() == RECORDED["dropout"]
+    np.testing.assert_allclose(found["noise"][:3, 0, 0, 0], RECORDED["noise"], rtol=1e-6)
+    flipped = (np.abs(found["x_0"] - (PIXELS / 127.5 - 1)) > 1e-3).any((1, 2, 3))
+    assert np.flatnonzero(flipped).tolist() == RECORDED["flipped"]
 
 
 def test_keys_of_examples_come_from_their_place_in_the_global_batch():
     whole = example_keys(KEY, 16, None)
-    spread = jax.vmap(lambda _: example_keys(KEY, 4, "axis"), axis_name="axis")(jnp.arange(4))
-    np.testing.assert_array_equal(
-        jax.random.key_data(spread).reshape(16, 2), jax.random.key_data(whole)
-    )
-    assert len(np.unique(jax.random.key_data(whole), axis=0)) == 16
+    parts = jax.vmap(lambda _: example_keys(KEY, 4, "axis"), axis_name="axis")(jnp.arange(4))
+    found = jax.random.key_data(parts).reshape(16, 2)
+    np.testing.assert_array_equal(found, jax.random.key_data(whole))
+    assert len(np.unique(found, axis=0)) == 16
 
 
 def test_about_half_of_the_images_are_mirrored_left_to_right():
     images = jnp.arange(6.0).reshape(1, 2, 3, 1) * jnp.ones((1000, 1, 1, 1))
-    found = flip_at_random(jax.random.split(KEY, 1000), images)
+    found = jax.jit(flip_at_random)(jax.random.split(KEY, 1000), images)
     flipped = jnp.all(found == images[:, :, ::-1], axis=(1, 2, 3))
     assert jnp.all(flipped | jnp.all(found == images, axis=(1, 2, 3)))
     # Five standard errors of 1000 coin flips. Measured: 0.25 of them.
     assert abs(flipped.mean() - 0.5) < 5 * 0.5 / 1000**0.5
+
+
+def test_about_half_of_the_steps_are_self_conditioned():
+    step = make_train_step(return_arguments, T, self_condition=True)
+
+    def coin(i):
+        state = first_state().replace(step=i)
+        return step(state, PIXELS[:1], KEY)[1]["self_condition"]
+
+    coins = jax.jit(jax.vmap(coin))(jnp.arange(200, dtype=jnp.int32))
+    # Five standard errors of 200 coin flips. Measured: 1.1 of them.
+    assert abs(coins.mean() - 0.5) < 5 * 0.5 / 200**0.5
+
+
+def test_labels_are_dropped_with_the_given_probability_by_the_examples_own_key():
+    keys = jax.jit(example_keys, static_argnums=(1, 2))(KEY, 20_000, None)
+    label = jnp.arange(20_000) % 5
+    dropped = np.asarray(jax.jit(drop_labels, static_argnums=(2, 3))(keys, label, 0.1, 5))
+    assert set(dropped[dropped != label].tolist()) == {5}
+    # Five standard errors of 20,000 coin flips. Measured: 1.1 of them.
+    assert abs((dropped == 5).mean() - 0.1) < 5 * (0.1 * 0.9 / 20_000) ** 0.5
+    np.testing.assert_array_equal(drop_labels(keys[50:60], label[50:60], 0.1, 5), dropped[50:60])
+    assert drop_labels(keys, label, 0.0, 5) is label
+    assert drop_labels(keys, label, 0.1, None) is label
+
+
+@pytest.mark.parametrize("batch", [PIXELS, Batch(PIXELS, None), Batch(PIXELS, LABELS)])
+@pytest.mark.parametrize("option", [None, "self_condition", "class_conditional"])
+def test_the_update_is_given_only_what_is_asked_for(batch, option):
+    """Labels are ignored unless they are wanted, so there need not be any."""
+    if option == "class_conditional" and getattr(batch, "labels", None) is None:
+        return
+    step = make_train_step(return_arguments, T, **{option: True} if option else {})
+    _, given = jax.eval_shape(step, first_state(), batch, KEY)
+    more = {"self_condition": ["self_condition"], "class_conditional": ["label"]}.get(option, [])
+    assert sorted(given) == sorted(["x_0", "t", "noise", "dropout", *more])
+
+
+def test_a_class_conditional_step_needs_labels():
+    step = make_train_step(return_arguments, T, class_conditional=True)
+    with pytest.raises(ValueError, match="needs batches with labels"):
+        jax.eval_shape(step, first_state(), PIXELS, KEY)
+
+
+def network(params, x_t, t, *, label, train=False, dropout_keys=None):
+    """Its output is infinite for an image with label 4."""
+    return jnp.where(label[:, None, None, None] == 4, jnp.inf, params["w"]) * x_t
+
+
+def test_several_steps_in_a_call_and_images_picked_on_the_device_are_the_plain_steps():
+    """With bad steps among them: the third and the fourth of six have a label 4."""
+    update = make_update(make_loss_fn(network, named_schedule("linear", T)), DESCENT)
+    step = make_train_step(update, T, random_flip=True, class_conditional=True)
+    one, three = jax.jit(step), jax.jit(scan_steps(step))
+    labels = np.where(np.arange(16) >= 8, 4, np.arange(16) % 4)
+    indices = np.arange(6 * 4).reshape(6, 4) % 8
+    indices[2:4, 1] = 9
+    states, rows = [first_state()], []
+    for numbers in indices:
+        state, metrics = one(states[-1], Batch(PIXELS[numbers], labels[numbers]), KEY)
+        states.append(state)
+        rows.append(metrics)
+    assert [int(row["skipped"]) for row in rows] == [0, 0, 1, 1, 0, 0]
+    assert [int(row["skipped_in_a_row"]) for row in rows] == [0, 0, 1, 2, 0, 0]
+    assert states[2].params == states[4].params != states[5].params
+    assert (states[6].step, states[6].skipped.total) == (6, 2)
+
+    def compare(state, losses):
+        np.testing.assert_array_equal(losses, [row["loss"] for row in rows])
+        np.testing.assert_array_equal(state.params["w"], states[6].params["w"])
+
+    picked, several, both = first_state(), first_state(), first_state()
+    losses = {"picked": [], "several": [], "both": []}
+    for numbers in indices:
+        picked, metrics = one(picked, Indexed(numbers, PIXELS, labels), KEY)
+        losses["picked"].append(metrics["loss"])
+    for numbers in (indices[:3], indices[3:]):
+        several, metrics = three(several, Batch(PIXELS[numbers], labels[numbers]), KEY)
+        losses["several"].extend(metrics["loss"])
+        both, metrics = three(both, Indexed(numbers, PIXELS, labels), KEY)
+        losses["both"].extend(metrics["loss"])
+    for state, name in ((picked, "picked"), (several, "several"), (both, "both")):
+        compare(state, losses[name])

@@ -178,7 +178,7 @@ class Agreement:
         self._asked: Any = None
 
     def __call__(self, value: int) -> int:
-    """Return the largest `value` of all processes; each calls this and waits for all."""
+        """Return the largest `value` (0 or more) of the previous call, or of this, if alone."""
         if not is_distributed():
             return value
         before, self._asked = self._asked, _start_maximum(value)

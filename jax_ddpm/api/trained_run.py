@@ -127,9 +127,11 @@ class TrainedRun:
 
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        network = type(self.config.model).__name__.removesuffix("Config")
         size = "x".join(map(str, self.image_shape))
         return (
-            f"TrainedRun({self.folder}: {self.description}, {count:,} parameters, images of {size})"
+            f"TrainedRun({self.folder}: {self.description}; {network} with {count:,} parameters, "
+            f"images of {size})"
         )
 
 

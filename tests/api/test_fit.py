@@ -163,7 +163,7 @@ def test_ctrl_c_returns_the_run_as_far_as_it_got(config, capsys):
     run = jd.fit(IMAGES, config=config(), network=(plain, apply_fn))
     assert calls
     assert "Stopped early, with the ema parameters of step" in capsys.readouterr().out
-    assert int(repr(run).split("step ")[1].split(",")[0]) < 12
+    assert int(run.description.split("step ")[1]) < 12
 
 
 FLOATS = IMAGES / 255

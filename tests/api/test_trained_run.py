@@ -59,9 +59,8 @@ def test_its_diffusion_draws_the_same_images(run):
 
 
 def test_it_says_what_it_is_in_one_line(run, trained_run):
-    assert repr(run) == (
-        f"TrainedRun({trained_run}: ema parameters of step 12, 2,801 parameters, images of 8x8x1)"
-    )
+    what = "ema parameters of step 12; UNet with 2,801 parameters, images of 8x8x1"
+    assert repr(run) == f"TrainedRun({trained_run}: {what})"
     assert run.prediction_type == "eps"
     assert run.schedule.num_timesteps == 8
     assert run.image_shape == (8, 8, 1)

@@ -164,7 +164,7 @@ def test_inverse_ddim(compare, monkeypatch, double, clip):
         denoise_fn = make_denoise_fn(
             lambda params, x, t: denoiser_output(x, t), None, rederive_eps=False
         )
-    x_t, _ = walk(ddim_inverse(), denoise_fn, levels, x_0, np.zeros((25, *SHAPE)))
+    x_t, _ = walk(ddim_inverse(clip_x_0=clip), denoise_fn, levels, x_0, np.zeros((25, *SHAPE)))
     compare("diffusers' solvers", x_t, theirs[1:], "float64")
 
 

@@ -150,5 +150,5 @@ def write_comparison(
     }
     text = json.dumps(document, indent=2) + "\n"
     write_atomically(out.with_suffix(".json"), lambda temporary: temporary.write_text(text))
-    dashed = {name for name, entry in SAMPLERS.items() if entry.stochastic}
+    dashed = {name for name, entry in SAMPLERS.items() if entry.claims.stochastic}
     save_quality(out, curves, by_chance, dashed)

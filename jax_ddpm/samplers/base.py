@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,13 +33,16 @@ LevelFn = Callable[[Array], Level]  # the level of a timestep, or of a sigma / s
 class Sampler(NamedTuple):
     """`init(x_T) -> state` and `step(state, noise, cur, nxt, denoise_fn) -> (state, prediction)`.
 
-    A step goes from level `cur` to the cleaner level `nxt`; with `goes_up` also to noisier ones. It
-    sees no schedule, network, prediction type or clipping: those are inside `denoise_fn`.
+    A step goes from level `cur` to level `nxt`. It sees no schedule, network, prediction type or
+    clipping: those are inside `denoise_fn`. `direction` is where steps may lead: "down", to cleaner
+    levels; "up", to noisier ones; or "any". A sampler with `starts_at_noise=False` divides by the
+    signal, so its first level must have some.
     """
 
     init: Callable[[Images], SamplerState]
     step: StepFn
-    goes_up: bool = False
+    direction: Literal["down", "up", "any"] = "down"
+    starts_at_noise: bool = True
 
 
 def broadcast_levels(step: StepFn) -> StepFn:
@@ -88,16 +91,16 @@ def sample(
 
     `levels` is a grid [S + 1], or [S + 1, b] with one level per image. `noise_fn(i)` is the noise
     of step i. Returns x_0 and, stacked, what `trace(state, prediction)` keeps of each step; with
-    `num_frames`, of the steps that `frame_steps` chooses. With `self_condition`, `denoise_fn` also
+    `num_frames`, only of the steps of `choose_frames`. With `self_condition`, `denoise_fn` also
     gets the x_0 of the step before as `x_self_cond`, and zeros in the first step (Chen et al.
     2023); the sampler does not notice.
 
-    Raises UserError for a grid that ascends or does not end at the clean image, unless the sampler
-    goes up too, and for an x_T that is no float image [b, h, w, c]. `run_chain` takes any grid.
+    Raises UserError for a grid that does not suit the sampler: one that ascends, does not end at
+    the clean image, or starts at pure noise where the sampler cannot. The same for an x_T that is
+    no float image [b, h, w, c]. `run_chain` takes any grid.
     """
     check_images("x_T", x_T)
-    if not sampler.goes_up:
-        check_grid(levels, len(x_T))
+    check_grid(sampler, levels, len(x_T))
     return run_chain(
         sampler,
         denoise_fn,
@@ -110,8 +113,8 @@ def sample(
     )
 
 
-def check_grid(levels: Level, num_images: int) -> None:
-    """Raise UserError unless `levels` descend to the clean image, as far as their values are known.
+def check_grid(sampler: Sampler, levels: Level, num_images: int) -> None:
+    """Raise UserError unless the sampler can follow `levels`, as far as their values are known.
 
     They are [S + 1] or [S + 1, num_images].
     """
@@ -124,14 +127,23 @@ def check_grid(levels: Level, num_images: int) -> None:
     sigma, signal = known_values(levels.sigma), known_values(levels.signal)
     if sigma is None or signal is None:
         return
+    if sampler.direction == "up":
+        sigma, signal = sigma[::-1], signal[::-1]
     if np.any(sigma[-1] != 0):
+        end = "start" if sampler.direction == "up" else "end"
         raise UserError(
-            f"the grid ends at sigma = {np.max(sigma[-1]):.3g}, but it must end at the clean "
+            f"the grid {end}s at sigma = {np.max(sigma[-1]):.3g}, but it must {end} at the clean "
             "image, t = -1: timestep_grid appends it"
         )
-    if np.any(np.diff(np.arctan2(sigma, signal), axis=0) > 0):
+    ascends = np.any(np.diff(np.arctan2(sigma, signal), axis=0) > 0)
+    if ascends and sampler.direction == "down":
+        raise UserError("the grid ascends, but this sampler goes to cleaner levels: reverse it")
+    if ascends and sampler.direction == "up":
+        raise UserError("the grid descends, but this sampler goes to noisier levels: reverse it")
+    if np.any(signal[0] == 0) and not sampler.starts_at_noise:
         raise UserError(
-            "the grid ascends, but a sampler goes from noisy to clean levels: reverse it"
+            "the grid starts at pure noise, but this sampler divides by the signal: start at a "
+            "level that has some, such as leading timesteps"
         )
 
 
@@ -149,7 +161,7 @@ def run_chain(
     """`sample` over any grid: up to the noise, up and down, or without the clean image."""
     cur, nxt = (jax.tree.map(lambda a, s=s: a[s], levels) for s in (slice(-1), slice(1, None)))
     num_steps = len(cur.t)
-    chosen = frame_steps(num_steps, num_frames or num_steps)
+    chosen = choose_frames(num_steps, num_frames or num_steps)
 
     def advance(chain: Chain, i: Array, cur: Level, nxt: Level) -> tuple[Chain, Any]:
         denoise = partial(denoise_fn, x_self_cond=chain.x_0) if self_condition else denoise_fn
@@ -171,8 +183,8 @@ def run_chain(
     return chain.state.x_t, frames
 
 
-def frame_steps(num_steps: int, num_frames: int) -> Int[np.ndarray, " f"]:
-    """Which of the steps 0..S-1 are kept as frames: floor(linspace(0, S, F)), and the last.
+def choose_frames(num_steps: int, num_frames: int) -> Int[np.ndarray, " f"]:
+    """The steps among 0..S-1 that are kept as frames: floor(linspace(0, S, F)), and the last.
 
     The choice of B. Pulfer's GIFs: even, and with the first step. At most S frames.
     """
@@ -193,7 +205,11 @@ def draw_noise(
             lambda key: jax.random.normal(jax.random.fold_in(key, i), image_shape, dtype)
         )(keys)
 
-    return normal(0), lambda i: normal(i + 1)
+    return normal(START), lambda i: normal(FIRST_STEP + i)
+
+
+# What an image's key is folded with: this for x_T, and this and the numbers after it for the steps.
+START, FIRST_STEP = 0, 1
 
 
 def beta_between(cur: Level, nxt: Level) -> PerImage:

@@ -39,12 +39,13 @@ def ddim(eta: float = 0.0) -> Sampler:
     return Sampler(init=SamplerState, step=step)
 
 
-def ddim_inverse() -> Sampler:
+def ddim_inverse(*, clip_x_0: bool = False) -> Sampler:
     """DDIM from an image up to its noise, on an ascending grid that starts at the clean image.
 
     Solves the step of `ddim` from `nxt` to `cur` for the noisier x_t, with the eps that the network
-    sees in the less noisy image when it is told the noisier level (diffusers' inverse DDIM). There
-    is always noise at that level, so any prediction type and clipping will do.
+    sees in the less noisy image when it is told the noisier level. There is always noise at that
+    level, so every prediction type and clipping gives an eps. With `clip_x_0`, the x_0 of each step
+    is clipped to [-1, 1] too (diffusers' inverse DDIM with `clip_sample`).
     """
 
     @broadcast_levels
@@ -53,7 +54,8 @@ def ddim_inverse() -> Sampler:
     ) -> tuple[SamplerState, Prediction]:
         prediction = denoise_fn(state.x_t, nxt)
         x_0 = x_0_from_eps(cur, state.x_t, prediction.eps)
+        x_0 = jnp.clip(x_0, -1, 1) if clip_x_0 else x_0
         x_t = nxt.signal * x_0 + nxt.sigma * prediction.eps
         return SamplerState(x_t), prediction
 
-    return Sampler(init=SamplerState, step=step, goes_up=True)
+    return Sampler(init=SamplerState, step=step, direction="up")

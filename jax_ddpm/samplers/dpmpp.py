@@ -5,7 +5,7 @@ x_0 along the way. The solvers differ in the points through which they extrapola
 SDE), three (3M), or the start and the middle of a pair of steps (2S).
 """
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
@@ -28,13 +28,8 @@ CORRECTIONS = ("midpoint", "heun")
 CURVATURES = ("published", "exact")
 SHORT_GRID = 15  # on shorter grids the last steps have a lower order (code of Lu et al.)
 
-if TYPE_CHECKING:
-    Correction = Curvature = str
-else:
-    Correction, Curvature = Literal[CORRECTIONS], Literal[CURVATURES]
 
-
-def dpmpp_2m(*, correction: Correction = "midpoint", num_steps: int | None = None) -> Sampler:
+def dpmpp_2m(*, correction: str = "midpoint", num_steps: int | None = None) -> Sampler:
     """DPM-Solver++(2M): x_0 extrapolated from this step and the last (Lu et al., algorithm 2).
 
     `correction` weighs the difference of the two by 1/2 ("midpoint") or by its exact integral
@@ -60,7 +55,7 @@ def dpmpp_2m(*, correction: Correction = "midpoint", num_steps: int | None = Non
     return Sampler(lambda x_T: SamplerState(x_T, empty_history(x_T, 1)), step)
 
 
-def dpmpp_2m_sde(*, correction: Correction = "midpoint", num_steps: int | None = None) -> Sampler:
+def dpmpp_2m_sde(*, correction: str = "midpoint", num_steps: int | None = None) -> Sampler:
     """SDE-DPM-Solver++(2M): 2M with fresh noise in each step (Lu et al., appendix D)."""
     correction = check_choice("correction", correction, CORRECTIONS)
 
@@ -84,7 +79,7 @@ def dpmpp_2m_sde(*, correction: Correction = "midpoint", num_steps: int | None =
     return Sampler(lambda x_T: SamplerState(x_T, empty_history(x_T, 1)), step)
 
 
-def dpmpp_3m(*, curvature: Curvature = "published", num_steps: int | None = None) -> Sampler:
+def dpmpp_3m(*, curvature: str = "published", num_steps: int | None = None) -> Sampler:
     """DPM-Solver++(3M): x_0 extrapolated from three steps (code of Lu et al.).
 
     All published codes take half of the curvature that third order needs, so the error falls as

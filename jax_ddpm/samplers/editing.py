@@ -68,7 +68,7 @@ def allow_steps_up(sampler: Sampler) -> Sampler:
 
         return jax.lax.cond(nxt.sigma > cur.sigma, up, down)
 
-    return Sampler(init, step, goes_up=True)
+    return sampler._replace(init=init, step=step, direction="any")
 
 
 def repaint(sampler: Sampler, image: Images, known: Bool[Array, "#b #h #w 1"]) -> Sampler:
@@ -89,16 +89,16 @@ def repaint_order(num_steps: int, jump_length: int, num_resamples: int) -> Int[n
     """Which of the S + 1 levels of a descending grid RePaint visits, in order (their code).
 
     Each `jump_length` levels above the last noisy one the chain goes back up by `jump_length`
-    steps, `num_resamples` - 1 times. Raises ValueError unless 1 <= jump_length < S and
+    steps, `num_resamples` - 1 times. Raises UserError unless 1 <= jump_length < S and
     num_resamples >= 1.
     """
     if not 1 <= jump_length < num_steps:
-        raise ValueError(
+        raise UserError(
             f"the jump length must be between 1 and {num_steps - 1}, one less than the steps of "
             f"the grid, got {jump_length}"
         )
     if num_resamples < 1:
-        raise ValueError(f"the number of resamples must be at least 1, got {num_resamples}")
+        raise UserError(f"the number of resamples must be at least 1, got {num_resamples}")
     left = dict.fromkeys(range(0, num_steps - jump_length, jump_length), num_resamples - 1)
     order, height = [num_steps - 1], num_steps - 1  # height: steps above the last noisy level
     while height > 0 or left[0]:
@@ -125,14 +125,14 @@ def find_start(
     """The first position of a descending grid below strength T (SDEdit, Meng et al. 2022).
 
     The smaller the strength (0 < strength <= 1), the more of the image a chain from there keeps.
-    Raises ValueError for another strength, and if only the clean image lies below.
+    Raises UserError for another strength, and if only the clean image lies below.
     """
     if not 0 < strength <= 1:
-        raise ValueError(f"the strength must be above 0 and at most 1, got {strength:g}")
+        raise UserError(f"the strength must be above 0 and at most 1, got {strength:g}")
     first = int(np.argmax(np.asarray(timesteps) < strength * num_timesteps))
     if timesteps[first] < 0:
-        raise ValueError(
-            f"no timestep that is visited lies below {strength * num_timesteps:g}, strength "
+        raise UserError(
+            f"the grid visits no timestep below {strength * num_timesteps:g}, strength "
             f"{strength:g} of T = {num_timesteps}: take more steps or a larger strength"
         )
     return first

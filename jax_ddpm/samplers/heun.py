@@ -69,7 +69,7 @@ def heun(
         )
         return SamplerState(nxt.signal * x), prediction
 
-    return Sampler(init=SamplerState, step=step)
+    return Sampler(init=SamplerState, step=step, starts_at_noise=False)
 
 
 def to_s(level: Level) -> PerImage:

@@ -91,7 +91,7 @@ def make_multistep(num_warmup: int, warmup: EpsFn) -> Sampler:
         x_t = transfer(state.x_t, eps, cur, nxt)
         return SamplerState(x_t, LastEps(memory.num_done + 1, latest[:3])), prediction
 
-    return Sampler(init=init, step=step)
+    return Sampler(init=init, step=step, starts_at_noise=False)
 
 
 def extrapolate_eps(latest: tuple[Images, ...], num_done: Int[Array, ""]) -> Images:

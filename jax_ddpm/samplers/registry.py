@@ -31,23 +31,30 @@ class Options(NamedTuple):
     gradient_fn: GradientFn | None = None
 
 
-class Entry(NamedTuple):
-    """How a sampler is built, what it claims, and what the command line must know of it.
+class Claims(NamedTuple):
+    """What a sampler claims of its accuracy; tests/samplers/test_conformance.py tests it.
 
-    The claims are tested by tests/samplers/test_conformance.py. The error falls at least like
-    S^-`order` in the number of steps S: the error of every image, or for a `stochastic` sampler the
-    error of the distribution. `steps` says which steps: equal ones in log-SNR or in t.
-
-    The facts: `evaluations(S)` is the number of network evaluations in S steps; `starts_at_noise`
-    says whether the first level may have signal 0; `spacing` is the grid it takes if none is asked
-    for (None: the run's; samplers that divide by the signal start at leading timesteps, where some
-    is left); `guides_mean` says whether a classifier's gradient goes into `Options.gradient_fn`.
+    The error falls at least like S^-`order` in the number of steps S: the error of every image, or
+    for a `stochastic` sampler the error of the distribution. `steps` says which steps: equal ones
+    in log-SNR or in t.
     """
 
-    make: Callable[[Options], Sampler]
     order: int
     stochastic: bool = False
     steps: Literal["log_snr", "t"] = "log_snr"
+
+
+class Entry(NamedTuple):
+    """How a sampler is built, what it claims, and what the command line must know of it.
+
+    `evaluations(S)` is the number of network evaluations in S steps. `starts_at_noise` says whether
+    the first level may have signal 0. `spacing` is the grid that is used if none is asked for; None
+    is the one of the run. Samplers that divide by the signal start at leading timesteps, where some
+    is left. `guides_mean` says whether a classifier's gradient goes into `Options.gradient_fn`.
+    """
+
+    make: Callable[[Options], Sampler]
+    claims: Claims
     evaluations: Callable[[int], int] = lambda num_steps: num_steps
     starts_at_noise: bool = True
     spacing: Spacing | None = None
@@ -69,51 +76,49 @@ def make_heun(options: Options) -> Sampler:
 SAMPLERS: dict[str, Entry] = {
     "ddpm": Entry(
         lambda options: ddpm(options.variance, options.gradient_fn),
-        order=1,
-        stochastic=True,
+        Claims(order=1, stochastic=True),
         guides_mean=True,
     ),
-    "ddim": Entry(lambda options: ddim(options.eta), order=1),
-    "euler": Entry(lambda options: euler(), order=1, spacing="trailing"),
+    "ddim": Entry(lambda options: ddim(options.eta), Claims(order=1)),
+    "euler": Entry(lambda options: euler(), Claims(order=1), spacing="trailing"),
     "euler_ancestral": Entry(
-        lambda options: euler_ancestral(), order=1, stochastic=True, spacing="trailing"
+        lambda options: euler_ancestral(), Claims(order=1, stochastic=True), spacing="trailing"
     ),
     "heun": Entry(
         make_heun,
-        order=2,
-        starts_at_noise=False,
+        Claims(order=2),
         evaluations=lambda num_steps: 2 * num_steps - 1,
+        starts_at_noise=False,
         spacing="leading",
     ),
-    "dpmpp_2s": Entry(lambda options: dpmpp_2s(), order=2, spacing="trailing"),
+    "dpmpp_2s": Entry(lambda options: dpmpp_2s(), Claims(order=2), spacing="trailing"),
     "dpmpp_2m": Entry(
-        lambda options: dpmpp_2m(num_steps=options.num_steps), order=2, spacing="trailing"
+        lambda options: dpmpp_2m(num_steps=options.num_steps), Claims(order=2), spacing="trailing"
     ),
     "dpmpp_3m": Entry(
-        lambda options: dpmpp_3m(num_steps=options.num_steps), order=2, spacing="trailing"
+        lambda options: dpmpp_3m(num_steps=options.num_steps), Claims(order=2), spacing="trailing"
     ),
     "dpmpp_2m_sde": Entry(
         lambda options: dpmpp_2m_sde(num_steps=options.num_steps),
-        order=1,
-        stochastic=True,
+        Claims(order=1, stochastic=True),
         spacing="trailing",
     ),
-    "unipc": Entry(lambda options: unipc(num_steps=options.num_steps), order=3, spacing="trailing"),
+    "unipc": Entry(
+        lambda options: unipc(num_steps=options.num_steps), Claims(order=3), spacing="trailing"
+    ),
     "plms": Entry(
         lambda options: plms(),
-        order=2,
-        steps="t",
-        starts_at_noise=False,
+        Claims(order=2, steps="t"),
         # the step to the clean image is never part of the warm-up
         evaluations=lambda num_steps: num_steps + min(num_steps - 1, 1),
+        starts_at_noise=False,
         spacing="leading",
     ),
     "pndm": Entry(
         lambda options: pndm(level_of_t=options.level_of_t),
-        order=2,
-        steps="t",
-        starts_at_noise=False,
+        Claims(order=2, steps="t"),
         evaluations=lambda num_steps: num_steps + 3 * min(num_steps - 1, 3),
+        starts_at_noise=False,
         spacing="leading",
     ),
 }

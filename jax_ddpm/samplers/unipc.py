@@ -1,7 +1,7 @@
 """UniPC: each prediction also corrects the step that led to it (Zhao et al. 2023)."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -30,7 +30,7 @@ class LastStep(NamedTuple):
     history: History
 
 
-def unipc(*, order: Literal[2, 3] = 2, num_steps: int | None = None) -> Sampler:
+def unipc(*, order: int = 2, num_steps: int | None = None) -> Sampler:
     """UniPC with B(h) = exp(h) - 1, predicting x_0 (Zhao et al. 2023, algorithms 5 and 6, "bh2").
 
     One evaluation per step: the prediction at x_t first corrects x_t, then leads on from the
@@ -113,8 +113,8 @@ def mix_changes(
     r = jnp.stack([jnp.broadcast_to(place, shape) for place in places], axis=-1)
     powers = jnp.stack([r**k for k in range(len(places))], axis=-2)  # [..., k, m]
     factorials = (1, 2, 6)[: len(places)]
-    wanted = [f * phi(k + 2, -h) / phi(1, -h) for k, f in enumerate(factorials)]
-    wanted = jnp.stack([jnp.broadcast_to(w, shape) for w in wanted], axis=-1)
+    sums = [f * phi(k + 2, -h) / phi(1, -h) for k, f in enumerate(factorials)]
+    wanted = jnp.stack([jnp.broadcast_to(total, shape) for total in sums], axis=-1)
     rhos = jnp.linalg.solve(powers, wanted[..., None])[..., 0]
     terms = zip(jnp.moveaxis(rhos, -1, 0), others, places, strict=False)
     return sum(

@@ -11,7 +11,7 @@ from jax_ddpm.process.levels import level_at
 from jax_ddpm.process.schedules import named_schedule
 from jax_ddpm.process.types import Prediction
 from jax_ddpm.samplers import SamplerState, ddim, ddpm, draw_noise, sample
-from jax_ddpm.samplers.base import frame_steps
+from jax_ddpm.samplers.base import choose_frames
 from tests.shared.mixture import gaussian_denoiser
 
 SAMPLERS = {
@@ -242,7 +242,7 @@ def test_a_thousand_steps_in_a_hundred_frames_are_chosen_as_in_pulfers_gifs():
     T = 1000
     wanted = np.linspace(0, T, 100).astype(np.uint)
     expected = [i for i, t in enumerate(reversed(range(T))) if i in wanted or t == 0]
-    assert frame_steps(T, 100).tolist() == expected
+    assert choose_frames(T, 100).tolist() == expected
     assert len(expected) == 100
 
 

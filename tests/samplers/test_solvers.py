@@ -108,11 +108,6 @@ def test_churn_keeps_the_distribution_and_adds_noise_only_within_its_limits():
     np.testing.assert_array_equal(churned_std(0.0, 20)[1], 0)
 
 
-def test_churn_needs_to_know_the_levels():
-    with pytest.raises(ValueError, match="churn needs"):
-        heun(churn=1.0, num_steps=5)
-
-
 def test_inversion_finds_the_noise_from_which_ddim_leads_back():
     """Each way makes an error of first order in the step."""
     levels = grid(300, "t", 600.0, 1.0, clean=True)

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from jax_ddpm.cli.flags import Flag, count_values, may_be_none, turn_off
+from jax_ddpm.cli.flags import Flag, allows_none, count_values, turn_off
 from jax_ddpm.cli.values import check_values, describe
 from jax_ddpm.errors import UserError, join_or
 
@@ -70,7 +70,7 @@ def find_flag(typed: str, flags: Sequence[Flag]) -> tuple[Flag, bool]:
     Raises UserError if there is none, or if several flags end like that.
     """
     named = [flag for flag in flags if not flag.is_positional]
-    for name, on in spellings(typed):
+    for name, on in list_spellings(typed):
         found = [flag for flag in named if flag.name == name]
         if "." not in name and not found:
             found = [flag for flag in named if flag.last_part == name.lstrip("-")]
@@ -83,7 +83,7 @@ def find_flag(typed: str, flags: Sequence[Flag]) -> tuple[Flag, bool]:
     raise UserError(f"unknown flag {typed}{_hint(typed, named)} (--help-all lists every flag)")
 
 
-def spellings(typed: str) -> Iterator[tuple[str, bool]]:
+def list_spellings(typed: str) -> Iterator[tuple[str, bool]]:
     """The complete names that `typed` may stand for, and whether it turns them on."""
     name = "--" + typed.lstrip("-").replace("_", "-")
     yield name, True
@@ -103,7 +103,7 @@ def read_values(flag: Flag, typed: str, on: bool, first: list[str], queue: deque
         return [flag.name, *check_values(flag, typed, take_values(flag, first, queue))]
     if first or (queue and queue[0].lower() in ("true", "false")):
         raise UserError(f"{typed} takes no value: write {flag.name} or {turn_off(flag)}")
-    if may_be_none(flag.kind):  # which tyro reads as a value
+    if allows_none(flag.kind):  # which tyro reads as a value
         return [flag.name, str(on)]
     return [flag.name if on else turn_off(flag)]
 
@@ -113,7 +113,7 @@ def take_values(flag: Flag, first: list[str], queue: deque[str]) -> list[str]:
     count, values = count_values(flag.kind), list(first)
     while queue and not is_flag(queue[0]) and (count is None or len(values) < count):
         values.append(queue.popleft())
-        if may_be_none(flag.kind) and values == ["None"]:
+        if allows_none(flag.kind) and values == ["None"]:
             break
     return values
 
@@ -123,7 +123,7 @@ def is_flag(word: str) -> bool:
     return bool(re.match(r"--[A-Za-z]|-[A-Za-z]$|--$", word))
 
 
-def value_of(flag: str, args: Sequence[str]) -> str | None:
+def find_value(flag: str, args: Sequence[str]) -> str | None:
     """The last value of a flag in a command line that has not been read yet; None: it has none."""
     found = None
     for arg, following in zip(args, [*args[1:], None], strict=False):

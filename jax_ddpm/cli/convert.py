@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import tyro
 
-from jax_ddpm.cli.arguments import value_of
+from jax_ddpm.cli.arguments import find_value
 from jax_ddpm.cli.ending import suggest
 from jax_ddpm.cli.flags import Flat
 from jax_ddpm.cli.help import Help
@@ -86,7 +86,7 @@ class ExportFlags:
 
 def read_import(args: Sequence[str]) -> Parsed[ImportFlags]:
     """The flags that `args` give; the others are those of the implementation's preset."""
-    source = value_of("--source", args)
+    source = find_value("--source", args)
     preset = PRESETS[PEERS[source].preset] if source in PEERS else Config()
     default = ImportFlags(tyro.MISSING, tyro.MISSING, tyro.MISSING, settings=preset)
     return parse(ImportFlags, args, IMPORT_HELP, default=default)

@@ -38,7 +38,7 @@ class Flag(NamedTuple):
     @property
     def is_switch(self) -> bool:
         """Whether it takes no value: --flag or --no-flag."""
-        return without_none(self.kind) is bool
+        return strip_none(self.kind) is bool
 
     @property
     def is_required(self) -> bool:
@@ -56,7 +56,7 @@ def read_flags(kind: Any, default: Any = MISSING, prefix: str = "--") -> Iterato
 
     The defaults are those of the instance `default`, if there is one, else those of the fields.
     """
-    hints, docs = typing.get_type_hints(kind, include_extras=True), field_docs(kind)
+    hints, docs = typing.get_type_hints(kind, include_extras=True), read_docs(kind)
     for field in fields(kind):
         hint, *marks = _split_annotation(hints[field.name])
         value = getattr(default, field.name, MISSING)
@@ -71,7 +71,7 @@ def read_flags(kind: Any, default: Any = MISSING, prefix: str = "--") -> Iterato
 
 
 @cache
-def field_docs(kind: Any) -> dict[str, str]:
+def read_docs(kind: Any) -> dict[str, str]:
     """The docstring below each field of a dataclass and of its bases, each on one line."""
     found: dict[str, str] = {}
     bases: list[Any] = [base for base in kind.__mro__ if is_dataclass(base)]
@@ -84,21 +84,21 @@ def field_docs(kind: Any) -> dict[str, str]:
     return found
 
 
-def without_none(kind: Any) -> Any:
+def strip_none(kind: Any) -> Any:
     """The type `kind` without None: int | None becomes int."""
-    if not may_be_none(kind):
+    if not allows_none(kind):
         return kind
     return Union[tuple(part for part in get_args(kind) if part is not type(None))]  # noqa: UP007
 
 
-def may_be_none(kind: Any) -> bool:
+def allows_none(kind: Any) -> bool:
     """Whether None is a value of the type `kind`."""
     return get_origin(kind) in (Union, types.UnionType) and type(None) in get_args(kind)
 
 
 def count_values(kind: Any) -> int | None:
     """How many values a flag of this type takes; None: any number."""
-    kind = without_none(kind)
+    kind = strip_none(kind)
     if kind is bool:
         return 0
     if get_origin(kind) is not tuple:

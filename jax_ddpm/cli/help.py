@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from jax_ddpm.cli.arguments import Short, find_flag
 from jax_ddpm.cli.flags import Flag, count_values, turn_off
-from jax_ddpm.cli.values import element_of
-from jax_ddpm.config.plain_values import choices_of
+from jax_ddpm.cli.values import strip_tuple
+from jax_ddpm.config.plain_values import list_choices
 
 INDENT = " " * 8
 METAVARS = {int: "N", float: "X", str: "TEXT"}
@@ -82,11 +82,11 @@ def format_flag(flag: Flag, short: str = "", meaning: Sequence[str] = ()) -> Ite
     if len(meaning) > 1:
         yield from format_entry(short, f"Short for {' '.join(meaning)}.")
         return
-    names = [f"{name}{metavar(flag)}" for name in (short, flag.name) if name]
+    names = [f"{name}{format_values(flag)}" for name in (short, flag.name) if name]
     if flag.is_switch and flag.default is not False:
         names.append(turn_off(flag))
     text = flag.help
-    if choices := choices_of(flag.kind):
+    if choices := list_choices(flag.kind):
         text = f"{text} Choices: {', '.join(map(str, choices))}."
     if not flag.is_required:
         text = f"{text} (default: {format_default(flag.default)})"
@@ -101,11 +101,11 @@ def format_entry(head: str, text: str) -> list[str]:
     ]
 
 
-def metavar(flag: Flag) -> str:
+def format_values(flag: Flag) -> str:
     """What follows the flag: a space and a word for each value."""
     if flag.is_positional or flag.is_switch:
         return ""
-    word = "NAME" if choices_of(flag.kind) else METAVARS.get(element_of(flag.kind), "PATH")
+    word = "NAME" if list_choices(flag.kind) else METAVARS.get(strip_tuple(flag.kind), "PATH")
     count = count_values(flag.kind)
     return f" {word} ..." if count is None else f" {word}" * count
 
@@ -122,11 +122,11 @@ def format_default(value: Any) -> str:
 def wrap(text: str, indent: str = "") -> list[str]:
     """`text` in lines that fit the terminal."""
     wrapper = textwrap.TextWrapper(
-        width(), initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+        find_width(), initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
     )
     return wrapper.wrap(text)
 
 
-def width() -> int:
+def find_width() -> int:
     """The width of the text: the terminal's, within reason."""
     return min(max(shutil.get_terminal_size().columns - 2, 60), 98)

@@ -56,7 +56,7 @@ class SampleFlags:
 
 def read(args: Sequence[str]) -> Parsed[SampleFlags]:
     """The flags that `args` give."""
-    settings = settings_of_run(args) if wants_help(args) else None
+    settings = load_settings(args) if wants_help(args) else None
     if settings is None:
         of_run = [flag.name for flag in read_flags(SampleConfig)]
         return parse(SampleFlags, args, HELP._replace(of_run=of_run), short=SHORT)
@@ -66,7 +66,7 @@ def read(args: Sequence[str]) -> Parsed[SampleFlags]:
     )
 
 
-def settings_of_run(args: Sequence[str]) -> SampleConfig | None:
+def load_settings(args: Sequence[str]) -> SampleConfig | None:
     """The settings of the run that `args` name, for their help; None if they name none."""
     from jax_ddpm import runs
 

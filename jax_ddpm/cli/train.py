@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from jax_ddpm.cli.arguments import expand, value_of
+from jax_ddpm.cli.arguments import expand, find_value
 from jax_ddpm.cli.flags import Flat
 from jax_ddpm.cli.help import Help
 from jax_ddpm.cli.parsing import Parsed, parse
@@ -60,7 +60,7 @@ def read(args: Sequence[str]) -> tuple[Parsed[TrainFlags], list[Followed]]:
     --run is continued with its own settings.
     """
     words, _ = expand(args, SHORT)
-    name, folder = value_of("--preset", words), value_of("--run", words)
+    name, folder = find_value("--preset", words), find_value("--run", words)
     if name is None and folder is not None and (Path(folder) / "config.json").is_file():
         from jax_ddpm import runs
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from jax_ddpm.cli.flags import Flag, count_values, may_be_none, without_none
+from jax_ddpm.cli.flags import Flag, allows_none, count_values, strip_none
 from jax_ddpm.config.aliases import ALIASES
-from jax_ddpm.config.plain_values import choices_of, require_plain_value
+from jax_ddpm.config.plain_values import list_choices, require_plain_value
 from jax_ddpm.errors import UserError, check_choice, join_or
 
 KINDS = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
@@ -16,7 +16,7 @@ def check_values(flag: Flag, typed: str, values: list[str]) -> list[str]:
 
     Other words of the field become ours. Raises UserError for a missing or a wrong value.
     """
-    if may_be_none(flag.kind) and values == ["None"]:
+    if allows_none(flag.kind) and values == ["None"]:
         return values
     count = count_values(flag.kind)
     if count is not None and len(values) < count:
@@ -27,11 +27,11 @@ def check_values(flag: Flag, typed: str, values: list[str]) -> list[str]:
 
 def check_value(flag: Flag, typed: str, value: str) -> str:
     """One value for `flag`. Raises UserError unless it is of the flag's type and plain."""
-    choices = choices_of(flag.kind)
+    choices = list_choices(flag.kind)
     if choices is not None:
         aliases = ALIASES.get(flag.last_part.replace("-", "_").removesuffix("s"))
         return check_choice(typed, value, [str(choice) for choice in choices], aliases)
-    kind = element_of(flag.kind)
+    kind = strip_tuple(flag.kind)
     try:
         require_plain_value(typed, kind(value))
     except UserError:
@@ -43,13 +43,13 @@ def check_value(flag: Flag, typed: str, value: str) -> str:
 
 def describe(kind: Any) -> str:
     """What a flag of the type `kind` takes, in words."""
-    choices = choices_of(kind)
+    choices = list_choices(kind)
     if choices is not None:
         return join_or([str(choice) for choice in choices])
-    return KINDS[element_of(kind)]
+    return KINDS[strip_tuple(kind)]
 
 
-def element_of(kind: Any) -> Any:
+def strip_tuple(kind: Any) -> Any:
     """The type of each value: of a tuple's items, else `kind` itself, both without None."""
-    kind = without_none(kind)
+    kind = strip_none(kind)
     return get_args(kind)[0] if get_origin(kind) is tuple else kind

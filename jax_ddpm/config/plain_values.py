@@ -72,17 +72,17 @@ def require_one_of(flag: str, value: Any, choices: tuple[Any, ...]) -> None:
         require(value in choices, flag, value, join_or([str(choice) for choice in choices]))
 
 
-def choices_of(kind: Any) -> tuple[Any, ...] | None:
+def list_choices(kind: Any) -> tuple[Any, ...] | None:
     """The values that the type `kind` lists: Literal, one that may be None, or a tuple of such."""
     if get_origin(kind) is Literal:
         return get_args(kind)
     if get_origin(kind) in (Union, types.UnionType):
         kinds = [part for part in get_args(kind) if part is not type(None)]
-        return choices_of(kinds[0]) if len(kinds) == 1 else None
-    return choices_of(get_args(kind)[0]) if get_origin(kind) is tuple else None
+        return list_choices(kinds[0]) if len(kinds) == 1 else None
+    return list_choices(get_args(kind)[0]) if get_origin(kind) is tuple else None
 
 
-def field_check(settings: Any, prefix: str) -> Callable[..., None]:
+def make_check(settings: Any, prefix: str) -> Callable[..., None]:
     """A function `check(name, ok, expected, flag=None)` for the fields of `settings`.
 
     It raises UserError unless `ok`: "FLAG is VALUE, but it must be EXPECTED".
@@ -97,7 +97,7 @@ def field_check(settings: Any, prefix: str) -> Callable[..., None]:
 @cache
 def _fields_with_choices(kind: Any) -> dict[str, tuple[Any, ...]]:
     hints = typing.get_type_hints(kind)
-    found = {field.name: choices_of(hints[field.name]) for field in fields(kind)}
+    found = {field.name: list_choices(hints[field.name]) for field in fields(kind)}
     return {name: choices for name, choices in found.items() if choices}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from jax_ddpm.config.aliases import ALIASES
-from jax_ddpm.config.plain_values import field_check, require_plain
+from jax_ddpm.config.plain_values import make_check, require_plain
 from jax_ddpm.config.sample import SampleConfig as SampleConfig
 from jax_ddpm.config.sample import validate_sample
 from jax_ddpm.config.train import TrainConfig as TrainConfig
@@ -156,7 +156,7 @@ def validate(config: Config) -> None:
 
 
 def _validate_data(data: DataConfig, train: TrainConfig) -> None:
-    check, size = field_check(data, "--data."), data.image_size
+    check, size = make_check(data, "--data."), data.image_size
     check("image_size", size is None or 1 <= size <= MAX_SIDE, f"between 1 and {MAX_SIDE}")
     fixed = data.crop != "random" or train.data_on_device != "always"
     check(
@@ -168,7 +168,7 @@ def _validate_data(data: DataConfig, train: TrainConfig) -> None:
 
 def _validate_schedule(diffusion: DiffusionConfig) -> None:
     timesteps = diffusion.num_timesteps
-    check = field_check(diffusion, "--diffusion.")
+    check = make_check(diffusion, "--diffusion.")
     check("num_timesteps", timesteps <= MAX_TIMESTEPS, f"at most {MAX_TIMESTEPS:,}")
     try:
         named_schedule(diffusion.schedule, timesteps, zero_terminal_snr=diffusion.zero_terminal_snr)
@@ -180,7 +180,7 @@ def _validate_schedule(diffusion: DiffusionConfig) -> None:
 
 
 def _validate_loss(diffusion: DiffusionConfig) -> None:
-    check = field_check(diffusion, "--diffusion.")
+    check = make_check(diffusion, "--diffusion.")
     learned, objective = diffusion.variance != "fixed", diffusion.objective
     expected = "simple or vlb with a fixed variance (hybrid needs a learned one)"
     if learned:
@@ -195,7 +195,7 @@ def _validate_loss(diffusion: DiffusionConfig) -> None:
 
 
 def _validate_timesteps(diffusion: DiffusionConfig) -> None:
-    check = field_check(diffusion, "--diffusion.")
+    check = make_check(diffusion, "--diffusion.")
     check("log_normal_std", diffusion.log_normal_std > 0, "positive")
     ends_in_noise = diffusion.zero_terminal_snr
     check(
@@ -212,7 +212,7 @@ def _validate_timesteps(diffusion: DiffusionConfig) -> None:
 
 def _validate_network(config: Config) -> None:
     """Check what the network must offer the diffusion: timesteps, and a label for "no class"."""
-    check, model = field_check(config.diffusion, "--diffusion."), config.model
+    check, model = make_check(config.diffusion, "--diffusion."), config.model
     dropout, labels = config.diffusion.label_dropout, model.num_labels or 0
     check("label_dropout", 0 <= dropout < 1, "in [0, 1)")
     check(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int
 
-from jax_ddpm.config.plain_values import field_check
+from jax_ddpm.config.plain_values import make_check
 from jax_ddpm.errors import UserError, check_choice, flag_name
 from jax_ddpm.process.grids import (
     CONTINUOUS,
@@ -122,7 +122,7 @@ def validate_sample(
     `zero_terminal_snr`: the last timestep is pure noise. `whole_timesteps`: the network has a table
     of times and knows none in between. `prefix` starts the flag of each setting.
     """
-    check = field_check(sample, prefix)
+    check = make_check(sample, prefix)
     only_one = sample.respacing is None or sample.timesteps is None
     check("timesteps", only_one, f"left out with {prefix}respacing {sample.respacing}")
     most = f"at most {MAX_STEPS:,}"
@@ -152,7 +152,7 @@ def _validate_start(
     """Check the first timestep that is visited."""
     first = _first_timestep(sample, num_timesteps, prefix)
     at_noise = zero_terminal_snr and first == num_timesteps - 1
-    field_check(sample, prefix)(
+    make_check(sample, prefix)(
         "sampler",
         SAMPLERS[sample.sampler].starts_at_noise or not at_noise,
         "one that can start from pure noise, where this run's schedule ends; or start below the "
@@ -164,7 +164,7 @@ def _validate_continuous(
     sample: SampleConfig, zero_terminal_snr: bool, whole_timesteps: bool, prefix: str
 ) -> None:
     """Check a grid of levels between the timesteps."""
-    check = field_check(sample, prefix)
+    check = make_check(sample, prefix)
     check("num_steps", sample.num_steps >= 1, "at least 1", _flag("num_steps", prefix))
     check(
         "spacing",
@@ -192,7 +192,7 @@ def _first_timestep(sample: SampleConfig, num_timesteps: int, prefix: str) -> in
 
 
 def _validate_churn(sample: SampleConfig, whole_timesteps: bool, prefix: str) -> None:
-    check = field_check(sample, prefix)
+    check = make_check(sample, prefix)
     churn, low, high = sample.churn, sample.churn_min, sample.churn_max
     check("churn", 0 <= churn < inf, "0 or more")
     only_heun = f"0 with {prefix}sampler {sample.sampler}: only heun has churn"
@@ -205,7 +205,7 @@ def _validate_churn(sample: SampleConfig, whole_timesteps: bool, prefix: str) ->
 
 
 def _validate_guidance(sample: SampleConfig, num_timesteps: int, prefix: str) -> None:
-    check = field_check(sample, prefix)
+    check = make_check(sample, prefix)
     scale, interval, rescale = sample.guidance, sample.guidance_interval, sample.guidance_rescale
     check("guidance", scale is None or 0 <= scale < inf, "0 or more")
     check("guidance_rescale", 0 <= rescale <= 1, "between 0 and 1")

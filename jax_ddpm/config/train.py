@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from jax_ddpm.config.plain_values import field_check
+from jax_ddpm.config.plain_values import make_check
 from jax_ddpm.models.remat import Remat
 from jax_ddpm.optim.averages import EmaForm
 from jax_ddpm.optim.optimizers import OptimizerName
@@ -125,7 +125,7 @@ class TrainConfig:
 
 def validate_train(train: TrainConfig) -> None:
     """Raise UserError, in one sentence, for the first value that cannot work."""
-    check = field_check(train, "--train.")
+    check = make_check(train, "--train.")
     for name in AT_LEAST_ONE:
         value = getattr(train, name)
         check(name, value is None or value >= 1, "at least 1")
@@ -141,7 +141,7 @@ def validate_train(train: TrainConfig) -> None:
 
 
 def _validate_intervals(train: TrainConfig) -> None:
-    check = field_check(train, "--train.")
+    check = make_check(train, "--train.")
     log, save, calls = train.log_every, train.checkpoint_every, train.steps_per_call
     check("log_every", log % calls == 0, f"a multiple of --train.steps-per-call {calls}")
     for name in ("checkpoint_every", "sample_every"):
@@ -152,7 +152,7 @@ def _validate_intervals(train: TrainConfig) -> None:
 
 
 def _validate_optimizer(train: TrainConfig) -> None:
-    check, num_steps = field_check(train, "--train."), train.num_steps
+    check, num_steps = make_check(train, "--train."), train.num_steps
     fits = 0 <= train.warmup_steps <= num_steps
     check("warmup_steps", fits, f"between 0 and --train.num-steps {num_steps}")
     check("learning_rate", train.learning_rate > 0, "positive")
@@ -166,7 +166,7 @@ def _validate_optimizer(train: TrainConfig) -> None:
 
 
 def _validate_averages(train: TrainConfig) -> None:
-    check = field_check(train, "--train.")
+    check = make_check(train, "--train.")
     check("ema_decay", 0 <= train.ema_decay < 1, "in [0, 1)")
     check("ema_power", train.ema_power > 0, "positive")
     check("ema_inv_gamma", train.ema_inv_gamma > 0, "positive")
@@ -189,7 +189,7 @@ def _validate_averages(train: TrainConfig) -> None:
 
 
 def _validate_snapshots(train: TrainConfig) -> None:
-    check, widths = field_check(train, "--train."), train.posthoc_ema
+    check, widths = make_check(train, "--train."), train.posthoc_ema
     if not widths:
         return
     possible = all(0 < width < MAX_SIGMA_REL for width in widths)

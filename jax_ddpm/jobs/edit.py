@@ -174,7 +174,7 @@ def image_to_image_fns(image: Picture, first: int) -> EditFns:
     def start(
         x_T: Images, levels: Level, denoise_first: DenoiseFirst, pictures: Any, positions: Any
     ) -> Images:
-        return add_noise(first_level(levels), jnp.broadcast_to(pictures[0], x_T.shape), x_T)
+        return add_noise(pick_first(levels), jnp.broadcast_to(pictures[0], x_T.shape), x_T)
 
     return EditFns((to_floats(image),), levels=start_at(first), start=start)
 
@@ -186,7 +186,7 @@ def stochastic_fns(a: Picture, b: Picture, num: int, first: int) -> EditFns:
         x_T: Images, levels: Level, denoise_first: DenoiseFirst, pictures: Any, positions: Any
     ) -> Images:
         one, other = (jnp.broadcast_to(end, x_T.shape) for end in pictures)
-        return mix_noisy(first_level(levels), (one, other), positions, (x_T, x_T))
+        return mix_noisy(pick_first(levels), (one, other), positions, (x_T, x_T))
 
     return make_row_fns(a, b, num)._replace(levels=start_at(first), start=start)
 
@@ -219,7 +219,7 @@ def start_at(first: int) -> Callable[[Level], Level]:
     return lambda levels: jax.tree.map(lambda field: field[first:], levels)
 
 
-def first_level(levels: Level) -> Level:
+def pick_first(levels: Level) -> Level:
     """The level at which a chain starts."""
     return jax.tree.map(lambda field: field[0], levels)
 

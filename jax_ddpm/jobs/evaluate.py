@@ -149,7 +149,7 @@ def collect(
     size = min(job.batch_size, job.num)
     params = replicate_params(params, size)
     with make_bar(job.num, "img") as bar:
-        for indices in batches_of(len(source.images), job.num, job.batch_size):
+        for indices in split_evenly(len(source.images), job.num, job.batch_size):
             padded = np.resize(indices, round_up(size, params))  # one shape, one program
             pixels = np.stack([source.images[i] for i in padded])
             labels = None
@@ -163,7 +163,7 @@ def collect(
     return {name: np.concatenate([batch[name] for batch in done]) for name in done[0]}
 
 
-def batches_of(num_images: int, num: int, batch_size: int) -> Iterator[Int[np.ndarray, " b"]]:
+def split_evenly(num_images: int, num: int, batch_size: int) -> Iterator[Int[np.ndarray, " b"]]:
     """The indices of `num` images, spread evenly over all, in batches."""
     indices = np.arange(num) * num_images // num
     yield from (indices[first : first + batch_size] for first in range(0, num, batch_size))

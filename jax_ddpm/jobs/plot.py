@@ -44,14 +44,14 @@ def plot_schedules(
             schedule = make_schedule(make_betas(each))
         except ValueError as error:
             raise UserError(f"{each.schedule} with T = {T}: {error}") from error
-        for table, values in tables(schedule).items():
+        for table, values in list_tables(schedule).items():
             curves.setdefault(table, {})[each.schedule] = values
     save_curves(out, curves)
     print(f"Wrote {out}: {', '.join(each.schedule for each in chosen)} with T = {T}")
     return out
 
 
-def tables(schedule: Schedule) -> Mapping[str, Float[np.ndarray, " T"]]:
+def list_tables(schedule: Schedule) -> Mapping[str, Float[np.ndarray, " T"]]:
     """The tables that tutorials compute before they train, under their names there."""
     betas, alphas_cumprod = np.asarray(schedule.betas), np.asarray(schedule.alphas_cumprod)
     with np.errstate(divide="ignore"):  # where the chain ends in pure noise

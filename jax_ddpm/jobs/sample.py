@@ -48,7 +48,7 @@ def sample_run(
     """
     changes, run = changes or {}, runs.load(folder)
     settings = choose_settings(run, job, changes, weights, edit)
-    out = job.out or folder / "samples" / default_name(run, job, settings, edit)
+    out = job.out or folder / "samples" / make_name(run, job, settings, edit)
     check_suffix(out)
     if is_main_process():
         require_writable(out)
@@ -60,7 +60,7 @@ def sample_run(
     return out
 
 
-def default_name(run: runs.Run, job: SampleJob, settings: SampleConfig, edit: Edit | None) -> str:
+def make_name(run: runs.Run, job: SampleJob, settings: SampleConfig, edit: Edit | None) -> str:
     """The name of the PNG file if none is given; an edit or another sampler comes first."""
     another = settings.sampler != run.config.sample.sampler
     first = edit.name if edit is not None else settings.sampler if another else None

@@ -10,9 +10,9 @@ from jax_ddpm.errors import UserError
 from jax_ddpm.jobs import plot
 from jax_ddpm.jobs.plot import (
     diffuse,
+    list_tables,
     plot_forward,
     plot_schedules,
-    tables,
 )
 from jax_ddpm.process.schedules import linear_betas, make_schedule
 
@@ -25,7 +25,7 @@ def size_of(path):
 
 def test_the_tables_are_those_of_the_tutorials():
     schedule = make_schedule(linear_betas(600), dtype=jnp.float64)
-    found = tables(schedule)
+    found = list_tables(schedule)
     betas = np.linspace(1e-4, 0.02, 600)
     np.testing.assert_allclose(found["alphas"], 1 - betas)
     np.testing.assert_allclose(found["sqrt_recip_alphas"], (1 - betas) ** -0.5)

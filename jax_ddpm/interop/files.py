@@ -106,7 +106,9 @@ def _read_torch(path: Path) -> dict[str, Any]:
                 "loaded: it is refused. Ask for the state dict alone, as .safetensors or from "
                 "torch.save(model.state_dict())"
             ) from error
-        raise UserError(f"{path} is not a complete PyTorch file ({type(error).__name__})") from error
+        raise UserError(
+            f"{path} is not a complete PyTorch file ({type(error).__name__})"
+        ) from error
     if not isinstance(found, Mapping):
         raise UserError(f"{path} holds a {type(found).__name__}, but it must hold a state dict")
     return _to_arrays(torch, found, path)

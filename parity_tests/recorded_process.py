@@ -18,8 +18,14 @@ from jax_ddpm.process.types import Prediction
 from jax_ddpm.samplers import SamplerState, ddim, ddpm, sample
 from parity_tests.comparing import GOLDENS, toy_denoiser
 
-MEANS = {"EPSILON": "eps", "START_X": "x_0", "PREVIOUS_X": "x_prev",
-         "eps": "eps", "xstart": "x_0", "xprev": "x_prev"}  # fmt: skip
+MEANS = {
+    "EPSILON": "eps",
+    "START_X": "x_0",
+    "PREVIOUS_X": "x_prev",
+    "eps": "eps",
+    "xstart": "x_0",
+    "xprev": "x_prev",
+}
 VARIANCES = {"fixedsmall": "fixed_small", "fixedlarge": "fixed_large"}
 
 
@@ -70,9 +76,12 @@ def reverse_process(run, schedule, apply_fn, x_t, t, *, clip_x_0):
     learned, level = variance in LEARNED, level_at(schedule, t)
     if prediction_type != "x_prev":
         prediction = make_denoise_fn(
-            apply_fn, None, prediction_type=prediction_type, clip_x_0=clip_x_0,
+            apply_fn,
+            None,
+            prediction_type=prediction_type,
+            clip_x_0=clip_x_0,
             learned_variance=learned,
-        )(x_t, level)  # fmt: skip
+        )(x_t, level)
         return prediction, p_mean_variance(schedule, prediction, x_t, t, variance)
     x_prev, raw_variance = split_output(apply_fn(None, x_t, t), learned)
     x_0 = x_0_from_x_prev(schedule, x_t, t, x_prev)
@@ -92,9 +101,13 @@ def loss_of(run, schedule, apply_fn, x_0, t, noise, x_t):
         return vb_term(schedule, x_0, x_t, t, model)
     objective = "vlb" if "KL" in loss else "hybrid" if learned else "simple"
     loss_fn = make_loss_fn(
-        apply_fn, schedule, prediction_type=MEANS[run["mean"]], objective=objective,
-        variance=variance_of(run), vb_weight=None if "RESCALED" in loss else 1.0,
-    )  # fmt: skip
+        apply_fn,
+        schedule,
+        prediction_type=MEANS[run["mean"]],
+        objective=objective,
+        variance=variance_of(run),
+        vb_weight=None if "RESCALED" in loss else 1.0,
+    )
     return loss_fn(None, x_0, t, noise)
 
 
@@ -120,12 +133,19 @@ def compiled_chain(
     @jax.jit
     def run(x_T, levels, noises):
         denoise_fn = make_denoise_fn(
-            apply_fn, None, prediction_type=prediction_type,
+            apply_fn,
+            None,
+            prediction_type=prediction_type,
             learned_variance=learned_variance,
-        )  # fmt: skip
+        )
         return sample(
-            sampler, denoise_fn, levels, x_T, lambda i: noises[i],
-            trace=lambda state, prediction: state.x_t, self_condition=self_condition,
-        )[1]  # fmt: skip
+            sampler,
+            denoise_fn,
+            levels,
+            x_T,
+            lambda i: noises[i],
+            trace=lambda state, prediction: state.x_t,
+            self_condition=self_condition,
+        )[1]
 
     return run

@@ -28,8 +28,11 @@ NAMES = {
     TEXT: {"quadratic": "quadratic_slip"},
     EPITA: {"linear": "linear", "cosine": "cosine_epita"},
 }
-RUNS = [(case, name, T) for case, T in [(NOTEBOOK, 200), (TEXT, 200), (EPITA, 600)]
-        for name in NAMES[case]]  # fmt: skip
+RUNS = [
+    (case, name, T)
+    for case, T in [(NOTEBOOK, 200), (TEXT, 200), (EPITA, 600)]
+    for name in NAMES[case]
+]
 TABLE_RUNS = RUNS + [(NOTEBOOK, name, T) for name in NAMES[NOTEBOOK] for T in (300, 600)]
 LOOPS = [run for run in RUNS if run != (EPITA, "linear", 600)]
 
@@ -82,9 +85,13 @@ def chain(schedule, noises):
     levels = level_at(schedule, jnp.arange(schedule.num_timesteps - 1, -2, -1))
     noises = jnp.asarray(noises)
     return sample(
-        ddpm("fixed_small"), denoise_fn, levels, noises[0], lambda i: noises[i + 1],
+        ddpm("fixed_small"),
+        denoise_fn,
+        levels,
+        noises[0],
+        lambda i: noises[i + 1],
         trace=lambda state, prediction: state.x_t,
-    )[1]  # fmt: skip
+    )[1]
 
 
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)

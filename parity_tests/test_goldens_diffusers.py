@@ -39,15 +39,35 @@ BETA_SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
 
 DDPM_RUNS = [
-    "linear_eps_small_clip", "linear_eps_large_clip", "linear_eps_small_noclip",
-    "cos_eps_small_clip", "cos_v_large_clip", "linear_x0_small_clip", "linear_v_small_noclip",
-    "linear_eps_learnedrange", "linear_eps_small_log", "linear_trailing", "linear_linspace",
-    "leading_offset1", "dynamic_threshold", "zero_snr_v_trailing", "T50_full",
-]  # fmt: skip
+    "linear_eps_small_clip",
+    "linear_eps_large_clip",
+    "linear_eps_small_noclip",
+    "cos_eps_small_clip",
+    "cos_v_large_clip",
+    "linear_x0_small_clip",
+    "linear_v_small_noclip",
+    "linear_eps_learnedrange",
+    "linear_eps_small_log",
+    "linear_trailing",
+    "linear_linspace",
+    "leading_offset1",
+    "dynamic_threshold",
+    "zero_snr_v_trailing",
+    "T50_full",
+]
 DDIM_RUNS = [
-    "leading_eta0", "leading_eta1", "trailing_eta0", "noclip_eta0", "useclipped_eta05", "cos_v",
-    "zero_snr_v", "linspace_eta0", "trailing_eta1", "alpha0_eta0", "cos_x0_offset1",
-]  # fmt: skip
+    "leading_eta0",
+    "leading_eta1",
+    "trailing_eta0",
+    "noclip_eta0",
+    "useclipped_eta05",
+    "cos_v",
+    "zero_snr_v",
+    "linspace_eta0",
+    "trailing_eta1",
+    "alpha0_eta0",
+    "cos_x0_offset1",
+]
 # Their timestep before t is t - T // S, which is not the next one of these grids.
 UNCHAINED = {"linspace_eta0", "trailing_eta1", "alpha0_eta0", "cos_x0_offset1"}
 # Their last step adds noise, of variance 1e-20, unless it starts from t = 0.
@@ -134,9 +154,13 @@ def denoise_fn_of(settings):
 def run_chain(settings, sampler, grid, x_T, noises):
     """(x_t after each step, x_0 predicted in each step)."""
     _, trajectory = sample(
-        sampler, denoise_fn_of(settings), levels_of(settings, grid, x_T.dtype), x_T,
-        lambda i: noises[i], trace=lambda state, prediction: (state.x_t, prediction.x_0),
-    )  # fmt: skip
+        sampler,
+        denoise_fn_of(settings),
+        levels_of(settings, grid, x_T.dtype),
+        x_T,
+        lambda i: noises[i],
+        trace=lambda state, prediction: (state.x_t, prediction.x_0),
+    )
     return trajectory
 
 

@@ -46,10 +46,17 @@ def recorded(case, run, dtype, clip):
     """What the loop of the original returned, by our names; the terms by t, then by image."""
     _, io = golden(case)
     ho = case.startswith("hojonathanho")
-    names = {"total": "total", "prior": "prior", "terms": "terms", "x_0_mse": "mse"} if ho else {
-        "total": "total_bpd", "prior": "prior_bpd", "terms": "vb", "x_0_mse": "xstart_mse",
-        "eps_mse": "mse",
-    }  # fmt: skip
+    names = (
+        {"total": "total", "prior": "prior", "terms": "terms", "x_0_mse": "mse"}
+        if ho
+        else {
+            "total": "total_bpd",
+            "prior": "prior_bpd",
+            "terms": "vb",
+            "x_0_mse": "xstart_mse",
+            "eps_mse": "mse",
+        }
+    )
     arrays = {
         ours: io[f"{SHORT[dtype]}.{run['tag']}/bpd_{theirs}_clip{clip:d}"].T
         for ours, theirs in names.items()
@@ -85,8 +92,10 @@ def test_bits_per_dimension(compare, dtype, name, clip):
         compare("terms of the bound", found[what], expected, dtype)
 
 
-LIKELIHOODS = ["hojonathanho/likelihood_embedding",
-               "guided_diffusion/likelihood_embedding_resampler"]  # fmt: skip
+LIKELIHOODS = [
+    "hojonathanho/likelihood_embedding",
+    "guided_diffusion/likelihood_embedding_resampler",
+]
 
 
 @pytest.mark.parametrize("case", LIKELIHOODS)

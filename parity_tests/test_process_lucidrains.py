@@ -84,27 +84,40 @@ class Recorded:
 
     def predict(self, clip_x_0):
         return make_denoise_fn(
-            self.network, None, prediction_type=self.prediction_type, clip_x_0=clip_x_0,
+            self.network,
+            None,
+            prediction_type=self.prediction_type,
+            clip_x_0=clip_x_0,
             learned_variance=self.learned,
-        )(self.x_t, self.level)  # fmt: skip
+        )(self.x_t, self.level)
 
     def loss_fn(self):
         if self.learned:
-            settings = {"objective": "hybrid", "variance": "learned_range", "log_floor": 1e-15,
-                        "vb_weight": self.run.get("vb_loss_weight", 0.001)}  # fmt: skip
+            settings = {
+                "objective": "hybrid",
+                "variance": "learned_range",
+                "log_floor": 1e-15,
+                "vb_weight": self.run.get("vb_loss_weight", 0.001),
+            }
         else:
             capped = self.run.get("min_snr_loss_weight", False)
-            settings = {"weighting": "min_snr" if capped else "snr",
-                        "min_snr_gamma": self.run.get("min_snr_gamma", 5)}  # fmt: skip
+            settings = {
+                "weighting": "min_snr" if capped else "snr",
+                "min_snr_gamma": self.run.get("min_snr_gamma", 5),
+            }
         return make_loss_fn(
             self.network, self.schedule, prediction_type=self.prediction_type, **settings
         )
 
     def chain(self, kind, setting, x_T, timesteps, noises):
         run = compiled_chain(
-            kind, setting, self.prediction_type, self.network,
-            learned_variance=self.learned, self_condition=self.self_condition,
-        )  # fmt: skip
+            kind,
+            setting,
+            self.prediction_type,
+            self.network,
+            learned_variance=self.learned,
+            self_condition=self.self_condition,
+        )
         return run(x_T, level_at(self.schedule, jnp.asarray(timesteps)), noises)
 
 

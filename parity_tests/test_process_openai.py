@@ -123,9 +123,14 @@ def compare_bits(compare, run, ours, theirs, dtype):
 
 def test_losses(compare, recorded, dtype):
     loss = loss_of(
-        recorded.run, recorded.schedule, recorded.network,
-        recorded.x_0, recorded.t, recorded.noise, recorded.x_t,
-    )  # fmt: skip
+        recorded.run,
+        recorded.schedule,
+        recorded.network,
+        recorded.x_0,
+        recorded.t,
+        recorded.noise,
+        recorded.x_t,
+    )
     if recorded.run["loss"] == "MSE":
         compare("losses", loss, recorded["training_losses_loss"], dtype)
     else:
@@ -228,10 +233,14 @@ def test_respaced_losses(compare, dtype, tag):
     )
     t = jnp.asarray(io[f"both.{tag}/t"])
     loss = loss_of(
-        run | {"loss": "RESCALED_MSE"}, schedule,
+        run | {"loss": "RESCALED_MSE"},
+        schedule,
         lambda params, x_t, t: network(params, x_t, visited[t]),
-        x_0, t, noise, q_sample(schedule, x_0, t, noise),
-    )  # fmt: skip
+        x_0,
+        t,
+        noise,
+        q_sample(schedule, x_0, t, noise),
+    )
     recorded = io[f"{SHORT[dtype]}.{tag}/training_losses_loss"]
     compare("losses", loss, recorded.astype(dtype), dtype)
 

@@ -41,41 +41,45 @@ MODULES = {
 COSINE = {"beta_schedule": "squaredcos_cap_v2"}
 V, X_0 = {"prediction_type": "v_prediction"}, {"prediction_type": "sample"}
 TRAILING, LEADING = {"timestep_spacing": "trailing"}, {"timestep_spacing": "leading"}
+
+
+def settings_of(family, steps, *parts, **more):
+    """A family of theirs, the number of steps, and the arguments of its scheduler."""
+    merged = {k: v for part in parts for k, v in part.items()}
+    return {"family": family, "steps": steps, **merged, **more}
+
+
 RUNS = {
-    "2M, 20 steps, trailing": {"family": "DPM", "steps": 20, **TRAILING},
-    "2M, 1 step": {"family": "DPM", "steps": 1, **TRAILING},
-    "2M, x_0, cosine": {"family": "DPM", "steps": 12, **X_0, **COSINE},
-    "2M, heun, karras": {"family": "DPM", "steps": 9, "solver_type": "heun",
-                         "use_karras_sigmas": True},
-    "3M, 16 steps, v": {"family": "DPM", "steps": 16, "solver_order": 3, **V},
-    "3M, 7 steps, trailing": {"family": "DPM", "steps": 7, "solver_order": 3, **TRAILING},
-    "3M, sigma_min": {"family": "DPM", "steps": 9, "solver_order": 3,
-                      "final_sigmas_type": "sigma_min"},
-    "SDE, heun, trailing": {"family": "DPM", "steps": 8, "solver_type": "heun",
-                            "algorithm_type": "sde-dpmsolver++", **TRAILING},
-    "SDE, cosine, v": {"family": "DPM", "steps": 17, "algorithm_type": "sde-dpmsolver++",
-                       **COSINE, **V},
-    "2S, 9 steps, cosine": {"family": "DPMS", "steps": 9, **COSINE},
-    "2S, 12 steps, v": {"family": "DPMS", "steps": 12, **V},
-    "UniPC, order 3": {"family": "UniPC", "steps": 10, "solver_order": 3},
-    "UniPC, order 3, 20 steps, trailing": {"family": "UniPC", "steps": 20, "solver_order": 3,
-                                           **TRAILING},
-    "UniPC, leading, v": {"family": "UniPC", "steps": 8, **LEADING, **V},
-    "UniPC, cosine, x_0": {"family": "UniPC", "steps": 15, **COSINE, **X_0},
-    "UniPC, karras": {"family": "UniPC", "steps": 6, "use_karras_sigmas": True},
-    "Euler, trailing, v": {"family": "Euler", "steps": 7, **TRAILING, **V},
-    "Euler ancestral, leading, v": {"family": "EulerA", "steps": 8, **LEADING, **V},
-    "Euler ancestral, trailing": {"family": "EulerA", "steps": 6, **TRAILING},
-    "Heun, trailing": {"family": "Heun", "steps": 7, **TRAILING},
-    "Heun, v, cosine": {"family": "Heun", "steps": 5, **V, **COSINE},
-    # of v they mix the outputs of several levels before they make eps of the mixture; and with an
-    # odd stride their Runge-Kutta steps have one middle for x_t and another for the network
-    "PNDM, clean": {"family": "PNDM", "steps": 20, "set_alpha_to_one": True},
-    "PNDM, cosine": {"family": "PNDM", "steps": 25, **COSINE},
-    "PLMS, clean": {"family": "PNDM", "steps": 8, "skip_prk_steps": True,
-                    "set_alpha_to_one": True},
-    "PLMS, cosine": {"family": "PNDM", "steps": 20, "skip_prk_steps": True, **COSINE},
-}  # fmt: skip
+    "2M, 20 steps, trailing": settings_of("DPM", 20, TRAILING),
+    "2M, 1 step": settings_of("DPM", 1, TRAILING),
+    "2M, x_0, cosine": settings_of("DPM", 12, X_0, COSINE),
+    "2M, heun, karras": settings_of("DPM", 9, solver_type="heun", use_karras_sigmas=True),
+    "3M, 16 steps, v": settings_of("DPM", 16, V, solver_order=3),
+    "3M, 7 steps, trailing": settings_of("DPM", 7, TRAILING, solver_order=3),
+    "3M, sigma_min": settings_of("DPM", 9, solver_order=3, final_sigmas_type="sigma_min"),
+    "SDE, heun, trailing": settings_of(
+        "DPM", 8, TRAILING, solver_type="heun", algorithm_type="sde-dpmsolver++"
+    ),
+    "SDE, cosine, v": settings_of("DPM", 17, COSINE, V, algorithm_type="sde-dpmsolver++"),
+    "2S, 9 steps, cosine": settings_of("DPMS", 9, COSINE),
+    "2S, 12 steps, v": settings_of("DPMS", 12, V),
+    "UniPC, order 3": settings_of("UniPC", 10, solver_order=3),
+    "UniPC, order 3, 20 steps, trailing": settings_of("UniPC", 20, TRAILING, solver_order=3),
+    "UniPC, leading, v": settings_of("UniPC", 8, LEADING, V),
+    "UniPC, cosine, x_0": settings_of("UniPC", 15, COSINE, X_0),
+    "UniPC, karras": settings_of("UniPC", 6, use_karras_sigmas=True),
+    "Euler, trailing, v": settings_of("Euler", 7, TRAILING, V),
+    "Euler ancestral, leading, v": settings_of("EulerA", 8, LEADING, V),
+    "Euler ancestral, trailing": settings_of("EulerA", 6, TRAILING),
+    "Heun, trailing": settings_of("Heun", 7, TRAILING),
+    "Heun, v, cosine": settings_of("Heun", 5, V, COSINE),
+    # No v: they mix the outputs of several levels before they make eps of the mixture. No odd
+    # stride: their Runge-Kutta steps then have one middle for x_t and another for the network.
+    "PNDM, clean": settings_of("PNDM", 20, set_alpha_to_one=True),
+    "PNDM, cosine": settings_of("PNDM", 25, COSINE),
+    "PLMS, clean": settings_of("PNDM", 8, skip_prk_steps=True, set_alpha_to_one=True),
+    "PLMS, cosine": settings_of("PNDM", 20, COSINE, skip_prk_steps=True),
+}
 FIRST = ("SDE, heun, trailing", "UniPC, order 3")
 
 

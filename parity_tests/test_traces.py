@@ -28,15 +28,17 @@ EMA_RUNS = {
     "diffusers/ema_and_lr": {
         "script": ("power", {"decay": 0.9999, "inv_gamma": 1.0, "power": 0.75}),
         "nowarmup": ("delayed_ramp", {"decay": 0.9999}),
-        "after10_min": ("power", {"decay": 0.99, "update_after": 10, "min_decay": 0.3,
-                                  "power": 2 / 3}),
+        "after10_min": (
+            "power",
+            {"decay": 0.99, "update_after": 10, "min_decay": 0.3, "power": 2 / 3},
+        ),
     },
     "lucidrains/ema": {
         "trainer": ("power", {"decay": 0.995, "update_after": 100, "every": 10}),
         "every1": ("power", {"decay": 0.9999, "update_after": 20}),
         "power34": ("power", {"decay": 0.999, "every": 2, "power": 0.75, "inv_gamma": 2.0}),
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)
@@ -47,8 +49,12 @@ def test_moving_average(compare, dtype, case, tag):
     manifest, io = golden(case)
     (settings,) = (run for run in manifest["config"]["runs"] if run["tag"] == tag)
     form, ours = EMA_RUNS[case][tag]
-    theirs = {{"beta": "decay", "update_every": "every", "update_after_step": "update_after"}
-              .get(name, name): value for name, value in settings.items()}  # fmt: skip
+    theirs = {
+        {"beta": "decay", "update_every": "every", "update_after_step": "update_after"}.get(
+            name, name
+        ): value
+        for name, value in settings.items()
+    }
     assert theirs.items() >= {n: v for n, v in ours.items() if n in theirs}.items()
     found = average(make_ema(form, **ours), io["in.params"][0], io["in.params"], dtype)
     compare("moving averages", found, io[f"{SHORT[dtype]}.{tag}/ema"], dtype)
@@ -114,9 +120,14 @@ def test_torch_optimisers(compare, dtype, tag):
     name, max_norm = TORCH_RUNS[tag]
     assert (its["kind"].lower(), its["clip"] or None) == (name, max_norm)
     optimizer = make_optimizer(
-        its["lr"], optimizer=name, betas=tuple(its["betas"]), eps=its["eps"],
-        weight_decay=its["wd"], max_grad_norm=max_norm, clip_eps=1e-6,
-    )  # fmt: skip
+        its["lr"],
+        optimizer=name,
+        betas=tuple(its["betas"]),
+        eps=its["eps"],
+        weight_decay=its["wd"],
+        max_grad_norm=max_norm,
+        clip_eps=1e-6,
+    )
     found = optimise(optimizer, io["in.w0"], io["in.grads"], dtype)
     compare("optimisers", found, io[f"{SHORT[dtype]}.{tag}/w"], dtype)
     if max_norm is not None:

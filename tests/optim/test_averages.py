@@ -1,4 +1,4 @@
-"""The forms of the moving average, several of them in one step, and which of them a job takes."""
+"""The forms of the moving average, several averages in one step, and the choice among them."""
 
 from dataclasses import replace
 
@@ -24,11 +24,13 @@ def test_the_half_life_is_counted_in_steps():
 
 @pytest.mark.parametrize("rampup", [0.05, None])
 def test_the_half_life_of_edm_grows_with_the_images_seen(rampup):
-    """Their loop, in their units: images, of which batch_size are seen in a step."""
+    """Their loop, in their units: images, batch_size of which are seen in a step."""
     half_life, batch_size = 100, 8
-    (ema,) = make_averages(TrainConfig(
-        batch_size=batch_size, ema_form="half_life", ema_half_life=half_life, ema_rampup=rampup
-    ))  # fmt: skip
+    (ema,) = make_averages(
+        TrainConfig(
+            batch_size=batch_size, ema_form="half_life", ema_half_life=half_life, ema_rampup=rampup
+        )
+    )
     params = np.random.default_rng(0).normal(size=(300, 3))
     expected = ours = jnp.zeros(3)
     for step, now in enumerate(jnp.asarray(params)):
@@ -59,7 +61,7 @@ def test_the_warm_up_of_k_diffusion_is_stretched_by_inv_gamma():
 
 
 def quadratic_step(**averages):
-    """(state, target) -> state: descent to a target, with some averages of the way."""
+    """(state, target) -> state: one step of descent to a target, with some averages."""
 
     def loss(params, x_0, t, noise, **_):
         return ((params["w"] - x_0) ** 2).sum(axis=(1, 2, 3))
@@ -69,7 +71,7 @@ def quadratic_step(**averages):
     return lambda state, target: update(state, jnp.full((1, 1, 1, 1), target), *zeros)[0]
 
 
-def test_several_averages_are_each_what_they_would_be_alone():
+def test_several_averages_are_the_same_as_each_alone():
     emas = [make_ema("constant", decay) for decay in (0.9, 0.5, 0.99)] + [make_posthoc_ema(0.1)]
     start = {"w": jnp.ones(())}
     together = create_state(start, optax.sgd(0.1), num_more_ema=2, num_posthoc_ema=1)

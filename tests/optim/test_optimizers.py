@@ -94,13 +94,13 @@ def test_the_first_state_has_an_average_of_its_own():
 
 
 @pytest.mark.parametrize("form", ["delayed_ramp", "power"])
-def test_a_delayed_average_is_a_copy_first_and_then_lies_behind(form):
+def test_a_delayed_average_is_a_copy_at_first(form):
     ema = make_ema(form, 0.99, update_after=2)
     old, new = jnp.float32(0.1), jnp.float32(3e-9)  # too far apart to be added without loss
     assert [float(ema(old, new, step) == new) for step in range(4)] == [1, 1, 1, 0]
 
 
-def test_an_average_that_moves_at_every_third_step_stays_between():
+def test_an_average_of_every_third_step_stays_the_same_in_between():
     ema, old = make_ema("constant", 0.5, every=3), jnp.array(1.0)
     assert [float(ema(old, jnp.array(3.0), step)) for step in range(5)] == [2, 1, 1, 2, 1]
 
@@ -116,7 +116,7 @@ def test_the_decay_of_the_average_is_constant_or_warms_up():
         np.testing.assert_allclose(1 - ema_rate(form, 0.99, steps), decays, rtol=1e-12)
 
 
-def test_the_clip_of_torch_leaves_a_little_less():
+def test_clip_eps_shortens_clipped_gradients_as_in_pytorch():
     _, state = first_update([3.0, 4.0], max_grad_norm=1.0, clip_eps=1e-6)
     first_moment = optax.tree_utils.tree_get(state, "mu")
     np.testing.assert_allclose(first_moment, 0.1 * np.array([3.0, 4.0]) / 5.000001, rtol=1e-12)

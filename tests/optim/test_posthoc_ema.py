@@ -47,7 +47,7 @@ def track(sigma_rel, params):
 
 @pytest.fixture(scope="module")
 def walk():
-    """Parameters that wander about, away from 0, as in training."""
+    """Parameters that wander around 5."""
     return 5 + np.random.default_rng(0).normal(0, 0.05, (LENGTH, 8)).cumsum(0)
 
 
@@ -71,14 +71,14 @@ def test_width_and_exponent_are_inverse_and_the_width_is_that_of_the_profile(sig
 
 
 @pytest.mark.parametrize("sigma_rel", [0.0, -0.1, 0.3, float("nan")])
-def test_a_width_that_cannot_be_is_refused(sigma_rel):
+def test_an_impossible_width_is_refused(sigma_rel):
     with pytest.raises(ValueError, match=f"between 0 and 0.2887, got {sigma_rel}"):
         gamma_from_sigma_rel(sigma_rel)
 
 
 @pytest.mark.parametrize("sigma_rel", [0.03, 0.1, 0.28])
 def test_the_tracked_average_is_the_integral_of_the_profile(walk, sigma_rel):
-    """Whatever it starts from, for the first update is a copy."""
+    """From any start, because the first update is a copy."""
     found = track(sigma_rel, walk)
     expected = profile_weights(sigma_rel, LENGTH) @ walk
     np.testing.assert_allclose(found[-1], expected, rtol=1e-11)  # measured: 4e-14
@@ -112,7 +112,7 @@ def test_products_are_integrals(ends):
 
 
 @pytest.mark.parametrize("index", [0, 7, 39])
-def test_a_stored_average_is_made_of_itself_alone(index):
+def test_a_stored_average_is_reconstructed_from_itself_alone(index):
     ends, gammas, _ = stored(20)
     step, gamma = int(ends[index]), float(gammas[index])
     weights = solve_weights(ends, gammas, step, gamma)
@@ -126,7 +126,7 @@ def test_a_stored_average_is_made_of_itself_alone(index):
 @pytest.mark.parametrize(
     ("sigma_rel", "with_40"), [(0.03, 5e-4), (0.07, 3e-5), (0.15, 3e-5), (0.2, 6e-4)]
 )
-def test_any_other_average_is_reconstructed_better_with_more_snapshots(walk, sigma_rel, with_40):
+def test_more_snapshots_reconstruct_other_averages_better(walk, sigma_rel, with_40):
     direct = np.asarray(track(sigma_rel, walk))[-1]
     gamma = gamma_from_sigma_rel(sigma_rel)
     errors, profile_errors = [], []
@@ -143,7 +143,7 @@ def test_any_other_average_is_reconstructed_better_with_more_snapshots(walk, sig
 
 
 @pytest.mark.parametrize("step", [LENGTH, 3300, 100])
-def test_the_error_that_is_told_is_that_of_the_weights_of_all_steps(step):
+def test_the_reported_error_is_the_distance_of_the_weights_of_all_steps(step):
     """Also between snapshots, and before the first."""
     ends, gammas, rows = stored(20)
     weights = solve_weights(ends, gammas, step, gamma_from_sigma_rel(0.15))
@@ -154,7 +154,7 @@ def test_the_error_that_is_told_is_that_of_the_weights_of_all_steps(step):
     assert told == pytest.approx(found, rel=5e-3)  # measured: 4e-5, 6e-5 and 3e-4
 
 
-def test_parameters_that_do_not_move_are_reproduced_even_from_few_snapshots():
+def test_constant_parameters_are_reproduced_from_few_snapshots():
     ends, gammas, _ = stored(2)
     weights = solve_weights(ends, gammas, LENGTH, gamma_from_sigma_rel(0.2))
     found = reconstruct(weights, [{"a": np.full(3, 7, np.float32)}] * 4)["a"]

@@ -43,7 +43,7 @@ def test_clipping_bounds_x_0_and_eps_follows_it(prediction_type):
     assert jnp.all((jnp.abs(found.eps - raw.eps) > 1e-6) == changed)
 
 
-def test_eps_of_the_network_can_be_kept():
+def test_the_networks_own_eps_can_be_kept():
     found = make_denoise_fn(network, None, rederive_eps=False)(X_T, LEVEL)
     np.testing.assert_array_equal(found.eps, OUTPUT)
     assert jnp.abs(found.x_0).max() == 1
@@ -80,7 +80,7 @@ def test_a_learned_variance_is_the_second_half_of_the_channels():
     np.testing.assert_array_equal(found.raw_variance, 7 * OUTPUT)
 
 
-def test_an_earlier_guess_is_handed_to_the_network_when_there_is_one():
+def test_an_earlier_x_0_is_passed_to_the_network_if_there_is_one():
     def spy(params, x_t, t, x_self_cond=None):
         return x_t if x_self_cond is None else x_self_cond
 
@@ -114,7 +114,7 @@ def test_a_threshold_is_a_quantile_of_each_image_and_at_least_one():
     np.testing.assert_allclose(threshold(x_0, 0.75, 2.0)[1], jnp.minimum(x_0[1], 2) / 2, rtol=1e-15)
 
 
-def test_a_threshold_takes_the_place_of_clipping():
+def test_a_dynamic_threshold_replaces_clipping():
     raw = to_prediction(OUTPUT, X_T, LEVEL, "eps")
     found = make_denoise_fn(network, None, dynamic_threshold=0.8)(X_T, LEVEL)
     np.testing.assert_array_equal(found.x_0, threshold(raw.x_0, 0.8))

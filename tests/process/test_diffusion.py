@@ -135,7 +135,7 @@ def test_the_target_as_output_predicts_the_truth(prediction_type, t):
 
 
 @pytest.mark.parametrize("prediction_type", TYPES)
-def test_a_prediction_is_consistent_whatever_the_network_says(prediction_type):
+def test_x_0_and_eps_are_consistent_for_any_output(prediction_type):
     x_t, output = normal(0), normal(1)
     level = level_at(exact_schedule(), jnp.array([1, 500, 900]))
     found = to_prediction(output, x_t, level, prediction_type)
@@ -163,7 +163,7 @@ def test_v_is_the_derivative_of_x_t_along_the_noise_angle():
     np.testing.assert_allclose(v_from(level, x_0, eps), derivative, rtol=1e-13)  # measured: 0
 
 
-def test_x_0_is_found_from_the_mean_of_the_posterior():
+def test_x_0_is_recovered_from_the_mean_of_the_posterior():
     schedule, t = exact_schedule(), jnp.array([0, 500, 999])
     x_0, x_t = normal(0), normal(1)
     x_prev = q_posterior(schedule, x_0, x_t, t).mean
@@ -171,7 +171,7 @@ def test_x_0_is_found_from_the_mean_of_the_posterior():
     np.testing.assert_allclose(found, x_0, rtol=0, atol=1e-9)  # measured: 2e-12
 
 
-def test_the_reverse_step_is_the_posterior_of_the_predicted_image_with_the_asked_variance():
+def test_the_reverse_step_has_the_posterior_mean_and_the_variance_asked_for():
     schedule, t = exact_schedule(), jnp.array([0, 500, 999])
     x_0, x_t = normal(0), normal(1)
     posterior = q_posterior(schedule, x_0, x_t, t)

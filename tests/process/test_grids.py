@@ -12,7 +12,7 @@ ALL = level_at(SCHEDULE, jnp.arange(100))
 
 
 @pytest.mark.parametrize("spacing", CONTINUOUS)
-def test_a_grid_between_the_timesteps_has_their_ends_and_the_clean_image(spacing):
+def test_a_continuous_grid_runs_from_the_last_timestep_to_the_first_and_the_clean_image(spacing):
     levels = continuous_levels(SCHEDULE, 9, spacing)
     assert [len(field) for field in levels] == [10, 10, 10]
     for i, t in ((0, 99), (8, 0)):
@@ -32,11 +32,11 @@ def test_steps_are_equal_in_log_snr_or_in_the_seventh_root_of_sigma():
     np.testing.assert_allclose(only, [99, -1], rtol=1e-12)  # measured: 3e-16
 
 
-def test_a_grid_between_the_timesteps_may_have_more_steps_than_they():
+def test_a_continuous_grid_may_have_more_steps_than_timesteps():
     assert len(continuous_levels(SCHEDULE, 250, "log_snr").t) == 251
 
 
-def test_grids_that_cannot_be_are_refused():
+def test_impossible_continuous_grids_are_refused():
     with pytest.raises(ValueError, match="at least 1, got 0"):
         continuous_levels(SCHEDULE, 0, "karras")
     noise = named_schedule("linear", 100, dtype=jnp.float64, zero_terminal_snr=True)
@@ -55,7 +55,7 @@ def test_levels_of_t_and_of_sigma_are_inverses(dtype):
     np.testing.assert_allclose(back.t, t, rtol=0, atol=1e-11 if dtype == "float64" else 1e-4)
 
 
-def test_whole_timesteps_stay_whole_and_have_the_levels_of_the_tables():
+def test_integer_timesteps_are_looked_up_in_the_tables():
     level = level_of_t(SCHEDULE)(jnp.asarray([5, 99, -1]))
     assert jnp.issubdtype(level.t.dtype, jnp.integer)
     np.testing.assert_array_equal(level, level_at(SCHEDULE, jnp.asarray([5, 99, -1])))
@@ -63,7 +63,7 @@ def test_whole_timesteps_stay_whole_and_have_the_levels_of_the_tables():
     assert ALL.sigma[5] < between.sigma < ALL.sigma[6]
 
 
-def test_a_sigma_outside_the_schedule_is_told_the_nearest_timestep():
+def test_a_sigma_outside_the_schedule_gets_the_nearest_timestep():
     level = level_of_sigma(SCHEDULE)(jnp.asarray([1e-6, 1e6]))
     assert level.t.tolist() == [0, 99]
     np.testing.assert_allclose(level.sigma / level.signal, [1e-6, 1e6], rtol=1e-12)
@@ -94,6 +94,6 @@ def test_listed_timesteps_are_visited_as_listed():
         ("9,8.5", "like"),
     ],
 )
-def test_lists_that_are_no_grid_are_refused(listed, message):
+def test_lists_that_do_not_descend_are_refused(listed, message):
     with pytest.raises(ValueError, match=message):
         parse_timesteps(1000, listed)

@@ -27,7 +27,7 @@ LABEL = jnp.array([0, 1, 2, 0])
 
 
 def network(params, x_t, t, *, label, x_self_cond=None):
-    """Nothing but a function of all that it is given, image by image."""
+    """A function of all its arguments, image by image."""
     t, label = (a.reshape(-1, 1, 1, 1).astype(x_t.dtype) for a in (t, label))
     out = jnp.sin(params * x_t + label) + 0.01 * t * jnp.cos(x_t * label)
     return out if x_self_cond is None else out + x_self_cond**2
@@ -55,7 +55,7 @@ def test_one_call_of_twice_the_batch_is_two_calls(given):
     assert calls == [(8, 2, 3, 2)]
 
 
-def test_outside_the_interval_nothing_is_guided():
+def test_guidance_stops_outside_its_interval():
     cond = network(2.0, X_T, T, label=LABEL)
     full = guide_network(network, NULL, 3.0)(2.0, X_T, T, label=LABEL)
     found = guide_network(network, NULL, 3.0, interval=(10, 50))(2.0, X_T, T, label=LABEL)
@@ -77,7 +77,7 @@ def test_rescaling_gives_each_image_the_spread_of_the_conditional_one():
     np.testing.assert_array_equal(rescale_guided(flat, flat, 0.7), flat)
 
 
-def test_a_learned_variance_is_that_of_the_conditional_output():
+def test_a_learned_variance_comes_from_the_conditional_output():
     found = guide_network(network, NULL, 3.0, learned_variance=True)(2.0, X_T, T, label=LABEL)
     cond, plain = (
         apply_fn(2.0, X_T, T, label=LABEL)
@@ -137,7 +137,7 @@ POSTERIOR_MEAN = POSTERIOR_VARIANCE * (PRIOR[0] / PRIOR[1] ** 2 + SEEN / NOISE**
 
 
 def gaussian_classifier(schedule):
-    """log p(seen | x_t): what is seen is x_0 and noise, and x_0 given x_t is Gaussian."""
+    """log p(seen | x_t): x_0 is seen through noise, and x_0 given x_t is Gaussian."""
     mean, std = PRIOR
 
     def log_prob(x_t, t, label):
@@ -171,7 +171,7 @@ def test_a_classifier_turns_the_prior_into_the_posterior(kind, bounds):
     assert abs(mean - PRIOR[0]) > 0.3
 
 
-def test_a_classifier_keeps_x_0_and_eps_consistent_and_the_variance():
+def test_classifier_guidance_keeps_x_0_and_eps_consistent_and_the_variance_unchanged():
     level = level_at(SCHEDULE, jnp.array(40))
     gradient = classifier_gradient(gaussian_classifier(SCHEDULE), LABEL, 2.0)
     one_channel = X_T[..., :1]

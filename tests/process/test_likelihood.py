@@ -37,7 +37,7 @@ def gaussian(mean, log_variance):
 
 
 @pytest.mark.parametrize(("mean", "log_variance"), [(0.0, 0.0), (1.5, -1.0), (-0.3, 1.2)])
-def test_the_divergence_of_gaussians_is_that_of_the_integral(mean, log_variance):
+def test_the_divergence_of_gaussians_is_the_integral(mean, log_variance):
     p, q = stats.norm(0.4, np.exp(-0.35)), stats.norm(mean, np.exp(log_variance / 2))
     x = np.linspace(-15, 15, 20_001)
     integral = np.trapezoid(p.pdf(x) * (p.logpdf(x) - q.logpdf(x)), x)
@@ -76,7 +76,7 @@ def test_no_probability_is_below_the_floor(floor):
     np.testing.assert_allclose(found.ravel(), [np.log(floor)], rtol=1e-14)
 
 
-def test_a_perfect_model_pays_nothing_before_the_last_step():
+def test_the_terms_of_a_perfect_model_are_zero_before_the_last_step():
     x_0, t = jnp.clip(normal(0), -1, 1), jnp.array([1, 25, 49])
     x_t = q_sample(SCHEDULE, x_0, t, normal(1))
     posterior = jax.jit(q_posterior)(SCHEDULE, x_0, x_t, t)
@@ -86,7 +86,7 @@ def test_a_perfect_model_pays_nothing_before_the_last_step():
     np.testing.assert_allclose(term_of(SCHEDULE, x_0, x_t, t, off), expected, rtol=1e-13)
 
 
-def test_the_last_step_pays_for_the_pixels_themselves():
+def test_the_last_term_is_the_likelihood_of_the_pixels():
     x_0 = jnp.clip(normal(0), -1, 1)
     t = jnp.zeros(3, int)
     x_t = q_sample(SCHEDULE, x_0, t, normal(1))
@@ -97,7 +97,7 @@ def test_the_last_step_pays_for_the_pixels_themselves():
     np.testing.assert_allclose(found, nll.mean((1, 2, 3)) / np.log(2), rtol=1e-13)
 
 
-def test_the_variance_of_the_last_step_is_that_of_the_schedules_convention():
+def test_the_variance_of_the_last_step_follows_the_schedules_convention():
     x, t = jnp.zeros((1, 1, 1, 1)), jnp.zeros(1, int)
     found = {}
     for clip in ("second_entry", "floor"):
@@ -111,7 +111,7 @@ def test_the_variance_of_the_last_step_is_that_of_the_schedules_convention():
 
 
 @pytest.mark.parametrize("clip", ["second_entry", "floor"])
-def test_gradients_are_finite_in_single_precision_however_small_the_variance(clip):
+def test_gradients_are_finite_in_single_precision_for_any_variance(clip):
     schedule = named_schedule("cosine", T, clipped_log_variance=clip)
     x_0, t = jnp.clip(normal(0), -1, 1).astype(jnp.float32), jnp.array([0, 1, 49])
     x_t = q_sample(schedule, x_0, t, normal(1).astype(jnp.float32))
@@ -129,7 +129,7 @@ def test_gradients_are_finite_in_single_precision_however_small_the_variance(cli
         assert all(bool(jnp.isfinite(g).all()) for g in gradients), raw
 
 
-def test_little_is_left_of_the_image_at_the_end_of_the_chain():
+def test_the_prior_term_measures_what_is_left_of_the_image():
     x_0 = jnp.clip(normal(0), -1, 1)
     left = prior_term(SCHEDULE, x_0)
     assert left.shape == (3,)
@@ -197,7 +197,7 @@ def test_the_bound_of_the_exact_model_is_the_entropy_of_the_pixels(num_timesteps
     np.testing.assert_allclose(bound.eps_mse.mean(1), of_eps, rtol=0.03)  # measured: 0.007
 
 
-def test_noise_belongs_to_image_and_timestep():
+def test_noise_depends_on_image_and_timestep_alone():
     keys = jax.vmap(jax.random.key)(jnp.arange(5))
     noise_fn = jax.jit(noise_by_timestep(keys, (2, 2, 1), jnp.float64))
     alone = noise_by_timestep(keys[3:4], (2, 2, 1), jnp.float64)
@@ -205,7 +205,7 @@ def test_noise_belongs_to_image_and_timestep():
     assert len(np.unique(np.stack([noise_fn(t) for t in range(3)]))) == 3 * 5 * 4
 
 
-def test_a_respaced_chain_has_the_noise_of_the_timesteps_that_the_network_is_told():
+def test_a_respaced_denoiser_calls_the_network_with_the_timesteps_of_the_full_chain():
     betas, timesteps = BETAS["cosine"](T), space_timesteps(T, "7,3")
     schedule = make_schedule(respace_betas(betas, timesteps), dtype=jnp.float64)
     seen = []

@@ -42,7 +42,7 @@ def test_pixel_losses_have_the_values_worked_out_by_hand(loss_type, expected):
 
 @pytest.mark.parametrize("prediction_type", TYPES)
 @pytest.mark.parametrize("loss_type", LOSSES)
-def test_the_loss_is_zero_for_a_perfect_network_and_known_for_one_that_is_off(
+def test_the_loss_is_zero_for_a_perfect_network_and_known_for_a_constant_error(
     prediction_type, loss_type
 ):
     x_0, noise, t = images(0), images(1), jnp.array([0, 50, 99])
@@ -51,8 +51,14 @@ def test_the_loss_is_zero_for_a_perfect_network_and_known_for_one_that_is_off(
     def loss(off):
         return diffusion_loss(
             lambda params, x_t, t: target + off,
-            None, SCHEDULE, x_0, t, noise, prediction_type=prediction_type, loss_type=loss_type,
-        )  # fmt: skip
+            None,
+            SCHEDULE,
+            x_0,
+            t,
+            noise,
+            prediction_type=prediction_type,
+            loss_type=loss_type,
+        )
 
     np.testing.assert_array_equal(loss(0.0), [0, 0, 0])
     expected = {"l1": 0.5, "l2": 0.25, "huber": 0.125}[loss_type]
@@ -87,7 +93,7 @@ def test_the_loss_of_an_example_does_not_depend_on_the_others():
         np.testing.assert_array_equal(loss(jnp.array([i])), together[i : i + 1])
 
 
-def test_what_is_drawn_for_an_example_depends_on_its_key_alone():
+def test_an_examples_timestep_and_noise_depend_on_its_key_alone():
     keys = jax.random.split(jax.random.key(0), 6)
     t, noise = draw(keys, (4, 4, 2), 1000)
     rows = jnp.array([4, 1])
@@ -115,7 +121,7 @@ def test_noise_is_standard_normal_and_independent_of_the_timestep():
 
 
 def losses_of_one_prediction(**settings):
-    """The loss of the same x_0 and eps, told in each of the three ways."""
+    """The loss of the same x_0 and eps, predicted in each of the three ways."""
     x_0, noise, t = jnp.clip(images(0), -1, 1), images(1), jnp.array([0, 50, 95])
     level = level_at(SCHEDULE, t)
     x_t = add_noise(level, x_0, noise)
@@ -126,9 +132,11 @@ def losses_of_one_prediction(**settings):
         if settings.get("variance") == "learned_range":
             output = jnp.concatenate([output, jnp.tanh(x_t)], axis=-1)
         loss_fn = make_loss_fn(
-            lambda params, x_t, t, output=output: output, SCHEDULE,
-            prediction_type=prediction_type, **settings,
-        )  # fmt: skip
+            lambda params, x_t, t, output=output: output,
+            SCHEDULE,
+            prediction_type=prediction_type,
+            **settings,
+        )
         found[prediction_type] = loss_fn(None, x_0, t, noise)
     return found
 
@@ -147,7 +155,7 @@ def losses_of_one_prediction(**settings):
     ],
     ids=lambda settings: "-".join(map(str, settings.values())),
 )
-def test_losses_but_the_plain_one_do_not_depend_on_what_the_network_predicts(settings):
+def test_weighted_losses_do_not_depend_on_the_prediction_type(settings):
     found = losses_of_one_prediction(**settings)
     np.testing.assert_allclose(found["x_0"], found["eps"], rtol=1e-12)  # measured: 2e-15
     np.testing.assert_allclose(found["v"], found["eps"], rtol=1e-12)  # measured: 2e-15
@@ -158,14 +166,14 @@ def test_losses_but_the_plain_one_do_not_depend_on_what_the_network_predicts(set
 SNR = np.asarray(SCHEDULE.alphas_cumprod / (1 - SCHEDULE.alphas_cumprod))
 
 
-def test_the_ceiling_holds_back_the_clean_timesteps_only():
+def test_the_ceiling_lowers_the_weight_of_clean_timesteps_only():
     capped = loss_weight(SCHEDULE, "min_snr", "eps", gamma=2.0)
     np.testing.assert_allclose(capped, np.minimum(1, 2 / SNR), rtol=1e-12)  # measured: 5e-16
     assert 10 < (SNR > 2).sum() < 90
     np.testing.assert_array_equal(loss_weight(SCHEDULE, "constant", "x_0"), np.ones(100))
 
 
-def test_weights_are_those_of_the_papers():
+def test_weights_are_the_published_ones():
     """Truncated: Salimans & Ho 2022. P2: Choi et al. 2022, Eq. 8."""
     truncated = loss_weight(SCHEDULE, "truncated_snr", "eps")
     np.testing.assert_allclose(truncated, np.maximum(1, 1 / SNR), rtol=1e-12)  # measured: 4e-16
@@ -176,7 +184,7 @@ def test_weights_are_those_of_the_papers():
     )
 
 
-def test_the_smooth_ceiling_is_that_of_preconditioned_networks():
+def test_the_smooth_ceiling_is_the_weight_of_preconditioned_networks():
     """Crowson et al. 2024 weight the error of c_out = sigma s / sqrt(sigma^2 + s^2), s^2 = 1/gamma,
 
     times the network's output by (c_out / s)^2 ((s / sigma)^2 / (1 + s^2 / sigma^2)) / s^2.
@@ -193,7 +201,7 @@ ZERO = named_schedule("cosine", 100, dtype=jnp.float64, zero_terminal_snr=True)
 
 
 @pytest.mark.parametrize("prediction_type", ["x_0", "v"])
-def test_where_no_signal_is_left_all_weights_and_losses_are_finite(prediction_type):
+def test_weights_and_losses_are_finite_where_no_signal_is_left(prediction_type):
     ending = {"constant": 1, "truncated_snr": 1}  # the others leave the last timestep out
     for weighting in get_args(Weighting):
         weights = loss_weight(ZERO, weighting, prediction_type)
@@ -272,7 +280,7 @@ def test_an_objective_that_would_not_train_the_variance_is_refused(objective, va
 
 
 @pytest.mark.parametrize("guess", [True, False])
-def test_a_self_conditioned_network_is_given_its_own_first_guess_or_nothing(guess):
+def test_a_self_conditioned_network_gets_its_own_first_guess_or_zeros(guess):
     x_0, noise, t = images(0), images(1), jnp.array([3, 50, 95])
 
     def network(params, x_t, t, x_self_cond):
@@ -294,7 +302,7 @@ def test_a_self_conditioned_network_is_given_its_own_first_guess_or_nothing(gues
     np.testing.assert_allclose(found, expected, rtol=1e-13)
 
 
-def test_the_first_guess_is_made_with_change_dropout_keys_masks():
+def test_the_first_guess_uses_other_dropout_masks():
     keys = jax.random.split(jax.random.key(0), 3)
     found = change_dropout_keys({"train": True, "dropout_keys": keys})
     assert found["train"]
@@ -302,7 +310,7 @@ def test_the_first_guess_is_made_with_change_dropout_keys_masks():
     assert change_dropout_keys({"dropout_keys": None}) == {"dropout_keys": None}
 
 
-def test_offset_noise_shifts_whole_channels_and_leaves_the_rest():
+def test_offset_noise_shifts_whole_channels_and_nothing_else():
     keys = jax.random.split(jax.random.key(0), 2000)
     t, noise = draw(keys, (3, 3, 2), 1000)
     t_too, shifted = draw(keys, (3, 3, 2), 1000, offset_noise=0.5)

@@ -65,7 +65,7 @@ def test_the_density_of_gaussian_data_is_exact_to_second_order():
 
 
 @pytest.mark.slow
-def test_the_levels_of_a_schedule_give_the_density_of_what_has_its_first_noise():
+def test_the_levels_of_a_schedule_give_the_density_at_its_first_noise_level():
     schedule = named_schedule("cosine", 1000, dtype=jnp.float64)
     levels = level_at(schedule, jnp.asarray(flow_timesteps(1000, 200)))
     exact = exact_log_density(float(levels.sigma[0] / levels.signal[0]))
@@ -109,7 +109,7 @@ def test_the_mean_over_all_signs_is_the_divergence():
 
 
 @pytest.mark.parametrize("kind", ["rademacher", pytest.param("normal", marks=pytest.mark.slow)])
-def test_drawn_probes_are_unbiased_and_belong_to_their_image(kind):
+def test_probes_are_unbiased_and_depend_on_their_images_key_alone(kind):
     keys = jax.vmap(jax.random.key)(jnp.arange(4))
     probes = draw_probes(keys, SHAPE, 20_000, jnp.float64, kind=kind)
     assert (probes.shape, probes.dtype) == ((20_000, *X.shape), jnp.float64)

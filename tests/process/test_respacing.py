@@ -25,13 +25,13 @@ BETAS = cosine_betas(90)
         (10, "ddim2", [5, 0]),
     ],
 )
-def test_respaced_timesteps_worked_out_by_hand(num_timesteps, sections, expected):
+def test_respaced_timesteps_are_the_ones_worked_out_by_hand(num_timesteps, sections, expected):
     found = space_timesteps(num_timesteps, sections)
     assert found.tolist() == [*expected, -1]
     assert found.dtype == np.int32
 
 
-def test_every_section_keeps_its_ends_and_its_count():
+def test_every_section_has_its_ends_and_its_count():
     kept = space_timesteps(300, "10,15,20")[-2::-1]
     for i, count in enumerate((10, 15, 20)):
         section = kept[(kept >= 100 * i) & (kept < 100 * i + 100)]
@@ -50,12 +50,12 @@ def test_every_section_keeps_its_ends_and_its_count():
         ([-1], "-1 timesteps do not fit into a section"),
     ],
 )
-def test_what_cannot_be_is_refused(sections, message):
+def test_impossible_sections_are_refused(sections, message):
     with pytest.raises(ValueError, match=message):
         space_timesteps(100, sections)
 
 
-def test_all_timesteps_are_the_chain_itself():
+def test_respacing_to_all_timesteps_changes_nothing():
     found = respace_betas(BETAS, timestep_grid(90, 90))
     np.testing.assert_allclose(found, BETAS, rtol=1e-12)  # measured: 7e-15
 
@@ -71,7 +71,7 @@ def test_the_respaced_chain_visits_the_same_levels():
 
 
 @pytest.mark.parametrize("sampler", [ddpm("learned_range"), ddim(0.5)], ids=["ddpm", "ddim"])
-def test_a_chain_over_the_respaced_schedule_is_one_over_the_visited_timesteps(sampler):
+def test_sampling_the_respaced_schedule_equals_sampling_over_the_visited_timesteps(sampler):
     timesteps = space_timesteps(90, "5,3,2")
     schedule = make_schedule(BETAS, dtype=jnp.float64)
     respaced = make_schedule(respace_betas(BETAS, timesteps), dtype=jnp.float64)

@@ -49,7 +49,7 @@ def test_uniform_timesteps_are_those_of_draw():
     assert weight is None
 
 
-def test_each_example_has_its_own_part_of_the_chain():
+def test_stratified_timesteps_split_the_chain_among_the_examples():
     index, ends = jnp.arange(5), jnp.array([0, 0.9999])
     low, high = (stratified_timesteps(u, index, 5, 1000) for u in ends)
     np.testing.assert_array_equal(low, [0, 200, 400, 600, 800])
@@ -64,7 +64,7 @@ def test_stratified_timesteps_are_uniform_within_each_part():
     assert fits(np.asarray(t) - 20, np.full(10, 0.1)) > 1e-3  # measured with these keys: 0.67
 
 
-def test_antithetic_timesteps_lie_at_equal_distances_around_one_draw():
+def test_antithetic_timesteps_are_equally_spaced():
     t = antithetic_timesteps(jnp.float64(0.62), jnp.arange(8), 8, 1000)
     np.testing.assert_array_equal(t, (620 + 125 * np.arange(8)) % 1000)
     timestep_fn = make_timestep_fn("antithetic", SCHEDULE)
@@ -73,7 +73,7 @@ def test_antithetic_timesteps_lie_at_equal_distances_around_one_draw():
         assert fits(example, np.full(T, 1 / T)) > 1e-3
 
 
-def test_the_nearest_timestep_is_the_one_a_search_finds():
+def test_the_nearest_timestep_is_the_one_that_a_search_finds():
     table = np.log(np.asarray(SCHEDULE.sqrt_recipm1_alphas_cumprod))
     wanted = np.random.default_rng(0).uniform(table[0] - 1, table[-1] + 1, 200)
     expected = np.abs(wanted[:, None] - table[None]).argmin(1)
@@ -103,7 +103,7 @@ def test_the_inverse_of_the_running_sum_has_the_given_probabilities():
     assert inverse_cdf(jnp.array([np.nextafter(np.float32(1), 0)]), third) == 2
 
 
-def test_timesteps_are_drawn_by_their_losses_and_weighted_so_that_the_mean_stays():
+def test_importance_sampling_follows_the_losses_and_its_weights_keep_the_mean():
     p = importance(FULL, 0.1)
     rms = np.sqrt((np.arange(1.0, 31).reshape(T, 3) ** 2).mean(1))
     np.testing.assert_allclose(p, 0.9 * rms / rms.sum() + 0.1 / T, rtol=1e-12)
@@ -116,7 +116,7 @@ def test_timesteps_are_drawn_by_their_losses_and_weighted_so_that_the_mean_stays
 
 
 @pytest.mark.parametrize("counts", [np.zeros(T, int), np.r_[2, np.full(T - 1, 3)]])
-def test_until_every_timestep_has_its_losses_all_are_equally_likely(counts):
+def test_importance_is_uniform_until_the_history_is_full(counts):
     history = FULL.replace(counts=jnp.asarray(counts))
     np.testing.assert_array_equal(importance(history), np.full(T, 0.1))
     _, weight = drawn("importance", history=history)
@@ -129,7 +129,7 @@ def test_importance_needs_a_history():
 
 
 def test_the_history_holds_the_last_losses_in_order():
-    """Against a queue for each timestep; batches hold up to more than one of them can keep."""
+    """Against a queue for each timestep. A batch may hold more losses of one than its queue keeps."""
     numbers = np.random.default_rng(0)
     queues = [deque(maxlen=3) for _ in range(4)]
     history, add = empty_history(4, 3, jnp.float64), jax.jit(record)
@@ -146,7 +146,7 @@ def test_the_history_holds_the_last_losses_in_order():
 
 
 @pytest.mark.parametrize("sampling", ["stratified", "antithetic", "importance"])
-def test_half_a_batch_draws_what_it_would_in_the_whole(sampling):
+def test_half_a_batch_draws_the_same_as_in_the_whole(sampling):
     history = FULL if sampling == "importance" else None
     timestep_fn, keys = make_timestep_fn(sampling, SCHEDULE), KEYS[:12]
 

@@ -49,8 +49,8 @@ def errors_of(sampler, timesteps):
     return np.abs(mean[1:] - true_mean).max(), np.abs(cov[1:, 1:] - true_cov).max()
 
 
-def test_repaint_comes_closer_to_the_conditional_distribution_than_replacement():
-    """The known pixel is exact in both; that is asserted in `errors_of`."""
+def test_repaint_is_closer_to_the_conditional_distribution_than_replacement():
+    """`errors_of` asserts that the known pixel is exact in both."""
     grid, sampler = timestep_grid(100, 100), ddpm("fixed_small")
     replaced = errors_of(inpaint(sampler, IMAGE, KNOWN), grid)
     painted = errors_of(repaint(sampler, IMAGE, KNOWN), repaint_grid(grid, 10, 10))
@@ -74,9 +74,13 @@ def test_known_pixels_are_those_of_the_image_at_every_level(sampler):
         return Prediction(0.9 * x_t, 0.1 * x_t)
 
     x_0, states = sample(
-        inpaint(sampler, image[:1], known), denoise, levels, x_T, lambda i: noises[i],
+        inpaint(sampler, image[:1], known),
+        denoise,
+        levels,
+        x_T,
+        lambda i: noises[i],
         trace=lambda state, prediction: state.x_t,
-    )  # fmt: skip
+    )
     plain, _ = sample(sampler, denoise, levels, x_T, lambda i: noises[i])
     for i in range(5):
         level = jax.tree.map(lambda a, i=i: a[i + 1], levels)
@@ -86,7 +90,7 @@ def test_known_pixels_are_those_of_the_image_at_every_level(sampler):
         np.testing.assert_allclose(states[i][kept], expected[kept], rtol=0, atol=1e-14)
     kept = jnp.broadcast_to(known, x_0.shape)
     np.testing.assert_array_equal(x_0[kept], jnp.broadcast_to(image[:1], x_0.shape)[kept])
-    # pixels do not see each other here, so the others are what they would have been
+    # pixels are independent here, so the others stay as they would have been
     np.testing.assert_allclose(x_0[~kept], plain[~kept], rtol=1e-13)  # measured: 3e-16
 
 
@@ -133,7 +137,7 @@ def test_noise_in_two_steps_is_noise_in_one():
 
 
 def multistep():
-    """A sampler that adds up how many steps it has taken, and shows that as the image."""
+    """A sampler that counts its steps and shows the count in eps."""
 
     def step(state, noise, cur, nxt, denoise_fn):
         prediction = denoise_fn(state.x_t, cur)
@@ -143,7 +147,7 @@ def multistep():
     return Sampler(lambda x_T: SamplerState(x_T, jnp.zeros(())), step)
 
 
-def test_on_the_way_up_nothing_is_predicted_remembered_or_lost():
+def test_steps_up_predict_and_remember_nothing():
     order = [80, 60, 40, 60, 40, -1]
     levels, x_T = levels_of(order), as_image([0.5, 0.7])
 
@@ -151,17 +155,27 @@ def test_on_the_way_up_nothing_is_predicted_remembered_or_lost():
         return Prediction(x_self_cond + 1, jnp.ones_like(x_t))
 
     _, (x_0, steps) = sample(
-        allow_steps_up(multistep()), denoise, levels, x_T, lambda i: 0 * x_T, self_condition=True,
+        allow_steps_up(multistep()),
+        denoise,
+        levels,
+        x_T,
+        lambda i: 0 * x_T,
+        self_condition=True,
         trace=lambda state, prediction: (prediction.x_0, prediction.eps),
-    )  # fmt: skip
+    )
     assert x_0[:, 0, 0, 0, 0].tolist() == [1, 2, 2, 3, 4]
     assert steps[:, 0, 0, 0, 0].tolist() == [1, 2, 0, 1, 2]
 
 
-def test_sampling_that_only_goes_down_is_not_changed_by_being_able_to_go_up():
+def test_allowing_steps_up_does_not_change_sampling_that_only_goes_down():
     levels, x_T = levels_of(timestep_grid(100, 6)), as_image([0.5, 0.7, -0.2])
-    run = partial(sample, denoise_fn=gaussian_denoiser(MEAN, COV), levels=levels, x_T=x_T,
-                  noise_fn=lambda i: jnp.cos(i + x_T))  # fmt: skip
+    run = partial(
+        sample,
+        denoise_fn=gaussian_denoiser(MEAN, COV),
+        levels=levels,
+        x_T=x_T,
+        noise_fn=lambda i: jnp.cos(i + x_T),
+    )
     # measured: 0
     np.testing.assert_allclose(
         run(allow_steps_up(ddpm("fixed_small")))[0], run(ddpm("fixed_small"))[0], rtol=1e-14
@@ -173,8 +187,8 @@ def test_a_chain_from_a_noised_image_starts_below_the_strength():
     assert [find_start(grid, s, 100) for s in (1.0, 0.91, 0.9, 0.31, 0.001)] == [0, 0, 1, 6, 9]
 
 
-def test_the_weaker_the_noise_the_more_is_kept_of_the_image():
-    """Exact moments: the start is one image, noised; the chain ends ever closer to the data."""
+def test_a_lower_strength_keeps_more_of_the_image():
+    """Exact moments: the start is one noised image, and with more noise the end is closer to the data."""
     grid, image = timestep_grid(100, 100), np.array([-0.9])
     levels = jax.tree.map(np.asarray, levels_of(grid))
     steps = affine_steps(ddpm("fixed_small"), gaussian_denoiser([0.3], [[0.25]]), levels, 1)
@@ -196,7 +210,7 @@ A, B = (jnp.asarray(RNG.standard_normal((3, 4, 5, 2))) for _ in range(2))
 
 @pytest.mark.parametrize("between", [lerp, slerp])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-def test_both_ways_between_two_images_begin_and_end_at_them(between, dtype):
+def test_interpolation_starts_and_ends_at_the_images(between, dtype):
     a, b, zero = A.astype(dtype), B.astype(dtype), jnp.zeros(3, dtype)
     found = between(a, b, zero), between(a, b, zero + 1)
     assert found[0].dtype == dtype
@@ -255,7 +269,7 @@ def between_two(x_t, level):
 
 
 def there_and_back(num_steps):
-    """How far DDIM comes out from where its inversion began."""
+    """The distance between an image and what DDIM makes of its inversion."""
     images = jnp.asarray(np.random.default_rng(0).choice([0.5, -0.7, 0.4], (2, 4, 4, 1)))
     grid = timestep_grid(1000, num_steps)
     levels = level_at(named_schedule("linear", 1000, dtype=jnp.float64), jnp.asarray(grid))
@@ -264,14 +278,14 @@ def there_and_back(num_steps):
     return float(jnp.abs(found - images).max())
 
 
-def test_ddim_leads_back_to_the_image_the_better_the_more_steps():
+def test_inversion_and_ddim_lead_back_to_the_image_with_an_error_that_falls_with_the_steps():
     errors = [there_and_back(num_steps) for num_steps in (50, 200)]
     assert errors[0] < 0.01  # measured: 0.0059
     assert errors[1] < 0.4 * errors[0]  # measured: 0.26
 
 
 @pytest.mark.slow
-def test_the_error_of_the_way_up_and_down_falls_in_proportion_to_the_step():
+def test_the_error_of_inversion_is_of_first_order():
     steps = (50, 100, 200, 500, 1000)
     errors = [there_and_back(num_steps) for num_steps in steps]
     slopes = np.diff(np.log(errors)) / np.diff(np.log(steps))

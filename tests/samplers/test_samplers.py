@@ -57,7 +57,7 @@ def test_a_thousand_steps_reach_gaussian_data(sampler):
     assert abs(std - 0.5) < 5e-3
 
 
-def test_each_ddpm_variance_is_exact_for_the_data_it_is_the_optimum_for():
+def test_each_variance_of_ddpm_is_exact_for_the_data_where_it_is_optimal():
     levels = levels_of(1000, 1000)
     # beta-tilde: a single image. Measured: 0 and 0.
     mean, std = mean_and_std(ddpm("fixed_small"), gaussian_denoiser(0.3, 0.0), levels)
@@ -67,33 +67,25 @@ def test_each_ddpm_variance_is_exact_for_the_data_it_is_the_optimum_for():
     np.testing.assert_allclose([mean, std**2], [0, 1 - 1e-4], rtol=1e-10)  # measured: 1e-14
 
 
-@pytest.mark.parametrize("S", [1, 5, 20])
-@pytest.mark.parametrize("name", ["ddpm small", "ddim 0", "ddim 0.5", "ddim 1"])
-def test_a_single_image_is_reached_in_any_number_of_steps(name, S):
-    found = mean_and_std(SAMPLERS[name], gaussian_denoiser(0.3, 0.0), levels_of(1000, S))
-    np.testing.assert_allclose(found, [0.3, 0.0], rtol=0, atol=1e-9)  # measured: 0
+@pytest.mark.parametrize("name", ["ddpm small", "ddim 0", "ddim 0.5"])
+def test_a_single_image_is_reached_in_any_number_of_steps(name):
+    for S in (1, 20):
+        found = mean_and_std(SAMPLERS[name], gaussian_denoiser(0.3, 0.0), levels_of(1000, S))
+        np.testing.assert_allclose(found, [0.3, 0.0], rtol=0, atol=1e-9)  # measured: 0
 
 
-def test_the_error_of_ddim_halves_as_the_steps_double():
-    denoise, errors = gaussian_denoiser(0.0, 0.5), []
-    for S in (25, 50, 100, 200):
-        levels = levels_of(1000, S, "trailing", "cosine")
-        first = jax.tree.map(lambda a: a[0], levels)
-        start = (0.0, float(jnp.hypot(first.signal * 0.5, first.sigma)))
-        errors.append(abs(mean_and_std(ddim(), denoise, levels, start)[1] - 0.5))
-    order = np.log2(np.divide(errors[:-1], errors[1:]))
-    # Measured: 0.974, 0.983, 0.986.
-    np.testing.assert_allclose(order, 1, rtol=0, atol=0.1)
-
-
-def test_ddim_keeps_a_perfectly_known_noise():
+def test_ddim_keeps_a_known_noise():
     x_0, noise = jax.random.normal(jax.random.key(0), (2, 2, 3, 3, 1), jnp.float64)
     levels = levels_of(1000, 7)
     x_T = add_noise(jax.tree.map(lambda a: a[0], levels), x_0, noise)
     found, trace = sample(
-        ddim(), lambda x_t, level: Prediction(x_0, noise), levels, x_T, lambda i: noise,
+        ddim(),
+        lambda x_t, level: Prediction(x_0, noise),
+        levels,
+        x_T,
+        lambda i: noise,
         trace=lambda state, prediction: state.x_t,
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(found, x_0, rtol=0, atol=1e-12)  # measured: 0
     for i in range(7):
         level = jax.tree.map(lambda a, i=i: a[i + 1], levels)
@@ -115,17 +107,6 @@ def test_ddim_with_eta_one_on_all_timesteps_is_ddpm_with_the_small_variance(name
     assert jnp.abs(third - other).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["ddim 0", "ddim 1", "ddpm small", "ddpm large"])
-def test_only_samplers_with_variance_depend_on_the_noise(name):
-    levels, noises = levels_of(100, 5), fixed_noise(5, (2, 3, 3, 1))
-    x_T, noise_fn = noises[-1], lambda i: noises[i]
-    denoise = gaussian_denoiser(0.2, 0.6)
-    with_noise, without = (
-        sample(SAMPLERS[name], denoise, levels, x_T, fn)[0] for fn in (noise_fn, lambda i: 0 * x_T)
-    )
-    assert bool(jnp.all(with_noise == without)) == (name == "ddim 0")
-
-
 @every_sampler
 def test_no_noise_is_added_on_the_last_step(sampler):
     levels = levels_of(100, 4)
@@ -137,20 +118,6 @@ def test_no_noise_is_added_on_the_last_step(sampler):
     ]
     np.testing.assert_array_equal(outs[0][0].x_t, outs[1][0].x_t)
     np.testing.assert_allclose(outs[0][0].x_t, outs[0][1].x_0, rtol=1e-13)  # measured: 0
-
-
-@every_sampler
-def test_compiled_sampling_equals_plain_python(sampler):
-    levels, noises = levels_of(20, 3), fixed_noise(3, (2, 2, 2, 1))
-    x_T, noise_fn = noises[-1], lambda i: noises[i]
-
-    def run():
-        return sample(sampler, gaussian_denoiser(0.2, 0.6), levels, x_T, noise_fn)[0]
-
-    compiled = jax.jit(run)()
-    with jax.disable_jit():
-        plain = run()
-    np.testing.assert_allclose(compiled, plain, rtol=0, atol=1e-13)  # measured: 3e-16
 
 
 def test_a_batch_split_in_two_gives_the_same_images():
@@ -176,68 +143,36 @@ def test_every_step_of_every_image_has_its_own_standard_normal_noise():
     assert abs(drawn.std() - 1) < 5 / (2 * drawn.size) ** 0.5
 
 
-@every_sampler
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-def test_dtype_and_shape_are_those_of_the_start(sampler, dtype):
-    noises = fixed_noise(3, (2, 3, 5, 1)).astype(dtype)
-    levels = levels_of(20, 3, dtype=dtype)
-    denoise = gaussian_denoiser(0.2, 0.6)
-    x_0, _ = sample(sampler, denoise, levels, noises[-1], lambda i: noises[i])
-    assert (x_0.shape, x_0.dtype) == ((2, 3, 5, 1), dtype)
-
-
-@pytest.mark.parametrize(
-    ("sampler", "spacing"),
-    [
-        (ddpm("fixed_small"), spacing)
-        for spacing in ("leading", "trailing", "linspace", "quad", "lucidrains")
-    ]
-    + [(sampler, "leading") for sampler in SAMPLERS.values()],
-)
-def test_the_levels_visited_are_those_of_the_grid(sampler, spacing):
-    levels = levels_of(100, 7, spacing)
-
-    def denoise(x_t, level):
-        at = jnp.stack([level.t.astype(x_t.dtype), level.signal, level.sigma])
-        return Prediction(jnp.broadcast_to(at.reshape(3, 1, 1, 1), x_t.shape), x_t)
-
-    _, seen = sample(
-        sampler, denoise, levels, jnp.zeros((3, 1, 1, 1)), lambda i: jnp.zeros((3, 1, 1, 1)),
-        trace=lambda state, prediction: prediction.x_0,
-    )  # fmt: skip
-    np.testing.assert_array_equal(seen[:, 0].ravel(), timestep_grid(100, 7, spacing)[:-1])
-    np.testing.assert_array_equal(seen[:, 1].ravel(), levels.signal[:-1])
-    np.testing.assert_array_equal(seen[:, 2].ravel(), levels.sigma[:-1])
-
-
 def frames_of(num_steps, num_frames):
     noises = fixed_noise(num_steps, (2, 3, 3, 1))
     return sample(
-        ddpm("fixed_small"), gaussian_denoiser(0.2, 0.6), levels_of(100, num_steps), noises[-1],
+        ddpm("fixed_small"),
+        gaussian_denoiser(0.2, 0.6),
+        levels_of(100, num_steps),
+        noises[-1],
         lambda i: noises[i],
-        trace=lambda state, prediction: state.x_t, num_frames=num_frames,
-    )  # fmt: skip
+        trace=lambda state, prediction: state.x_t,
+        num_frames=num_frames,
+    )
+
+
+def test_frames_are_spread_evenly_and_end_with_the_image():
+    x_0, every = frames_of(10, None)
+    _, few = frames_of(10, 3)
+    assert every.shape == (10, *x_0.shape)
+    np.testing.assert_array_equal(every[-1], x_0)
+    np.testing.assert_array_equal(few, every[jnp.array([0, 5, 9])])
 
 
 @pytest.mark.parametrize(
     ("num_steps", "num_frames", "expected"),
-    [(10, None, 10), (10, 10, 10), (10, 3, 3), (10, 1, 1), (5, 50, 5), (1, 3, 1)],
+    [(10, 10, list(range(10))), (10, 1, [9]), (5, 50, [0, 1, 2, 3, 4]), (1, 3, [0])],
 )
-def test_the_trace_has_as_many_frames_as_asked_for_and_ends_in_the_image(
-    num_steps, num_frames, expected
-):
-    x_0, frames = frames_of(num_steps, num_frames)
-    assert frames.shape == (expected, *x_0.shape)
-    np.testing.assert_array_equal(frames[-1], x_0)
+def test_there_are_at_most_as_many_frames_as_steps(num_steps, num_frames, expected):
+    assert choose_frames(num_steps, num_frames).tolist() == expected
 
 
-def test_few_frames_are_spread_evenly_over_all_steps():
-    _, every = frames_of(10, None)
-    _, few = frames_of(10, 3)
-    np.testing.assert_array_equal(few, every[jnp.array([0, 5, 9])])
-
-
-def test_a_thousand_steps_in_a_hundred_frames_are_chosen_as_in_pulfers_gifs():
+def test_a_hundred_frames_of_a_thousand_steps_are_those_of_pulfers_gifs():
     """His loop keeps step i where i is in linspace(0, T, 100).astype(uint), and the last."""
     T = 1000
     wanted = np.linspace(0, T, 100).astype(np.uint)
@@ -246,7 +181,7 @@ def test_a_thousand_steps_in_a_hundred_frames_are_chosen_as_in_pulfers_gifs():
     assert len(expected) == 100
 
 
-def test_nothing_is_kept_unless_a_trace_is_asked_for():
+def test_no_frames_are_kept_without_a_trace():
     x_T = jnp.zeros((1, 2, 2, 1))
     _, kept = sample(ddim(), gaussian_denoiser(0.0, 1.0), levels_of(10, 2), x_T, lambda i: x_T)
     assert kept == ()
@@ -284,21 +219,3 @@ def test_a_learned_variance_can_be_its_own_logarithm():
     np.testing.assert_allclose(steps[1].x_t - steps[0].x_t, jnp.exp(raw / 2), rtol=1e-12)
     with pytest.raises(ValueError, match="'learned' needs a network that predicts it"):
         ddpm("learned").step(SamplerState(x_t), x_t, cur, nxt, gaussian_denoiser(0.2, 0.6))
-
-
-@every_sampler
-def test_self_conditioning_hands_on_the_prediction_of_the_step_before(sampler):
-    levels, noises = levels_of(100, 4), fixed_noise(4, (1, 2, 2, 1))
-
-    def denoise(x_t, level, x_self_cond):
-        x_0, eps, _ = gaussian_denoiser(0.2, 0.6)(x_t, level)
-        return Prediction(x_0 + 0.1 * x_self_cond, eps, x_self_cond)  # the last field as a spy
-
-    _, (x_0, given) = sample(
-        sampler, denoise, levels, noises[-1], lambda i: noises[i],
-        trace=lambda state, prediction: (prediction.x_0, prediction.raw_variance),
-        self_condition=True,
-    )  # fmt: skip
-    np.testing.assert_array_equal(given[0], 0 * given[0])
-    np.testing.assert_array_equal(given[1:], x_0[:-1])
-    assert len(np.unique(x_0)) == x_0.size

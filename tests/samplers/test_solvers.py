@@ -1,4 +1,4 @@
-"""What single solvers do beyond the conformance of all: options, identities, ways back."""
+"""What single solvers do beyond the conformance tests: options, identities, inversion."""
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def error_of(sampler, num_steps, h_first=False):
         (unipc(order=3), 4),  # measured: 4.16
     ],
 )
-def test_order_of_a_solver_whose_first_steps_do_not_count(sampler, order):
+def test_the_order_of_a_solver_apart_from_its_first_steps(sampler, order):
     """A multistep solver begins with first order; two very short steps make that invisible."""
     coarse, fine = (error_of(sampler, num_steps, h_first=True) for num_steps in (64, 128))
     np.testing.assert_allclose(np.log2(coarse / fine), order, atol=0.25)
@@ -83,7 +83,7 @@ def test_euler_is_ddim_where_the_variance_is_preserved(one, other):
 
 
 def churned_std(churn, num_steps, **settings):
-    """The standard deviation of N(0, 1/4) after a chain with churn, from all of its linear parts."""
+    """The standard deviation of N(0, 1/4) after a chain with churn, relative to the exact one."""
     levels, mine = grid(num_steps, "log_snr", 600.0, 50.0), gaussian_denoiser(0.0, 0.5)
     sampler = heun(churn=churn, num_steps=num_steps, level_of_sigma=level_of_sigma, **settings)
 
@@ -91,8 +91,9 @@ def churned_std(churn, num_steps, **settings):
         return jnp.zeros((1, num_steps + 1, 1, 1)).at[0, i].set(1)
 
     x = run_chain(sampler, mine, levels, one_hot(0), lambda i: one_hot(i + 1))[0].ravel()
-    first, last = ((level.signal * 0.5) ** 2 + level.sigma**2 for level in (
-        at(levels, 0), at(levels, -1)))  # fmt: skip
+    first, last = (
+        (level.signal * 0.5) ** 2 + level.sigma**2 for level in (at(levels, 0), at(levels, -1))
+    )
     return ((x[0] ** 2 * first + jnp.sum(x[1:] ** 2)) / last) ** 0.5, x[1:]
 
 
@@ -108,7 +109,7 @@ def test_churn_keeps_the_distribution_and_adds_noise_only_within_its_limits():
     np.testing.assert_array_equal(churned_std(0.0, 20)[1], 0)
 
 
-def test_inversion_finds_the_noise_from_which_ddim_leads_back():
+def test_inversion_finds_the_noise_that_ddim_turns_into_the_image():
     """Each way makes an error of first order in the step."""
     levels = grid(300, "t", 600.0, 1.0, clean=True)
     up = type(levels)(*(field[::-1] for field in levels))
@@ -132,14 +133,19 @@ def test_inversion_finds_the_noise_from_which_ddim_leads_back():
 
 def test_ddim_goes_up_without_an_infinite_variance():
     levels = grid(5, "t", 50.0, 600.0)
-    step = ddim().step(SamplerState(jnp.ones((1, 1, 1, 1))), jnp.ones((1, 1, 1, 1)),
-                       at(levels, 0), at(levels, 1), mixture_denoiser)[0]  # fmt: skip
+    step = ddim().step(
+        SamplerState(jnp.ones((1, 1, 1, 1))),
+        jnp.ones((1, 1, 1, 1)),
+        at(levels, 0),
+        at(levels, 1),
+        mixture_denoiser,
+    )[0]
     assert jnp.isfinite(step.x_t).all()
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
-def test_phi_is_accurate_on_both_sides_of_its_seam(k):
-    """Against its integral, that of exp((1 - s) z) s^(k-1) / (k-1)! over 0..1, by Gauss's rule."""
+def test_phi_is_accurate_on_both_sides_of_the_switch(k):
+    """Against the integral of exp((1 - s) z) s^(k-1) / (k-1)! over 0..1, by Gauss's rule."""
     nodes, weights = np.polynomial.legendre.leggauss(40)
     s, w = (nodes + 1) / 2, weights / 2 / np.prod(np.arange(1, k), dtype=float)
     for z in (-20.0, -3.0, -0.5001, -0.4999, -1e-3, 0.0, 0.3):

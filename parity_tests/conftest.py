@@ -1,5 +1,6 @@
 """Runs both frameworks on the CPU, allows float64, and prints the parity table at the end."""
 
+import functools
 import os
 from dataclasses import asdict
 
@@ -12,6 +13,7 @@ import jax
 import pytest
 import torch
 
+from jax_ddpm.interop import network
 from parity_tests.comparing import Comparison, Recorder
 
 jax.config.update("jax_enable_x64", True)
@@ -20,6 +22,14 @@ jax.config.update("jax_enable_x64", True)
 @pytest.fixture(scope="session", autouse=True)
 def _torch_threads():
     torch.set_num_threads(1)  # the networks are tiny: threads would only wait for each other
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shapes_once():
+    """Tracing a network takes a second, and most tests read weights of the same ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network, "parameter_shapes", functools.cache(network.parameter_shapes))
+        yield
 
 
 @pytest.fixture(autouse=True)

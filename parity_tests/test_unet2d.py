@@ -180,7 +180,11 @@ def test_mistakes_get_one_sentence(arguments, tensors, sentence):
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [(CIFAR10, 35_746_307), (json.dumps(LARGE), 113_673_219)]
+    ("text", "count"),
+    [
+        (CIFAR10, 35_746_307),
+        pytest.param(json.dumps(LARGE), 113_673_219, marks=pytest.mark.slow),
+    ],
 )
 def test_googles_networks_have_their_number_of_parameters(text, count):
     with torch.device("meta"):

@@ -126,10 +126,10 @@ from jax_ddpm.samplers.editing import (
 # Likelihoods.
 from jax_ddpm.process.likelihood import (
     Bound as Bound,
-    noise_by_timestep as noise_by_timestep,
+    make_noise_fn as make_noise_fn,
     normal_kl as normal_kl,
     prior_term as prior_term,
-    reverse_process as reverse_process,
+    make_reverse_fn as make_reverse_fn,
     variational_bound as variational_bound,
     vb_term as vb_term,
 )

@@ -37,8 +37,8 @@ from jax_ddpm.process.grids import (
 from jax_ddpm.process.levels import Level, level_at, level_of_sigma, level_of_t
 from jax_ddpm.process.likelihood import (
     Bound,
-    noise_by_timestep,
-    reverse_process,
+    make_noise_fn,
+    make_reverse_fn,
     variational_bound,
 )
 from jax_ddpm.process.losses import make_loss_fn
@@ -214,8 +214,8 @@ class Diffusion(struct.PyTreeNode):
             denoise_fn = self.denoise_fn(apply_fn, params, **others, **arrays)
             if self.self_condition:
                 denoise_fn = partial(denoise_fn, x_self_cond=jnp.zeros_like(images))
-            reverse_fn = reverse_process(self.schedule, denoise_fn, self.variance)
-            noise_fn = noise_by_timestep(keys, images.shape[1:], images.dtype)
+            reverse_fn = make_reverse_fn(self.schedule, denoise_fn, self.variance)
+            noise_fn = make_noise_fn(keys, images.shape[1:], images.dtype)
             return variational_bound(self.schedule, reverse_fn, images, noise_fn)
 
         return run_compiled(program, params, images, derive_keys(key, len(images)), arrays)

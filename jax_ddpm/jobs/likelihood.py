@@ -18,7 +18,7 @@ from jax_ddpm.process.denoiser import respace_denoiser
 from jax_ddpm.process.diffusion import Variance
 from jax_ddpm.process.grids import respace_betas
 from jax_ddpm.process.levels import level_at
-from jax_ddpm.process.likelihood import noise_by_timestep, reverse_process, variational_bound
+from jax_ddpm.process.likelihood import make_noise_fn, make_reverse_fn, variational_bound
 from jax_ddpm.process.probability_flow import (
     bits_per_dimension,
     dequantize,
@@ -48,8 +48,8 @@ def make_bound_fn(
         x_0 = from_uint8(pixels)
         denoise_fn = make_plain_denoiser(parts, params, labels, x_0, clip_x_0)
         denoise_fn = respace_denoiser(denoise_fn, timesteps)
-        reverse_fn = reverse_process(schedule, denoise_fn, variance)
-        noise_fn = noise_by_timestep(keys, x_0.shape[1:])
+        reverse_fn = make_reverse_fn(schedule, denoise_fn, variance)
+        noise_fn = make_noise_fn(keys, x_0.shape[1:])
         found = variational_bound(schedule, reverse_fn, x_0, noise_fn)
         by_image = {name: value.T for name, value in found._asdict().items()}
         return by_image | {"bits": found.total}

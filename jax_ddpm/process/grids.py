@@ -69,7 +69,8 @@ def timestep_grid(num_timesteps: int, num_steps: int, spacing: str = "leading") 
     Raises UserError unless 1 <= S <= T, for an unknown spacing, and where `quad` would visit a
     timestep twice.
 
-    >>> timestep_grid(1000, 4).tolist()
+    >>> import jax_ddpm as jd
+    >>> jd.timestep_grid(1000, 4).tolist()
     [750, 500, 250, 0, -1]
     """
     spacing = check_choice("spacing", spacing, SPACINGS)

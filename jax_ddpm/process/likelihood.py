@@ -65,7 +65,7 @@ def variational_bound(
 ) -> Bound:
     """Every term of the bound, at one x_t per image and t, in one scan (Ho et al. 2020, Eq. 5).
 
-    x_0 in [-1, 1] consists of 8-bit pixels; `reverse_fn(x_t, t)` comes from `reverse_process`;
+    x_0 in [-1, 1] consists of 8-bit pixels; `reverse_fn(x_t, t)` comes from `make_reverse_fn`;
     `noise_fn(t)` is the noise [b, h, w, c] of timestep t. The convention at t = 0 follows from
     `schedule` (clipped_log_variance) and `log_floor`.
     """
@@ -84,7 +84,7 @@ def variational_bound(
     return Bound(prior_term(schedule, x_0), *by_t)
 
 
-def reverse_process(schedule: Schedule, denoise_fn: DenoiseFn, variance: str) -> ReverseFn:
+def make_reverse_fn(schedule: Schedule, denoise_fn: DenoiseFn, variance: str) -> ReverseFn:
     """A function (x_t, t) -> (prediction, p(x_{t-1} | x_t)) from a denoiser; see `p_mean_variance`.
 
     For fewer timesteps, take the schedule of `respace_betas` and the denoiser of
@@ -99,7 +99,7 @@ def reverse_process(schedule: Schedule, denoise_fn: DenoiseFn, variance: str) ->
     return reverse_fn
 
 
-def noise_by_timestep(
+def make_noise_fn(
     keys: Key[Array, " b"], image_shape: tuple[int, ...], dtype: Any = jnp.float32
 ) -> NoiseFn:
     """A function t -> standard normal noise, each image from its own key."""

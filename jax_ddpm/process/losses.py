@@ -49,6 +49,13 @@ def diffusion_loss(
     x_0 [b, h, w, c] in [-1, 1], t [b] in 0..T-1, noise like x_0. `network_args` (train,
     dropout_keys, label, ...) go to `apply_fn`. For weights, the bound, a learned variance or
     self-conditioning see `make_loss_fn`.
+
+    >>> import jax, jax_ddpm as jd
+    >>> x_0, keys = jax.numpy.zeros((4, 8, 8, 3)), jax.random.split(jax.random.key(0), 4)
+    >>> schedule = jd.named_schedule("linear", 1000)
+    >>> t, noise = jd.draw(keys, x_0.shape[1:], 1000)
+    >>> jd.diffusion_loss(lambda params, x_t, t: x_t, None, schedule, x_0, t, noise).shape
+    (4,)
     """
     check_network_args(network_args, LOSS_SETTINGS, "make_loss_fn")
     level = level_at(schedule, t)

@@ -231,7 +231,8 @@ def named_schedule(
 ) -> Schedule:
     """The schedule of `named_betas`, with the tables of `make_schedule`.
 
-    >>> named_schedule("cosine", 1000).num_timesteps
+    >>> import jax_ddpm as jd
+    >>> jd.named_schedule("cosine", 1000).num_timesteps
     1000
     """
     betas = named_betas(name, num_timesteps, zero_terminal_snr=zero_terminal_snr)

@@ -98,6 +98,15 @@ def sample(
     Raises UserError for a grid that does not suit the sampler: one that ascends, does not end at
     the clean image, or starts at pure noise where the sampler cannot. The same for an x_T that is
     no float image [b, h, w, c]. `run_chain` takes any grid.
+
+    >>> import jax, jax_ddpm as jd
+    >>> schedule, keys = jd.named_schedule("cosine", 1000), jax.random.split(jax.random.key(0), 2)
+    >>> denoise_fn = jd.make_denoise_fn(lambda params, x_t, t: params * x_t, 0.5)
+    >>> levels = jd.level_at(schedule, jd.timestep_grid(1000, 5, "trailing"))
+    >>> x_T, noise_fn = jd.draw_noise(keys, (8, 8, 1))
+    >>> images, _ = jd.sample(jd.ddim(), denoise_fn, levels, x_T, noise_fn)
+    >>> images.shape
+    (2, 8, 8, 1)
     """
     check_images("x_T", x_T)
     check_grid(sampler, levels, len(x_T))

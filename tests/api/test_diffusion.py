@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jax_ddpm as jd
-from jax_ddpm.process.likelihood import reverse_process
+from jax_ddpm.process.likelihood import make_reverse_fn
 from tests.shared.docstrings import run_examples
 
 KEY = jax.random.key(3)
@@ -197,8 +197,8 @@ def test_the_likelihood_is_the_variational_bound(images):
     @jax.jit
     def bound(images):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(4))
-        reverse_fn = reverse_process(SCHEDULE, denoise_fn, "fixed_small")
-        noise_fn = jd.noise_by_timestep(keys, SHAPE[1:])
+        reverse_fn = make_reverse_fn(SCHEDULE, denoise_fn, "fixed_small")
+        noise_fn = jd.make_noise_fn(keys, SHAPE[1:])
         return jd.variational_bound(SCHEDULE, reverse_fn, images, noise_fn)
 
     expected = bound(images)

@@ -20,7 +20,7 @@ from jax_ddpm.jobs.likelihood import flow_timesteps, make_bound_fn, make_flow_fn
 from jax_ddpm.jobs.parameters import load_params
 from jax_ddpm.models import LucidrainsConfig, UNetConfig
 from jax_ddpm.process.denoiser import make_denoise_fn
-from jax_ddpm.process.likelihood import noise_by_timestep, reverse_process, variational_bound
+from jax_ddpm.process.likelihood import make_noise_fn, make_reverse_fn, variational_bound
 
 T = 8
 
@@ -63,8 +63,8 @@ def test_the_job_computes_the_bound_of_the_runs_images(trained_run, bound):
     numbers = np.arange(6) * 40 // 6
     x_0 = from_uint8(jnp.asarray(source.images[numbers]))
     denoise_fn = make_denoise_fn(parts.network.apply_fn, load_params(run, parts)[0])
-    reverse_fn = reverse_process(parts.schedule, denoise_fn, "fixed_large")
-    noise_fn = noise_by_timestep(image_keys(0, numbers), x_0.shape[1:])
+    reverse_fn = make_reverse_fn(parts.schedule, denoise_fn, "fixed_large")
+    noise_fn = make_noise_fn(image_keys(0, numbers), x_0.shape[1:])
     found = jax.jit(lambda: variational_bound(parts.schedule, reverse_fn, x_0, noise_fn))()
     np.testing.assert_allclose(bound["bits_of_each_image"], found.total, rtol=1e-5)
 

@@ -10,7 +10,7 @@ from jax_ddpm.process.denoiser import make_denoise_fn
 from jax_ddpm.process.diffusion import p_mean_variance, q_posterior, q_sample, q_step
 from jax_ddpm.process.grids import continuous_levels, timestep_grid
 from jax_ddpm.process.levels import level_at
-from jax_ddpm.process.likelihood import reverse_process
+from jax_ddpm.process.likelihood import make_reverse_fn
 from jax_ddpm.process.losses import diffusion_loss, make_loss_fn
 from jax_ddpm.process.pixel_losses import pixel_loss
 from jax_ddpm.process.predictions import prediction_target, to_prediction
@@ -58,7 +58,7 @@ WRONG_NAMES = {
     "variance is 'fixedsmall', but it must be fixed_small, fixed_large, learned_range or learned: "
     "did you mean 'fixed_small'?": [
         lambda: loss(variance="fixedsmall"),
-        lambda: reverse_process(SCHEDULE, network, "fixedsmall"),
+        lambda: make_reverse_fn(SCHEDULE, network, "fixedsmall"),
         lambda: p_mean_variance(SCHEDULE, Prediction(X, X), X, T, "fixedsmall"),
     ],
     "schedule is 'cosin', but it must be linear, linear_rescaled, quadratic, sigmoid, "

@@ -10,11 +10,11 @@ from jax_ddpm.process.grids import respace_betas, space_timesteps
 from jax_ddpm.process.likelihood import (
     approx_normal_cdf,
     discretized_gaussian_log_likelihood,
+    make_noise_fn,
+    make_reverse_fn,
     mean_bits,
-    noise_by_timestep,
     normal_kl,
     prior_term,
-    reverse_process,
     variational_bound,
     vb_term,
 )
@@ -180,8 +180,8 @@ def test_the_bound_of_the_exact_model_is_the_entropy_of_the_pixels(num_timesteps
             prediction = exact_denoiser(schedule)(x_t, level)
             return prediction._replace(raw_variance=prediction.raw_variance + log_factor)
 
-        reverse_fn = reverse_process(schedule, denoise, "learned")
-        noise_fn = noise_by_timestep(keys, x_0.shape[1:], x_0.dtype)
+        reverse_fn = make_reverse_fn(schedule, denoise, "learned")
+        noise_fn = make_noise_fn(keys, x_0.shape[1:], x_0.dtype)
         return variational_bound(schedule, reverse_fn, x_0, noise_fn)
 
     bound = bound_of(0.0)
@@ -199,8 +199,8 @@ def test_the_bound_of_the_exact_model_is_the_entropy_of_the_pixels(num_timesteps
 
 def test_noise_depends_on_image_and_timestep_alone():
     keys = jax.vmap(jax.random.key)(jnp.arange(5))
-    noise_fn = jax.jit(noise_by_timestep(keys, (2, 2, 1), jnp.float64))
-    alone = noise_by_timestep(keys[3:4], (2, 2, 1), jnp.float64)
+    noise_fn = jax.jit(make_noise_fn(keys, (2, 2, 1), jnp.float64))
+    alone = make_noise_fn(keys[3:4], (2, 2, 1), jnp.float64)
     np.testing.assert_array_equal(alone(7)[0], noise_fn(7)[3])
     assert len(np.unique(np.stack([noise_fn(t) for t in range(3)]))) == 3 * 5 * 4
 
@@ -215,7 +215,7 @@ def test_a_respaced_denoiser_calls_the_network_with_the_timesteps_of_the_full_ch
         return Prediction(x_t, x_t)
 
     x_t, steps = normal(0, (10, 2, 2, 1)), jnp.arange(10)
-    reverse_process(schedule, respace_denoiser(spy, timesteps), "fixed_small")(x_t, steps)
+    make_reverse_fn(schedule, respace_denoiser(spy, timesteps), "fixed_small")(x_t, steps)
     respace_denoiser(spy, timesteps)(x_t, seen[0][0]._replace(t=steps), x_self_cond=1)
     (level, given), (_, given_later) = seen
     visited = timesteps[-2::-1]

@@ -114,7 +114,10 @@ def test_an_unknown_suffix_is_refused_before_any_work(trained_run, tmp_path, mon
         ({"changes": {"steps": 0}}, "between 1 and T = 8, got 0"),
         ({"changes": {"eta": 2.0}}, "eta is 2.0"),
         ({"weights": {"weights": "0.5"}}, "--weights is 0.5, but this run has ema, raw, 0.9"),
-        ({"weights": {"posthoc_ema": 0.08}}, "--posthoc-ema 0.08 needs a run trained with --train.posthoc-ema"),
+        (
+            {"weights": {"posthoc_ema": 0.08}},
+            "--posthoc-ema 0.08 needs a run trained with --train.posthoc-ema",
+        ),
         ({"weights": {"posthoc_step": 7}}, "--posthoc-step 7 needs --posthoc-ema"),
         ({"changes": {"spacing": "quad", "respacing": "4"}}, "each choose the timesteps"),
         ({"job": {"seed": -1}}, "--seed"),
@@ -145,7 +148,9 @@ def test_a_checkpoint_of_another_network_is_refused(trained_run, tmp_path):
     shutil.copytree(trained_run, tmp_path / "run")
     path = tmp_path / "run" / "config.json"
     path.write_text(path.read_text().replace('"channels": 4', '"channels": 8'))
-    with pytest.raises(UserError, match=r"belongs to another network: .* of shape .* there, .* here"):
+    with pytest.raises(
+        UserError, match=r"belongs to another network: .* of shape .* there, .* here"
+    ):
         sample_run(tmp_path / "run", SampleJob())
 
 

@@ -194,7 +194,7 @@ def output_of(shape=(4, 6, 3), **arguments):
 
 def test_channels_are_those_of_the_data_unless_given():
     assert output_of() == (1, 4, 6, 5)
-    assert output_of(learned_variance=True, channels=3) == (1, 4, 6, 6)
+    assert output_of(learned_variance=True, self_condition=True) == (1, 4, 6, 6)
     assert output_of(out_dim=2) == (1, 4, 6, 2)
 
 

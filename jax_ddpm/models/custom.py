@@ -1,13 +1,12 @@
 """Networks that users bring as two functions: their entry in a configuration, and an adapter."""
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.models.architecture import Architecture
-from jax_ddpm.models.network import NetworkFns
+from jax_ddpm.models.network import NetworkFns, find_arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,25 +41,15 @@ def adapt_network(network: tuple[Callable[..., Any], Callable[..., Any]]) -> Net
     `dropout_keys` are passed on only if apply_fn takes them, and nothing is passed on as None.
     """
     init, apply_fn = network
-    optional = {"train", "dropout_keys"} - find_keywords(apply_fn)
+    known = find_arguments(apply_fn)
+    unknown = set() if known is None else {"train", "dropout_keys"} - set(known)
 
     def adapted(params: Any, x_t: Any, t: Any, **arguments: Any) -> Any:
         given = {
             name: value
             for name, value in arguments.items()
-            if value is not None and name not in optional
+            if value is not None and name not in unknown
         }
         return apply_fn(params, x_t, t, **given)
 
     return NetworkFns(init, adapted)
-
-
-def find_keywords(apply_fn: Callable[..., Any]) -> set[str]:
-    """Find the keywords that a function can be given; all optional ones if it takes any."""
-    try:
-        parameters = inspect.signature(apply_fn).parameters.values()
-    except (ValueError, TypeError):  # some callables written in C have no signature
-        return {"train", "dropout_keys"}
-    if any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return {"train", "dropout_keys"}
-    return {p.name for p in parameters}

@@ -174,11 +174,20 @@ def check_estimate(config: Architecture, x_t: Any, x_self_cond: Any) -> None:
 
 def check_names(module: nn.Module, given: dict[str, Any]) -> None:
     """Raise UserError for the first keyword that the module's `__call__` does not take."""
-    parameters = inspect.signature(type(module).__call__).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return
+    known = find_arguments(type(module).__call__)
     for name in given:
-        if name not in parameters:
-            near = nearest(name, list(parameters))
+        if known is not None and name not in known:
+            near = nearest(name, known)
             hint = f": did you mean {near!r}?" if near else ""
             raise UserError(f"this network takes no argument {name!r}{hint}")
+
+
+def find_arguments(function: Callable[..., Any]) -> list[str] | None:
+    """The names of a function's arguments; None if it takes any keyword, or has no signature."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (ValueError, TypeError):  # some callables written in C have no signature
+        return None
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return None
+    return [p.name for p in parameters]

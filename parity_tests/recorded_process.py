@@ -1,4 +1,4 @@
-"""What the recorded diffusion processes share: their toy network, their names, their steps."""
+"""What the comparisons with recorded diffusion processes share: toy networks, names, steps."""
 
 import json
 from functools import cache
@@ -36,14 +36,14 @@ def runs_of(case):
 
 
 def mostly_slow(tags, first):
-    """All runs as parameters of a test; those that are not among `first` wait for the slow run."""
+    """All runs as parameters of a test; all but those in `first` are slow."""
     tags, first = list(tags), first.split()
     assert set(first) <= set(tags)
     return [pytest.param(tag, marks=() if tag in first else pytest.mark.slow) for tag in tags]
 
 
 def toy_with_variance(params, x, t):
-    """The toy network and, behind its channels, as many of a learned variance."""
+    """The toy network, followed by as many channels of a learned variance."""
     time = t.astype(x.dtype)[:, None, None, None]
     return jnp.concatenate([toy_denoiser(params, x, t), 0.8 * jnp.tanh(x + 0.01 * time)], axis=-1)
 

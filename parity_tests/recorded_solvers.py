@@ -1,4 +1,4 @@
-"""Recorded and live schedulers of diffusers, and the sampler of ours that is each of them."""
+"""Recorded and live schedulers of diffusers, and our sampler for each of them."""
 
 import jax
 import jax.numpy as jnp
@@ -28,16 +28,16 @@ SCALED = ("Euler", "EulerA", "Heun")  # their x is x_t / signal
 
 
 def schedule_of(settings, dtype):
-    """Our schedule for the arguments of a scheduler of theirs."""
+    """Our schedule for the arguments of one of their schedulers."""
     name = BETA_SCHEDULES[settings.get("beta_schedule", "linear")]
     betas = BETAS[name](settings.get("num_train_timesteps", 1000))
-    if settings["family"] == "Heun":  # has other defaults than the rest
+    if settings["family"] == "Heun":  # whose defaults differ from the rest
         betas = linear_betas(1000, start=0.00085, end=0.012)
     return make_schedule(betas, dtype=dtype)
 
 
 def sampler_of(settings, schedule):
-    """Our sampler for a scheduler of theirs."""
+    """Our sampler for one of their schedulers."""
     num_steps = settings["steps"]
     match settings["family"]:
         case "DPM":
@@ -69,7 +69,7 @@ def dpm_multistep(settings, num_steps):
 
 
 def denoiser_of(settings, apply_fn=toy_denoiser):
-    """Their part of the denoiser: none of these clips, unless it thresholds."""
+    """The denoiser inside their scheduler: none of these clips, but some use a threshold."""
     denoise_fn = make_denoise_fn(
         apply_fn,
         None,
@@ -106,7 +106,7 @@ def levels_of(settings, schedule, timesteps, sigmas=None):
 
 
 def visited_once(settings, timesteps):
-    """Their timesteps without those that belong to the inside of a step."""
+    """Their timesteps without those inside a step."""
     if settings["family"] != "PNDM":
         return timesteps
     if settings.get("skip_prk_steps"):
@@ -127,7 +127,7 @@ def ends_of_steps(settings, num_calls):
 
 
 def walk(sampler, denoise_fn, levels, x_T, noises):
-    """(x_t after each step, x_0 predicted in each step), the step compiled once."""
+    """(x_t after each step, x_0 predicted in each step); the step is compiled once."""
 
     @jax.jit
     def step(state, noise, cur, nxt):

@@ -17,7 +17,7 @@ THEIRS = "tutorials (recorded)"
 NOTEBOOK, TEXT, EPITA = (
     f"{peer}/process" for peer in ("annotated_a1", "annotated_a0_layernorm", "epita")
 )
-# What each calls its schedules.
+# Each peer's names of its schedules.
 NAMES = {
     NOTEBOOK: {
         "linear": "linear",
@@ -38,7 +38,7 @@ LOOPS = [run for run in RUNS if run != (EPITA, "linear", 600)]
 
 
 def recorded(case, name, T, dtype):
-    """Our schedule, the inputs, and what was recorded; images are channels last."""
+    """Our schedule, the inputs, and the recorded arrays; images have channels last."""
     if (case, dtype) == (TEXT, "float32"):
         pytest.skip("in float32 these betas vanish beside 1: their variance is 0/0")
     _, io = golden(case)
@@ -104,7 +104,7 @@ def test_chains(compare, dtype, case, name, T):
 
 
 def test_the_slip_in_float32_is_finite_here():
-    """The text's own chain is not a number after half of its steps: its tables are float32 sums."""
+    """The text's own chain is NaN after half of its steps, because its tables are float32 sums."""
     _, _, noises, theirs = recorded(TEXT, "quadratic", 200, "float64")
     schedule = named_schedule("quadratic_slip", 200)
     assert all(np.all(np.isfinite(table)) for table in vars(schedule).values())

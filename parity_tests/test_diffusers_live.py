@@ -1,4 +1,4 @@
-"""The installed diffusers package, run beside ours."""
+"""The installed diffusers package beside ours."""
 
 import jax
 import jax.numpy as jnp

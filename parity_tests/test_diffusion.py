@@ -16,7 +16,7 @@ def quantities(dtype):
 
 @pytest.fixture
 def check(compare, dtype):
-    """check(what, count): so many quantities that are held to the tolerance of `what`."""
+    """check(what, count): compare the `count` quantities that have the tolerance of `what`."""
 
     def check_all(what, count):
         pairs = [pair for pair in quantities(dtype) if pair.tolerance == what]

@@ -45,7 +45,7 @@ def network(params, x_t, t):
 
 @pytest.mark.parametrize(("eta", "clip"), [(1.0, False), (0.0, False), (0.4, True)])
 def test_one_step(compare, monkeypatch, eta, clip):
-    """The known and the new part of a step; diffusers keeps the network's eps after clipping."""
+    """The known and the new part of a step. diffusers keeps the network's eps after clipping."""
     rng = np.random.default_rng(0)
     x_t, noise, image = rng.standard_normal((3, 2, 4, 5, 3))
     known = rng.random((1, 4, 5, 1)) < 0.5
@@ -66,7 +66,7 @@ def test_one_step(compare, monkeypatch, eta, clip):
 
 
 def test_one_step_up(compare, monkeypatch):
-    """diffusers adds the betas from the one after the level it has reached, as one step at a time."""
+    """diffusers adds noise one beta at a time, starting after the level it has reached."""
     rng = np.random.default_rng(1)
     x, noise = rng.standard_normal((2, 2, 4, 5, 3))
     made, schedule = scheduler(1.0, True), make_schedule(BETAS, dtype="float64")

@@ -68,15 +68,15 @@ DDIM_RUNS = [
     "alpha0_eta0",
     "cos_x0_offset1",
 ]
-# Their timestep before t is t - T // S, which is not the next one of these grids.
+# They step from t to t - T // S, which is not the next timestep of these grids.
 UNCHAINED = {"linspace_eta0", "trailing_eta1", "alpha0_eta0", "cos_x0_offset1"}
-# Their last step adds noise, of variance 1e-20, unless it starts from t = 0.
+# Their last step adds noise of variance 1e-20 unless it starts from t = 0.
 LAST_NOISE = {"linear_trailing", "leading_offset1", "zero_snr_v_trailing"}
 
 
 @pytest.mark.parametrize("tag", SCHEDULES)
 def test_schedule(compare, dtype, tag):
-    """diffusers computes its tables in float32, ours are rounded once."""
+    """diffusers computes its tables in float32; ours are rounded once."""
     _, io = golden("diffusers/sched_ddpm_tables")
     name, num_timesteps = SCHEDULES[tag]
     zero = tag == "zero_snr"
@@ -102,7 +102,7 @@ def test_add_noise_and_velocity(compare, dtype, tag):
 
 
 def levels_of(settings, t, dtype):
-    """The noise levels of timesteps t under the settings of a scheduler of theirs."""
+    """The noise levels of timesteps t under the settings of one of their schedulers."""
     num_timesteps = settings.get("num_train_timesteps", 1000)
     betas = BETAS[BETA_SCHEDULES[settings.get("beta_schedule", "linear")]](num_timesteps)
     if settings.get("rescale_betas_zero_snr"):
@@ -125,7 +125,7 @@ def learned_denoiser(params, x, t):
 
 
 def thresholded(denoise_fn, ratio, ceiling):
-    """The same denoiser, its x_0 under a threshold that is at most `ceiling`."""
+    """The same denoiser with a threshold of at most `ceiling` on x_0."""
 
     def denoise(x_t, level):
         prediction = denoise_fn(x_t, level)
@@ -135,7 +135,7 @@ def thresholded(denoise_fn, ratio, ceiling):
 
 
 def denoise_fn_of(settings):
-    """Their scheduler's part of the denoiser, from the arguments under its names."""
+    """The denoiser inside their scheduler, from their names of its arguments."""
     learned = settings.get("variance_type") == "learned_range"
     denoise_fn = make_denoise_fn(
         learned_denoiser if learned else toy_denoiser,
@@ -165,7 +165,7 @@ def run_chain(settings, sampler, grid, x_T, noises):
 
 
 def run_steps(settings, sampler, grid, x_T, noises):
-    """The same, each step to the timestep that theirs takes for the one before."""
+    """The same, but each step leads to the timestep that theirs takes for the next one."""
     before = grid[:-1] - 1000 // settings["steps"]
     end = -1 if settings.get("set_alpha_to_one", True) else 0
     before = np.where(before < 0, end, before)

@@ -20,14 +20,14 @@ from parity_tests.recorded_solvers import (
 THEIRS = "diffusers (recorded)"
 CASES = ("diffusers/sched_dpmsolver_multistep", "diffusers/sched_others")
 ALL = {run["tag"]: (case, run) for case in CASES for run in golden(case)[0]["config"]["runs"]}
-# DPM-Solver that extrapolates eps, and DEIS, are no samplers of ours.
+# We have no DPM-Solver that extrapolates eps, and no DEIS.
 LEFT_OUT = ("dpm2_eps", "deis")
 RUNS = [tag for tag in ALL if tag not in LEFT_OUT]
 FIRST = ("pp3", "sigma_min_final", "heun_karras", "euler_a", "unipc", "pndm", "dpm_single")
 
 
 def recorded(tag, dtype):
-    """The settings, and their arrays of a run by name, images with channels last."""
+    """The settings of a run and its arrays by name; images have channels last."""
     case, settings = ALL[tag]
     io = golden(case)[1]
     arrays = {

@@ -30,7 +30,7 @@ def dtype(request):
 
 
 def gradient_at(x_t, t):
-    """What the recording used in place of a classifier's gradient."""
+    """The recording's substitute for a classifier's gradient."""
     t = jnp.broadcast_to(t, x_t.shape[:1]).astype(x_t.dtype)
     return 0.7 * (0.4 - x_t) * jnp.cos(expand(t, x_t) / 50)
 
@@ -41,7 +41,7 @@ def gradient_fn(x_t, level):
 
 @pytest.mark.parametrize("tag", RUNS)
 def test_classifier_guidance(compare, dtype, tag):
-    """By the mean in an ancestral step, by the score in one of DDIM with eta 0.3; x_0 is clipped."""
+    """Through the mean of an ancestral step, and the score of a DDIM step (eta 0.3) with clipped x_0."""
     run, (_, io) = RUNS[tag], golden(CASE)
     schedule = named_schedule("linear_rescaled", run["T"], dtype=dtype)
     x_0, noise = (

@@ -43,7 +43,7 @@ def schedule_of(case, run, dtype):
 
 
 def recorded(case, run, dtype, clip):
-    """What the loop of the original returned, by our names; the terms by t, then by image."""
+    """What the original's loop returned, under our names; terms by t, then by image."""
     _, io = golden(case)
     ho = case.startswith("hojonathanho")
     names = (
@@ -61,7 +61,7 @@ def recorded(case, run, dtype, clip):
         ours: io[f"{SHORT[dtype]}.{run['tag']}/bpd_{theirs}_clip{clip:d}"].T
         for ours, theirs in names.items()
     }
-    # theirs begins with t = T - 1, but for Ho et al.
+    # theirs starts with t = T - 1, except for Ho et al.
     return arrays if ho else {name: a[::-1] if a.ndim > 1 else a for name, a in arrays.items()}
 
 

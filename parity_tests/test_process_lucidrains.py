@@ -47,7 +47,7 @@ def schedule_of(name, num_timesteps, dtype):
 
 
 class Recorded:
-    """A run, its inputs in the asked dtype, and what the peer returned for them."""
+    """A run, its inputs in the dtype asked for, and what the peer returned for them."""
 
     def __init__(self, tag, dtype):
         case, self.run = RUNS[tag]
@@ -78,7 +78,7 @@ class Recorded:
         return self.prefix + name in self.io
 
     def diffuse(self, x_0, t, noise):
-        """Immiscible: the noise is paired anew inside, so whoever gave it does not know."""
+        """An immiscible peer pairs images and noise anew inside, unknown to the caller."""
         noise = paired(x_0, noise) if self.run.get("immiscible") else noise
         return q_sample(self.schedule, x_0, t, noise)
 
@@ -135,7 +135,7 @@ def recorded(request, dtype):
 
 
 def test_tables(compare, dtype):
-    """In float32 the end points of the peer's sigmoid are rounded, which moves all its tables."""
+    """In float32 the end points of the peer's sigmoid are rounded, which shifts all its tables."""
     manifest, io = golden("lucidrains/tables")
     for name, num_timesteps in manifest["config"]["schedules"]:
         schedule = schedule_of(name, num_timesteps, dtype)
@@ -169,7 +169,7 @@ def test_forward_process(compare, recorded, dtype):
 
 
 def test_reverse_process(compare, recorded, dtype):
-    """The peer clips in place: x_0 is what it returns, clipped."""
+    """The peer clips in place, so the x_0 it returns is clipped."""
     variance = "learned_range" if recorded.learned else "fixed_small"
     for clip in (False, True):
         prediction = recorded.predict(clip)
@@ -188,7 +188,7 @@ def test_reverse_process(compare, recorded, dtype):
 
 def test_losses(compare, recorded, dtype):
     x_0, t, noise, run = recorded.x_0, recorded.t, recorded.noises[0], recorded.run
-    if run.get("immiscible"):  # the peer's target is the noise as it was before pairing
+    if run.get("immiscible"):  # the peer's target is the noise before pairing
         loss = mean_loss("l2", recorded.network(None, recorded.x_t, t), noise)
         assert noise.tolist() != paired(x_0, noise).tolist()
     else:
@@ -209,7 +209,7 @@ def test_offset_noise(compare, dtype):
 
 @pytest.mark.parametrize("num_timesteps", [100, 300, 1000])
 def test_sampling_timesteps(num_timesteps):
-    """The peer truncates numbers that PyTorch has rounded to float32."""
+    """The peer truncates numbers that PyTorch rounded to float32."""
     for num_steps in range(1, num_timesteps + 1, 1 + num_timesteps // 200):
         theirs = torch.linspace(-1, num_timesteps - 1, steps=num_steps + 1).int().flip(0)
         ours = timestep_grid(num_timesteps, num_steps, "lucidrains")
@@ -218,7 +218,7 @@ def test_sampling_timesteps(num_timesteps):
 
 @pytest.mark.parametrize("tag", mostly_slow(RUNS, "ddim_selfcond learned_linear"))
 def test_chains(compare, dtype, tag):
-    """All x_t of a chain as the peer shows them, in [0, 1], the noise first."""
+    """All x_t of a chain as the peer returns them, in [0, 1], starting with the noise."""
     recorded = Recorded(tag, dtype)
     run, T, noises = recorded.run, recorded.run["timesteps"], recorded.noises
     if "sampling_timesteps" in run:

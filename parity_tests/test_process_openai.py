@@ -33,7 +33,7 @@ RESPACED = runs_of("guided_diffusion/respacing")
 
 
 class Recorded:
-    """A run, its inputs in the asked dtype, and what the peer returned for them."""
+    """A run, its inputs in the dtype asked for, and what the peer returned for them."""
 
     def __init__(self, case, run, dtype):
         _, self.io = golden(case)
@@ -116,7 +116,7 @@ def test_reverse_process(compare, recorded, dtype):
 
 
 def compare_bits(compare, run, ours, theirs, dtype):
-    """Differences of two nearly equal probabilities are noise in float32: not at t = 0, there."""
+    """Leave out t = 0 in float32 where it is the difference of two nearly equal probabilities."""
     far_out = dtype == "float32" and MEANS[run["mean"]] != "eps"
     compare("terms of the bound", ours[far_out:], theirs[far_out:], dtype)
 
@@ -140,7 +140,7 @@ def test_losses(compare, recorded, dtype):
 def test_one_sampler_step(compare, recorded, dtype):
     run, schedule, x_t, t = recorded.run, recorded.schedule, recorded.x_t, recorded.t
     prediction, model = reverse_process(run, schedule, recorded.network, x_t, t, clip_x_0=True)
-    if MEANS[run["mean"]] == "x_prev":  # the mean is not that of the clipped x_0
+    if MEANS[run["mean"]] == "x_prev":  # the mean does not follow from the clipped x_0
         later = (t > 0).astype(dtype)[:, None, None, None]
         steps = {"p_sample": model.mean + later * jnp.exp(model.log_variance / 2) * recorded.noise}
     else:
@@ -192,7 +192,7 @@ NETWORKS = {}
 
 
 def chain_of(run, kind, setting):
-    """One compiled chain for all runs that differ in their tables alone."""
+    """One compiled chain for all runs that differ only in their tables."""
     key = (variance_of(run) in LEARNED, run.get("rescale") and run["T"])
     network = NETWORKS.setdefault(key, network_of(run))
     learned = variance_of(run) in LEARNED
@@ -223,7 +223,7 @@ def test_respaced_tables(compare, tag):
 @pytest.mark.slow
 @pytest.mark.parametrize("tag", RESPACED)
 def test_respaced_losses(compare, dtype, tag):
-    """The network is told the timestep of the full chain."""
+    """The network is called with the timestep of the full chain."""
     run, io = respaced(tag)
     betas, timesteps = BETAS[run["schedule"]](run["T"]), space_timesteps(run["T"], run["spacing"])
     schedule = make_schedule(respace_betas(betas, timesteps), dtype=dtype)
@@ -251,7 +251,7 @@ STEPS = {"p_sample_loop": "ddpm", "ddim_loop_eta0": 0.0, "ddim_loop_eta1": 1.0}
 @pytest.mark.parametrize("name", mostly_slow(STEPS, "p_sample_loop"))
 @pytest.mark.parametrize("tag", mostly_slow(RESPACED, "ddim10"))
 def test_respaced_chains(compare, dtype, tag, name):
-    """The peer recomputes all tables; here the levels of the visited timesteps say it all."""
+    """The peer recomputes all tables; here the levels of the visited timesteps are enough."""
     run, io = respaced(tag)
     schedule = named_schedule(run["schedule"], run["T"], dtype=dtype)
     levels = level_at(schedule, jnp.asarray(space_timesteps(run["T"], run["spacing"])))

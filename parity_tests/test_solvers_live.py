@@ -1,4 +1,4 @@
-"""The installed diffusers' solvers in double precision, run beside ours with a toy denoiser."""
+"""The installed diffusers' solvers in double precision beside ours, with a toy denoiser."""
 
 import importlib
 
@@ -44,7 +44,7 @@ TRAILING, LEADING = {"timestep_spacing": "trailing"}, {"timestep_spacing": "lead
 
 
 def settings_of(family, steps, *parts, **more):
-    """A family of theirs, the number of steps, and the arguments of its scheduler."""
+    """One of their families, the number of steps, and the arguments of its scheduler."""
     merged = {k: v for part in parts for k, v in part.items()}
     return {"family": family, "steps": steps, **merged, **more}
 
@@ -84,7 +84,7 @@ FIRST = ("SDE, heun, trailing", "UniPC, order 3")
 
 
 class Doubled:
-    """A module whose float32 is float64: their schedulers name the one wherever they cast."""
+    """A module whose float32 is float64, because their schedulers cast to float32."""
 
     def __init__(self, module):
         self.module = module
@@ -94,7 +94,7 @@ class Doubled:
 
 
 def scheduler_of(monkeypatch, settings):
-    """A scheduler of theirs that computes in double precision."""
+    """One of their schedulers, computing in double precision."""
     module, name = MODULES[settings["family"]]
     module = importlib.import_module(f"diffusers.schedulers.scheduling_{module}")
     monkeypatch.setattr(module, "torch", Doubled(torch))
@@ -109,7 +109,7 @@ def toy(x, t):
 
 
 def run_theirs(scheduler, steps, x, **step):
-    """x at first and after each call, over their own grid."""
+    """x at the start and after each call, over their own grid."""
     scheduler.set_timesteps(steps)
     trajectory = [x]
     for t in scheduler.timesteps:
@@ -121,7 +121,7 @@ def run_theirs(scheduler, steps, x, **step):
 
 @pytest.fixture
 def double():
-    """PyTorch makes float64 of numbers, and of nothing said."""
+    """PyTorch's default dtype is float64."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

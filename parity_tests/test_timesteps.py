@@ -1,4 +1,4 @@
-"""Recorded numbers of guided_diffusion's sampler of timesteps, which goes by their losses."""
+"""Recorded numbers of guided_diffusion's importance sampling of timesteps."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def test_history_and_weights(compare, whole):
 
 
 def test_drawn_timesteps_and_their_weights(compare):
-    """NumPy's generator draws theirs: one uniform number each, through the inverse of the sum."""
+    """NumPy's generator draws theirs: one uniform number each, through the inverse of the cdf."""
     _, io = golden("guided_diffusion/likelihood_embedding_resampler")
     p = io["f64.weights_after"] / io["f64.weights_after"].sum()
     u = np.random.RandomState(7).random_sample(16)

@@ -137,7 +137,7 @@ def test_torch_optimisers(compare, dtype, tag):
 
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 def test_training_of_ho(compare, dtype):
-    """TensorFlow's Adam, clipping, warm-up; the average in either order of the two operations."""
+    """TensorFlow's Adam, clipping and warm-up; the average before or after the update."""
     manifest, io = golden("hojonathanho/training_step")
     its = manifest["config"]
     rate = make_learning_rate(its["lr"], warmup_steps=its["warmup"])

@@ -71,6 +71,8 @@ def test_rescaling_gives_each_image_the_spread_of_the_conditional_one():
     axes = (1, 2, 3)
     np.testing.assert_allclose(full.std(axes), cond.std(axes), rtol=1e-14)  # measured: 2e-16
     assert jnp.abs(guided.std(axes) / cond.std(axes) - 1).min() > 0.1
+    faint = rescale_guided(0.01 * guided, cond, 1.0)  # with a standard deviation far below 1
+    np.testing.assert_allclose(faint.std(axes), cond.std(axes), rtol=1e-13)  # measured: 2e-16
     half = rescale_guided(guided, cond, 0.5)
     np.testing.assert_allclose(half, (full + guided) / 2, rtol=1e-14)  # measured: 0
     flat = jnp.zeros_like(cond)  # an untrained network's output has no spread

@@ -105,6 +105,13 @@ def test_cosine_schedule_is_clipped_where_the_paper_clips():
     assert clipped[-1] == 0.9999
 
 
+def test_the_logistic_schedule_rises_from_its_start_to_its_end():
+    betas = exact("sigmoid")["betas"]
+    np.testing.assert_allclose(betas[[0, -1]], [1e-4, 0.02], rtol=0.5)  # the curve's ends are flat
+    assert np.all(np.diff(betas) > 0)
+    np.testing.assert_allclose((betas + betas[::-1]) / 2, (1e-4 + 0.02) / 2, rtol=ROUNDING)
+
+
 def test_the_schedules_of_the_tutorials():
     practical, page = exact("cosine_epita", 600)["betas"], exact("cosine_clipped", 600)["betas"]
     np.testing.assert_array_equal(practical, np.minimum(page, 0.02))

@@ -1,5 +1,5 @@
-"""Kills a small training run at random moments until it is done, and compares it with one that was
-left alone.
+"""Kill a small training run at random moments until it is finished, and compare it with one that
+was never killed.
 
     python tests/kill_harness.py --kills 100 --seed 0 -- --train.parallel pmap
 
@@ -36,7 +36,7 @@ GIVE_UP = 1800  # seconds after which an attempt that nobody killed hangs
 
 
 class Figures(NamedTuple):
-    """What came out: kills by what they struck, whole runs, the most steps lost, and seconds."""
+    """The result: kills by what they interrupted, finished runs, the most steps lost, seconds."""
 
     kills: Counter[str]
     runs: int
@@ -60,7 +60,7 @@ def make_data(folder: Path) -> None:
 
 
 def forked(work: Callable[[], None], log: Path) -> int:
-    """Do `work` in a process of its own, which writes to `log`; return its number."""
+    """Do `work` in a forked process, which writes to `log`; return its id."""
     sys.stdout.flush()
     number = os.fork()
     if number:
@@ -95,7 +95,7 @@ def train(flags: Sequence[str]) -> None:
 
 
 def ended(number: int, seconds: float) -> int | None:
-    """The exit status of process `number` if it ends within `seconds`."""
+    """Return the exit status of process `number` if it ends within `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
         found, status = os.waitpid(number, os.WNOHANG)
@@ -107,7 +107,7 @@ def ended(number: int, seconds: float) -> int | None:
 
 
 def finish(number: int, log: Path) -> None:
-    """Wait for process `number`. Raises AssertionError unless all went well with it."""
+    """Wait for process `number`. Raises AssertionError unless it succeeds."""
     status = ended(number, GIVE_UP)
     if status is None:
         os.kill(number, signal.SIGKILL)
@@ -116,7 +116,7 @@ def finish(number: int, log: Path) -> None:
 
 
 def struck(run: Path, since: float) -> str:
-    """What the kill interrupted, as what is left in the folder shows."""
+    """Find what a kill interrupted, from the files that it left."""
 
     def fresh(pattern: str) -> bool:
         return any(path.stat().st_ctime >= since for path in run.glob(pattern))
@@ -147,7 +147,7 @@ def steps_saved(run: Path) -> int:
 
 
 def compare(run: Path, expected: Path) -> None:
-    """Raises AssertionError unless both runs left the same checkpoint, log and pictures."""
+    """Raise AssertionError unless both runs have the same checkpoint, log and pictures."""
     from tests.shared.compared_runs import assert_same_run
 
     assert_same_run(run, expected)
@@ -160,9 +160,9 @@ def compare(run: Path, expected: Path) -> None:
 
 
 def harass(folder: Path, kills: int, seed: int, flags: Sequence[str]) -> Figures:
-    """Run and kill in `folder` until `kills` kills are done and the run they struck has ended.
+    """Run and kill in `folder` until `kills` kills are done and the last run is finished.
 
-    Raises AssertionError if any run ends otherwise than the one that is left alone.
+    Raises AssertionError if any run differs from the one that was never killed.
     """
     numbers, done, runs, lost = random.Random(seed), Counter[str](), 0, 0
     make_data(folder / "data")
@@ -207,14 +207,17 @@ def main() -> None:
         figures = harass(Path(name), args.kills, args.seed, args.flags)
     for what, count in sorted(figures.kills.items()):
         print(f"{count:5} kills {what}")
-    print(f"{figures.kills.total():5} kills in all, in {figures.runs} runs and "
-          f"{figures.seconds:.0f} s; every run ended with the same bits as the one left alone")  # fmt: skip
-    print(f"{figures.most_steps_lost:5} steps lost by a kill at most, with a checkpoint every "
-          f"{EVERY}")  # fmt: skip
+    print(
+        f"{figures.kills.total():5} kills in all, in {figures.runs} runs and "
+        f"{figures.seconds:.0f} s; every run ended with the same bits as the one never killed"
+    )
+    print(
+        f"{figures.most_steps_lost:5} steps lost by a kill at most, with a checkpoint every {EVERY}"
+    )
 
 
 def prepare(devices: int, cache: Path) -> None:
-    """Import the libraries, but do not touch a device, which a fork would not survive."""
+    """Import the libraries without touching a device, because a fork would not survive that."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(

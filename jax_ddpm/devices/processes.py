@@ -80,10 +80,12 @@ def join(launch: Launch) -> None:
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
-            launch.coordinator, launch.num_processes, launch.process_id,
+            launch.coordinator,
+            launch.num_processes,
+            launch.process_id,
             initialization_timeout=launch.connect_timeout,
             heartbeat_timeout_seconds=HEARTBEAT,
-        )  # fmt: skip
+        )
     except ValueError as error:  # nothing detected, and nothing given
         raise UserError(
             "--distributed detected no SLURM, Open MPI, Kubernetes or TPU job: give "

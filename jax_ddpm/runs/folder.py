@@ -22,9 +22,18 @@ from jax_ddpm.models import ARCHITECTURES
 from jax_ddpm.runs.formats import FORMAT, migrate
 
 # Settings that do not change what a run computes.
-MAY_DIFFER = {"run", "train.parallel", "train.fsdp", "train.max_steps", "train.keep_checkpoints",
-              "train.keep_every", "train.steps_per_call", "train.data_on_device", "train.remat",
-              "train.max_bad_steps"}  # fmt: skip
+MAY_DIFFER = {
+    "run",
+    "train.parallel",
+    "train.fsdp",
+    "train.max_steps",
+    "train.keep_checkpoints",
+    "train.keep_every",
+    "train.steps_per_call",
+    "train.data_on_device",
+    "train.remat",
+    "train.max_bad_steps",
+}
 LOCK = "lock"
 
 MAX_PIXELS = 2**28  # values in one image: height x width x channels

@@ -52,8 +52,11 @@ def write_snapshots(
 ) -> None:
     """Write the average of each width after `step` steps; each file is written atomically."""
     for sigma_rel, average in zip(sigma_rels, averages, strict=True):
-        _write(folder / f"sigma_rel_{sigma_rel}_step_{step:07d}.safetensors", average,
-               {"sigma_rel": sigma_rel, "step": step})  # fmt: skip
+        _write(
+            folder / f"sigma_rel_{sigma_rel}_step_{step:07d}.safetensors",
+            average,
+            {"sigma_rel": sigma_rel, "step": step},
+        )
 
 
 def _write(path: Path, average: Params, about: dict[str, Any]) -> None:

@@ -15,7 +15,9 @@ from jax_ddpm.process.types import Images, Labels, Timesteps
 from jax_ddpm.training.state import TrainState
 from jax_ddpm.training.update import Metrics, UpdateFn
 
-Pixels = UInt8[Array | np.ndarray, "b h w c"]
+# A batch, or the batches of several steps along a first axis (see `scan_steps`).
+BatchImages = UInt8[Array | np.ndarray, "*steps b h w c"]
+BatchLabels = Int[Array | np.ndarray, "*steps b"]
 
 # The uses of one example's key, and what the key is folded with for each.
 FLIP, NOISE, DROPOUT, LABEL = range(4)
@@ -26,12 +28,12 @@ SELF_CONDITION, SHARED = 2**32 - 1, 2**32 - 2
 class Indexed(NamedTuple):
     """A batch given by the indices of its images in a data set that is on the devices."""
 
-    indices: Int[Array | np.ndarray, " b"]
+    indices: Int[Array | np.ndarray, "*steps b"]
     pixels: UInt8[Array | np.ndarray, "n h w c"]
     labels: Int[Array | np.ndarray, " n"]
 
 
-StepInput = Pixels | tuple[Pixels, Int[Array | np.ndarray, " b"] | None] | Indexed
+StepInput = BatchImages | tuple[BatchImages, BatchLabels | None] | Indexed
 TrainStep = Callable[[TrainState, StepInput, Key[Array, ""]], tuple[TrainState, Metrics]]
 
 
@@ -109,7 +111,7 @@ def scan_steps(train_step: TrainStep) -> TrainStep:
     return steps
 
 
-def unpack_batch(batch: StepInput) -> tuple[Pixels, Int[Array | np.ndarray, " b"] | None]:
+def unpack_batch(batch: StepInput) -> tuple[BatchImages, BatchLabels | None]:
     """Return the images and the labels of a batch, None if it has no labels."""
     if isinstance(batch, Indexed):
         pixels, labels = (jnp.take(a, batch.indices, axis=0, mode="clip") for a in batch[1:])

@@ -56,9 +56,13 @@ def apply_fn(params, x_t, t, **_):
     x = jax.lax.conv_transpose(x, params["up"], (2, 2), "SAME")
     x = jnp.tanh(x)
     x = jax.lax.conv_general_dilated(
-        x, params["up_dilated"], (1, 1), ((1, 2), (1, 2)), lhs_dilation=(2, 2),
+        x,
+        params["up_dilated"],
+        (1, 1),
+        ((1, 2), (1, 2)),
+        lhs_dilation=(2, 2),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )  # fmt: skip
+    )
     return convolve(jnp.tanh(convolve(x, "point")), "out")
 
 
@@ -68,11 +72,13 @@ def network_of(config, dtype=jnp.float64):
 
 NETWORKS = {
     "convolutions": lambda: (init, apply_fn),
-    "unet": lambda: network_of(UNetConfig(
-        channels=8, channel_mult=(1, 2), num_res_blocks=1, attn_levels=(1,), num_groups=4
-    )),
+    "unet": lambda: network_of(
+        UNetConfig(
+            channels=8, channel_mult=(1, 2), num_res_blocks=1, attn_levels=(1,), num_groups=4
+        )
+    ),
     "annotated": lambda: network_of(AnnotatedConfig(dim=8, dim_mults=(1, 2))),
-}  # fmt: skip
+}
 
 
 @cache

@@ -93,8 +93,13 @@ SPLIT = (
 )
 OPTIMIZER = optax.adam(1e-2)
 SCHEDULE = named_schedule("linear", T, dtype=jnp.float64)
-SHAPES = {"in": (16, 32), "guess": (16, 32), "time": (T, 32), "label": (CLASSES + 1, 32),
-          "out": (32, 16)}  # fmt: skip
+SHAPES = {
+    "in": (16, 32),
+    "guess": (16, 32),
+    "time": (T, 32),
+    "label": (CLASSES + 1, 32),
+    "out": (32, 16),
+}
 
 
 def init(key):
@@ -144,8 +149,14 @@ def make_step(axis_name, accumulate=1, per_call=1):
 @cache
 def trained(mode="jit", fsdp=1, *, accumulate=1, per_call=1, indexed=False):
     """The state and the losses of four steps."""
-    return train(make_state(init, jax.random.key(3), Layout(mode, fsdp, SPLIT)), mode, fsdp,
-                 accumulate=accumulate, per_call=per_call, indexed=indexed)  # fmt: skip
+    return train(
+        make_state(init, jax.random.key(3), Layout(mode, fsdp, SPLIT)),
+        mode,
+        fsdp,
+        accumulate=accumulate,
+        per_call=per_call,
+        indexed=indexed,
+    )
 
 
 def train(state, mode="jit", fsdp=1, *, accumulate=1, per_call=1, indexed=False):
@@ -230,9 +241,11 @@ def test_eight_devices_draw_the_timesteps_of_one():
 
     state = create_state({"w": jnp.zeros(())}, OPTIMIZER)
     one, eight = (
-        to_one_device(parallelize(make_drawing, mode)(state_of_its_own, PIXELS[:16], jax.random.key(7))[1])
+        to_one_device(
+            parallelize(make_drawing, mode)(state_of_its_own, PIXELS[:16], jax.random.key(7))[1]
+        )
         for mode, state_of_its_own in (("jit", jax.tree.map(jnp.copy, state)), ("pmap", state))
-    )  # fmt: skip
+    )
     for name, t in one.items():
         np.testing.assert_array_equal(eight[name], t, err_msg=name)
         assert len(np.unique(t)) > 5
@@ -240,8 +253,9 @@ def test_eight_devices_draw_the_timesteps_of_one():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("before", "after"), [(("mesh", 4), ("pmap", 1)), (("pmap", 1), ("mesh", 8)), (("mesh", 2), ("jit", 1))]
-)  # fmt: skip
+    ("before", "after"),
+    [(("mesh", 4), ("pmap", 1)), (("pmap", 1), ("mesh", 8)), (("mesh", 2), ("jit", 1))],
+)
 def test_a_state_goes_from_one_way_to_another_unchanged(before, after):
     state, _ = trained(*before)
     whole = jax.tree.map(np.array, to_one_device(state))  # a copy, which is not donated with it

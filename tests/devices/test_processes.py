@@ -75,14 +75,20 @@ def runs(make_config, tmp_path_factory, compile_once):
     def job(kind, out, *more):
         return [kind, str(folder / "mesh"), "--num", "6", "--out", str(folder / out), *more]
 
-    both = [train("mesh", parallel="mesh", fsdp=2, max_steps=6),
-            train("pmap", parallel="pmap", max_steps=6),
-            job("sample", "two.npz"), job("evaluate", "two.json", "--likelihood")]  # fmt: skip
+    both = [
+        train("mesh", parallel="mesh", fsdp=2, max_steps=6),
+        train("pmap", parallel="pmap", max_steps=6),
+        job("sample", "two.npz"),
+        job("evaluate", "two.json", "--likelihood"),
+    ]
     together(both, 2, compile_once, devices=2)
     shutil.copytree(folder / "mesh", folder / "four")
-    alone = [job("sample", "one.npz"), job("evaluate", "one.json", "--likelihood"),
-             train("one", parallel="jit", max_steps=9),
-             train("mesh", parallel="jit", max_steps=3)]  # fmt: skip
+    alone = [
+        job("sample", "one.npz"),
+        job("evaluate", "one.json", "--likelihood"),
+        train("one", parallel="jit", max_steps=9),
+        train("mesh", parallel="jit", max_steps=3),
+    ]
     together(alone, 1, compile_once)
     together([train("four", parallel="pmap", max_steps=3)], 4, compile_once)
     return folder
@@ -125,8 +131,14 @@ def test_processes_get_the_images_and_the_likelihoods_of_one_device(runs):
 def test_a_signal_to_one_process_stops_all_at_the_same_step(
     runs, make_config, tmp_path, compile_once
 ):
-    train = {"num_steps": 100_000, "log_every": 5, "sample_every": 100_000, "parallel": "pmap",
-             "checkpoint_every": 100_000, "decay": "constant"}  # fmt: skip
+    train = {
+        "num_steps": 100_000,
+        "log_every": 5,
+        "sample_every": 100_000,
+        "parallel": "pmap",
+        "checkpoint_every": 100_000,
+        "decay": "constant",
+    }
     run = tmp_path / "run"
     job = ["train", *flags_of(make_config(run, model=MODEL, train=train))]
     processes = start(

@@ -37,8 +37,10 @@ def test_the_first_rule_that_fits_decides_and_what_does_not_divide_stays_whole()
 
 
 def some_slow(names):
-    return [n if n in ("fashion-cpu", "ddpm-cifar10") else pytest.param(n, marks=pytest.mark.slow)
-            for n in names]  # fmt: skip
+    return [
+        n if n in ("fashion-cpu", "ddpm-cifar10") else pytest.param(n, marks=pytest.mark.slow)
+        for n in names
+    ]
 
 
 @pytest.mark.parametrize("name", some_slow(PRESETS))
@@ -49,8 +51,12 @@ def test_nearly_all_of_a_preset_is_split(name):
     network = make_network(model, (size, size, channels), dtype=jnp.float32)
     params = {"params": jax.eval_shape(network.init, jax.random.key(0))}
     specs = make_partition_specs(params, RULES, {"data": 1, "fsdp": 8})
-    split = jax.tree.map(lambda s, leaf: leaf.size / (8 if "fsdp" in s else 1), specs, params,
-                         is_leaf=lambda leaf: isinstance(leaf, P))  # fmt: skip
+    split = jax.tree.map(
+        lambda s, leaf: leaf.size / (8 if "fsdp" in s else 1),
+        specs,
+        params,
+        is_leaf=lambda leaf: isinstance(leaf, P),
+    )
     part = sum(jax.tree.leaves(split)) / sum(leaf.size for leaf in jax.tree.leaves(params))
     # Measured: at most 0.15; the rest are biases, norms and dimensions that do not divide. Of the
     # smallest network, pulfer's with its tables and odd sizes, 0.437.

@@ -1,4 +1,4 @@
-"""Runs that were interrupted are continued as if they had not been."""
+"""A run that was interrupted and continued is the same as one that was not."""
 
 import os
 import shutil
@@ -79,13 +79,13 @@ def test_a_run_that_died_between_checkpoints_continues_as_if_it_had_not(
     assert saved_steps(config.run) == [6]
     assert [row.step for row in metrics.read(config.run / "metrics.jsonl")] == [3, 6, 9]
     with (config.run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 1')  # what a write that is cut off leaves
+        file.write('{"step": 1')  # as an interrupted write leaves it
     loop.train(config)
     assert_same_run(config.run, trained_run)
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(
     trained_run, make_config, tmp_path, capsys
 ):
     folder = tmp_path / "copy"
@@ -104,27 +104,32 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_ends_a_run_in_one_sentence_and_loses_nothing(
+def test_a_full_disk_ends_a_run_with_one_sentence_and_loses_nothing(
     trained_run, make_config, tmp_path
 ):
-    """Wherever the disk fills up: every file of the run is too large in one of these cases."""
+    """Wherever the disk fills up: every file of the run is too large in one of the cases."""
     config = make_config(tmp_path / "full")
     sizes = (0, 100, 1000, 3000, 10_000)
-    said = set()
+    causes = set()
     for size in sizes:
         with file_size_limited(size), pytest.raises(UserError) as caught:
             loop.train(config)
-        said.add(str(caught.value).split(" could not be written")[0])
+        causes.add(str(caught.value).split(" could not be written")[0])
         assert "(File too large)" in str(caught.value)
-    assert len(said) > 2, said
+    assert len(causes) > 2, causes
     loop.train(config)
     assert_same_run(config.run, trained_run)
 
 
 AVERAGES = {
-    "parallel": "pmap", "batch_size": 16, "accumulate": 2, "ema_form": "power",
-    "ema_decays": (0.5, 0.7), "posthoc_ema": (0.05, 0.1), "snapshot_every": 3,
-}  # fmt: skip
+    "parallel": "pmap",
+    "batch_size": 16,
+    "accumulate": 2,
+    "ema_form": "power",
+    "ema_decays": (0.5, 0.7),
+    "posthoc_ema": (0.05, 0.1),
+    "snapshot_every": 3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +145,7 @@ def files_in(folder):
 
 
 @pytest.mark.slow
-def test_averages_and_snapshots_of_an_interrupted_run_are_those_of_one_that_was_not(
+def test_an_interrupted_run_has_the_averages_and_snapshots_of_one_that_was_not(
     averaged_run, make_config, tmp_path, monkeypatch
 ):
     def die():
@@ -187,15 +192,15 @@ def test_images_are_drawn_with_any_average_of_a_run(averaged_run, tmp_path, caps
 
     job, weights = SampleJob(num=1, out=tmp_path / "image.png"), Weights(posthoc_ema=0.2)
     sample_run(averaged_run, job, weights=weights)
-    said = capsys.readouterr().out
-    assert "average of relative width 0.2 at step 12 (made of 8 snapshots, its profile" in said
+    printed = capsys.readouterr().out
+    assert "average of relative width 0.2 at step 12 (from 8 snapshots, relative error of its" in printed
 
 
 @pytest.mark.slow
 def test_importance_sampling_on_eight_devices_is_continued_exactly(
     make_config, tmp_path, monkeypatch
 ):
-    """From step 10 on all eight timesteps have ten losses: before and after the interruption."""
+    """From step 10 on, all eight timesteps have ten losses: before and after the interruption."""
     settings = {
         "diffusion": {"timestep_sampling": "importance"},
         "train": {"parallel": "pmap", "num_steps": 30, "batch_size": 16, "checkpoint_every": 15},
@@ -218,16 +223,22 @@ COMBINED = {
         "diffusion": {"timestep_sampling": "importance"},
     },
     "mesh": {
-        "train": {"parallel": "mesh", "fsdp": 2, "batch_size": 16, "accumulate": 2,
-                  "steps_per_call": 3, "data_on_device": "never"},
+        "train": {
+            "parallel": "mesh",
+            "fsdp": 2,
+            "batch_size": 16,
+            "accumulate": 2,
+            "steps_per_call": 3,
+            "data_on_device": "never",
+        },
         "diffusion": {"timestep_sampling": "importance"},
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", others_long(COMBINED, keep=("mesh",)))
-def test_a_run_in_slices_is_exact_with_each_way_of_computing(make_config, tmp_path, name):
+def test_a_run_in_slices_is_exact_with_every_way_of_computing(make_config, tmp_path, name):
     """A slice of five steps ends in the middle of a call, of a row and between checkpoints."""
     whole = make_config(tmp_path / "whole", **COMBINED[name])
     loop.train(whole)
@@ -256,12 +267,15 @@ def start(config, cache):
     }
     return subprocess.Popen(
         [sys.executable, "-c", COMMAND, *flags_of(config)],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def wait_for_step(process, folder, step):
-    """Until `step` is logged, and a checkpoint to go on from is whole: it lags behind the steps."""
+    """Wait until `step` is logged and a checkpoint is complete, which lags behind the steps."""
     deadline = time.monotonic() + 120
     with open_checkpoints(folder / "checkpoints") as checkpoints:
         while time.monotonic() < deadline and process.poll() is None:
@@ -270,7 +284,7 @@ def wait_for_step(process, folder, step):
                 return
             time.sleep(0.01)
     process.kill()
-    raise AssertionError(f"step {step} did not come: {process.communicate()}")
+    raise AssertionError(f"step {step} was not reached: {process.communicate()}")
 
 
 @pytest.mark.slow

@@ -43,7 +43,9 @@ def test_a_finished_run_holds_everything_a_person_looks_for(trained_run):
         assert gif.n_frames == 5  # noise and four steps
 
 
-def test_metrics_have_one_row_per_window_and_the_rate_that_was_used(trained_run, make_config):
+def test_metrics_have_a_row_per_window_with_the_learning_rate_that_was_used(
+    trained_run, make_config
+):
     rows = metrics.read(trained_run / "metrics.jsonl")
     assert [row.step for row in rows] == [3, 6, 9, 12]
     assert all(0 < row.loss < 10 and 0 < row.grad_norm < 100 for row in rows)
@@ -110,25 +112,25 @@ def test_training_changes_the_parameters_and_the_average_follows(trained_run):
     assert any(np.abs(raw[name] - ema[name]).max() > 1e-3 for name in raw)
 
 
-def test_a_finished_run_run_again_trains_nothing_and_says_so(
+def test_a_finished_run_started_again_does_nothing_and_says_so_at_once(
     make_config, trained_run, tmp_path, monkeypatch, capsys
 ):
     def refuse(*args, **kwargs):
-        raise AssertionError("the loop asked for data")
+        raise AssertionError("data were opened, or a network was built")
 
-    before = {path: path.stat().st_mtime_ns for path in trained_run.glob("*.[pgj]*")}
-    monkeypatch.setattr(loop, "make_feed", refuse)
+    before = {path: path.stat().st_mtime_ns for path in trained_run.rglob("*") if path.is_file()}
+    for name in ("open_data", "build"):
+        monkeypatch.setattr(loop, name, refuse)
     run = loop.train(make_config(trained_run))
     out = capsys.readouterr().out
     assert run.folder == trained_run
+    assert f"{trained_run} is finished: all 12 steps are done" in out
     assert f"Finished: {trained_run / 'samples.png'}" in out
-    pictures = {path: t for path, t in before.items() if path.suffix in (".png", ".gif")}
-    assert all(path.stat().st_mtime_ns == t for path, t in pictures.items())
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_pictures_of_a_finished_run_are_drawn_again_if_they_are_gone(
-    make_config, tmp_path, trained_run
-):
+@pytest.mark.slow
+def test_missing_pictures_of_a_finished_run_are_drawn_again(make_config, tmp_path, trained_run):
     folder = tmp_path / "copy"
     shutil.copytree(trained_run, folder)
     for name in ("loss.png", "samples.png", "sampling.gif"):
@@ -177,7 +179,7 @@ def test_eight_devices_train_the_run_of_one(trained_run, make_config, tmp_path):
 
 
 def spoil(monkeypatch, is_bad):
-    """From now on the images of the steps (0, 1, ...) for which `is_bad` have no numbers."""
+    """From now on, the images of the steps (0, 1, ...) that `is_bad` are NaN."""
     make_update = train_setup.make_update
 
     def spoiled(*args, **kwargs):
@@ -192,7 +194,7 @@ def spoil(monkeypatch, is_bad):
 
 
 @pytest.mark.slow
-def test_bad_steps_are_skipped_and_too_many_in_a_row_end_the_run_at_the_last_good_state(
+def test_bad_steps_are_skipped_and_too_many_in_a_row_end_the_run_with_the_last_good_state(
     make_config, tmp_path, monkeypatch, capsys
 ):
     config = make_config(tmp_path / "nan", train={"max_bad_steps": 2})
@@ -211,9 +213,9 @@ def test_bad_steps_are_skipped_and_too_many_in_a_row_end_the_run_at_the_last_goo
     counters = [state[f".{name}"] for name in ("skipped.total", "skipped.in_a_row", "step")]
     assert counters == [3, 2, 9]
     counts = [value for name, value in state.items() if name.endswith(".count")]
-    assert counts and all(count == 6 for count in counts)  # the learning rate does not go on
+    assert counts and all(count == 6 for count in counts)  # the learning rate does not move on
 
-    run = loop.train(config)  # goes on where it can
+    run = loop.train(config)  # continues from the last good state
     rows = metrics.read(run.metrics)
     assert [row.skipped for row in rows] == [0, 1, 2, 0]
     assert all(math.isfinite(row.loss) and math.isfinite(row.grad_norm) for row in rows)
@@ -230,42 +232,48 @@ def test_bad_steps_are_skipped_and_too_many_in_a_row_end_the_run_at_the_last_goo
     ],
     ids=str,
 )
-def test_how_the_program_is_cut_and_where_the_data_lie_change_nothing(
+def test_steps_per_call_remat_and_data_on_devices_change_nothing(
     trained_run, make_config, tmp_path, train
 ):
-    """Also where the run stops within a call, and goes on in another way."""
+    """The run also stops within a call, and continues in the default way."""
     folder = tmp_path / "run"
     with pytest.raises(Stopped, match="after step 5"):
         loop.train(make_config(folder, train=train | {"max_steps": 5}))
     loop.train(make_config(folder))
     found, expected = newest_state(folder), newest_state(trained_run)
     worst = max(np.abs(found[leaf] - array).max() for leaf, array in expected.items())
-    # Measured: 0 where the data lie elsewhere; else 1e-4, rounding of gradients near zero that Adam
-    # makes steps of 0.01 of.
+    # Measured: 0 if only the data are elsewhere; otherwise 1e-4, because Adam amplifies the rounding
+    # noise of gradients near zero to steps of 0.01.
     assert worst <= (0 if train == {"data_on_device": "never"} else 1e-3)
 
 
 OBJECTIVES = {
     "antithetic p2": {"timestep_sampling": "antithetic", "weighting": "p2"},
-    "left-out labels": {
-        "label_dropout": 0.3, "timestep_sampling": "log_normal", "weighting": "soft_min_snr",
+    "dropped labels": {
+        "label_dropout": 0.3,
+        "timestep_sampling": "log_normal",
+        "weighting": "soft_min_snr",
     },
     "importance bound": {
-        "timestep_sampling": "importance", "objective": "vlb", "variance": "learned_range",
+        "timestep_sampling": "importance",
+        "objective": "vlb",
+        "variance": "learned_range",
     },
     "pure noise x_0": {
-        "zero_terminal_snr": True, "prediction_type": "x_0", "weighting": "truncated_snr",
+        "zero_terminal_snr": True,
+        "prediction_type": "x_0",
+        "weighting": "truncated_snr",
     },
     "pure noise v": {"zero_terminal_snr": True, "prediction_type": "v"},
-}  # fmt: skip
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", others_long(OBJECTIVES, keep=("left-out labels", "importance bound", "pure noise v"))
+    "name", others_long(OBJECTIVES, keep=("dropped labels", "importance bound", "pure noise v"))
 )
 def test_a_short_run_of_each_option(make_config, tmp_path, name):
-    """The loop stops at a loss that is not finite, and images are drawn at the end."""
+    """Losses stay finite, and images are drawn at the end."""
     settings = {
         "diffusion": OBJECTIVES[name],
         "model": {"num_classes": 11 if "labels" in name else None},  # the data has ten

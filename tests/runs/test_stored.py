@@ -96,13 +96,18 @@ def test_a_checkpoint_that_may_not_be_read_now_is_not_skipped(copy, capsys):
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
-        (ValueError('PERMISSION_DENIED: Error opening "zarr3" driver: Error reading "d": Failed to '
-                    "open: [OS error 13: EACCES Permission denied]"), UserError,
-         r"cannot be read \(Permission denied\)"),
+        (
+            ValueError(
+                'PERMISSION_DENIED: Error opening "zarr3" driver: Error reading "d": Failed to '
+                "open: [OS error 13: EACCES Permission denied]"
+            ),
+            UserError,
+            r"cannot be read \(Permission denied\)",
+        ),
         (ValueError("NOT_FOUND: no zarr.json"), stored.Damaged, r"is damaged \(NOT_FOUND"),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"), jax.errors.JaxRuntimeError, "EXHAUST"),
     ],
-)  # fmt: skip
+)
 def test_an_error_of_reading_is_damage_only_if_it_says_so(two, monkeypatch, error, kind, message):
     monkeypatch.setattr(stored.ocp, "load", Mock(side_effect=error))
     with pytest.raises(kind, match=message) as found:

@@ -1,4 +1,4 @@
-"""What is left of a run on the disk, and whether two runs left the same."""
+"""The files of a run, and whether two runs have the same ones."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Ways in which a file on a disk goes bad."""
+"""Damage to files on a disk."""
 
 import shutil
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Damage(NamedTuple):
-    """What is done to the file `name` of a folder: delete it, cut it at `place`, or flip a bit."""
+    """Damage to the file `name` of a folder: delete it, cut it at `place`, or flip a bit."""
 
     name: str
     how: str
@@ -17,9 +17,9 @@ class Damage(NamedTuple):
 
 
 def damages(folder: Path, flips: int, seed: int = 0) -> Iterator[Damage]:
-    """Each file deleted, emptied, cut in half and by one byte, and `flips` single bits flipped.
+    """Delete, empty, halve and shorten each file, and flip `flips` single bits.
 
-    The bits are spread evenly over all files together, and each file gets at least two.
+    The bits are spread evenly over all files; each file gets at least two.
     """
     numbers = np.random.default_rng(seed)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -34,7 +34,7 @@ def damages(folder: Path, flips: int, seed: int = 0) -> Iterator[Damage]:
 
 
 def damaged(folder: Path, copy: Path, damage: Damage) -> Path:
-    """A copy of `folder` with `damage` done to it, in place of what `copy` was."""
+    """Copy `folder` to `copy`, which is replaced, and damage the copy."""
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(folder, copy)
     path = copy / damage.name

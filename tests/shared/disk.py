@@ -1,4 +1,4 @@
-"""A disk that is full, without filling one."""
+"""A full disk, simulated."""
 
 import resource
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def file_size_limited(num_bytes: int) -> Iterator[None]:
-    """As on a full disk, or with a quota: larger files cannot be written."""
+    """Larger files cannot be written, as on a full disk or with a quota."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax_ddpm
 from tests.shared.quick_compilation import LEVEL
 
-# Compiled without optimisation, as the numbers do not depend on it beyond rounding.
+# Compiled without optimisation: it changes numbers only by rounding.
 QUICK = f"{LEVEL}=0 --xla_llvm_disable_expensive_passes=true"
 
 WORKER = """
@@ -25,7 +25,7 @@ from jax_ddpm.errors import Stopped
 from jax_ddpm.runs import stored
 
 def spoil(process, step):
-    # for that process the checkpoint of that step has a hole
+    # damage the checkpoint of that step, for that process only
     load = stored.ocp.load
 
     def spoilt(path, *args):
@@ -75,7 +75,7 @@ def flags_of(config):
 
 
 def start(jobs, count, cache, *, devices=1):
-    """`count` processes, each with so many simulated devices, that do `jobs` together."""
+    """Start `count` processes, each with `devices` simulated devices, that do `jobs` together."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -98,7 +98,7 @@ def start(jobs, count, cache, *, devices=1):
 
 
 def ends(processes, timeout):
-    """(exit code, stdout, stderr) of each; all are killed if they take longer."""
+    """Wait for (exit code, stdout, stderr) of each; kill all that take longer."""
     found = []
     try:
         for process in processes:
@@ -111,7 +111,7 @@ def ends(processes, timeout):
 
 
 def together(jobs, count, cache, *, devices=1, timeout=280):
-    """What process 0 prints while `count` processes do `jobs`; none may fail."""
+    """Do `jobs` with `count` processes, none of which may fail; return what process 0 prints."""
     found = ends(start(jobs, count, cache, devices=devices), timeout)
     assert [code for code, _, _ in found] == [0] * count, found
     said = [line for _, out, _ in found[1:] for line in out.splitlines()]

@@ -1,4 +1,4 @@
-"""Small train states to save, and whether two are the same."""
+"""Small train states to save, and a comparison of two."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ ABOUT = {"format": 1, "config": {"seed": 0}}
 
 
 def state_at(step, width=3, names=("a", "b")):
-    """The state after `step` steps: random numbers of their own for each step."""
+    """A state after `step` steps, with different random numbers for each step."""
     numbers = np.random.default_rng(step)
     params = {
         name: {"kernel": jnp.asarray(numbers.normal(size=(2, width)), jnp.float32)}
@@ -21,7 +21,7 @@ def state_at(step, width=3, names=("a", "b")):
 
 
 def assert_same_bits(found, expected):
-    """Equal in structure, dtypes and every bit."""
+    """Compare structure, dtypes and every bit."""
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert one.dtype == other.dtype

@@ -105,12 +105,17 @@ BAD = {
     "the loss": (DESCENT, lambda params, x_0: params["image"] * x_0.mean((1, 2, 3)) / 0),
     "the norm of the gradient, though the gradient is finite": (
         optax.chain(optax.clip_by_global_norm(1.0), DESCENT),
-        lambda params, x_0: jnp.float32(1e30) * params["image"].astype(jnp.float32) * x_0[:, 0, 0, 0].astype(jnp.float32),
+        lambda params, x_0: (
+            jnp.float32(1e30)
+            * params["image"].astype(jnp.float32)
+            * x_0[:, 0, 0, 0].astype(jnp.float32)
+        ),
     ),
     "the change of the parameters, though loss and gradient are": (
-        optax.sgd(jnp.inf), lambda params, x_0: (params["image"] - x_0.mean((1, 2, 3))) ** 2,
+        optax.sgd(jnp.inf),
+        lambda params, x_0: (params["image"] - x_0.mean((1, 2, 3))) ** 2,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", BAD)

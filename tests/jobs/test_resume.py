@@ -193,7 +193,10 @@ def test_images_are_drawn_with_any_average_of_a_run(averaged_run, tmp_path, caps
     job, weights = SampleJob(num=1, out=tmp_path / "image.png"), Weights(posthoc_ema=0.2)
     sample_run(averaged_run, job, weights=weights)
     printed = capsys.readouterr().out
-    assert "average of relative width 0.2 at step 12 (from 8 snapshots, relative error of its" in printed
+    assert (
+        "average of relative width 0.2 at step 12 (from 8 snapshots, relative error of its"
+        in printed
+    )
 
 
 @pytest.mark.slow

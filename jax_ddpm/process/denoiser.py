@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
-from jax_ddpm.process.checks import check_network_args, check_output
+from jax_ddpm.process.checks import check_images, check_network_args, check_output
 from jax_ddpm.process.levels import Level
 from jax_ddpm.process.predictions import (
     check_prediction_type,
@@ -48,12 +48,14 @@ def make_denoise_fn(
 
     `network_args` go to `apply_fn`; so does the returned function's optional argument
     `x_self_cond`, an earlier x_0 (see `sample`). Raises UserError for a name among them that looks
-    like a setting misspelt, and for an output whose shape does not fit x_t.
+    like a setting misspelt, for an x_t that is no float image with the channels last, and for an
+    output whose shape does not fit x_t.
     """
     prediction_type = check_prediction_type(prediction_type)
     check_network_args(network_args, SETTINGS, "make_denoise_fn")
 
     def denoise(x_t: Images, level: Level, x_self_cond: Images | None = None) -> Prediction:
+        check_images("x_t", x_t)
         given = {} if x_self_cond is None else {"x_self_cond": x_self_cond}
         t = jnp.broadcast_to(level.t, x_t.shape[:1])
         output = apply_fn(params, x_t, t, **network_args, **given).astype(x_t.dtype)

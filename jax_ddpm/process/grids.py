@@ -28,7 +28,7 @@ def _single_linspace(start: int, end: int, num_steps: int) -> Float[np.ndarray, 
     return nearer.astype(np.float32)  # rounded once, here
 
 
-# T and S to the S timesteps visited, ascending
+# Functions of T and S that give the S timesteps visited, ascending.
 SPACINGS: dict[str, Callable[[int, int], np.ndarray]] = {
     "leading": lambda T, S: np.arange(S) * (T // S),
     "trailing": lambda T, S: np.round(T * np.arange(1, S + 1) / S) - 1,
@@ -43,7 +43,8 @@ def _space_karras(start: float, end: float, part: np.ndarray) -> np.ndarray:
     return np.clip(RHO * np.log(high + part * (low - high)), end, start)  # rounding may lie beyond
 
 
-# The first and the last log(sigma / signal), and a part in [0, 1] of the way, to the one there
+# Functions of the first and the last log(sigma / signal), and of parts in [0, 1] of the way, that
+# give the values at these parts.
 CONTINUOUS: dict[str, Callable[[float, float, np.ndarray], np.ndarray]] = {
     "log_snr": lambda start, end, part: start + part * (end - start),
     "karras": _space_karras,

@@ -14,9 +14,10 @@ from jax_ddpm.process.schedules import Schedule
 class Level(NamedTuple):
     """Noise levels: x_t = signal * x_0 + sigma * noise. t = -1 is the clean image (1, 0).
 
-    A level is one for all images (shape []) or one per image ([b]); a grid of levels has the steps
-    in front ([S + 1] or [S + 1, b]). Between two timesteps t is a float: networks that embed t
-    take any, a table of times does not.
+    A level is one for all images (shape []) or one per image ([b]; inside a sampler's step signal
+    and sigma are then [b, 1, 1, 1], which broadcasts over pixels). A grid of levels has the steps
+    in front ([S + 1] or [S + 1, b]). Between two timesteps t is a float: networks that embed t take
+    any, a table of times does not.
     """
 
     t: Num[Array, "*n"]

@@ -66,6 +66,7 @@ def allow_steps_up(sampler: Sampler) -> Sampler:
             x_t = renoise(cur, nxt, state.x_t, noise)
             return SamplerState(x_t, (sampler.init(x_t).memory, x_0)), nothing._replace(x_0=x_0)
 
+        # `cond`, not `where`, so that a step up does not evaluate the network
         return jax.lax.cond(nxt.sigma > cur.sigma, up, down)
 
     return sampler._replace(init=init, step=step, direction="any")

@@ -104,6 +104,9 @@ WRONG_IMAGES = {
         lambda: loss()(None, PIXELS, T, X),
         lambda: jax.eval_shape(lambda x: q_sample(SCHEDULE, x, T, X), PIXELS),
     ],
+    "x_t has dtype uint8, but images are floats in [-1, 1]: convert pixels with x / 127.5 - 1": [
+        lambda: make_denoise_fn(network, None)(PIXELS, LEVEL),
+    ],
     "x_0 has shape (2, 3, 8, 8), which looks like [batch, channels, height, width], but images are "
     "[batch, height, width, channels]: use jnp.moveaxis(x, 1, -1)": [
         lambda: q_sample(SCHEDULE, CHANNELS_FIRST, T, CHANNELS_FIRST),

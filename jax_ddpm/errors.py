@@ -7,15 +7,15 @@ MAX_LENGTH = 2000
 
 
 class UserError(ValueError):
-    """A mistake in what was asked for or given; its message is one sentence with the way out."""
+    """A user's mistake. The message is one sentence that says what to do instead."""
 
     def __init__(self, message: object) -> None:
-        """`message` may quote text from strangers: it becomes one printable line."""
+        """`message` may quote untrusted text, so it is reduced to one printable line."""
         super().__init__(one_line(str(message)))
 
 
 def one_line(text: str) -> str:
-    """`text` on one line of at most 2000 characters, without characters that command a terminal."""
+    """Put `text` on one line of at most 2000 characters, escaping control characters."""
     words = " ".join(text[: 10 * MAX_LENGTH].split())
     if len(words) > MAX_LENGTH:
         words = f"{words[: MAX_LENGTH // 2]} ... {words[-MAX_LENGTH // 4 :]}"
@@ -23,22 +23,22 @@ def one_line(text: str) -> str:
 
 
 def require(ok: bool, name: str, value: object, expected: str) -> None:
-    """Raise UserError, "`name` is `value`, but it must be `expected`", unless `ok`."""
+    """Unless `ok`, raise UserError: "`name` is `value`, but it must be `expected`"."""
     if not ok:
         raise UserError(f"{name} is {value}, but it must be {expected}")
 
 
 def flag_name(field: str, prefix: str = "--") -> str:
-    """The flag of a setting: `num_steps` of the section train is "--train.num-steps"."""
+    """The flag of a setting: `num_steps` with prefix "--train." is "--train.num-steps"."""
     return prefix + field.replace("_", "-")
 
 
 def check_choice(
     name: str, value: object, choices: Collection[str], aliases: Mapping[str, str] | None = None
 ) -> str:
-    """`value` if it is one of `choices`; the choice it stands for if it is one of `aliases`.
+    """Return `value` if it is one of `choices`, or the choice that it is an alias of.
 
-    Raises UserError that names `name`, the choices and the nearest one.
+    Otherwise raises UserError with `name`, the choices and the nearest one.
     """
     aliases = aliases or {}
     if isinstance(value, str) and value in choices:
@@ -62,17 +62,17 @@ def nearest(given: str, known: Collection[str], *, cutoff: float = 0.6) -> str |
 
 
 def join_or(names: list[str]) -> str:
-    """ "a", "a or b", "a, b or c"."""
+    """Join names for a sentence: "a", "a or b", "a, b or c"."""
     return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 class Stopped(Exception):
-    """Training stopped before its end, after it saved."""
+    """Training was stopped early, after saving a checkpoint."""
 
     def __init__(self, signum: int | None, message: str) -> None:
-        """`signum` is the signal; None if the user set how far to go this time.
+        """`signum` is the signal, or None if training reached --train.max-steps.
 
-        `message` says where training stopped and how to continue.
+        `message` says where training stopped and how to resume it.
         """
         super().__init__(message)
         self.signum = signum

@@ -1,4 +1,4 @@
-"""The layer for Python users: each decision is made once, in few lines over the rooms below.
+"""The layer for Python users: each setting is given once, and a few lines train and sample.
 
-It adds no state. Everything it does can be done with the functions below it, with the same numbers.
+It adds no state. The functions that it calls are public too, and give the same numbers.
 """

@@ -12,7 +12,7 @@ from jax_ddpm.errors import UserError
 def make_source(images: Any, labels: Any = None) -> ImageSource:
     """Make a source from uint8 images [n, h, w, c] or [n, h, w] and their classes [n].
 
-    Without labels, every class is 0. Raises UserError, suggesting a conversion, for anything else.
+    Without labels, every class is 0. Raises UserError for anything else, suggesting a conversion.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8:

@@ -1,7 +1,7 @@
-"""Programs that are compared by value, so that asking twice compiles once.
+"""Compile equal programs only once, by comparing programs by value.
 
-Two calls of `ddim()` make two samplers that compute the same. They consist of functions, which
-Python compares by identity, so jit would compile a program for each.
+Two calls of `ddim()` make two equal samplers. They consist of functions, which Python compares by
+identity, so jit alone would compile a program for each.
 """
 
 from collections.abc import Callable, Hashable
@@ -16,16 +16,17 @@ import numpy as np
 def run_compiled(program: Callable[..., Any], *args: Any) -> Any:
     """Call `program(*args)`, compiled once for all equal programs and arguments of the same shapes.
 
-    `program` is a function of this package. Its value includes what it closes over.
+    `program` is a function of this package. Two programs are equal if they have the same code and
+    close over equal values.
     """
     return _run(ByValue(program), *args)
 
 
 class ByValue:
-    """A static argument for jit; two are equal if `identify` gives the same key for both."""
+    """A static argument for jit; two are equal if `identify` gives both the same key."""
 
     def __init__(self, value: Any) -> None:
-        self.value = value  # also keeps objects alive that the key knows by id
+        self.value = value  # keeps objects alive whose id is in the key
         self._key = identify(value)
 
     def __eq__(self, other: object) -> bool:

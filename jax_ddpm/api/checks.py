@@ -1,4 +1,4 @@
-"""Checks of what Python users pass in: each mistake gets one sentence with the way out."""
+"""Checks of Python users' arguments. Each error is one sentence that says what to do instead."""
 
 import inspect
 from collections.abc import Callable, Collection, Iterable
@@ -13,7 +13,7 @@ from jax_ddpm.errors import UserError, nearest
 from jax_ddpm.models import NetworkFns
 from jax_ddpm.process import checks
 
-# What the contract lets a network take besides x_t and t.
+# Keywords that any network may take besides x_t and t.
 NETWORK_ARGS = ("label", "x_self_cond", "train", "dropout_keys")
 LARGEST = 1.01  # dequantised 8-bit pixels reach 1 + 1 / 255
 
@@ -49,24 +49,24 @@ def check_network_args(
     settings: Collection[str],
     own: Collection[str] = (),
 ) -> None:
-    """Raise UserError for keywords that are settings of Diffusion or that the network lacks.
+    """Raise UserError for keywords that the network does not take or that are Diffusion settings.
 
-    A network with `**kwargs` is given only the keywords that it names and those of the contract.
-    `own` are the method's own keywords, which the user may have misspelt.
+    A network with `**kwargs` may be given only the keywords that it names and NETWORK_ARGS. `own`
+    are the calling method's keywords, which the user may have misspelt.
     """
     named, any_other = find_keywords(apply_fn)
     known = dict.fromkeys([*named, *NETWORK_ARGS * any_other])
     for name in given:
         if name in settings:
             raise UserError(
-                f"{name} is a setting of Diffusion: say it once, Diffusion(schedule, {name}=...)"
+                f"{name} is a setting of Diffusion: give it there, Diffusion(schedule, {name}=...)"
             )
         if name not in known:
             check_keywords("the network", [name], [*known, *own])
 
 
 def find_keywords(apply_fn: Callable[..., Any]) -> tuple[list[str], bool]:
-    """The keywords that `apply_fn` names after (params, x_t, t), and whether it takes others."""
+    """The keywords that `apply_fn` names after (params, x_t, t), and whether it has `**kwargs`."""
     try:
         parameters = list(inspect.signature(apply_fn).parameters.values())[3:]
     except (ValueError, TypeError):  # some callables written in C have no signature
@@ -77,13 +77,13 @@ def find_keywords(apply_fn: Callable[..., Any]) -> tuple[list[str], bool]:
 
 
 def takes(apply_fn: Callable[..., Any], name: str) -> bool:
-    """Whether `apply_fn` can be given the keyword `name`."""
+    """Whether `apply_fn` accepts the keyword `name`."""
     named, any_other = find_keywords(apply_fn)
     return any_other or name in named
 
 
 def check_images(images: Any, *, clipped: bool) -> None:
-    """Raise UserError unless these are float images [b, h, w, c]; in [-1, 1] if `clipped`.
+    """Raise UserError unless these are float images [b, h, w, c], and in [-1, 1] if `clipped`.
 
     The range is checked only outside jit, where the values are known.
     """
@@ -105,7 +105,7 @@ def check_images(images: Any, *, clipped: bool) -> None:
 
 
 def check_shape(shape: Any, what: str = "shape is") -> None:
-    """Raise UserError, starting with `what`, unless `shape` is that of a batch of images."""
+    """Raise UserError, starting with `what`, unless `shape` is (b, h, w, c) with all sizes >= 1."""
     whole = isinstance(shape, tuple | list) and all(isinstance(n, int | np.integer) for n in shape)
     if not whole or len(shape) != 4 or min(shape) < 1:
         raise UserError(f"{what} {shape}, but it must be (images, height, width, channels)")
@@ -128,7 +128,7 @@ def derive_keys(key: Any, num_examples: int) -> Key[Array, " b"]:
 
 
 def convert_keys(key: Any) -> Key[Array, "*n"]:
-    """Convert keys from jax.random.PRNGKey to typed keys; typed ones stay as they are."""
+    """Convert keys from jax.random.PRNGKey to typed keys; return typed keys unchanged."""
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
     if isinstance(key, np.ndarray | jax.Array) and key.dtype == np.uint32 and key.ndim in (1, 2):

@@ -1,4 +1,4 @@
-"""`Diffusion`: loss, sampler and likelihood of one process, in which everything is said once."""
+"""`Diffusion`: the loss, sampling and likelihood of one process, with shared settings."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import fields
@@ -54,12 +54,12 @@ from jax_ddpm.training.step import DROPOUT, NOISE, SELF_CONDITION, fold_each
 
 
 def define_setting(default: Any) -> Any:
-    """A field that is given by keyword and does not hold arrays."""
+    """A keyword-only field that holds no arrays."""
     return struct.field(pytree_node=False, kw_only=True, default=default)
 
 
 class Diffusion(struct.PyTreeNode):
-    """A diffusion process, and how a network is trained and sampled with it.
+    """A diffusion process, with the settings for training and sampling a network.
 
     >>> import jax, jax_ddpm as jd
     >>> def apply_fn(params, x_t, t):  # a network is any such function
@@ -76,7 +76,7 @@ class Diffusion(struct.PyTreeNode):
 
     The settings are explained in `make_loss_fn` and `make_denoise_fn`. The sampler "ddpm" and the
     likelihood use `variance` too. `self_condition` is for networks that take an earlier x_0 as
-    `x_self_cond`. Methods pass keywords that they do not know on to the network.
+    `x_self_cond`. Methods pass other keywords on to the network.
 
     Raises UserError for settings that do not exist, naming the nearest, or do not go together.
     """
@@ -103,7 +103,7 @@ class Diffusion(struct.PyTreeNode):
     def __post_init__(self) -> None:
         if isinstance(self.schedule, str | int | np.ndarray | jax.Array):
             raise UserError(
-                f"schedule is a {type(self.schedule).__name__}, but it must be a Schedule, such as "
+                f"schedule is {type(self.schedule).__name__}, but it must be a Schedule, such as "
                 'named_schedule("cosine", 1000) or make_schedule(betas)'
             )
         for name, (choices, aliases) in CHOICES.items():
@@ -129,17 +129,17 @@ class Diffusion(struct.PyTreeNode):
 
     @property
     def learned_variance(self) -> bool:
-        """Whether the second half of the network's output channels is a variance."""
+        """Whether the second half of the network's output channels holds the variance."""
         return self.variance in LEARNED
 
     def loss(
         self, apply_fn: ApplyFn, params: Any, images: Images, key: Any, **network_args: Any
     ) -> Losses:
-        """The loss of each image, at a timestep and with noise drawn from the image's own key.
+        """The loss of each image [b], at a timestep and with noise drawn from the image's own key.
 
-        `images` [b, h, w, c] are floats in [-1, 1]. `key` is one key, or one for each image. With
-        fold_in(key, step) for a training key, this is the loss of that training step. With
-        `train=True`, a network that takes `dropout_keys` is given them too.
+        `images` [b, h, w, c] are floats in [-1, 1]. `key` is one key, or one key per image. With
+        fold_in(training_key, step), this is the loss of that training step. With `train=True`, a
+        network that takes `dropout_keys` gets them too.
         """
         check_images(images, clipped=self.clip_x_0)
         keys = derive_keys(key, len(images))
@@ -167,15 +167,15 @@ class Diffusion(struct.PyTreeNode):
         spacing: GridName | None = None,
         **network_args: Any,
     ) -> Images:
-        """Images of `shape` [b, h, w, c] in [-1, 1], drawn with `sampler`, a name or an object.
+        """Draw images of `shape` [b, h, w, c] in [-1, 1] with `sampler`, a name or a Sampler.
 
         The default is ancestral sampling over all T timesteps. Other samplers, such as "ddim" and
-        "dpmpp_2m", need only 20 to 50 `steps`. The default `spacing` is leading for the names
-        "heun", "plms" and "pndm", and trailing otherwise. `key` is one key, or one for each image;
+        "dpmpp_2m", need only 20 to 50 `steps`. The default `spacing` is "leading" for the names
+        "heun", "plms" and "pndm", and "trailing" otherwise. `key` is one key, or one key per image;
         image i depends only on its key.
 
-        The whole chain is one program. It is compiled once for each shape, network, sampler and
-        number of steps. Pass the same network function again: a new lambda is compiled again.
+        The whole chain is one program, compiled once for each shape, network, sampler and number of
+        steps. Pass the same function for the network each time: a new lambda compiles again.
         """
         check_shape(shape)
         check_network(apply_fn, params)
@@ -200,8 +200,9 @@ class Diffusion(struct.PyTreeNode):
     ) -> Bound:
         """The variational bound on -log2 p of each image, term by term, in bits per dimension.
 
-        `images` [b, h, w, c] are in [-1, 1], made of 8-bit pixels; `.total` of the result is the
-        bound [b]. It takes T evaluations of the network, compiled once for each shape and network.
+        `images` [b, h, w, c] are 8-bit pixels scaled to [-1, 1]. `.total` of the result is the
+        bound [b]. It takes T evaluations of the network, in one program that is compiled once for
+        each shape and network.
         """
         check_images(images, clipped=True)
         check_network(apply_fn, params)
@@ -293,18 +294,18 @@ SETTINGS = tuple(f.name for f in fields(Diffusion) if f.name != "schedule")
 
 
 def ends_in_noise(schedule: Schedule) -> bool:
-    """Whether the last timestep has no signal left, if the tables are known."""
+    """Whether the last timestep is pure noise; False if the tables are traced."""
     signal = known_values(schedule.sqrt_alphas_cumprod) if isinstance(schedule, Schedule) else None
     return signal is not None and signal.ndim == 1 and bool(signal[-1] == 0)
 
 
 def find_spacing(sampler: Any) -> GridName | None:
-    """The spacing that a sampler prefers, if it is given by name and prefers one."""
+    """The spacing that the sampler of this name prefers; None for an object or no preference."""
     return SAMPLERS[sampler].spacing if isinstance(sampler, str) and sampler in SAMPLERS else None
 
 
 def split_arrays(network_args: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The keywords that hold arrays, which a program takes as arguments, and the others."""
+    """Split keywords into arrays, which become arguments of the program, and all others."""
     arrays = {
         name: value
         for name, value in network_args.items()

@@ -1,4 +1,4 @@
-"""`fit`: the training job on arrays, with the network of a preset or your own."""
+"""`fit`: train on arrays, with the network of a preset or your own."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -39,7 +39,7 @@ def fit(
     random_flip: bool | None = None,
     **changes: Any,
 ) -> TrainedRun:
-    """Train on an array of images, just as `jax-ddpm train` does, and return the trained run.
+    """Train on an array of images, exactly as `jax-ddpm train` does, and return the trained run.
 
     >>> import numpy as np, jax_ddpm as jd
     >>> images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8)
@@ -47,22 +47,22 @@ def fit(
     >>> run.sample(2, steps=4).shape
     (2, 8, 8, 1)
 
-    `images` are uint8 [n, h, w, c] or [n, h, w], grey or colour, and are used as they are. With
-    `labels` [n], the network learns the classes.
+    `images` are uint8 [n, h, w, c] or [n, h, w], grey or colour; they are not cropped or resized.
+    With `labels` [n], the network learns the classes.
 
     `config` is the name of a preset or a Config. `seed`, `random_flip` and `changes`, which are
     fields of TrainConfig and DiffusionConfig, change it; `steps` is short for num_steps. Settings
-    that depend on a change, such as the warm-up, follow it.
+    that depend on a change, such as the warm-up, are adjusted to it.
 
     `network` replaces the preset's network. It is a configuration such as UNetConfig(channels=32),
     a Linen module, or two functions (init, apply_fn): init(key) returns params, and
-    apply_fn(params, x_t, t, ...) an output like x_t. apply_fn is given `train`, `dropout_keys`,
-    `label` and `x_self_cond` only if it takes them.
+    apply_fn(params, x_t, t, ...) returns an output shaped like x_t. apply_fn is given `train`,
+    `dropout_keys`, `label` and `x_self_cond` only if it takes them.
 
-    `run` is the run folder; the same call again resumes the run. Without it, the folder is
+    `run` is the run folder; make the same call again to resume the run. Without it, the folder is
     temporary and is removed together with the returned object. Ctrl-C stops training early and
-    returns what was trained so far. `jd.enable_compilation_cache()` saves compiling again in the
-    next session.
+    returns what was trained so far. Call `jd.enable_compilation_cache()` first to keep compiled
+    programs for the next session.
 
     Raises UserError for images, settings or a network that cannot work.
     """
@@ -91,7 +91,7 @@ def fit(
 
 
 def change_config(config: Any, changes: dict[str, Any]) -> Config:
-    """Change settings of a preset or Config: training, diffusion process, mirroring and seed.
+    """Change settings of a preset or Config: training, diffusion, random_flip and seed.
 
     Raises UserError for a preset or setting that does not exist, naming the nearest.
     """
@@ -125,7 +125,7 @@ def change_config(config: Any, changes: dict[str, Any]) -> Config:
 def choose_network(
     config: Config, network: Any, source: ImageSource, with_labels: bool
 ) -> tuple[Config, Any]:
-    """Put `network` into `config`; also return its functions if `config` cannot build it."""
+    """Put `network` into `config`. Also returns its functions if `config` cannot describe it."""
     own = None
     if isinstance(network, Architecture):
         config = replace(config, model=network)
@@ -137,9 +137,9 @@ def choose_network(
 
 
 def set_classes(config: Config, source: ImageSource, with_labels: bool) -> Config:
-    """Give the network of `config` the classes of `source`, if labels were given.
+    """Set the number of classes of the network in `config` from `source`, if labels were given.
 
-    Raises UserError for labels that the network does not take, and for labels that it lacks.
+    Raises UserError for labels that the network does not take, and for labels that are missing.
     """
     known, name = config.model.num_labels, type(config.model).__name__
     if with_labels == (known is not None):

@@ -1,4 +1,4 @@
-"""Messages that name arguments as Python has them, not as flags of the command line."""
+"""Rewrite error messages for Python users: arguments instead of command-line flags."""
 
 import re
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ def to_arguments(message: str) -> str:
 
 @contextmanager
 def name_arguments() -> Iterator[None]:
-    """A UserError raised inside names arguments instead of flags."""
+    """In a UserError raised inside, replace flags by arguments."""
     try:
         yield
     except UserError as error:

@@ -1,4 +1,4 @@
-"""`load_run`: a trained run folder as an object that draws images."""
+"""`load_run`: load a trained run folder as an object that draws images."""
 
 from dataclasses import dataclass, field
 from functools import wraps
@@ -29,18 +29,18 @@ from jax_ddpm.process.types import ApplyFn
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TrainedRun:
-    """A trained network and all that is needed to draw images with it; see `load_run`."""
+    """A trained network and everything needed to draw images with it; see `load_run`."""
 
     files: runs.Run
     """The files in the run folder, such as `files.metrics` and `files.final_grid`."""
     params: Any
-    """The parameters that were asked for, by default the moving average."""
+    """The parameters, by default the moving average."""
     description: str
-    """Which parameters these are, and of which step."""
+    """Which parameters these are, and from which step."""
     parts: Parts
     """The functions and tables that the settings describe."""
     temporary: TemporaryDirectory | None = None
-    """The run folder, if it is to be removed with this object."""
+    """The run folder, if it is removed together with this object."""
     _programs: dict[SampleConfig, GenerateFn] = field(default_factory=dict)
 
     @property
@@ -50,7 +50,7 @@ class TrainedRun:
 
     @property
     def config(self) -> Config:
-        """Every setting of the run."""
+        """All settings of the run."""
         return self.files.config
 
     @property
@@ -75,9 +75,9 @@ class TrainedRun:
 
     @property
     def diffusion(self) -> Diffusion:
-        """The diffusion process as an object, for losses, likelihoods and samplers of your own.
+        """The run's diffusion process, for your own losses, likelihoods and samplers.
 
-        Its loss draws timesteps uniformly and adds no offset noise, whatever the training did.
+        Its loss draws timesteps uniformly and adds no offset noise, even if training did otherwise.
         """
         of_run, drawn = self.config.diffusion, self.config.sample
         settings = {name: getattr(of_run, name) for name in LOSS}
@@ -100,12 +100,12 @@ class TrainedRun:
     ) -> UInt8[np.ndarray, "n h w c"]:
         """Draw `num` images, the same as `jax-ddpm sample RUN --num NUM --seed SEED` does.
 
-        Settings that are not given are the run's own. `settings` are the other fields of
+        Settings that you do not give are the run's own. `settings` are other fields of
         SampleConfig, such as eta or spacing. Image i depends only on the seed. Images are drawn
         `batch_size` at a time; the program is compiled once for each batch size and choice of
         settings.
 
-        Raises UserError for settings that do not exist, naming the nearest, or cannot work.
+        Raises UserError for settings that do not exist, naming the nearest, or that cannot work.
         """
         given = {"steps": steps, "sampler": sampler, "guidance": guidance}
         changes = {name: value for name, value in given.items() if value is not None} | settings
@@ -142,7 +142,7 @@ def load_run(
     checkpoint: Literal["newest", "best"] = "newest",
     network: Any = None,
 ) -> TrainedRun:
-    """The trained run in the folder `path`.
+    """Load the trained run in the folder `path`.
 
     >>> import jax_ddpm as jd
     >>> run = jd.load_run("runs/fashion-cpu")
@@ -151,8 +151,8 @@ def load_run(
     (True, dtype('uint8'))
 
     `weights` is "ema" (the moving average), "raw" (the parameters themselves) or one of the run's
-    decays. `checkpoint` is "newest", or "best" if the run kept it. If the run was trained with your
-    own network, pass the same `network` as to `fit`.
+    EMA decays. `checkpoint` is "newest", or "best" if the run kept it. If the run was trained with
+    your own network, pass the same `network` as to `fit`.
 
     Raises UserError for a folder that is not a trained run, and for weights that it does not have.
     """
@@ -166,7 +166,7 @@ def load_run(
 
 
 def make_functions(network: Any, image_shape: tuple[int, int, int]) -> NetworkFns:
-    """Make (init, apply_fn) from these two functions or from a Linen module.
+    """Make a network from a pair of functions (init, apply_fn) or from a Linen module.
 
     Raises UserError for anything else.
     """
@@ -174,7 +174,7 @@ def make_functions(network: Any, image_shape: tuple[int, int, int]) -> NetworkFn
         return NetworkFns(*network)
     if callable(getattr(network, "init", None)) and callable(getattr(network, "apply", None)):
         functions = make_network(network, image_shape)
-        # `wraps` gives it the module's signature, which shows what the network takes.
+        # `wraps` gives it the module's signature, which shows the keywords that it takes.
         return functions._replace(apply_fn=wraps(type(network).__call__)(functions.apply_fn))
     raise UserError(
         f"network is {type(network).__name__}, but it must be a configuration such as "

@@ -5,7 +5,7 @@ from typing import NoReturn
 
 
 def main(*command: str) -> NoReturn:
-    """Run `command` with the arguments of this process, the first of which it is by default."""
+    """Run `command` with this process's arguments; by default, the first argument names it."""
     from jax_ddpm.cli.commands import run_command
 
     run_command([*command, *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""Command lines: short and partial flags are completed, and every mistake becomes a sentence."""
+"""Read a command line: complete short and partial flags, and explain each mistake in a sentence."""
 
 import difflib
 import re
@@ -10,19 +10,19 @@ from jax_ddpm.cli.flags import Flag, allows_none, count_values, turn_off
 from jax_ddpm.cli.values import check_values, describe
 from jax_ddpm.errors import UserError, join_or
 
-Short = Mapping[str, Sequence[str]]  # what a short flag stands for
+Short = Mapping[str, Sequence[str]]  # short flag -> the words it stands for
 
 
 class Arguments(NamedTuple):
     """A command line with complete flags and checked values."""
 
     words: list[str]
-    """What tyro parses: positional arguments first."""
+    """The words for tyro to parse, positional arguments first."""
     given: dict[str, str]
-    """The complete name of each flag that was given -> the name that the user typed."""
+    """Complete name of each flag that was given -> the name that the user typed."""
 
     def name_as_typed(self, message: str) -> str:
-        """`message` with every flag under the name that the user typed."""
+        """Replace every flag in `message` by the name that the user typed."""
         for name, typed in self.given.items():
             message = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])", typed, message)
         return message
@@ -55,7 +55,7 @@ def read_arguments(args: Sequence[str], flags: Sequence[Flag], short: Short) -> 
 
 
 def expand(args: Sequence[str], short: Short) -> tuple[list[str], dict[str, str]]:
-    """`args` with every short flag written out, and the short flag for each name written out."""
+    """Write out short flags in `args`. Also returns the short flag typed for each complete name."""
     words, typed = list[str](), dict[str, str]()
     for arg in args:
         name, equals, value = arg.partition("=")
@@ -65,9 +65,9 @@ def expand(args: Sequence[str], short: Short) -> tuple[list[str], dict[str, str]
 
 
 def find_flag(typed: str, flags: Sequence[Flag]) -> tuple[Flag, bool]:
-    """The flag that `typed` names, and whether it turns it on (False: --no-flag).
+    """Find the flag that `typed` names, and whether `typed` turns it on (False: --no-flag).
 
-    Raises UserError if there is none, or if several flags end like that.
+    Raises UserError if there is no such flag, or if several flags end like that.
     """
     named = [flag for flag in flags if not flag.is_positional]
     for name, on in list_spellings(typed):
@@ -84,7 +84,7 @@ def find_flag(typed: str, flags: Sequence[Flag]) -> tuple[Flag, bool]:
 
 
 def list_spellings(typed: str) -> Iterator[tuple[str, bool]]:
-    """The complete names that `typed` may stand for, and whether it turns them on."""
+    """List the complete names that `typed` may stand for, and whether it turns each on."""
     name = "--" + typed.lstrip("-").replace("_", "-")
     yield name, True
     section, dot, last = name.removeprefix("--").rpartition(".")
@@ -95,7 +95,7 @@ def list_spellings(typed: str) -> Iterator[tuple[str, bool]]:
 
 
 def read_values(flag: Flag, typed: str, on: bool, first: list[str], queue: deque[str]) -> list[str]:
-    """The words that set `flag` for tyro. Its values are `first` and those at the front of `queue`.
+    """Take the values of `flag`, `first` and words from `queue`; return the words for tyro.
 
     Raises UserError for values that are missing, wrong, or given to a switch.
     """
@@ -103,13 +103,13 @@ def read_values(flag: Flag, typed: str, on: bool, first: list[str], queue: deque
         return [flag.name, *check_values(flag, typed, take_values(flag, first, queue))]
     if first or (queue and queue[0].lower() in ("true", "false")):
         raise UserError(f"{typed} takes no value: write {flag.name} or {turn_off(flag)}")
-    if allows_none(flag.kind):  # which tyro reads as a value
+    if allows_none(flag.kind):  # tyro wants a value for bool | None
         return [flag.name, str(on)]
     return [flag.name if on else turn_off(flag)]
 
 
 def take_values(flag: Flag, first: list[str], queue: deque[str]) -> list[str]:
-    """The values of `flag`: `first`, and as many words from `queue` as it takes."""
+    """Take the values of `flag`: `first`, then as many words from `queue` as it takes."""
     count, values = count_values(flag.kind), list(first)
     while queue and not is_flag(queue[0]) and (count is None or len(values) < count):
         values.append(queue.popleft())
@@ -124,7 +124,7 @@ def is_flag(word: str) -> bool:
 
 
 def find_value(flag: str, args: Sequence[str]) -> str | None:
-    """The last value of a flag in a command line that has not been read yet; None: it has none."""
+    """Find the last value of a flag in an unread command line; None if it has no value."""
     found = None
     for arg, following in zip(args, [*args[1:], None], strict=False):
         name, equals, value = arg.partition("=")
@@ -134,14 +134,14 @@ def find_value(flag: str, args: Sequence[str]) -> str | None:
 
 
 def _require_no_gaps(args: Sequence[str]) -> None:
-    """Raise UserError for an empty argument, which an unset shell variable leaves."""
+    """Raise UserError for an empty argument, such as an unset shell variable leaves behind."""
     for before, arg in zip(["the command", *args], args, strict=False):
         if arg == "" or (is_flag(arg) and arg.endswith("=")):
             raise UserError(f"there is nothing after {arg.rstrip('=') or before}: give a value")
 
 
 def _require_complete(missing: Sequence[Flag]) -> None:
-    """Raise UserError if one of the arguments that were not given has no default."""
+    """Raise UserError if one of the `missing` arguments has no default."""
     for flag in missing:
         if flag.is_required:
             what = flag.help.rstrip(".") or describe(flag.kind)
@@ -149,15 +149,13 @@ def _require_complete(missing: Sequence[Flag]) -> None:
 
 
 def _describe_unexpected(words: Sequence[str], at: int) -> str:
-    """A sentence about a word that is neither a flag nor the value of one."""
+    """Describe a word that is neither a flag nor a value of one."""
     after = f" after {words[at - 1]}" if at else ""
-    return (
-        f"{words[at]!r}{after} is not expected there (--help-all lists every flag and its values)"
-    )
+    return f"{words[at]!r}{after} is not expected here (--help-all lists every flag and its values)"
 
 
 def _hint(typed: str, known: Sequence[Flag]) -> str:
-    """The flag that was probably meant: with the same last part, or a similar one."""
+    """Suggest the flag that was probably meant: one with the same or a similar last part."""
     last = typed.lstrip("-").rpartition(".")[2]
     close = [flag.name for flag in known if flag.last_part == last]
     close += difflib.get_close_matches(typed, [flag.name for flag in known], n=1, cutoff=0.75)

@@ -1,4 +1,4 @@
-"""`jax-ddpm bench`: measure training steps, sampling, the reading of data, or memory."""
+"""`jax-ddpm bench`: measure training steps, sampling, data loading, or memory."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -8,13 +8,13 @@ from jax_ddpm.cli.help import Help
 from jax_ddpm.cli.parsing import choose, parse
 
 EXAMPLES = (
-    ("jax-ddpm bench step --dtype bfloat16 --batch-size 128", "training steps beside PyTorch's"),
+    ("jax-ddpm bench step --dtype bfloat16 --batch-size 128", "training steps, against PyTorch"),
     ("jax-ddpm bench data", "images per second from every kind of source"),
-    ("jax-ddpm bench memory --presets fashion-cpu ddpm-cifar10", "what a training step takes"),
+    ("jax-ddpm bench memory --presets fashion-cpu ddpm-cifar10", "memory of a training step"),
 )
 HELP = Help(
     usage="jax-ddpm bench step | sampling | data | memory [FLAGS]",
-    summary="Measure. Each kind has its own --help.",
+    summary="Measure speed or memory. Each measurement has its own --help.",
     examples=EXAMPLES,
     flags=(),
 )
@@ -22,7 +22,7 @@ NAMES = ("step", "sampling", "data", "memory")
 
 
 def read(args: Sequence[str]) -> tuple[Callable[[Any], object], Any]:
-    """The measurement that `args` name, and its flags."""
+    """Read which measurement `args` ask for, and its flags."""
     name = choose("jax-ddpm bench", args, NAMES, HELP)
     from jax_ddpm.jobs.bench import data, memory, step
 

@@ -8,19 +8,19 @@ from typing import NoReturn
 from jax_ddpm.errors import nearest
 
 COMMANDS = {
-    "train": "train a model; the same command again resumes it",
-    "sample": "draw images from a run, guided if you like, or edit pictures with it",
-    "evaluate": "measure a run: the likelihood of its images in bits per dimension",
+    "train": "train a model; run the same command again to resume",
+    "sample": "draw images from a run, or edit pictures with it",
+    "evaluate": "compute the likelihood of a run's images, in bits per dimension",
     "convert": "import weights from PyTorch and other sources, or export them",
     "plot": "draw noise schedules, the forward process, or a comparison of samplers",
     "parity": "compare JAX with PyTorch, quantity by quantity",
-    "prepare": "write a data set: pictures for TensorFlow Datasets, or the emoji",
-    "bench": "measure training steps, sampling, reading of data, or memory",
+    "prepare": "write a data set, of your pictures or of emoji",
+    "bench": "measure training steps, sampling, data loading, or memory",
 }
 
 
 def run_command(args: Sequence[str]) -> NoReturn:
-    """Run the command that `args` begins with, and exit."""
+    """Run the command named by the first of `args`, and exit."""
     if not args or args[0] in ("-h", "--help", "--help-all", "help"):
         print(format_overview())
         sys.exit(0)
@@ -38,7 +38,7 @@ def run_command(args: Sequence[str]) -> NoReturn:
 
 
 def format_overview() -> str:
-    """All commands on one screen."""
+    """The help of `jax-ddpm`: all commands, and examples."""
     commands = "\n".join(f"  {name:10}{summary}" for name, summary in COMMANDS.items())
     return f"""usage: jax-ddpm COMMAND [FLAGS]
 
@@ -47,14 +47,14 @@ Denoising diffusion probabilistic models in JAX.
 {commands}
 
 examples:
-  jax-ddpm train                      10,000 Fashion-MNIST images: eight minutes on two CPU cores
+  jax-ddpm train                      10,000 Fashion-MNIST images, eight minutes on two CPU cores
   jax-ddpm sample runs/fashion-cpu    64 images of that run, as samples/seed_0.png in its folder
   jax-ddpm train --help               the flags that matter; --help-all lists all of them
   jax-ddpm --version"""
 
 
 def describe_unknown(name: str) -> str:
-    """A sentence about a word that is not a command."""
+    """Explain that `name` is not a command, and suggest one."""
     if name.startswith("-"):
         return f"the command is missing before {name}: jax-ddpm {' | '.join(COMMANDS)}"
     near = nearest(name, COMMANDS)

@@ -1,4 +1,4 @@
-"""`jax-ddpm convert`: weights of another implementation become a run, or a run's weights a file."""
+"""`jax-ddpm convert`: import another implementation's weights as a run, or export a run's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,18 +20,18 @@ from jax_ddpm.interop import PEERS, PeerName
 EXAMPLES = (
     (
         "jax-ddpm convert model.pt --source lucidrains --out runs/a",
-        "PyTorch's weights become a run",
+        "import PyTorch weights as a run",
     ),
-    ("jax-ddpm convert runs/a --to torch", "a run's weights become a file for PyTorch"),
+    ("jax-ddpm convert runs/a --to torch", "export a run's weights for PyTorch"),
     (
         "jax-ddpm convert runs/a --to torch --source diffusers --out b.safetensors",
-        "for that library",
+        "export them for diffusers",
     ),
 )
 IMPORT_HELP = Help(
     usage="jax-ddpm convert FILE --source NAME --out RUN [FLAGS]   (the other way: RUN --to torch)",
-    summary="Make a run folder of a weight file. It can be sampled, evaluated and trained further. "
-    "Settings that are not given come from the preset of the implementation.",
+    summary="Make a run folder from a weight file. You can sample it, evaluate it and train it "
+    "further. Settings that you do not give come from the implementation's preset.",
     examples=EXAMPLES,
     flags=(
         "--source",
@@ -42,12 +42,12 @@ IMPORT_HELP = Help(
         "--num-timesteps",
         "--prediction-type",
     ),
-    more="jax-ddpm convert RUN --to torch --help shows the flags of the other direction.",
+    more="jax-ddpm convert RUN --to torch --help shows the flags for exporting.",
 )
 EXPORT_HELP = Help(
     usage="jax-ddpm convert RUN --to torch [FLAGS]",
-    summary="Write the weights of a run as a file for a PyTorch implementation, and the "
-    "constructor arguments of its network as JSON beside it.",
+    summary="Write a run's weights to a file for a PyTorch implementation, with a JSON file beside "
+    "it that holds the constructor arguments of the network.",
     examples=EXAMPLES,
     flags=("--source", "--out", "--weights", "--posthoc-ema", "--posthoc-step", "--checkpoint"),
 )
@@ -55,7 +55,7 @@ EXPORT_HELP = Help(
 
 @dataclass(frozen=True)
 class ImportFlags:
-    """Everything that importing takes."""
+    """The flags for importing."""
 
     file: tyro.conf.Positional[Path]
     """Weight file: .safetensors, .pt, .pth, .bin, .ckpt or .npz."""
@@ -64,28 +64,28 @@ class ImportFlags:
     out: Path
     """Folder of the new run."""
     config: Path | None = None
-    """JSON file with the constructor arguments of its network, if the weights do not tell them.
-    None: the file of the same name beside the weights, or diffusers' config.json."""
+    """JSON file with the constructor arguments of its network that the weights do not reveal. None:
+    the file of the same name beside the weights, or diffusers' config.json."""
     settings: Flat[Config] = field(default_factory=Config)
 
 
 @dataclass(frozen=True)
 class ExportFlags:
-    """Everything that exporting takes."""
+    """The flags for exporting."""
 
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
     to: Literal["torch"]
     """torch: the names and layouts of a PyTorch state dict."""
     source: PeerName | None = None
-    """The implementation that shall load the file; None: that of the run's network."""
+    """The implementation that will load the file; None: the one that the run's network is from."""
     out: Path | None = None
     """File to write: .safetensors, .pt or .npz. None: SOURCE.safetensors in the run folder."""
     weights: Flat[Weights] = field(default_factory=Weights)
 
 
 def read_import(args: Sequence[str]) -> Parsed[ImportFlags]:
-    """The flags that `args` give; the others are those of the implementation's preset."""
+    """Read the flags in `args`; all others keep the values of the implementation's preset."""
     source = find_value("--source", args)
     preset = PRESETS[PEERS[source].preset] if source in PEERS else Config()
     default = ImportFlags(tyro.MISSING, tyro.MISSING, tyro.MISSING, settings=preset)
@@ -93,12 +93,12 @@ def read_import(args: Sequence[str]) -> Parsed[ImportFlags]:
 
 
 def read_export(args: Sequence[str]) -> Parsed[ExportFlags]:
-    """The flags that `args` give."""
+    """Read the flags in `args`."""
     return parse(ExportFlags, args, EXPORT_HELP)
 
 
 def read(args: Sequence[str]) -> Parsed[Any]:
-    """The flags that `args` give, of the direction that they ask for."""
+    """Read the flags in `args`: for exporting if --to is among them, else for importing."""
     exports = any(arg.partition("=")[0] == "--to" for arg in args)
     return read_export(args) if exports else read_import(args)
 
@@ -113,7 +113,7 @@ def run(args: Sequence[str]) -> None:
 
 
 def import_from(parsed: Parsed[ImportFlags]) -> None:
-    """Make a run folder and say what can be done with it."""
+    """Make a run folder and suggest the next command."""
     from jax_ddpm.jobs.convert import import_weights
 
     flags = parsed.flags
@@ -123,7 +123,7 @@ def import_from(parsed: Parsed[ImportFlags]) -> None:
 
 
 def export_from(parsed: Parsed[ExportFlags]) -> None:
-    """Write a weight file and say how to check it."""
+    """Write a weight file and suggest how to check it."""
     from jax_ddpm.jobs.convert import export_weights
 
     flags = parsed.flags

@@ -1,4 +1,4 @@
-"""The flags of editing, and the edit that they ask for."""
+"""The flags for editing pictures, and the edit that they ask for."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,36 +8,36 @@ from jax_ddpm.errors import UserError, flag_name
 from jax_ddpm.jobs.edit import Edit, ImageToImage, Inpaint, Interpolation
 
 EDITS = ("inpaint", "image", "interpolate")
-REPAINT = 10  # of --repaint-jump and --repaint-resample, where only the other is given
+REPAINT = 10  # --repaint-jump or --repaint-resample, if only the other is given
 
 
 @dataclass(frozen=True)
 class EditFlags:
-    """Edits of given pictures, which are cropped and resized to the run's images."""
+    """Which pictures to edit, and how. Pictures are cropped and resized like the run's images."""
 
     inpaint: Path | None = None
-    """Picture to draw part of anew; all other pixels stay exactly as they are."""
+    """Picture to redraw in part; all other pixels stay exactly as they are."""
     mask: Path | None = None
-    """Picture of the same size as --inpaint: white is drawn anew, black stays."""
+    """Picture of the same size as --inpaint: white is redrawn, black stays."""
     repaint_jump: int | None = None
-    """Steps by which inpainting goes back up, so that old and new agree (RePaint). None: 10 with
-    --repaint-resample, else it never goes back."""
+    """Steps by which inpainting jumps back towards noise, so that old and new parts match
+    (RePaint). None: 10 with --repaint-resample, else no jumps."""
     repaint_resample: int | None = None
     """How many times each jump is resampled (RePaint). None: 10 with --repaint-jump."""
     image: Path | None = None
     """Picture to start from instead of pure noise; see --strength."""
     strength: float | None = None
-    """The part of the chain that is run with --image and stochastic interpolation, above 0 and at
-    most 1: less keeps more of the picture. None: 0.5."""
+    """Fraction of the chain that --image and stochastic interpolation run, above 0 and at most 1:
+    less keeps more of the picture. None: 0.5."""
     interpolate: tuple[Path, Path] | None = None
-    """Two pictures: the ends of a row of --num images."""
+    """Two pictures, the ends of a row of --num images that lead from one to the other."""
     interpolation: Literal["ddim", "stochastic"] | None = None
-    """ddim: between the noises that DDIM traces both pictures back to. stochastic: between both
-    pictures, noised alike. None: ddim."""
+    """ddim: trace both pictures back to noise with DDIM, and interpolate the noise. stochastic: add
+    the same noise to both pictures, and interpolate the noisy pictures. None: ddim."""
 
 
 def read_edit(flags: EditFlags) -> Edit | None:
-    """The edit that `flags` ask for, if any. Raises UserError for flags that contradict."""
+    """The edit that `flags` ask for, if any. Raises UserError for flags that do not go together."""
     _require_sense(flags)
     strength = {} if flags.strength is None else {"strength": flags.strength}
     if flags.inpaint is not None and flags.mask is not None:
@@ -50,7 +50,7 @@ def read_edit(flags: EditFlags) -> Edit | None:
 
 
 def _require_sense(flags: EditFlags) -> None:
-    """Raise UserError, in one sentence, for flags that do not fit together."""
+    """Raise UserError for flags that do not go together."""
     asked = [flag_name(name) for name in EDITS if getattr(flags, name) is not None]
     if len(asked) > 1:
         raise UserError(f"{' and '.join(asked)} cannot be combined: choose one of them")

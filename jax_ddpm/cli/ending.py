@@ -22,7 +22,7 @@ NO_MEMORY = (
 
 
 def exit_after(command: Callable[[], None]) -> NoReturn:
-    """Call `command` and exit; a user's mistake ends in one sentence and exit code 1."""
+    """Call `command` and exit. A user's mistake gives a one-line error and exit code 1."""
     with leave_on_exit(), _without_late_threads():
         _run(command)
     raise AssertionError("a command ends by exiting")
@@ -34,7 +34,7 @@ def _run(command: Callable[[], None]) -> NoReturn:
         sys.stdout.flush()
     except UserError as error:
         sys.exit(f"error: {error}")
-    except BrokenPipeError:  # the reader of our output has closed it, as `head` does
+    except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
@@ -70,13 +70,13 @@ def _without_late_threads() -> Iterator[None]:
 
 
 def suggest(*words: object) -> None:
-    """Print the command that a user may want next, as they would type it."""
+    """Print the command that the user may want next, ready to paste."""
     command, *rest = map(str, words)
     print(f"Next: {command_name(command)} {shlex.join(rest)}")
 
 
 def command_name(command: str) -> str:
-    """How the user starts another command: through the same door as this one."""
+    """How the user starts `command`: the same way as they started this one."""
     door = Path(sys.argv[0])
     script = door.with_name(f"{command}.py")
     if door.parent.name == "scripts" and script.is_file():

@@ -19,10 +19,10 @@ HELP = Help(
     "(lower is better). Writes the numbers as JSON and a figure beside it.",
     examples=(
         ("jax-ddpm evaluate runs/fashion-cpu", "the variational bound of 256 training images"),
-        ("jax-ddpm evaluate RUN --split test --num 1000", "of images that it was not trained on"),
+        ("jax-ddpm evaluate RUN --split test --num 1000", "the bound of 1000 test images"),
         (
             "jax-ddpm evaluate RUN --method ode --steps 100",
-            "the likelihood by the probability flow",
+            "the likelihood from the probability flow",
         ),
     ),
     flags=(
@@ -38,12 +38,12 @@ HELP = Help(
         "--out",
     ),
 )
-SHORT = {"--likelihood": ()}  # what was asked for before it was all there is
+SHORT = {"--likelihood": ()}  # ignored; once it chose the likelihood from several measures
 
 
 @dataclass(frozen=True)
 class EvaluateFlags:
-    """Everything that `jax-ddpm evaluate` takes."""
+    """The flags of `jax-ddpm evaluate`."""
 
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
@@ -53,12 +53,12 @@ class EvaluateFlags:
 
 
 def read(args: Sequence[str]) -> Parsed[EvaluateFlags]:
-    """The flags that `args` give."""
+    """Read the flags in `args`."""
     return parse(EvaluateFlags, args, HELP, short=SHORT)
 
 
 def run(args: Sequence[str]) -> None:
-    """Read the command line, meet the other processes, and evaluate."""
+    """Read the command line, join the other processes, and evaluate."""
     parsed = read(args)
     flags = parsed.flags
     with parsed.naming_flags_as_typed():

@@ -1,4 +1,4 @@
-"""The flags of a command, read from the dataclass that it fills: names, types, defaults, help."""
+"""The flags of a command, read from its dataclass: names, types, defaults and help."""
 
 import ast
 import inspect
@@ -16,7 +16,7 @@ import tyro
 from jax_ddpm.errors import flag_name
 
 T = TypeVar("T")
-_FLAT = "the fields of this dataclass are flags without a section"
+_FLAT = "the fields of this dataclass become flags without a section"
 Flat = Annotated[T, tyro.conf.arg(name=""), _FLAT]
 
 
@@ -32,7 +32,7 @@ class Flag(NamedTuple):
 
     @property
     def is_positional(self) -> bool:
-        """Whether its place says what it is, not a name."""
+        """Whether it is given by position, without a name."""
         return not self.name.startswith("-")
 
     @property
@@ -47,14 +47,14 @@ class Flag(NamedTuple):
 
     @property
     def last_part(self) -> str:
-        """The name without dashes and section: num-steps."""
+        """The name without dashes and section, such as num-steps."""
         return self.name.lstrip("-").rpartition(".")[2]
 
 
 def read_flags(kind: Any, default: Any = MISSING, prefix: str = "--") -> Iterator[Flag]:
-    """The flags of a dataclass and of the dataclasses in it, in their order.
+    """List the flags of a dataclass and of the dataclasses inside it, in order.
 
-    The defaults are those of the instance `default`, if there is one, else those of the fields.
+    Defaults come from the instance `default`, if there is one, else from the fields.
     """
     hints, docs = typing.get_type_hints(kind, include_extras=True), read_docs(kind)
     for field in fields(kind):
@@ -72,7 +72,7 @@ def read_flags(kind: Any, default: Any = MISSING, prefix: str = "--") -> Iterato
 
 @cache
 def read_docs(kind: Any) -> dict[str, str]:
-    """The docstring below each field of a dataclass and of its bases, each on one line."""
+    """Read the docstring below each field of a dataclass and its bases, each as one line."""
     found: dict[str, str] = {}
     bases: list[Any] = [base for base in kind.__mro__ if is_dataclass(base)]
     for base in reversed(bases):
@@ -85,14 +85,14 @@ def read_docs(kind: Any) -> dict[str, str]:
 
 
 def strip_none(kind: Any) -> Any:
-    """The type `kind` without None: int | None becomes int."""
+    """Remove None from the type `kind`: int | None becomes int."""
     if not allows_none(kind):
         return kind
     return Union[tuple(part for part in get_args(kind) if part is not type(None))]  # noqa: UP007
 
 
 def allows_none(kind: Any) -> bool:
-    """Whether None is a value of the type `kind`."""
+    """Whether the type `kind` includes None."""
     return get_origin(kind) in (Union, types.UnionType) and type(None) in get_args(kind)
 
 

@@ -1,4 +1,4 @@
-"""What --help prints: examples and the flags that matter. --help-all prints every flag."""
+"""--help prints examples and the most important flags; --help-all prints every flag."""
 
 import shutil
 import textwrap
@@ -15,29 +15,29 @@ METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 class Help(NamedTuple):
-    """The help of a command beside its flags."""
+    """What the help of a command says besides describing its flags."""
 
     usage: str
     summary: str
     examples: tuple[tuple[str, str], ...]
-    """Command lines, each with what it does."""
+    """Pairs of a command line and what it does."""
     flags: tuple[str, ...]
-    """The flags that matter most, short ones included."""
+    """The most important flags, which may be short ones."""
     more: str = ""
     """A closing paragraph."""
     defaults: str = ""
-    """Whose defaults are shown, if not the command's."""
+    """Where the defaults come from, if not from the command."""
     of_run: Collection[str] = ()
-    """The flags whose defaults are the run's, which is not known yet."""
+    """The flags whose defaults come from a run that is not known yet."""
 
 
 def wants_help(args: Sequence[str]) -> str | None:
-    """The first argument that asks for help, if one does."""
+    """The first argument that asks for help, if there is one."""
     return next((arg for arg in args if arg in ("-h", "--help", "--help-all")), None)
 
 
 def show_help(help_: Help, flags: Sequence[Flag], short: Short, *, everything: bool) -> None:
-    """Print the help of a command: with the flags that matter, or with `everything`."""
+    """Print the help of a command, with the most important flags or with `everything`."""
     shown = [f._replace(default="the run's") if f.name in help_.of_run else f for f in flags]
     print("\n".join(format_help(help_, shown, short, everything=everything)))
 
@@ -45,7 +45,7 @@ def show_help(help_: Help, flags: Sequence[Flag], short: Short, *, everything: b
 def format_help(
     help_: Help, flags: Sequence[Flag], short: Short, *, everything: bool
 ) -> Iterator[str]:
-    """The lines of the help."""
+    """The lines that `show_help` prints."""
     yield from (
         f"usage: {help_.usage}",
         "",
@@ -78,7 +78,7 @@ def format_help(
 
 
 def format_flag(flag: Flag, short: str = "", meaning: Sequence[str] = ()) -> Iterator[str]:
-    """A flag, or one that is `short` for it and maybe for a value, with its help."""
+    """The help of a flag, or of the flag `short` that stands for it and perhaps a value."""
     if len(meaning) > 1:
         yield from format_entry(short, f"Short for {' '.join(meaning)}.")
         return
@@ -94,7 +94,7 @@ def format_flag(flag: Flag, short: str = "", meaning: Sequence[str] = ()) -> Ite
 
 
 def format_entry(head: str, text: str) -> list[str]:
-    """A line, and a text below it."""
+    """The line `head`, with `text` wrapped and indented below it."""
     return [
         f"  {head}",
         *wrap(text, INDENT),
@@ -102,7 +102,7 @@ def format_entry(head: str, text: str) -> list[str]:
 
 
 def format_values(flag: Flag) -> str:
-    """What follows the flag: a space and a word for each value."""
+    """The placeholders after a flag: a space and a word for each value."""
     if flag.is_positional or flag.is_switch:
         return ""
     word = "NAME" if list_choices(flag.kind) else METAVARS.get(strip_tuple(flag.kind), "PATH")
@@ -111,7 +111,7 @@ def format_values(flag: Flag) -> str:
 
 
 def format_default(value: Any) -> str:
-    """A default as it would be typed."""
+    """A default value as the user would type it."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple):
@@ -120,7 +120,7 @@ def format_default(value: Any) -> str:
 
 
 def wrap(text: str, indent: str = "") -> list[str]:
-    """`text` in lines that fit the terminal."""
+    """Wrap `text` to lines that fit the terminal."""
     wrapper = textwrap.TextWrapper(
         find_width(), initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
     )
@@ -128,5 +128,5 @@ def wrap(text: str, indent: str = "") -> list[str]:
 
 
 def find_width() -> int:
-    """The width of the text: the terminal's, within reason."""
+    """The width of the help: the terminal's, but between 60 and 98 characters."""
     return min(max(shutil.get_terminal_size().columns - 2, 60), 98)

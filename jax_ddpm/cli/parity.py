@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 HELP = Help(
     usage="jax-ddpm parity [FLAGS]",
     summary="Compare JAX with PyTorch, quantity by quantity. Prints every difference, writes "
-    "report.html and report.json, and exits with 1 if one is out of tolerance.",
+    "report.html and report.json, and exits with code 1 if any difference is out of tolerance.",
     examples=(
         ("jax-ddpm parity", "the whole library against the PyTorch reference"),
-        ("jax-ddpm parity --parts schedules steps", "only some parts of it"),
+        ("jax-ddpm parity --parts schedules steps", "only some parts"),
         ("jax-ddpm parity --weights model.pt --source lucidrains", "the network of a checkpoint"),
     ),
     flags=("--out", "--parts", "--weights", "--source", "--config", "--seed"),
@@ -27,14 +27,14 @@ HELP = Help(
 
 
 def read(args: Sequence[str]) -> "ParityArgs":
-    """The flags that `args` give."""
+    """Read the flags in `args`."""
     from jax_ddpm.parity.report import ParityArgs
 
     return parse(ParityArgs, args, HELP).flags
 
 
 def run(args: Sequence[str]) -> None:
-    """Read the command line, compare, and exit with 1 if anything is out of tolerance."""
+    """Read the command line, compare, and exit with code 1 if anything is out of tolerance."""
     flags = read(args)
     if "JAX_PLATFORMS" not in os.environ:  # accelerators multiply float32 in lower precision
         jax.config.update("jax_platforms", "cpu")

@@ -1,4 +1,4 @@
-"""From a command line to a dataclass: the flags are checked here, and tyro makes the values."""
+"""Turn a command line into a dataclass: we check the flags, and tyro converts the values."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -16,20 +16,20 @@ T = TypeVar("T")
 
 
 class Parsed(NamedTuple, Generic[T]):
-    """The dataclass that a command line fills, and how the user named the flags."""
+    """The dataclass that a command line fills, and how the user typed the flags."""
 
     flags: T
     arguments: Arguments
 
     def changes(self, section: str, prefix: str = "--") -> dict[str, Any]:
-        """The fields of the dataclass `section` that were given, with their values."""
+        """The fields of the dataclass `section` that the user gave, with their values."""
         values = getattr(self.flags, section)
         names = {name: flag_name(name, prefix) for name in vars(values)}
         return {n: getattr(values, n) for n, flag in names.items() if flag in self.arguments.given}
 
     @contextmanager
     def naming_flags_as_typed(self) -> Iterator[None]:
-        """A UserError that is raised inside names flags as the user typed them."""
+        """In a UserError raised inside, replace flags by the names that the user typed."""
         try:
             yield
         except UserError as error:
@@ -44,10 +44,10 @@ def parse(
     default: T | None = None,
     short: Short | None = None,
 ) -> Parsed[T]:
-    """Fill the dataclass `kind`, which starts as `default`, from `args`.
+    """Make an instance of the dataclass `kind` from `args`; other fields are as in `default`.
 
-    `short` maps short flags to what they stand for. Raises UserError for a mistake; prints help and
-    exits if `args` asks for it.
+    `short` maps short flags to the words they stand for. Raises UserError for a mistake. Prints
+    help and exits if `args` ask for it.
     """
     known: dict[str, Any] = {} if default is None else {"default": default}
     flags, short = list(read_flags(kind, **known)), short or {}
@@ -61,13 +61,16 @@ def parse(
             values = tyro.cli(
                 kind, args=arguments.words, config=(tyro.conf.AvoidSubcommands,), **known
             )
-    except SystemExit as end:  # no command line is known that gets here
+    except SystemExit as end:  # a safeguard: our own checks refuse every mistake we know of
         raise UserError(f"the command line cannot be read: {said.getvalue()}") from end
     return Parsed(values, arguments)
 
 
 def choose(command: str, args: Sequence[str], names: Collection[str], help_: Help) -> str:
-    """The first argument, one of `names`. Prints help if asked to; raises UserError for another."""
+    """The first argument, which must be one of `names`. Prints help and exits if asked to.
+
+    Raises UserError for any other first argument, and for none.
+    """
     if args and args[0] in names:
         return args[0]
     if wants_help(args):
@@ -75,7 +78,7 @@ def choose(command: str, args: Sequence[str], names: Collection[str], help_: Hel
         raise SystemExit(0)
     possible = join_or(list(names))
     if not args:
-        raise UserError(f"{command} what: {possible}? (see {command} --help)")
+        raise UserError(f"{command} needs a word after it: {possible} (see {command} --help)")
     near = nearest(args[0], names)
     hint = f": did you mean {near}?" if near else ""
     raise UserError(f"{command} takes {possible}, not {args[0]!r}{hint}")

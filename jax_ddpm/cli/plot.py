@@ -1,4 +1,4 @@
-"""`jax-ddpm plot`: figures of schedules, of the forward process, and of samplers compared."""
+"""`jax-ddpm plot`: figures of noise schedules, the forward process, and a sampler comparison."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,12 +16,12 @@ from jax_ddpm.process.schedules import ScheduleName
 
 EXAMPLES = (
     ("jax-ddpm plot schedules --schedules linear cosine", "noise schedules over t"),
-    ("jax-ddpm plot forward --preset annotated", "pictures on their way to noise"),
-    ("jax-ddpm plot samplers runs/fashion-cpu", "image quality over network evaluations"),
+    ("jax-ddpm plot forward --preset annotated", "pictures turning into noise"),
+    ("jax-ddpm plot samplers runs/fashion-cpu", "image quality against network evaluations"),
 )
 HELP = Help(
     usage="jax-ddpm plot schedules | forward | samplers [FLAGS]",
-    summary="Draw a figure. Each kind has its own --help.",
+    summary="Draw a figure. Each figure has its own --help.",
     examples=EXAMPLES,
     flags=(),
 )
@@ -32,7 +32,7 @@ SCHEDULES_HELP = HELP._replace(
 )
 FORWARD_HELP = HELP._replace(
     usage="jax-ddpm plot forward [FLAGS]",
-    summary="Draw the forward process: pictures at several timesteps on their way to noise.",
+    summary="Draw the forward process: pictures at several timesteps as they turn into noise.",
     flags=(
         "--preset",
         "--image",
@@ -47,42 +47,42 @@ FORWARD_HELP = HELP._replace(
 SAMPLERS_HELP = HELP._replace(
     usage="jax-ddpm plot samplers RUN [FLAGS]",
     summary="Plot how far a run's images are from its data, for every sampler and number of "
-    "network evaluations. The distance is the energy distance between pixels. A band shows the "
-    "distance of other images of the data: differences inside it are not significant.",
+    "network evaluations. The distance is the energy distance between pixels. A band shows how far "
+    "other images from the data are; differences inside it are not significant.",
     flags=("--samplers", "--evaluations", "--num", "--spacing", "--seed", "--batch-size", "--out"),
 )
 
 
 @dataclass(frozen=True)
 class SchedulesFlags:
-    """Everything that `jax-ddpm plot schedules` takes."""
+    """The flags of `jax-ddpm plot schedules`."""
 
     out: Path = Path("schedules.png")
     """PNG file to write."""
     preset: str = "fashion-cpu"
-    """The preset whose schedule and T are used unless others are given."""
+    """The preset that provides the schedule and T, unless you give others."""
     schedules: tuple[ScheduleName, ...] = ()
-    """Schedules to compare; none given: the preset's."""
+    """Schedules to compare; default: the preset's."""
     num_timesteps: int | None = None
     """T; None: the preset's."""
 
 
 @dataclass(frozen=True)
 class ForwardFlags:
-    """Everything that `jax-ddpm plot forward` takes."""
+    """The flags of `jax-ddpm plot forward`."""
 
     out: Path = Path("forward.png")
     """PNG file to write."""
     preset: str = "fashion-cpu"
-    """The preset whose schedule, T and, without --image, data are used."""
+    """The preset that provides the schedule, T and, without --image, the data."""
     image: Path | None = None
-    """A picture of your own."""
+    """A picture of your own to draw; None: pictures from the preset's data."""
     image_size: int | None = None
     """Side to which pictures are cropped and resized; None: keep their size."""
     steps: tuple[int, ...] = ()
     """Timesteps to draw, 0 to T - 1."""
     percent: tuple[float, ...] = (25, 50, 75, 100)
-    """Timesteps to draw in percent of T, if --steps is not given."""
+    """Timesteps to draw, in percent of T, if --steps is not given."""
     num: int = 4
     """Number of pictures from the preset's data."""
     seed: int = 0
@@ -91,7 +91,7 @@ class ForwardFlags:
 
 @dataclass(frozen=True)
 class SamplersFlags:
-    """Everything that `jax-ddpm plot samplers` takes."""
+    """The flags of `jax-ddpm plot samplers`."""
 
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
@@ -106,7 +106,7 @@ FIGURES: dict[str, tuple[type[Any], Help]] = {
 
 
 def read(args: Sequence[str]) -> tuple[str, Any]:
-    """The figure that `args` name, and its flags."""
+    """Read which figure `args` ask for, and its flags."""
     name = choose("jax-ddpm plot", args, FIGURES, HELP)
     kind, help_ = FIGURES[name]
     return name, parse(kind, args[1:], help_).flags
@@ -134,7 +134,7 @@ def draw_schedules(flags: SchedulesFlags) -> None:
 
 
 def draw_forward(flags: ForwardFlags) -> None:
-    """Draw pictures on their way to noise."""
+    """Draw pictures as they turn into noise."""
     from jax_ddpm.jobs.plot import plot_forward
 
     plot_forward(**vars(flags))

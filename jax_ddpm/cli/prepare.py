@@ -1,4 +1,4 @@
-"""`jax-ddpm prepare`: write a data set, of pictures for TensorFlow Datasets or of the emoji."""
+"""`jax-ddpm prepare`: write a data set, of your pictures for TensorFlow Datasets or of emoji."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from jax_ddpm.config.run import SourceConfig
 EXAMPLES = (
     ("jax-ddpm prepare --name mine --data.name folder --data.path DIR", "a folder of pictures"),
     ("jax-ddpm prepare --name mine --data.name arrays --data.path a.npz", "a NumPy file"),
-    ("jax-ddpm prepare emoji --out emoji.npz", "32x32 colour pictures of a font"),
+    ("jax-ddpm prepare emoji --out emoji.npz", "32x32 colour emoji, drawn from a font"),
 )
 HELP = Help(
     usage="jax-ddpm prepare --name NAME [FLAGS]   or   jax-ddpm prepare emoji [FLAGS]",
@@ -31,11 +31,11 @@ HELP = Help(
         "--data.resize",
         "--data.skip-bad",
     ),
-    more="jax-ddpm prepare emoji --help shows the flags of the emoji.",
+    more="jax-ddpm prepare emoji --help shows the flags for emoji.",
 )
 EMOJI_HELP = Help(
     usage="jax-ddpm prepare emoji [FLAGS]",
-    summary="Make a small colour data set, 32x32, of the emoji in Debian's font.",
+    summary="Make a small data set of 32x32 colour images from the emoji in Debian's font.",
     examples=EXAMPLES,
     flags=("--font", "--out"),
 )
@@ -43,34 +43,34 @@ EMOJI_HELP = Help(
 
 @dataclass(frozen=True)
 class PrepareFlags:
-    """Everything that `jax-ddpm prepare` takes."""
+    """The flags of `jax-ddpm prepare`."""
 
     name: str
     """Name of the new data set: lower-case letters, digits and _."""
     out: Path = Path.home() / "tensorflow_datasets"
-    """Folder of all prepared data sets, which training takes as --data.path."""
+    """Folder for prepared data sets; give it to training as --data.path."""
     data: SourceConfig = field(default_factory=SourceConfig)
 
 
 @dataclass(frozen=True)
 class EmojiFlags:
-    """Everything that `jax-ddpm prepare emoji` takes."""
+    """The flags of `jax-ddpm prepare emoji`."""
 
     font: Path = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
-    """The font, of Debian's package fonts-noto-color-emoji."""
+    """Font file, from Debian's package fonts-noto-color-emoji."""
     out: Path = Path("emoji.npz")
-    """The file to write: images, uint8 [n, 32, 32, 3]."""
+    """NumPy file to write, with images, uint8 [n, 32, 32, 3]."""
 
 
 def read(args: Sequence[str]) -> Parsed[Any]:
-    """The flags that `args` give, of the emoji if these come first."""
+    """Read the flags in `args`: those for emoji if the first word is "emoji"."""
     if args and args[0] == "emoji":
         return parse(EmojiFlags, args[1:], EMOJI_HELP)
     return parse(PrepareFlags, args, HELP)
 
 
 def run(args: Sequence[str]) -> None:
-    """Read the command line, write the data set, and say how to train on it."""
+    """Read the command line, write the data set, and suggest how to train on it."""
     parsed = read(args)
     with parsed.naming_flags_as_typed():
         if isinstance(parsed.flags, EmojiFlags):

@@ -18,12 +18,12 @@ from jax_ddpm.config.sample import SampleConfig
 
 HELP = Help(
     usage="jax-ddpm sample RUN [FLAGS]",
-    summary="Draw images from a trained run. Settings that are not given are the run's own; "
+    summary="Draw images from a trained run. Settings that you do not give are the run's own; "
     "another sampler brings its own grid of timesteps.",
     examples=(
         ("jax-ddpm sample runs/fashion-cpu", "64 images, with the run's settings"),
         ("jax-ddpm sample RUN --sampler dpmpp_2m --steps 20 --out a.gif", "another sampler"),
-        ("jax-ddpm sample RUN --inpaint photo.png --mask hole.png", "fill in a part of a picture"),
+        ("jax-ddpm sample RUN --inpaint photo.png --mask hole.png", "fill in part of a picture"),
     ),
     flags=(
         "--num",
@@ -43,7 +43,7 @@ SHORT = {"--steps": ("--num-steps",)}
 
 @dataclass(frozen=True)
 class SampleFlags:
-    """Everything that `jax-ddpm sample` takes."""
+    """The flags of `jax-ddpm sample`."""
 
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
@@ -55,7 +55,7 @@ class SampleFlags:
 
 
 def read(args: Sequence[str]) -> Parsed[SampleFlags]:
-    """The flags that `args` give."""
+    """Read the flags in `args`; the help shows the settings of the run that they name."""
     settings = load_settings(args) if wants_help(args) else None
     if settings is None:
         of_run = [flag.name for flag in read_flags(SampleConfig)]
@@ -67,7 +67,7 @@ def read(args: Sequence[str]) -> Parsed[SampleFlags]:
 
 
 def load_settings(args: Sequence[str]) -> SampleConfig | None:
-    """The settings of the run that `args` name, for their help; None if they name none."""
+    """Load the sampling settings of the run that `args` name; None if they name no run."""
     from jax_ddpm import runs
 
     folders = [Path(arg) for arg in args if not is_flag(arg)]
@@ -76,7 +76,7 @@ def load_settings(args: Sequence[str]) -> SampleConfig | None:
 
 
 def run(args: Sequence[str]) -> None:
-    """Read the command line, meet the other processes, and sample."""
+    """Read the command line, join the other processes, and sample."""
     parsed = read(args)
     with parsed.naming_flags_as_typed():
         start(parsed.flags.start)

@@ -1,4 +1,4 @@
-"""What every long command does first: keep compiled programs, and meet the other processes."""
+"""What every long command does first: set up the compilation cache, and join other processes."""
 
 from dataclasses import dataclass, field
 
@@ -10,15 +10,15 @@ from jax_ddpm.devices.processes import Launch
 
 @dataclass(frozen=True)
 class StartFlags:
-    """How this process starts; not part of what it computes."""
+    """How this process starts. Does not change the results."""
 
     compile_cache: str | None = None
-    """Folder that keeps compiled programs, so that the next start is quick; off: keep none. None:
-    the folder that JAX_COMPILATION_CACHE_DIR names, or else a private one in your user cache."""
+    """Folder that keeps compiled programs, so that the next start is quick. off: keep none. None:
+    the folder in JAX_COMPILATION_CACHE_DIR, or else a private one in your user cache."""
     launch: Flat[Launch] = field(default_factory=Launch)
 
 
 def start(flags: StartFlags) -> None:
-    """Turn the cache of compiled programs on, and join the other processes, if there are any."""
+    """Turn on the compilation cache, and join the other processes if there are any."""
     enable_compilation_cache(flags.compile_cache)
     processes.join(flags.launch)

@@ -15,8 +15,8 @@ from jax_ddpm.config.run import Config
 
 HELP = Help(
     usage="jax-ddpm train [FLAGS]",
-    summary="Train a diffusion model. Everything goes into one run folder; the same command again "
-    "resumes it.",
+    summary="Train a diffusion model. Everything goes into one run folder; run the same command "
+    "again to resume.",
     examples=(
         ("jax-ddpm train", "10,000 Fashion-MNIST images, eight minutes on two CPU cores"),
         ("jax-ddpm train --run runs/short --steps 500 --seed 1", "the same, shorter"),
@@ -34,8 +34,8 @@ HELP = Help(
         "--bf16",
         "--dry-run",
     ),
-    more=f"presets: {', '.join(PRESETS)}. A flag may be written without its section if only one "
-    "flag ends like that: --schedule is --diffusion.schedule.",
+    more=f"presets: {', '.join(PRESETS)}. You can leave out the section of a flag if no other flag "
+    "ends the same way: --schedule is --diffusion.schedule.",
 )
 SHORT = {
     "--steps": ("--train.num-steps",),
@@ -45,19 +45,19 @@ SHORT = {
 
 @dataclass(frozen=True)
 class TrainFlags:
-    """Everything that `jax-ddpm train` takes."""
+    """The flags of `jax-ddpm train`."""
 
     config: Flat[Config] = field(default_factory=Config)
     dry_run: bool = False
-    """Print the settings and what would be computed and written, and do nothing."""
+    """Print the settings, and what would be computed and written, without doing it."""
     start: Flat[StartFlags] = field(default_factory=StartFlags)
 
 
 def read(args: Sequence[str]) -> tuple[Parsed[TrainFlags], list[Followed]]:
-    """The flags that `args` give, and the values that follow from them.
+    """Read the flags in `args`. Also returns the settings that were adjusted to them.
 
-    The others are those of the preset that --preset names. Without --preset, a run folder named by
-    --run is continued with its own settings.
+    All other settings come from the preset in --preset. If --preset is missing and --run names an
+    existing run, they come from that run.
     """
     words, _ = expand(args, SHORT)
     name, folder = find_value("--preset", words), find_value("--run", words)
@@ -75,7 +75,7 @@ def read(args: Sequence[str]) -> tuple[Parsed[TrainFlags], list[Followed]]:
 
 
 def run(args: Sequence[str]) -> None:
-    """Read the command line, meet the other processes, and train."""
+    """Read the command line, join the other processes, and train."""
     parsed, followed = read(args)
     flags = parsed.flags
     with parsed.naming_flags_as_typed():

@@ -1,4 +1,4 @@
-"""The values of flags: what each type takes, and one sentence for a value that it does not take."""
+"""Check the values of flags against their types, and explain wrong ones in one sentence."""
 
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -8,13 +8,13 @@ from jax_ddpm.config.aliases import ALIASES
 from jax_ddpm.config.plain_values import list_choices, require_plain_value
 from jax_ddpm.errors import UserError, check_choice, join_or
 
-KINDS = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+KINDS = {int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
 
 def check_values(flag: Flag, typed: str, values: list[str]) -> list[str]:
-    """`values` for `flag`, as tyro reads them; `typed` is the flag as the user wrote it.
+    """Check `values` and return them as tyro reads them; `typed` is the flag as the user wrote it.
 
-    Other words of the field become ours. Raises UserError for a missing or a wrong value.
+    Aliases are replaced by our own names. Raises UserError for a missing or wrong value.
     """
     if allows_none(flag.kind) and values == ["None"]:
         return values
@@ -26,7 +26,7 @@ def check_values(flag: Flag, typed: str, values: list[str]) -> list[str]:
 
 
 def check_value(flag: Flag, typed: str, value: str) -> str:
-    """One value for `flag`. Raises UserError unless it is of the flag's type and plain."""
+    """Check one value of `flag`. Raises UserError unless it is plain and of the flag's type."""
     choices = list_choices(flag.kind)
     if choices is not None:
         aliases = ALIASES.get(flag.last_part.replace("-", "_").removesuffix("s"))
@@ -42,7 +42,7 @@ def check_value(flag: Flag, typed: str, value: str) -> str:
 
 
 def describe(kind: Any) -> str:
-    """What a flag of the type `kind` takes, in words."""
+    """Describe the values of a flag of type `kind` in words."""
     choices = list_choices(kind)
     if choices is not None:
         return join_or([str(choice) for choice in choices])
@@ -50,6 +50,6 @@ def describe(kind: Any) -> str:
 
 
 def strip_tuple(kind: Any) -> Any:
-    """The type of each value: of a tuple's items, else `kind` itself, both without None."""
+    """The type of each value: of a tuple's items, or `kind` itself; without None."""
     kind = strip_none(kind)
     return get_args(kind)[0] if get_origin(kind) is tuple else kind

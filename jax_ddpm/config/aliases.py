@@ -1,4 +1,4 @@
-"""Other words of the field for a setting's values, accepted wherever the setting is given."""
+"""Other common names for a setting's values, accepted wherever the setting can be given."""
 
 from collections.abc import Mapping
 

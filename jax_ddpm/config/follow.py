@@ -1,6 +1,6 @@
-"""What a preset derives follows what the user changes: warm-up, sampling steps, intervals.
+"""Fit a preset's dependent settings to the user's changes: warm-up, sampling steps, intervals.
 
-A value follows only if the user did not type it and the preset's own value cannot work any more.
+A setting is adjusted only if the user did not type it and the preset's value can no longer work.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -15,19 +15,19 @@ from jax_ddpm.errors import flag_name
 
 
 class Followed(NamedTuple):
-    """A value that followed."""
+    """A setting of the preset that was adjusted to the user's changes."""
 
     flag: str
     value: Any
     preset: Any
-    """What the preset has."""
+    """The preset's own value."""
 
 
 def follow(config: Config, preset: Config, typed: Collection[str]) -> tuple[Config, list[Followed]]:
-    """`config` with the values that follow what was typed, and a list of them.
+    """Adjust `config` to what the user typed. Returns the new settings and a list of the changes.
 
-    `typed` names flags in full, such as "--train.num-steps"; apart from these, `config` equals
-    `preset`. Typed values that conflict stay as they are, for `validate` to refuse.
+    `typed` holds complete flags, such as "--train.num-steps"; all other values of `config` equal
+    those in `preset`. Typed values that conflict are left for `validate` to refuse.
     """
     train, timesteps = config.train, config.diffusion.num_timesteps
     sizes = [timesteps, *(getattr(train, name) for name in AT_LEAST_ONE)]
@@ -40,7 +40,7 @@ def follow(config: Config, preset: Config, typed: Collection[str]) -> tuple[Conf
     sample, model = _follow_timesteps(config.sample, timesteps, typed), config.model
     rows = model.num_timesteps
     if rows is not None and rows < timesteps and "--model.n-steps" not in typed:
-        model = replace(model, n_steps=timesteps)  # type: ignore[call-arg]  # the one with a table
+        model = replace(model, n_steps=timesteps)  # type: ignore[call-arg]  # PulferConfig
     followed = replace(config, model=model, train=train, sample=sample)
     return followed, list(_list_changes(config, followed))
 
@@ -48,7 +48,7 @@ def follow(config: Config, preset: Config, typed: Collection[str]) -> tuple[Conf
 def _follow_num_steps(
     train: TrainConfig, preset: TrainConfig, typed: Collection[str]
 ) -> TrainConfig:
-    """The warm-up keeps its part of the run."""
+    """Scale a warm-up that is longer than the run to its share of the preset's run."""
     if train.warmup_steps <= train.num_steps or "--train.warmup-steps" in typed:
         return train
     warmup_steps = round(train.warmup_steps * train.num_steps / preset.num_steps)
@@ -56,7 +56,7 @@ def _follow_num_steps(
 
 
 def _follow_batch_size(train: TrainConfig, typed: Collection[str]) -> TrainConfig:
-    """The batch is cut into as many parts as divide it, at most as many as the preset's."""
+    """Cut the batch into the largest number of equal parts that the preset's number allows."""
     if train.batch_size % train.accumulate == 0 or "--train.accumulate" in typed:
         return train
     parts = [n for n in _divisors(train.batch_size) if n <= train.accumulate]
@@ -64,7 +64,7 @@ def _follow_batch_size(train: TrainConfig, typed: Collection[str]) -> TrainConfi
 
 
 def _follow_log_every(train: TrainConfig, typed: Collection[str]) -> TrainConfig:
-    """Rows are logged at the nearest interval that fits the calls and the typed intervals."""
+    """Log at the nearest interval that fits steps_per_call and the intervals that were typed."""
     if "--train.log-every" in typed:
         return train
     names = [*_intervals(train), "keep_every"]
@@ -82,7 +82,7 @@ def _follow_log_every(train: TrainConfig, typed: Collection[str]) -> TrainConfig
 
 
 def _follow_intervals(train: TrainConfig, typed: Collection[str]) -> TrainConfig:
-    """Checkpoints, grids and snapshots come at the nearest multiple of log_every."""
+    """Move checkpoints, image grids and snapshots to the nearest multiple of log_every."""
     log, most = train.log_every, max(train.num_steps // train.log_every, 1)
     for name in _intervals(train):
         steps = getattr(train, name)
@@ -106,7 +106,7 @@ def _intervals(train: TrainConfig) -> Sequence[str]:
 def _follow_timesteps(
     sample: SampleConfig, num_timesteps: int, typed: Collection[str]
 ) -> SampleConfig:
-    """Sampling visits at most T timesteps."""
+    """Lower the number of sampling steps to T if it is larger."""
     if sample.respacing is not None and "--sample.respacing" not in typed:
         try:
             sampling_timesteps(sample, num_timesteps)

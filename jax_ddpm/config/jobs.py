@@ -1,4 +1,4 @@
-"""What the jobs on a trained run are asked for. Each docstring is the help of its flag."""
+"""Settings of the jobs that use a trained run. Each field's docstring is the help of its flag."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,12 @@ class Weights:
     """Which parameters of a run are used."""
 
     weights: str = "ema"
-    """ema: the moving average of the parameters. raw: the parameters themselves. Or a decay of the
-    run: train.ema_decay or one of train.ema_decays."""
+    """ema: the moving average of the parameters. raw: the parameters themselves. A number: the
+    average with that decay, which is train.ema_decay or one of train.ema_decays."""
     posthoc_ema: float | None = None
     """Relative width of an average made from the run's snapshots (see train.posthoc_ema)."""
     posthoc_step: int | None = None
-    """The step at which that average is taken; None: the last snapshot."""
+    """The step at which that average ends; None: the last snapshot."""
     checkpoint: Literal["newest", "best"] = "newest"
     """best: the checkpoint with the lowest training loss, for a run with train.keep_best."""
 
@@ -35,8 +35,8 @@ class SampleJob:
     """Number of images."""
     out: Path | None = None
     """File to write: .png (an image grid), .gif (the grid as it emerges from noise) or .npz (arr_0,
-    uint8 [n, h, w, c]). None: samples/seed_SEED.png in the run folder; the name of another sampler
-    than the run's, or of the edit, comes first."""
+    uint8 [n, h, w, c]). None: samples/seed_SEED.png in the run folder; the name starts with the
+    sampler, if it is not the run's own, or with the edit."""
     trajectory: bool = False
     """Also write a GIF of the images emerging from noise, beside --out."""
     seed: int = 0
@@ -61,17 +61,19 @@ class EvaluateJob:
     num: int = 256
     """Number of images, spread evenly over the data."""
     split: Split = "train"
-    """train: the images of the training. test: the images set aside for tests."""
+    """train: the training images. test: the test images, which training does not see."""
     respacing: str | None = None
     """bound: timesteps to visit, such as "250", "10,15,20" or "ddim50"; None: all."""
     variance: Literal["fixed_small", "fixed_large"] | None = None
-    """bound: variance of the reverse process unless it is learned; None: sample.variance."""
+    """bound: variance of the reverse process, if it is not learned; None: sample.variance."""
     steps: int | None = None
-    """ode: steps of Heun's method, each of two network evaluations; None: 200, or all of T."""
+    """ode: steps of Heun's method, with two network evaluations each; None: 200, or T - 1 if that
+    is less."""
     probes: int | None = None
-    """ode: random directions per image that estimate the divergence; None: 1."""
+    """ode: random directions per image for the estimate of the divergence; None: 1."""
     clip_x_0: bool | None = None
-    """Clip each predicted clean image to [-1, 1]; None: as the run does for bound, no for ode."""
+    """Clip each predicted clean image to [-1, 1]; None: bound uses the run's setting, ode does not
+    clip."""
     batch_size: int = 16
     """Images per call of the compiled program."""
     seed: int = 0
@@ -87,13 +89,13 @@ class CompareJob:
     """Which samplers are compared, and with how many images."""
 
     samplers: tuple[SamplerName, ...] = ()
-    """Samplers to compare; none given: all."""
+    """Samplers to compare; default: all."""
     evaluations: tuple[int, ...] = (5, 10, 20, 50)
-    """Network evaluations per image; each sampler takes as many steps as they allow."""
+    """Numbers of network evaluations per image; each sampler takes as many steps as they allow."""
     num: int = 256
-    """Images per sampler and number of evaluations."""
+    """Images for each sampler and number of evaluations."""
     spacing: GridName | None = None
-    """The grid of all samplers; None: each sampler's own, or the run's if it has none."""
+    """Spacing of the timesteps for all samplers; None: each sampler's own, or else the run's."""
     seed: int = 0
     """Seed of all noise, the same for every sampler."""
     batch_size: int = 64

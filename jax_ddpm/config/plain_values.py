@@ -1,4 +1,4 @@
-"""What every setting must be, whatever it means: finite, of a possible size, and printable."""
+"""Checks that apply to every setting: finite, of a reasonable size, and printable."""
 
 import math
 import types
@@ -29,7 +29,7 @@ NETWORK = Limits(2**20, 16)  # a network is built layer by layer before anything
 def require_plain(settings: Any, prefix: str = "--", limits: Limits = ANY) -> None:
     """Raise UserError for the first value in a dataclass that is not plain, naming its flag.
 
-    A plain value is finite, of a possible size, and one of the choices where its type lists them.
+    A plain value is finite, of a reasonable size, and one of the choices if its type lists any.
     """
     for field in fields(settings):
         flag, value = flag_name(field.name, prefix), getattr(settings, field.name)
@@ -44,9 +44,9 @@ def require_plain(settings: Any, prefix: str = "--", limits: Limits = ANY) -> No
 
 
 def require_plain_value(flag: str, value: Any, limits: Limits = ANY) -> None:
-    """Raise UserError unless every number in `value` is finite and every text short and printable.
+    """Raise UserError unless numbers in `value` are finite and strings short and printable.
 
-    `value` is a number, a text, a path, None, or a tuple of these.
+    `value` is a number, a string, a path, None, or a tuple of these.
     """
     if isinstance(value, tuple):
         items = len(value)
@@ -73,7 +73,7 @@ def require_one_of(flag: str, value: Any, choices: tuple[Any, ...]) -> None:
 
 
 def list_choices(kind: Any) -> tuple[Any, ...] | None:
-    """The values that the type `kind` lists: Literal, one that may be None, or a tuple of such."""
+    """The choices of a Literal type, also inside `| None` or a tuple; None for any other type."""
     if get_origin(kind) is Literal:
         return get_args(kind)
     if get_origin(kind) in (Union, types.UnionType):
@@ -83,9 +83,9 @@ def list_choices(kind: Any) -> tuple[Any, ...] | None:
 
 
 def make_check(settings: Any, prefix: str) -> Callable[..., None]:
-    """A function `check(name, ok, expected, flag=None)` for the fields of `settings`.
+    """Return a function `check(name, ok, expected, flag=None)` for the fields of `settings`.
 
-    It raises UserError unless `ok`: "FLAG is VALUE, but it must be EXPECTED".
+    Unless `ok`, it raises UserError: "FLAG is VALUE, but it must be EXPECTED".
     """
 
     def check(name: str, ok: bool, expected: str, flag: str | None = None) -> None:

@@ -16,8 +16,8 @@ from jax_ddpm.models import (
 )
 from jax_ddpm.models.unet2d import DownBlock, UpBlock
 
-# Plain Adam, without warm-up, clipping or average. Five epochs of 60,000 images; the text as last
-# published has six.
+# Plain Adam, without warm-up, clipping or averaging. Five epochs of 60,000 images; the last
+# published version of the text has six.
 ANNOTATED_TRAINING = TrainConfig(
     num_steps=2345,
     learning_rate=1e-3,
@@ -47,7 +47,7 @@ CIFAR_10 = DataConfig("cifar10", image_size=32, channels=3)
 
 
 def ddpm_256(preset: str, name: str, *, num_steps: int, random_flip: bool = True) -> Config:
-    """Ho et al.'s training on 256x256 images of the data set `name`."""
+    """Make the preset for Ho et al.'s training on 256x256 images from the data set `name`."""
     return Config(
         preset=preset,
         data=DataConfig(name, image_size=256, channels=3, random_flip=random_flip),
@@ -58,7 +58,7 @@ def ddpm_256(preset: str, name: str, *, num_steps: int, random_flip: bool = True
 
 
 def diffusers_ddpm(channels: tuple[int, ...], attention: int) -> UNet2DConfig:
-    """The published networks have attention, with one head, at one level each."""
+    """Make a published network of diffusers: single-head attention at one level, `attention`."""
     down: list[DownBlock] = ["DownBlock2D"] * len(channels)
     up: list[UpBlock] = ["UpBlock2D"] * len(channels)
     down[attention], up[-1 - attention] = "AttnDownBlock2D", "AttnUpBlock2D"
@@ -175,8 +175,8 @@ PRESETS: dict[str, Config] = {
         ),
         sample=SampleConfig(clip_x_0=False, frames=100, stretch=True),
     ),
-    # P. Wang's package as its README trains it: v prediction on the sigmoid schedule, weighted as
-    # if the error were that of eps, and sampled with DDIM.
+    # P. Wang's package, trained as in its README: v prediction on the sigmoid schedule, weighted
+    # like the error of eps, and sampled with DDIM.
     "denoising-diffusion-pytorch": Config(
         preset="denoising-diffusion-pytorch",
         data=DataConfig(image_size=32, channels=3),
@@ -207,7 +207,7 @@ PRESETS: dict[str, Config] = {
         ),
     ),
     # The networks of google/ddpm-cifar10-32 and of the 256x256 models, trained like diffusers'
-    # example of unconditional training.
+    # unconditional training example.
     "diffusers-ddpm": Config(
         preset="diffusers-ddpm",
         data=replace(CIFAR_10, random_flip=False),
@@ -285,5 +285,5 @@ PRESETS: dict[str, Config] = {
 
 
 def find_preset(name: str) -> Config:
-    """The preset called `name`. Raises UserError if there is none."""
+    """Look up a preset by name. Raises UserError if there is none, naming the nearest."""
     return PRESETS[check_choice("--preset", name, PRESETS)]

@@ -30,9 +30,9 @@ class SourceConfig:
 
     name: SourceName = "embedded"
     """embedded: images that ship with the package. idx: a folder of IDX files. fashion_mnist: the
-    same, by default the folder of Debian's package. arrays: an .npz or .npy file. folder: a folder
-    of pictures, whose subfolders are classes. Any other name: a data set prepared by TensorFlow
-    Datasets, such as cifar10 or lsun/bedroom."""
+    same, by default from the folder of Debian's package. arrays: an .npz or .npy file. folder: a
+    folder of pictures, with one subfolder per class. Any other name: a data set prepared by
+    TensorFlow Datasets, such as cifar10 or lsun/bedroom."""
     path: Path | None = None
     """The folder or file that holds the data."""
     image_size: int | None = None
@@ -40,8 +40,8 @@ class SourceConfig:
     channels: Literal[1, 3] | None = None
     """1: grey, 3: colour; None: as stored (colour for a folder)."""
     crop: Crop = "center"
-    """Which square of a picture is kept for image_size. center: the middle. random: a new square in
-    every step. none: the whole picture, squeezed."""
+    """Which square of a picture is kept for image_size. center: the middle one. random: a new one
+    at every step. none: the whole picture, squeezed into a square."""
     resize: Resize = "bicubic"
     """Filter for resizing. box_bicubic: halve with a box filter first, as OpenAI does."""
     skip_bad: bool = False
@@ -50,7 +50,7 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class DataConfig(SourceConfig):
-    """The images, and what training does to them."""
+    """Where the images come from, and how training augments them."""
 
     random_flip: bool = True
     """Mirror each image left to right with probability 1/2."""
@@ -71,9 +71,9 @@ class DiffusionConfig:
     loss_type: LossType = "l2"
     """Error of the prediction: squared, absolute or Huber."""
     weighting: Weighting = "constant"
-    """Weight of each timestep. constant: 1. snr: as if the error were that of eps. min_snr: snr
-    with the signal-to-noise ratio capped; soft_min_snr: with a smooth cap. truncated_snr: with the
-    ratio at least 1. p2: less weight where there is little noise."""
+    """Weight of each timestep. constant: 1. snr: the weight that turns the error into an error of
+    eps. min_snr: snr, but with the signal-to-noise ratio capped; soft_min_snr: with a smooth cap.
+    truncated_snr: with the ratio at least 1. p2: less weight where there is little noise."""
     min_snr_gamma: float = 5.0
     """The cap of min_snr and soft_min_snr."""
     p2_gamma: float = 1.0
@@ -81,9 +81,9 @@ class DiffusionConfig:
     p2_k: float = 1.0
     """Offset of p2."""
     timestep_sampling: TimestepSampling = "uniform"
-    """Which timesteps are trained. uniform: all alike. stratified, antithetic: uniform and spread
-    evenly over the batch. log_normal: the logarithm of noise over signal is normal. importance: by
-    the size of their last ten losses, once every timestep has ten."""
+    """How timesteps are drawn in training. uniform: all equally often. stratified, antithetic:
+    uniform, and spread evenly over the batch. log_normal: log(sigma/signal) is normal. importance:
+    in proportion to the size of their last ten losses, once every timestep has ten."""
     log_normal_mean: float = -1.2
     """Mean of log_normal."""
     log_normal_std: float = 1.2
@@ -95,21 +95,21 @@ class DiffusionConfig:
     """Weight of the bound; None: T for vlb, T/1000 for hybrid."""
     variance: Literal["fixed", "learned_range", "learned"] = "fixed"
     """Variance of the reverse process. fixed: see sample.variance. learned_range, learned: from the
-    second half of the network's output, read as a position between the two fixed variances or as a
-    logarithm."""
+    second half of the network's output, read as a position between the two fixed variances or as
+    the logarithm of the variance."""
     clipped_log_variance: ClippedLogVariance = "second_entry"
-    """Logarithm of the posterior variance at t = 0, which is zero. second_entry: the value of
-    t = 1. floor: the logarithm of 1e-20."""
+    """What replaces the logarithm of the posterior variance at t = 0, where the variance is zero.
+    second_entry: the value at t = 1. floor: the logarithm of 1e-20."""
     rescale_timesteps: bool = False
     """Give the network t * 1000 / T instead of t."""
     offset_noise: float = 0.0
-    """Strength of a random offset per channel that is added to the noise in training."""
+    """Strength of a random offset that training adds to each channel of the noise."""
     label_dropout: float = 0.0
-    """Probability that a label is replaced by the network's last one, which then means "no class";
-    for classifier-free guidance."""
+    """Probability that a label is replaced by the network's last label, which then means "no
+    class"; for classifier-free guidance."""
 
     def __post_init__(self) -> None:
-        """Replace the field's other names for a prediction type or schedule by ours."""
+        """Replace other common names of a prediction type or schedule by ours."""
         for name, aliases in ALIASES.items():
             value = getattr(self, name)
             object.__setattr__(self, name, aliases.get(value, value))
@@ -120,7 +120,7 @@ class Config:
     """Everything that determines a run."""
 
     preset: str = "fashion-cpu"
-    """The complete configuration that all other flags change."""
+    """The configuration to start from; all other flags change it."""
     run: Path | None = None
     """Folder of the run; the same command again resumes it. None: runs/PRESET."""
     seed: int = 0
@@ -139,7 +139,7 @@ class Config:
 
 
 def validate(config: Config) -> None:
-    """Raise UserError, in one sentence, for the first value that cannot work."""
+    """Raise UserError for the first value that cannot work."""
     require_plain(config)
     validate_seed(config.seed)
     try:
@@ -206,30 +206,29 @@ def _validate_timesteps(diffusion: DiffusionConfig) -> None:
     check(
         "timestep_sampling",
         not ends_in_noise or diffusion.timestep_sampling != "log_normal",
-        "another one with --diffusion.zero-terminal-snr: log_normal never draws the last timestep",
+        "another sampling with --diffusion.zero-terminal-snr: log_normal never draws the last "
+        "timestep",
     )
 
 
 def _validate_network(config: Config) -> None:
-    """Check what the network must offer the diffusion: timesteps, and a label for "no class"."""
+    """Check that the network has enough timesteps and, for label dropout, a "no class" label."""
     check, model = make_check(config.diffusion, "--diffusion."), config.model
     dropout, labels = config.diffusion.label_dropout, model.num_labels or 0
     check("label_dropout", 0 <= dropout < 1, "in [0, 1)")
     check(
         "label_dropout",
         dropout == 0 or labels > 1,
-        f"0 for a network with {labels} labels: it needs the labels of the data and one more for "
-        '"no class" (see --model)',
+        f"0 for a network with {labels} labels: label dropout needs one label more than the data "
+        'has, for "no class" (see --model)',
     )
     rows = model.num_timesteps
     enough = rows is None or config.diffusion.num_timesteps <= rows
-    check(
-        "num_timesteps", enough, f"at most {rows}, the timesteps that the network has a table for"
-    )
+    check("num_timesteps", enough, f"at most {rows}, the length of the network's table of times")
 
 
 def validate_seed(seed: int) -> None:
-    """Raise UserError unless `seed` fits into the 32 bits that keys are made from."""
+    """Raise UserError unless `seed` fits in the 32 bits of a key's seed."""
     require(0 <= seed < 2**32, "--seed", seed, "between 0 and 4294967295")
 
 

@@ -33,8 +33,8 @@ class SampleConfig:
     """Steps per image. A step is one network evaluation, except that heun takes two in all but the
     last, plms two in the first, and pndm four in each of the first three."""
     spacing: GridName = "leading"
-    """Which timesteps are visited if there are fewer than T. log_snr and karras visit levels
-    between the timesteps, in equal steps of log(signal/sigma) or of (sigma/signal)^(1/7)."""
+    """Which timesteps are visited if num_steps is less than T. log_snr and karras visit noise
+    levels between the timesteps, in equal steps of log(signal/sigma) or (sigma/signal)^(1/7)."""
     respacing: str | None = None
     """Timesteps to visit in OpenAI's notation: "250", "10,15,20" (counts in sections of equal
     length) or "ddim50". Replaces num_steps and spacing."""
@@ -53,15 +53,15 @@ class SampleConfig:
     churn_max: float | None = None
     """Highest sigma/signal at which churn is applied; None: no limit."""
     churn_noise: float = 1.0
-    """Standard deviation of the churn noise."""
+    """Standard deviation of the noise that churn adds."""
     clip_x_0: bool = True
     """Clip each predicted clean image to [-1, 1]."""
     dynamic_threshold: float | None = None
-    """Clip each predicted clean image to this quantile of its absolute pixel values if that is
-    above 1, then divide by it; 0.995, for example. Replaces clip_x_0."""
+    """Clip each predicted clean image to this quantile of its absolute pixel values, for example
+    0.995, and divide by it, if it is above 1. Replaces clip_x_0."""
     rederive_eps: bool = True
-    """Compute eps again from the clipped clean image. Without it, the network's own eps is used, as
-    in diffusers."""
+    """Compute eps again from the clipped clean image. If off, the network's own eps is used, as in
+    diffusers."""
     frames: int = 25
     """Frames of the GIF."""
     stretch: bool = False
@@ -71,17 +71,17 @@ class SampleConfig:
     further towards the class, 0 ignores the class; None: no guidance. Needs a run trained with
     diffusion.label_dropout."""
     guidance_interval: tuple[float, float] | None = None
-    """Lowest and highest timestep at which guidance is applied; None: at all."""
+    """Lowest and highest timestep at which guidance is applied; None: every timestep."""
     guidance_rescale: float = 0.0
-    """Between 0 and 1: how far the contrast of each guided output is brought back to that of the
-    unguided one."""
+    """How far the contrast of each guided output is brought back to the unguided contrast: 0 not at
+    all, 1 completely."""
 
 
 def change_settings(of_run: SampleConfig, changes: Mapping[str, Any]) -> SampleConfig:
-    """`of_run` with the `changes` that a user asked for; "steps" is short for "num_steps".
+    """Apply `changes`, by name, to the settings of a run; "steps" is short for "num_steps".
 
     A different sampler brings its own spacing. Choosing steps, spacing, respacing or timesteps
-    replaces a respacing or list of timesteps of the run.
+    overrides the run's respacing or list of timesteps.
 
     Raises UserError for a setting that does not exist, and for two choices of the timesteps.
     """
@@ -103,7 +103,7 @@ def change_settings(of_run: SampleConfig, changes: Mapping[str, Any]) -> SampleC
 
 
 def _require_one_grid(grid: Mapping[str, Any]) -> None:
-    """Raise UserError if a list of timesteps is combined with another choice of them."""
+    """Raise UserError if respacing or timesteps is combined with another choice of timesteps."""
     if len(grid) > 1 and not {"respacing", "timesteps"}.isdisjoint(grid):
         given = [f"{_flag(name, '--')} {value}" for name, value in grid.items()]
         raise UserError(f"{' and '.join(given)} each choose the timesteps: give only one of them")
@@ -119,8 +119,8 @@ def validate_sample(
 ) -> None:
     """Raise UserError if a chain of `num_timesteps` cannot be sampled with these settings.
 
-    `zero_terminal_snr`: the last timestep is pure noise. `whole_timesteps`: the network has a table
-    of times and knows none in between. `prefix` starts the flag of each setting.
+    `zero_terminal_snr`: the last timestep is pure noise. `whole_timesteps`: the network looks up
+    times in a table, so it takes only whole timesteps. `prefix` starts the flag of each setting.
     """
     check = make_check(sample, prefix)
     only_one = sample.respacing is None or sample.timesteps is None
@@ -142,7 +142,7 @@ def validate_sample(
 
 
 def _flag(name: str, prefix: str) -> str:
-    """The flag of a setting; num_steps is called --steps where it needs no section."""
+    """The flag of a setting; num_steps without a section is --steps."""
     return "--steps" if (name, prefix) == ("num_steps", "--") else flag_name(name, prefix)
 
 
@@ -155,33 +155,33 @@ def _validate_start(
     make_check(sample, prefix)(
         "sampler",
         SAMPLERS[sample.sampler].starts_at_noise or not at_noise,
-        "one that can start from pure noise, where this run's schedule ends; or start below the "
-        f"last timestep ({prefix}spacing leading)",
+        "one that can start from pure noise, because this run's schedule ends there; or start "
+        f"below the last timestep ({prefix}spacing leading)",
     )
 
 
 def _validate_continuous(
     sample: SampleConfig, zero_terminal_snr: bool, whole_timesteps: bool, prefix: str
 ) -> None:
-    """Check a grid of levels between the timesteps."""
+    """Check the settings of a grid with levels between the timesteps."""
     check = make_check(sample, prefix)
     check("num_steps", sample.num_steps >= 1, "at least 1", _flag("num_steps", prefix))
     check(
         "spacing",
         not zero_terminal_snr,
-        "a spacing in t, such as trailing: this run's schedule ends in pure noise, where "
+        "a spacing of timesteps, such as trailing: this run's schedule ends in pure noise, where "
         "log(sigma/signal) is infinite",
     )
     check(
         "spacing",
         not whole_timesteps,
-        "a spacing in t, such as leading: this run's network has a table of times and knows none "
-        "in between",
+        "a spacing of timesteps, such as leading: this run's network has a table of times and "
+        "cannot take levels in between",
     )
 
 
 def _first_timestep(sample: SampleConfig, num_timesteps: int, prefix: str) -> int:
-    """The first timestep visited. Raises UserError that names the flag which chose it."""
+    """The first timestep visited. Raises UserError, naming the flag, for an impossible choice."""
     try:
         return int(sampling_timesteps(sample, num_timesteps)[0])
     except (ValueError, TypeError, OverflowError) as error:
@@ -197,7 +197,7 @@ def _validate_churn(sample: SampleConfig, whole_timesteps: bool, prefix: str) ->
     check("churn", 0 <= churn < inf, "0 or more")
     only_heun = f"0 with {prefix}sampler {sample.sampler}: only heun has churn"
     check("churn", churn == 0 or sample.sampler == "heun", only_heun)
-    table = "0: this run's network has a table of times and knows none in between"
+    table = "0: this run's network has a table of times and cannot take levels in between"
     check("churn", churn == 0 or not whole_timesteps, table)
     check("churn_min", low >= 0, "0 or more")
     check("churn_max", high is None or high >= low, f"at least {prefix}churn-min {low:g}")
@@ -220,9 +220,9 @@ def _validate_guidance(sample: SampleConfig, num_timesteps: int, prefix: str) ->
 
 
 def sampling_timesteps(sample: SampleConfig, num_timesteps: int) -> Int[np.ndarray, " S1"]:
-    """The timesteps that are visited, descending, followed by -1.
+    """The timesteps that sampling visits, descending, followed by -1.
 
-    Raises ValueError for a grid that does not exist and for levels between the timesteps.
+    Raises ValueError for an impossible grid and for a spacing with levels between the timesteps.
     """
     if sample.timesteps is not None:
         return parse_timesteps(num_timesteps, sample.timesteps)
@@ -234,6 +234,6 @@ def sampling_timesteps(sample: SampleConfig, num_timesteps: int) -> Int[np.ndarr
 
 
 def visits_timesteps(sample: SampleConfig) -> bool:
-    """Whether every level is that of a timestep, not one between two timesteps."""
+    """Whether sampling visits only timesteps, not levels between them."""
     listed = sample.timesteps is not None or sample.respacing is not None
     return listed or sample.spacing not in CONTINUOUS

@@ -1,4 +1,4 @@
-"""How a run is trained: the settings and their checks."""
+"""Training settings and their checks."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -36,38 +36,37 @@ class TrainConfig:
     num_steps: int = 800_000
     """Training steps."""
     max_steps: int | None = None
-    """Stop and save after this many steps of the current call, to train in slices; None: no limit.
-    """
+    """Stop and save after this many steps of this call, to train in slices; None: no limit."""
     batch_size: int = 128
     """Images per step, over all devices."""
     accumulate: int = 1
-    """Number of parts that each device's batch is processed in, one after the other, to save
+    """Cut each device's batch into this many parts and process them one after the other, to save
     memory."""
     steps_per_call: int = 1
-    """Steps in one call of the compiled program; more than one saves time where steps are short."""
+    """Steps in one call of the compiled program; more than one saves time if steps are short."""
     data_on_device: DataOnDevice = "auto"
-    """Where the images are kept. always: all of them on every device, where each step picks its
-    own. never: each batch is sent. auto: always for images in memory of at most 1 GiB, else never.
-    """
+    """Whether the images stay on the devices. always: every device holds all of them and picks a
+    batch at each step. never: each batch is sent. auto: always if the images are in memory and take
+    at most 1 GiB, else never."""
     remat: Remat = "none"
-    """Recompute features in the backward pass instead of storing them: slower, but less memory.
-    nothing_saveable: store only the inputs of each block. dots_saveable: also the results of matrix
-    products. dots_and_convs_saveable: also the results of convolutions."""
+    """Recompute features in the backward pass instead of storing them, which is slower but saves
+    memory. nothing_saveable: store only the inputs of each block. dots_saveable: also store matrix
+    products. dots_and_convs_saveable: also store the outputs of convolutions."""
     max_bad_steps: int = 10
-    """Stop after this many steps in a row with a loss or gradient that is not finite. Such steps
-    are skipped. Checked every log_every steps."""
+    """Steps whose loss or gradient is not finite are skipped. Training stops after this many in a
+    row, which is checked every log_every steps."""
     learning_rate: float = 2e-4
-    """The highest learning rate."""
+    """Peak learning rate."""
     warmup_steps: int = 5000
     """Steps over which the learning rate grows linearly from 0."""
     decay: Literal["constant", "linear", "cosine"] = "constant"
     """The learning rate after the warm-up; linear and cosine end at 0."""
     optimizer: OptimizerName = "adam"
     """adam_tensorflow: Adam with eps outside the bias correction. adamw: Adam with decoupled weight
-    decay. muon: orthogonalised momentum for kernels, which learns most per step but takes a fifth
-    more time."""
+    decay. muon: orthogonalised momentum for kernels; it learns most per step, but a step takes a
+    fifth longer."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's decay rates of the first and second moment."""
+    """Adam's decay rates for the first and second moments."""
     weight_decay: float = 0.0
     """Decoupled weight decay (adamw only)."""
     max_grad_norm: float | None = 1.0
@@ -77,41 +76,41 @@ class TrainConfig:
     ema_decay: float = 0.9999
     """Decay of the moving average of the parameters; 0: no average."""
     ema_form: EmaForm = "constant"
-    """How the decay grows to ema_decay. constant: it does not. ramp: (1 + step) / (10 + step), as
-    in TensorFlow. power: 1 - (1 + n / ema_inv_gamma)^-ema_power, n steps after ema_update_after, as
-    in ema_pytorch, diffusers and k-diffusion. delayed_ramp: (1 + n) / (10 + n). half_life: from
-    ema_half_life, as in EDM."""
+    """How the decay grows to ema_decay. constant: it does not grow. ramp: (1 + step) / (10 + step),
+    as in TensorFlow. power: 1 - (1 + n / ema_inv_gamma)^-ema_power, n steps after ema_update_after,
+    as in ema_pytorch, diffusers and k-diffusion. delayed_ramp: (1 + n) / (10 + n). half_life:
+    computed from ema_half_life, as in EDM."""
     ema_every: int = 1
     """Steps between two updates of the average."""
     ema_update_after: int = 0
     """Steps for which the average is a copy of the parameters (power, delayed_ramp)."""
     ema_power: float = 2 / 3
-    """The exponent of power."""
+    """Exponent of the decay's growth (power)."""
     ema_inv_gamma: float = 1.0
-    """Steps by which the warm-up of power is stretched."""
+    """Number of steps that stretches the decay's growth (power)."""
     ema_half_life: int = 500_000
-    """Images after which a step counts half (half_life)."""
+    """Number of images after which a step's weight in the average is halved (half_life)."""
     ema_rampup: float | None = 0.05
     """Upper limit of the half-life as a fraction of the images seen so far (half_life); None: no
     limit."""
     ema_decays: tuple[float, ...] = ()
-    """Decays of further averages, which share the warm-up of ema_decay; `jax-ddpm sample --weights
-    DECAY` uses them."""
+    """Decays of further averages, which grow like ema_decay; use them with `jax-ddpm sample
+    --weights DECAY`."""
     posthoc_ema: tuple[float, ...] = ()
-    """Relative widths of power-function averages, such as 0.05 0.1, of which snapshots are kept;
-    `jax-ddpm sample --posthoc-ema WIDTH` makes an average of any width from them."""
+    """Relative widths of power-function averages, such as 0.05 0.1. Snapshots of these averages are
+    kept; `jax-ddpm sample --posthoc-ema WIDTH` makes an average of any width from them."""
     snapshot_every: int = 10_000
     """Steps between two snapshots for posthoc_ema; the last step always makes one."""
     log_every: int = 100
     """Steps between two lines of metrics.jsonl."""
     sample_every: int = 10_000
-    """Steps between two grids of samples."""
+    """Steps between two image grids of samples."""
     checkpoint_every: int = 10_000
     """Steps between two checkpoints."""
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay on disk."""
+    """Number of the newest checkpoints to keep."""
     keep_every: int | None = None
-    """Also keep the checkpoints at multiples of this many steps, for ever; None: keep no others."""
+    """Also keep the checkpoint at every multiple of this many steps; None: keep no others."""
     keep_best: bool = False
     """Also keep the checkpoint with the lowest mean loss since the one before it, and draw the
     final images from it."""
@@ -124,7 +123,7 @@ class TrainConfig:
 
 
 def validate_train(train: TrainConfig) -> None:
-    """Raise UserError, in one sentence, for the first value that cannot work."""
+    """Raise UserError for the first value that cannot work."""
     check = make_check(train, "--train.")
     for name in AT_LEAST_ONE:
         value = getattr(train, name)

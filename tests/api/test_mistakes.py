@@ -42,11 +42,11 @@ MISTAKES = {
     ),
     "a schedule by its name": (
         lambda: jd.Diffusion("cosine"),
-        "schedule is a str, but it must be a Schedule, such as named_schedule",
+        "schedule is str, but it must be a Schedule, such as named_schedule",
     ),
     "betas for a schedule": (
         lambda: jd.Diffusion(jd.linear_betas(10)),
-        "schedule is a ndarray, but it must be a Schedule, such as .* or make_schedule",
+        "schedule is ndarray, but it must be a Schedule, such as .* or make_schedule",
     ),
     "an unknown prediction type": (
         lambda: jd.Diffusion(SCHEDULE, prediction_type="x0"),
@@ -75,7 +75,7 @@ MISTAKES = {
     ),
     "a setting told a method": (
         lambda: loss(prediction_type="v"),
-        "prediction_type is a setting of Diffusion: say it once, Diffusion",
+        "prediction_type is a setting of Diffusion: give it there, Diffusion",
     ),
     "a misspelt keyword of the network": (
         lambda: loss(lable=0),

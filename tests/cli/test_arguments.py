@@ -109,7 +109,7 @@ def test_what_a_command_line_means(args, expected):
         ("--num --keep", "--num needs a value: a whole number"),
         ("--num many", "--num is 'many', but it must be a whole number"),
         ("--num 1.5", "--num is '1.5', but it must be a whole number"),
-        ("--num 7 8", "'8' after 7 is not expected there"),
+        ("--num 7 8", "'8' after 7 is not expected here"),
         ("--num 99999999999", "--num is 99999999999, but it must be at most"),
         ("--rate much", "--rate is 'much', but it must be a number"),
         ("--rate nan", "--rate is nan, but it must be a finite number"),
@@ -123,10 +123,10 @@ def test_what_a_command_line_means(args, expected):
         ("--prediction-type epsilom", "--prediction-type is 'epsilom', .*: did you mean 'epsilon'"),
         ("--keep False", "--keep takes no value: write --train.keep or --train.no-keep"),
         ("--keep=yes", "--keep takes no value: write --train.keep or --train.no-keep"),
-        ("--keep maybe", "'maybe' after --keep is not expected there"),
+        ("--keep maybe", "'maybe' after --keep is not expected here"),
         ("--no-num 3", "unknown flag --no-num"),
         ("--num=", "there is nothing after --num: give a value"),
-        ("b", "'b' after a/b is not expected there"),
+        ("b", "'b' after a/b is not expected here"),
     ],
 )
 def test_every_mistake_is_a_sentence(args, message):
@@ -182,7 +182,7 @@ def test_the_word_after_a_command_is_one_of_its_kinds():
         UserError, match="plot takes schedules or forward, not 'foward': did you mean forward"
     ):
         choose("jax-ddpm plot", ["foward"], ["schedules", "forward"], HELP)
-    with pytest.raises(UserError, match=r"plot what: schedules or forward\?"):
+    with pytest.raises(UserError, match=r"plot needs a word after it: schedules or forward"):
         choose("jax-ddpm plot", [], ["schedules", "forward"], HELP)
 
 

@@ -1,4 +1,4 @@
-"""What a preset derives follows what is typed, and everything that follows is valid."""
+"""Dependent settings are adjusted to what the user types, and the result is valid."""
 
 from dataclasses import replace
 

@@ -140,9 +140,7 @@ def test_label_dropout_needs_a_class_to_leave_out_and_one_to_keep():
         return replace(config, diffusion=replace(config.diffusion, label_dropout=0.1))
 
     validate(labels(2))
-    with pytest.raises(
-        UserError, match=r"with 1 labels: it needs the labels of the data and one more"
-    ):
+    with pytest.raises(UserError, match=r"with 1 labels: label dropout needs one label more"):
         validate(labels(1))
 
 

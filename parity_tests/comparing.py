@@ -16,7 +16,7 @@ from jax_ddpm.models import make_network
 from jax_ddpm.parity.measure import find_peak, measure_difference, zip_leaves
 from jax_ddpm.parity.tolerances import TOLERANCES
 
-# The tests import these from here as well.
+# Imported here for the tests.
 from jax_ddpm.parity.twins import (  # noqa: F401
     TINY,
     convert_params,
@@ -28,10 +28,10 @@ from jax_ddpm.parity.twins import (  # noqa: F401
 )
 
 GOLDENS = Path(__file__).parent / "goldens"
-# For tests that compile for long: float32 is left to the slow tests.
+# For tests that take long to compile: float32 runs with the slow tests only.
 DOUBLE_FIRST = ["float64", pytest.param("float32", marks=pytest.mark.slow)]
 SHORT = {"float32": "f32", "float64": "f64"}
-# Networks in tests are tiny, so that compiling them takes most of the time.
+# Networks in tests are tiny: compiling them takes most of the time, so compile without optimising.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
@@ -78,15 +78,15 @@ class Recorder:
             assert gap <= tolerance, f"{what}{path}: {gap:.2e} > {tolerance}"
 
 
-def golden(case: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The manifest and the arrays of a recorded case."""
+def read_golden(case: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Read the manifest and the arrays of a recorded case."""
     folder = GOLDENS / case
     with np.load(folder / "io.npz") as arrays:
         return json.loads((folder / "manifest.json").read_text()), dict(arrays)
 
 
 def load_weights(folder: Path) -> dict[str, np.ndarray]:
-    """The recorded state dict of a network."""
+    """Read the recorded state dict of a network."""
     if (folder / "weights.safetensors").exists():
         return safetensors.numpy.load_file(folder / "weights.safetensors")
     with np.load(folder / "weights.npz") as arrays:
@@ -105,11 +105,11 @@ def nchw_to_nhwc(array: np.ndarray) -> np.ndarray:
 
 
 def check_recorded_unet(compare, dtype, case, config, source, layout=lambda array: array):
-    """Compare output, loss, gradient of the input, and three numbers of each parameter's gradient.
+    """Compare output, loss, gradient of the input, and three numbers for each parameter.
 
-    They are its sum, its norm and its inner product with the parameter.
+    They are the sum and the norm of its gradient, and its inner product with the parameter.
     """
-    manifest, io = golden(case)
+    manifest, io = read_golden(case)
     recorded = {name[4:]: io[name] for name in io if name.startswith(SHORT[dtype])}
     x, target = (layout(io[name]).astype(dtype) for name in ("in.x", "in.target"))
     network = make_network(config, x.shape[1:], dtype=dtype)
@@ -129,13 +129,13 @@ def check_recorded_unet(compare, dtype, case, config, source, layout=lambda arra
     pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(params), strict=True)
     ours = [(g.sum(), jnp.linalg.norm(g.ravel()), (g * p).sum()) for g, p in pairs]
     rows = recorded["param_grads"][
-        row_order(manifest["config"]["grad_rows"], weights, source, like)
+        order_rows(manifest["config"]["grad_rows"], weights, source, like)
     ]
     compare("U-Net: gradients", np.array(ours, dtype), rows.astype(dtype), dtype)
 
 
-def row_order(names, weights, source, like):
-    """The recorded row of each of our parameters: row numbers converted like weights."""
+def order_rows(names, weights, source, like):
+    """Find the recorded row of each parameter, by converting row numbers as if they were weights."""
     numbers = {name: np.full(weights[name].shape, i) for i, name in enumerate(names)}
     return [
         np.ravel(leaf)[0] for leaf in jax.tree.leaves(from_state_dict(numbers, PEERS[source], like))

@@ -26,7 +26,7 @@ def _torch_threads():
 
 @pytest.fixture(scope="session", autouse=True)
 def _shapes_once():
-    """Tracing a network takes a second, and most tests read weights of the same ones."""
+    """Trace each network once: it takes a second, and most tests share a few networks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(network, "parameter_shapes", functools.cache(network.parameter_shapes))
         yield

@@ -29,50 +29,50 @@ MEANS = {
 VARIANCES = {"fixedsmall": "fixed_small", "fixedlarge": "fixed_large"}
 
 
-def runs_of(case):
-    """The settings of each run of a recorded case, by its tag."""
+def read_runs(case):
+    """Read the settings of each run of a recorded case, by tag."""
     manifest = json.loads((GOLDENS / case / "manifest.json").read_text())
     return {run["tag"]: run for run in manifest["config"]["runs"]}
 
 
-def mostly_slow(tags, first):
-    """All runs as parameters of a test; all but those in `first` are slow."""
+def mark_others_slow(tags, first):
+    """Make all runs parameters of a test, and mark all but those in `first` slow."""
     tags, first = list(tags), first.split()
     assert set(first) <= set(tags)
     return [pytest.param(tag, marks=() if tag in first else pytest.mark.slow) for tag in tags]
 
 
 def toy_with_variance(params, x, t):
-    """The toy network, followed by as many channels of a learned variance."""
+    """The toy network, with as many channels again for a learned variance."""
     time = t.astype(x.dtype)[:, None, None, None]
     return jnp.concatenate([toy_denoiser(params, x, t), 0.8 * jnp.tanh(x + 0.01 * time)], axis=-1)
 
 
 def toy_self_conditioned(params, x, t, x_self_cond=None):
-    """The toy network with an earlier guess of x_0."""
+    """The toy network, which also takes an earlier guess of x_0."""
     out = toy_denoiser(params, x, t)
     return out if x_self_cond is None else out + 0.1 * x_self_cond
 
 
-def variance_of(run):
-    """Our name of a run's variance."""
+def find_variance(run):
+    """Our name for a run's variance."""
     return VARIANCES.get(run["var"], run["var"].lower())
 
 
-def network_of(run, num_timesteps=None):
+def find_network(run, num_timesteps=None):
     """The toy network that a run of Ho et al. or OpenAI calls."""
-    apply_fn = toy_with_variance if variance_of(run) in LEARNED else toy_denoiser
+    apply_fn = toy_with_variance if find_variance(run) in LEARNED else toy_denoiser
     return (
         rescale_timesteps(apply_fn, num_timesteps or run["T"]) if run.get("rescale") else apply_fn
     )
 
 
-def reverse_process(run, schedule, apply_fn, x_t, t, *, clip_x_0):
+def run_reverse_process(run, schedule, apply_fn, x_t, t, *, clip_x_0):
     """The prediction at x_t, and p(x_{t-1} | x_t).
 
-    A network that predicts x_{t-1} gives the mean itself, which then is never clipped.
+    A network that predicts x_{t-1} gives the mean directly, and that mean is never clipped.
     """
-    variance, prediction_type = variance_of(run), MEANS[run["mean"]]
+    variance, prediction_type = find_variance(run), MEANS[run["mean"]]
     learned, level = variance in LEARNED, level_at(schedule, t)
     if prediction_type != "x_prev":
         prediction = make_denoise_fn(
@@ -91,13 +91,13 @@ def reverse_process(run, schedule, apply_fn, x_t, t, *, clip_x_0):
     return prediction, model._replace(mean=x_prev)
 
 
-def loss_of(run, schedule, apply_fn, x_0, t, noise, x_t):
-    """The training loss per example under the objective of a run of Ho et al. or OpenAI."""
-    loss, learned = run["loss"].upper(), variance_of(run) in LEARNED
+def compute_loss(run, schedule, apply_fn, x_0, t, noise, x_t):
+    """The training loss per example, as a run of Ho et al. or OpenAI computes it."""
+    loss, learned = run["loss"].upper(), find_variance(run) in LEARNED
     if MEANS[run["mean"]] == "x_prev":
         if loss == "MSE":
             return mean_loss("l2", apply_fn(None, x_t, t), q_posterior(schedule, x_0, x_t, t).mean)
-        _, model = reverse_process(run, schedule, apply_fn, x_t, t, clip_x_0=False)
+        _, model = run_reverse_process(run, schedule, apply_fn, x_t, t, clip_x_0=False)
         return vb_term(schedule, x_0, x_t, t, model)
     objective = "vlb" if "KL" in loss else "hybrid" if learned else "simple"
     loss_fn = make_loss_fn(
@@ -105,14 +105,14 @@ def loss_of(run, schedule, apply_fn, x_0, t, noise, x_t):
         schedule,
         prediction_type=MEANS[run["mean"]],
         objective=objective,
-        variance=variance_of(run),
+        variance=find_variance(run),
         vb_weight=None if "RESCALED" in loss else 1.0,
     )
     return loss_fn(None, x_0, t, noise)
 
 
-def one_step(sampler, schedule, prediction, x_t, t, noise):
-    """One sampler step of every example from its own t to t - 1, at the given prediction."""
+def take_one_step(sampler, schedule, prediction, x_t, t, noise):
+    """Take every example one sampler step, from its own t to t - 1, with a given prediction."""
     steps = []
     for i in range(len(t)):
         mine = jax.tree.map(lambda a, i=i: a[i : i + 1], prediction)
@@ -124,10 +124,10 @@ def one_step(sampler, schedule, prediction, x_t, t, noise):
 
 
 @cache
-def compiled_chain(
+def compile_chain(
     kind, setting, prediction_type, apply_fn, *, learned_variance=False, self_condition=False
 ):
-    """A whole chain that clips x_0, compiled once for all schedules: x_T, levels, noises -> x_t."""
+    """Compile a chain that clips x_0, once for all schedules: x_T, levels, noises -> all x_t."""
     sampler = ddpm(setting) if kind == "ddpm" else ddim(setting)
 
     @jax.jit

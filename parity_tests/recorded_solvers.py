@@ -27,21 +27,21 @@ PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
 SCALED = ("Euler", "EulerA", "Heun")  # their x is x_t / signal
 
 
-def schedule_of(settings, dtype):
+def build_schedule(settings, dtype):
     """Our schedule for the arguments of one of their schedulers."""
     name = BETA_SCHEDULES[settings.get("beta_schedule", "linear")]
     betas = BETAS[name](settings.get("num_train_timesteps", 1000))
-    if settings["family"] == "Heun":  # whose defaults differ from the rest
+    if settings["family"] == "Heun":  # its defaults differ from the others'
         betas = linear_betas(1000, start=0.00085, end=0.012)
     return make_schedule(betas, dtype=dtype)
 
 
-def sampler_of(settings, schedule):
+def choose_sampler(settings, schedule):
     """Our sampler for one of their schedulers."""
     num_steps = settings["steps"]
     match settings["family"]:
         case "DPM":
-            return dpm_multistep(settings, num_steps)
+            return choose_multistep(settings, num_steps)
         case "DPMS":
             return dpmpp_2s()
         case "UniPC":
@@ -58,8 +58,8 @@ def sampler_of(settings, schedule):
             return pndm(level_of_t=level_of_t(schedule))
 
 
-def dpm_multistep(settings, num_steps):
-    """The multistep solver of the order and kind that their arguments name."""
+def choose_multistep(settings, num_steps):
+    """Our multistep solver for the order and kind in their arguments."""
     if settings.get("solver_order", 2) == 1:
         return ddim()
     if settings.get("solver_order", 2) == 3:
@@ -68,8 +68,8 @@ def dpm_multistep(settings, num_steps):
     return make(correction=settings.get("solver_type", "midpoint"), num_steps=num_steps)
 
 
-def denoiser_of(settings, apply_fn=toy_denoiser):
-    """The denoiser inside their scheduler: none of these clips, but some use a threshold."""
+def make_denoiser(settings, apply_fn=toy_denoiser):
+    """The denoiser inside their scheduler: none of them clips, but some threshold x_0."""
     denoise_fn = make_denoise_fn(
         apply_fn,
         None,
@@ -88,14 +88,14 @@ def denoiser_of(settings, apply_fn=toy_denoiser):
     return thresholded
 
 
-def levels_of(settings, schedule, timesteps, sigmas=None):
+def find_levels(settings, schedule, timesteps, sigmas=None):
     """The levels they visit: ours at their timesteps, or at their sigmas between the timesteps."""
     if settings["family"] == "PNDM":
         end = -1 if settings.get("set_alpha_to_one") else 0
         return level_at(schedule, jnp.asarray(np.append(timesteps, end)))
     if settings["family"] == "Heun":  # each level but the first and the last is listed twice
         timesteps, sigmas = timesteps[::2], np.append(sigmas[:-1:2], sigmas[-1])
-    if sigmas[-1] > 0:  # they end at the level of t = 0 instead
+    if sigmas[-1] > 0:  # they end at the level of t = 0, not at the clean image
         ended = level_list(schedule, timesteps, sigmas[:-1])
         last = level_at(schedule, jnp.asarray(0))
         return jax.tree.map(lambda all_of, end: all_of.at[-1].set(end), ended, last)
@@ -105,8 +105,8 @@ def levels_of(settings, schedule, timesteps, sigmas=None):
     return level_at(schedule, jnp.asarray(np.append(timesteps, -1).astype(int)))
 
 
-def visited_once(settings, timesteps):
-    """Their timesteps without those inside a step."""
+def drop_inner_timesteps(settings, timesteps):
+    """Drop the timesteps inside a step from their list."""
     if settings["family"] != "PNDM":
         return timesteps
     if settings.get("skip_prk_steps"):
@@ -114,8 +114,8 @@ def visited_once(settings, timesteps):
     return np.append(timesteps[:12:4], timesteps[12:])
 
 
-def ends_of_steps(settings, num_calls):
-    """Which of their calls completes each step of ours."""
+def find_step_ends(settings, num_calls):
+    """The number of the call of theirs that completes each of our steps."""
     match settings["family"]:
         case "Heun":
             return np.append(np.arange(1, num_calls, 2), num_calls - 1)

@@ -28,10 +28,10 @@ from parity_tests.comparing import (
     GOLDENS,
     QUICK,
     SHORT,
-    golden,
     load_weights,
     nchw_to_nhwc,
-    row_order,
+    order_rows,
+    read_golden,
     to_jax,
     to_torch,
 )
@@ -50,30 +50,30 @@ CASES = {
     "epita/unet_convnext": "epita",
     "epita/unet_resnet": "epita",
 }
-# The default run compares one case in full; the others only with the twin.
+# By default one case is compared in full, and the others only with the twin.
 FIRST = "annotated_a2_ws/unet_ws_multiply"
 FIRST_CASES = [c if c == FIRST else pytest.param(c, marks=pytest.mark.slow) for c in CASES]
 
 
-def recorded_config(case):
-    return golden(case)[0]["config"]
+def read_recorded_config(case):
+    return read_golden(case)[0]["config"]
 
 
 @functools.cache
-def recorded(case):
+def load_recorded(case):
     """(configuration, inputs and results, our network with the recorded weights)."""
-    config, io = recorded_config(case), golden(case)[1]
+    config, io = read_recorded_config(case), read_golden(case)[1]
     return config, io, from_torch(load_weights(GOLDENS / case), CASES[case], config)
 
 
 @functools.cache
-def compiled(case):
-    return jax.jit(recorded(case)[2].apply, compiler_options=QUICK)
+def compile_network(case):
+    return jax.jit(load_recorded(case)[2].apply, compiler_options=QUICK)
 
 
-def inputs(case, dtype):
-    """The parameters, the images by name, and what was recorded, all of `dtype`."""
-    _, io, network = recorded(case)
+def read_inputs(case, dtype):
+    """Read parameters, images by name, timesteps and recorded results, in `dtype`."""
+    _, io, network = load_recorded(case)
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), network.params)
     images = {
         name[3:]: nchw_to_nhwc(io[name]).astype(dtype)
@@ -85,15 +85,15 @@ def inputs(case, dtype):
     return params, images, io["in.t"].astype(np.int32), theirs
 
 
-def self_condition(images):
+def condition_on(images):
     return {"x_self_cond": images["sc"]} if "sc" in images else {}
 
 
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 @pytest.mark.parametrize("case", FIRST_CASES)
 def test_output(compare, dtype, case):
-    params, images, t, theirs = inputs(case, dtype)
-    out = compiled(case)(params, images["x"], t, **self_condition(images))
+    params, images, t, theirs = read_inputs(case, dtype)
+    out = compile_network(case)(params, images["x"], t, **condition_on(images))
     compare("tutorials' U-Nets", out, theirs["out"], dtype)
 
 
@@ -102,15 +102,21 @@ def test_output(compare, dtype, case):
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_steps(compare, dtype, case):
     """p_losses, and p_sample at the ends and in the middle; both without self-conditioning."""
-    params, images, t, theirs = inputs(case, dtype)
-    T = recorded(case)[0]["T"]
+    params, images, t, theirs = read_inputs(case, dtype)
+    T = load_recorded(case)[0]["T"]
     schedule = named_schedule("linear", T, dtype=dtype)
     for loss_type in ("l1", "l2", "huber"):
         loss = diffusion_loss(
-            compiled(case), params, schedule, images["x0"], t, images["noise"], loss_type=loss_type
+            compile_network(case),
+            params,
+            schedule,
+            images["x0"],
+            t,
+            images["noise"],
+            loss_type=loss_type,
         )
         compare("losses", loss.mean(), theirs[f"p_losses_{loss_type}"].reshape(()), dtype)
-    denoise_fn = make_denoise_fn(compiled(case), params, clip_x_0=False)
+    denoise_fn = make_denoise_fn(compile_network(case), params, clip_x_0=False)
     for i in (T - 1, T // 2, 0):
         cur, nxt = (level_at(schedule, jnp.int32(j)) for j in (i, i - 1))
         state = SamplerState(images["x"])
@@ -122,11 +128,11 @@ def test_losses_and_steps(compare, dtype, case):
 @pytest.mark.parametrize("dtype", others_long(["float64", "float32"], keep=("float64",)))
 @pytest.mark.parametrize("case", CASES)
 def test_gradients(compare, dtype, case):
-    config, _, network = recorded(case)
-    params, images, t, theirs = inputs(case, dtype)
+    config, _, network = load_recorded(case)
+    params, images, t, theirs = read_inputs(case, dtype)
 
     def loss_fn(params, x):
-        out = network.apply(params, x, t, **self_condition(images))
+        out = network.apply(params, x, t, **condition_on(images))
         return ((out - images["target"]) ** 2).mean()
 
     gradient = jax.jit(jax.value_and_grad(loss_fn, (0, 1)), compiler_options=QUICK)
@@ -135,7 +141,7 @@ def test_gradients(compare, dtype, case):
     compare("tutorials' U-Nets: gradients", grad_x, theirs["grad_x"], dtype)
     pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(params), strict=True)
     ours = [(g.sum(), jnp.linalg.norm(g.ravel()), (g * p).sum()) for g, p in pairs]
-    order = row_order(config["grad_rows"], load_weights(GOLDENS / case), CASES[case], params)
+    order = order_rows(config["grad_rows"], load_weights(GOLDENS / case), CASES[case], params)
     rows = theirs["param_grads"][order]
     compare("tutorials' U-Nets: gradients", np.array(ours, dtype), rows, dtype)
 
@@ -143,7 +149,7 @@ def test_gradients(compare, dtype, case):
 @pytest.mark.parametrize("case", CASES)
 def test_the_table_of_names_is_read_both_ways(case):
     peer, weights = PEERS[CASES[case]], load_weights(GOLDENS / case)
-    levels = len(recorded_config(case)["dim_mults"])
+    levels = len(read_recorded_config(case)["dim_mults"])
     ours = {name: rename(name, peer.names, levels) for name in weights}
     assert len(set(ours.values())) == len(weights)
     assert not any(
@@ -157,14 +163,14 @@ def test_the_table_of_names_is_read_both_ways(case):
 @pytest.mark.parametrize("case", FIRST_CASES)
 def test_weights_go_back_bit_for_bit(case):
     weights = load_weights(GOLDENS / case)
-    back = to_torch_names(recorded(case)[2])
+    back = to_torch_names(load_recorded(case)[2])
     assert back.keys() == weights.keys()
     for name, array in weights.items():
         assert back[name].dtype == array.dtype
         np.testing.assert_array_equal(back[name], array, err_msg=name)
 
 
-def twin(source, **arguments):
+def make_twin(source, **arguments):
     """torch_ref's network with random parameters, none of them zero or one."""
     cls = TorchWSUNet if source == "annotated_ws" else TorchUNet
     if source == "annotated_layernorm":
@@ -184,10 +190,10 @@ def twin(source, **arguments):
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_twin_computes_what_was_recorded(compare, case):
-    manifest, io = golden(case)
+    manifest, io = read_golden(case)
     config = manifest["config"]
     arguments = config.keys() & set(PEERS[CASES[case]].arguments)
-    theirs = twin(CASES[case], **{name: config[name] for name in arguments})
+    theirs = make_twin(CASES[case], **{name: config[name] for name in arguments})
     weights = load_weights(GOLDENS / case)
     theirs.load_state_dict({name: torch.tensor(a).double() for name, a in weights.items()})
     arrays = {
@@ -198,7 +204,7 @@ def test_the_twin_computes_what_was_recorded(compare, case):
     compare("tutorials' U-Nets", to_jax(out), nchw_to_nhwc(io["f64.out"]), "float64")
 
 
-# source, arguments, height and width
+# Source, arguments, height and width.
 SETTINGS = [
     ("annotated", {"dim": 5, "with_time_emb": False, "convnext_mult": 3, "channels": 2}, (4, 6)),
     (
@@ -241,9 +247,9 @@ SETTINGS = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("source", "arguments", "size"), SETTINGS)
 def test_every_setting_computes_what_the_twin_does(compare, source, arguments, size):
-    """Also at fractional timesteps, and at an odd side, which comes out one pixel shorter."""
+    """Including fractional timesteps, and an odd side, which comes out one pixel shorter."""
     arguments = {"dim_mults": (1, 2), "channels": 3} | arguments
-    theirs = twin(source, **arguments)
+    theirs = make_twin(source, **arguments)
     network = from_torch(theirs.state_dict(), source, arguments)
     x = np.random.default_rng(0).standard_normal((2, *size, arguments["channels"]))
     t = np.array([0.25, 977])
@@ -263,9 +269,9 @@ def read_config(source, theirs, given):
 
 @pytest.mark.parametrize(("source", "arguments", "size"), SETTINGS)
 def test_shapes_and_names_reveal_the_settings(source, arguments, size):
-    """All but groups, which ConvNeXt blocks do not have, and weight standardisation."""
+    """All except the groups, which ConvNeXt blocks lack, and weight standardisation."""
     arguments = {"dim_mults": (1, 2), "channels": 3} | arguments
-    theirs = twin(source, **arguments)
+    theirs = make_twin(source, **arguments)
     given = None
     if source == "annotated_ws" or not arguments.get("use_convnext", True):
         with pytest.raises(UserError, match="shapes do not reveal its resnet_block_groups"):
@@ -278,7 +284,7 @@ def test_shapes_and_names_reveal_the_settings(source, arguments, size):
 
 
 def test_channels_and_self_conditioning_imply_each_other():
-    theirs = twin("annotated_ws", dim=4, dim_mults=(1,), channels=4, out_dim=2)
+    theirs = make_twin("annotated_ws", dim=4, dim_mults=(1,), channels=4, out_dim=2)
     for given, channels, self_condition in [
         ({}, 2, True),
         ({"channels": 4}, 4, False),
@@ -288,7 +294,7 @@ def test_channels_and_self_conditioning_imply_each_other():
         assert (config.channels, config.self_condition) == (channels, self_condition)
 
 
-def test_pixel_unshuffle_is_torchs():
+def test_pixel_unshuffle_equals_torch():
     x = np.random.default_rng(0).standard_normal((2, 4, 6, 3))
     expected = torch.nn.functional.pixel_unshuffle(to_torch(x), 2)
     np.testing.assert_array_equal(pixel_unshuffle(jnp.asarray(x)), to_jax(expected))
@@ -308,7 +314,7 @@ def test_weight_standardization():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["annotated", "annotated_ws"])
-def test_initial_parameters_are_those_of_torch(source):
+def test_initial_parameters_are_distributed_as_in_torch(source):
     """Uniform within 1/sqrt(fan_in)."""
     arguments = {"dim": 16, "dim_mults": (1, 2), "channels": 3}
     cls = TorchWSUNet if source == "annotated_ws" else TorchUNet
@@ -343,7 +349,7 @@ def test_settings_that_cannot_work_are_refused(config, sentence):
 
 @pytest.mark.slow
 def test_the_published_sizes_are_the_defaults():
-    """dim 28, three resolutions, one channel: what texts and notebooks train on Fashion-MNIST."""
+    """dim 28, three resolutions, one channel: the network that they train on Fashion-MNIST."""
     for config, theirs in {
         AnnotatedConfig(channels=1): TorchUNet,
         AnnotatedWSConfig(channels=1): TorchWSUNet,

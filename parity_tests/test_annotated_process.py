@@ -10,14 +10,14 @@ from jax_ddpm.process.levels import level_at
 from jax_ddpm.process.losses import diffusion_loss
 from jax_ddpm.process.schedules import named_schedule
 from jax_ddpm.samplers import ddpm, sample
-from parity_tests.comparing import DOUBLE_FIRST, SHORT, golden, nchw_to_nhwc, toy_denoiser
+from parity_tests.comparing import DOUBLE_FIRST, SHORT, nchw_to_nhwc, read_golden, toy_denoiser
 
 THEIRS = "tutorials (recorded)"
 
 NOTEBOOK, TEXT, EPITA = (
     f"{peer}/process" for peer in ("annotated_a1", "annotated_a0_layernorm", "epita")
 )
-# Each peer's names of its schedules.
+# Our name for each schedule of a peer.
 NAMES = {
     NOTEBOOK: {
         "linear": "linear",
@@ -37,11 +37,11 @@ TABLE_RUNS = RUNS + [(NOTEBOOK, name, T) for name in NAMES[NOTEBOOK] for T in (3
 LOOPS = [run for run in RUNS if run != (EPITA, "linear", 600)]
 
 
-def recorded(case, name, T, dtype):
-    """Our schedule, the inputs, and the recorded arrays; images have channels last."""
+def load_recorded(case, name, T, dtype):
+    """Load our schedule, the inputs and the recorded arrays, with channels last."""
     if (case, dtype) == (TEXT, "float32"):
-        pytest.skip("in float32 these betas vanish beside 1: their variance is 0/0")
-    _, io = golden(case)
+        pytest.skip("in float32 these betas vanish beside 1, so their variance is 0/0")
+    _, io = read_golden(case)
     prefix = f"{name}_T{T}/"
     theirs = {
         key.removeprefix(kind + prefix): io[key]
@@ -55,7 +55,7 @@ def recorded(case, name, T, dtype):
 
 @pytest.mark.parametrize(("case", "name", "T"), TABLE_RUNS)
 def test_tables(compare, dtype, case, name, T):
-    schedule, _, _, theirs = recorded(case, name, T, dtype)
+    schedule, _, _, theirs = load_recorded(case, name, T, dtype)
     for table in (
         "betas",
         "alphas_cumprod",
@@ -70,7 +70,7 @@ def test_tables(compare, dtype, case, name, T):
 
 @pytest.mark.parametrize(("case", "name", "T"), RUNS)
 def test_noised_images_and_losses(compare, dtype, case, name, T):
-    schedule, x_0, noise, theirs = recorded(case, name, T, dtype)
+    schedule, x_0, noise, theirs = load_recorded(case, name, T, dtype)
     args = schedule, x_0, jnp.asarray(theirs["t"]), noise[0]
     compare("q_sample", q_sample(*args), nchw_to_nhwc(theirs["q_sample"]), dtype)
     for loss_type in ("l1", "l2", "huber"):
@@ -79,7 +79,7 @@ def test_noised_images_and_losses(compare, dtype, case, name, T):
         compare("losses", loss.mean(), expected, dtype)
 
 
-def chain(schedule, noises):
+def run_chain(schedule, noises):
     """The images after each step of the published loop, which clips nothing."""
     denoise_fn = make_denoise_fn(toy_denoiser, None, clip_x_0=False)
     levels = level_at(schedule, jnp.arange(schedule.num_timesteps - 1, -2, -1))
@@ -97,17 +97,17 @@ def chain(schedule, noises):
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 @pytest.mark.parametrize(("case", "name", "T"), LOOPS)
 def test_chains(compare, dtype, case, name, T):
-    schedule, _, noises, theirs = recorded(case, name, T, dtype)
-    frames = chain(schedule, noises)[theirs["traj_steps"]]
+    schedule, _, noises, theirs = load_recorded(case, name, T, dtype)
+    frames = run_chain(schedule, noises)[theirs["traj_steps"]]
     what = "chain of the quadratic slip" if case == TEXT else "unclipped chains"
     compare(what, frames, nchw_to_nhwc(theirs["p_sample_loop"]), dtype)
 
 
-def test_the_slip_in_float32_is_finite_here():
-    """The text's own chain is NaN after half of its steps, because its tables are float32 sums."""
-    _, _, noises, theirs = recorded(TEXT, "quadratic", 200, "float64")
+def test_our_quadratic_slip_is_finite_in_float32():
+    """The text's own chain turns NaN half-way, because its tables are summed in float32."""
+    _, _, noises, theirs = load_recorded(TEXT, "quadratic", 200, "float64")
     schedule = named_schedule("quadratic_slip", 200)
     assert all(np.all(np.isfinite(table)) for table in vars(schedule).values())
-    frames = chain(schedule, noises.astype("float32"))
+    frames = run_chain(schedule, noises.astype("float32"))
     expected = nchw_to_nhwc(theirs["p_sample_loop"])[-1]
     np.testing.assert_allclose(frames[-1], expected, atol=1e-5)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import (
-    rescale_zero_terminal_snr as rescale_zero_terminal_snr_of_theirs,
+    rescale_zero_terminal_snr as rescale_in_diffusers,
 )
 
 from jax_ddpm.interop import PEERS, from_state_dict
@@ -26,7 +26,7 @@ SHAPE = (2, SIZE, SIZE, 3)
 
 @pytest.fixture(scope="module")
 def models():
-    """A small UNet2DModel in the layout of google/ddpm-cifar10-32, and ours with its weights."""
+    """A small UNet2DModel built like google/ddpm-cifar10-32, and ours with its weights."""
     torch.manual_seed(0)
     theirs = UNet2DModel(
         sample_size=SIZE,
@@ -94,5 +94,5 @@ def test_chain_through_the_same_network(compare, monkeypatch, models, kind):
 @pytest.mark.parametrize(("name", "T"), [("linear", 1000), ("cosine", 1000), ("quadratic", 40)])
 def test_rescaling_to_zero_terminal_snr(compare, name, T):
     betas = BETAS[name](T)
-    expected = rescale_zero_terminal_snr_of_theirs(torch.from_numpy(betas)).numpy()
+    expected = rescale_in_diffusers(torch.from_numpy(betas)).numpy()
     compare("diffusers' tables", rescale_zero_terminal_snr(betas), expected, "float64")

@@ -10,7 +10,7 @@ THEIRS = "torch_ref"
 
 
 @cache
-def quantities(dtype):
+def compute_quantities(dtype):
     return [*pair_forward_process(dtype, 0), *pair_losses(dtype, 0)]
 
 
@@ -19,7 +19,7 @@ def check(compare, dtype):
     """check(what, count): compare the `count` quantities that have the tolerance of `what`."""
 
     def check_all(what, count):
-        pairs = [pair for pair in quantities(dtype) if pair.tolerance == what]
+        pairs = [pair for pair in compute_quantities(dtype) if pair.tolerance == what]
         assert len(pairs) == count
         for pair in pairs:
             compare(what, pair.ours, pair.theirs, dtype)
@@ -44,10 +44,10 @@ def test_conversions(check):
 
 
 def test_predictions_of_a_network(check):
-    """Three prediction types, clipped and not."""
+    """Three prediction types, with and without clipping."""
     check("predicted x_0 and eps", 6)
 
 
 def test_losses(check):
-    """Three prediction types, three losses."""
+    """Three prediction types with three losses each."""
     check("losses", 9)

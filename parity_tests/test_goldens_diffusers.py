@@ -21,8 +21,8 @@ from parity_tests.comparing import (
     DOUBLE_FIRST,
     SHORT,
     check_recorded_unet,
-    golden,
     nchw_to_nhwc,
+    read_golden,
     toy_denoiser,
 )
 
@@ -77,7 +77,7 @@ LAST_NOISE = {"linear_trailing", "leading_offset1", "zero_snr_v_trailing"}
 @pytest.mark.parametrize("tag", SCHEDULES)
 def test_schedule(compare, dtype, tag):
     """diffusers computes its tables in float32; ours are rounded once."""
-    _, io = golden("diffusers/sched_ddpm_tables")
+    _, io = read_golden("diffusers/sched_ddpm_tables")
     name, num_timesteps = SCHEDULES[tag]
     zero = tag == "zero_snr"
     schedule = named_schedule(name, num_timesteps, dtype=dtype, zero_terminal_snr=zero)
@@ -88,7 +88,7 @@ def test_schedule(compare, dtype, tag):
 
 @pytest.mark.parametrize("tag", ["linear", "cos", "zero_snr"])
 def test_add_noise_and_velocity(compare, dtype, tag):
-    _, io = golden("diffusers/sched_ddpm_tables")
+    _, io = read_golden("diffusers/sched_ddpm_tables")
     name, zero = SCHEDULES[tag][0], tag == "zero_snr"
     schedule = named_schedule(name, 1000, dtype=dtype, zero_terminal_snr=zero)
     x_0, noise = (
@@ -101,7 +101,7 @@ def test_add_noise_and_velocity(compare, dtype, tag):
         compare("q_sample", mine, recorded, dtype)
 
 
-def levels_of(settings, t, dtype):
+def find_levels(settings, t, dtype):
     """The noise levels of timesteps t under the settings of one of their schedulers."""
     num_timesteps = settings.get("num_train_timesteps", 1000)
     betas = BETAS[BETA_SCHEDULES[settings.get("beta_schedule", "linear")]](num_timesteps)
@@ -110,8 +110,8 @@ def levels_of(settings, t, dtype):
     return level_at(make_schedule(betas, dtype=dtype), jnp.asarray(t))
 
 
-def grid_of(settings):
-    """The timesteps they visit, and -1."""
+def make_grid(settings):
+    """The timesteps that they visit, followed by -1."""
     num_timesteps = settings.get("num_train_timesteps", 1000)
     spacing = settings.get("timestep_spacing", "leading")
     grid = timestep_grid(num_timesteps, settings["steps"], spacing)
@@ -119,13 +119,13 @@ def grid_of(settings):
 
 
 def learned_denoiser(params, x, t):
-    """The toy denoiser, and the toy variance."""
+    """The toy denoiser and the toy variance."""
     raw = 0.8 * jnp.tanh(x + 0.01 * t.astype(x.dtype)[:, None, None, None])
     return jnp.concatenate([toy_denoiser(params, x, t), raw], axis=-1)
 
 
-def thresholded(denoise_fn, ratio, ceiling):
-    """The same denoiser with a threshold of at most `ceiling` on x_0."""
+def add_threshold(denoise_fn, ratio, ceiling):
+    """Add a threshold on x_0, of at most `ceiling`, to a denoiser."""
 
     def denoise(x_t, level):
         prediction = denoise_fn(x_t, level)
@@ -134,8 +134,8 @@ def thresholded(denoise_fn, ratio, ceiling):
     return denoise
 
 
-def denoise_fn_of(settings):
-    """The denoiser inside their scheduler, from their names of its arguments."""
+def build_denoise_fn(settings):
+    """Build the denoiser inside their scheduler from the scheduler's arguments."""
     learned = settings.get("variance_type") == "learned_range"
     denoise_fn = make_denoise_fn(
         learned_denoiser if learned else toy_denoiser,
@@ -147,7 +147,7 @@ def denoise_fn_of(settings):
     )
     if settings.get("thresholding"):
         ratio = settings["dynamic_thresholding_ratio"]
-        return thresholded(denoise_fn, ratio, settings["sample_max_value"])
+        return add_threshold(denoise_fn, ratio, settings["sample_max_value"])
     return denoise_fn
 
 
@@ -155,8 +155,8 @@ def run_chain(settings, sampler, grid, x_T, noises):
     """(x_t after each step, x_0 predicted in each step)."""
     _, trajectory = sample(
         sampler,
-        denoise_fn_of(settings),
-        levels_of(settings, grid, x_T.dtype),
+        build_denoise_fn(settings),
+        find_levels(settings, grid, x_T.dtype),
         x_T,
         lambda i: noises[i],
         trace=lambda state, prediction: (state.x_t, prediction.x_0),
@@ -165,29 +165,29 @@ def run_chain(settings, sampler, grid, x_T, noises):
 
 
 def run_steps(settings, sampler, grid, x_T, noises):
-    """The same, but each step leads to the timestep that theirs takes for the next one."""
+    """Like `run_chain`, but each step leads to the timestep that diffusers takes for the next."""
     before = grid[:-1] - 1000 // settings["steps"]
     end = -1 if settings.get("set_alpha_to_one", True) else 0
     before = np.where(before < 0, end, before)
     state, trajectory = sampler.init(x_T), []
-    denoise_fn = denoise_fn_of(settings)
+    denoise_fn = build_denoise_fn(settings)
     for i, t in enumerate(zip(grid[:-1], before, strict=True)):
-        cur, nxt = (levels_of(settings, np.asarray(number), x_T.dtype) for number in t)
+        cur, nxt = (find_levels(settings, np.asarray(number), x_T.dtype) for number in t)
         state, prediction = sampler.step(state, noises[i], cur, nxt, denoise_fn)
         trajectory.append((state.x_t, prediction.x_0))
     return [jnp.stack(arrays) for arrays in zip(*trajectory, strict=True)]
 
 
-def check_chain(compare, dtype, case, tag, sampler_of):
-    manifest, io = golden(case)
+def check_chain(compare, dtype, case, tag, make_sampler):
+    manifest, io = read_golden(case)
     (settings,) = (run for run in manifest["config"]["runs"] if run["tag"] == tag)
-    grid = grid_of(settings)
+    grid = make_grid(settings)
     assert grid[:-1].tolist() == io[f"both.{tag}/timesteps"].tolist()
     x_T, noises = (
         jnp.asarray(nchw_to_nhwc(a).astype(dtype)) for a in (io["in.x_init"], io["in.noise"])
     )
     run = run_steps if tag in UNCHAINED else run_chain
-    x_t, x_0 = run(settings, sampler_of(settings), grid, x_T, noises)
+    x_t, x_0 = run(settings, make_sampler(settings), grid, x_T, noises)
     if tag in LAST_NOISE:
         x_t = x_t.at[-1].add(1e-10 * noises[len(x_t) - 1])
     recorded = [nchw_to_nhwc(io[f"{SHORT[dtype]}.{tag}/{name}"]) for name in ("traj", "x0")]
@@ -197,24 +197,24 @@ def check_chain(compare, dtype, case, tag, sampler_of):
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 @pytest.mark.parametrize("tag", DDPM_RUNS)
 def test_ddpm_chain(compare, dtype, tag):
-    def sampler_of(settings):
+    def make_sampler(settings):
         return ddpm(settings.get("variance_type", "fixed_small").removesuffix("_log"))
 
-    check_chain(compare, dtype, "diffusers/sched_ddpm", tag, sampler_of)
+    check_chain(compare, dtype, "diffusers/sched_ddpm", tag, make_sampler)
 
 
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 @pytest.mark.parametrize("tag", DDIM_RUNS)
 def test_ddim_chain(compare, dtype, tag):
-    def sampler_of(settings):
+    def make_sampler(settings):
         return ddim(settings.get("eta", 0.0))
 
-    check_chain(compare, dtype, "diffusers/sched_ddim", tag, sampler_of)
+    check_chain(compare, dtype, "diffusers/sched_ddim", tag, make_sampler)
 
 
 @pytest.mark.parametrize("case", ["ddpm", "ddim"])
 def test_every_recorded_chain_is_compared(case):
-    manifest, _ = golden(f"diffusers/sched_{case}")
+    manifest, _ = read_golden(f"diffusers/sched_{case}")
     runs = {"ddpm": DDPM_RUNS, "ddim": DDIM_RUNS}[case]
     assert sorted(runs) == sorted(run["tag"] for run in manifest["config"]["runs"])
 

@@ -12,14 +12,20 @@ from jax_ddpm.process.likelihood import vb_term
 from jax_ddpm.process.losses import diffusion_loss
 from jax_ddpm.process.schedules import linear_betas, make_schedule, quadratic_betas
 from jax_ddpm.samplers import ddpm, sample
-from parity_tests.comparing import DOUBLE_FIRST, SHORT, check_recorded_unet, golden, toy_denoiser
+from parity_tests.comparing import (
+    DOUBLE_FIRST,
+    SHORT,
+    check_recorded_unet,
+    read_golden,
+    toy_denoiser,
+)
 from parity_tests.recorded_process import (
     MEANS,
-    loss_of,
-    mostly_slow,
-    network_of,
-    reverse_process,
-    runs_of,
+    compute_loss,
+    find_network,
+    mark_others_slow,
+    read_runs,
+    run_reverse_process,
 )
 
 THEIRS = "Ho et al. (recorded)"
@@ -29,32 +35,34 @@ TABLES = {
     "linear_T30": linear_betas(30),
     "quad_T100": quadratic_betas(100),
 }
-# What one recorded run used: betas, prediction type, variance, loss arguments.
+# Betas, prediction type and variance of three recorded runs.
 RUNS = {
     "eps_large_mse": (linear_betas(24), "eps", "fixed_large"),
     "eps_small_kl": (linear_betas(24), "eps", "fixed_small"),
     "x0_small_mse": (quadratic_betas(24, end=0.2), "x_0", "fixed_small"),
 }
-ALL_RUNS = runs_of("hojonathanho/process")
+ALL_RUNS = read_runs("hojonathanho/process")
 
 
-def inputs(io, tag, dtype):
-    """Images, noise and timesteps of a recorded run."""
+def read_inputs(io, tag, dtype):
+    """Read the images, noise and timesteps of a recorded run."""
     images, noise = (jnp.asarray(a.astype(dtype)) for a in (io["in.x0"], io["in.noise"][0]))
     return images, noise, jnp.asarray(io[f"both.{tag}/t"])
 
 
-RECORDED = [f"{name}_T{T}" for name, T in golden("hojonathanho/tables")[0]["config"]["schedules"]]
-NO_TABLES = ["jsd_T50"]  # it ends in pure noise, where the original has no other tables
+RECORDED = [
+    f"{name}_T{T}" for name, T in read_golden("hojonathanho/tables")[0]["config"]["schedules"]
+]
+NO_TABLES = ["jsd_T50"]  # it ends in pure noise, for which the original has only betas
 
 
 @pytest.mark.parametrize("tag", [tag for tag in RECORDED if tag not in NO_TABLES])
 def test_tables(compare, tag):
-    """The original keeps its tables in float64 even when all else is float32.
+    """The original keeps its tables in float64 even when everything else is float32.
 
-    Where a schedule is none of ours, its tables are derived from the recorded betas.
+    If a schedule is not one of ours, its tables are derived from the recorded betas.
     """
-    _, io = golden("hojonathanho/tables")
+    _, io = read_golden("hojonathanho/tables")
     betas = TABLES.get(tag, io[f"f64.{tag}/betas"].astype(np.float64))
     schedule = make_schedule(betas, dtype=np.float64)
     names = [name.split("/")[1] for name in io if name.startswith(f"f64.{tag}/")]
@@ -69,11 +77,11 @@ def test_tables(compare, tag):
 
 @pytest.mark.parametrize("tag", RUNS)
 def test_forward_process(compare, dtype, tag):
-    _, io = golden("hojonathanho/process")
+    _, io = read_golden("hojonathanho/process")
     names = ("q_sample", "q_posterior_mean", "q_posterior_var", "q_posterior_logvar")
     recorded = {name: io[f"{SHORT[dtype]}.{tag}/{name}"] for name in names}
     schedule = make_schedule(RUNS[tag][0], dtype=dtype)
-    x_0, noise, t = inputs(io, tag, dtype)
+    x_0, noise, t = read_inputs(io, tag, dtype)
     x_t = q_sample(schedule, x_0, t, noise)
     compare("q_sample", x_t, recorded["q_sample"], dtype)
     posterior = q_posterior(schedule, x_0, jnp.asarray(recorded["q_sample"]), t)
@@ -85,7 +93,7 @@ def test_forward_process(compare, dtype, tag):
 @pytest.mark.parametrize("clip_x_0", [False, True])
 @pytest.mark.parametrize("tag", RUNS)
 def test_predicted_x_0(compare, dtype, tag, clip_x_0):
-    _, io = golden("hojonathanho/process")
+    _, io = read_golden("hojonathanho/process")
     betas, prediction_type, _ = RUNS[tag]
     schedule = make_schedule(betas, dtype=dtype)
     denoise_fn = make_denoise_fn(
@@ -99,10 +107,10 @@ def test_predicted_x_0(compare, dtype, tag, clip_x_0):
 
 @pytest.mark.parametrize("tag", ["eps_large_mse", "x0_small_mse"])
 def test_losses(compare, dtype, tag):
-    _, io = golden("hojonathanho/process")
+    _, io = read_golden("hojonathanho/process")
     betas, prediction_type, _ = RUNS[tag]
     schedule = make_schedule(betas, dtype=dtype)
-    x_0, noise, t = inputs(io, tag, dtype)
+    x_0, noise, t = read_inputs(io, tag, dtype)
     loss = diffusion_loss(
         toy_denoiser, None, schedule, x_0, t, noise, prediction_type=prediction_type
     )
@@ -111,7 +119,7 @@ def test_losses(compare, dtype, tag):
 
 @pytest.mark.parametrize("tag", RUNS)
 def test_ancestral_chain(compare, dtype, tag):
-    _, io = golden("hojonathanho/process")
+    _, io = read_golden("hojonathanho/process")
     betas, prediction_type, variance = RUNS[tag]
     schedule = make_schedule(betas, dtype=dtype)
     noises = jnp.asarray(io["in.noise"].astype(dtype))
@@ -123,16 +131,16 @@ def test_ancestral_chain(compare, dtype, tag):
 
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 @pytest.mark.parametrize(
-    "tag", mostly_slow(ALL_RUNS, "eps_large_mse eps_learned_kl xprev_large_kl")
+    "tag", mark_others_slow(ALL_RUNS, "eps_large_mse eps_learned_kl xprev_large_kl")
 )
 def test_every_mean_and_variance(compare, dtype, tag):
-    """Also of networks that predict x_{t-1}, or the variance: the reverse step, bound and loss."""
-    run, (_, io) = ALL_RUNS[tag], golden("hojonathanho/process")
+    """Reverse step, bound and loss, also for networks that predict x_{t-1} or the variance."""
+    run, (_, io) = ALL_RUNS[tag], read_golden("hojonathanho/process")
     recorded = {
         name.split("/")[1]: io[name] for name in io if name.startswith(f"{SHORT[dtype]}.{tag}/")
     }
-    schedule, network = make_schedule(betas_of(run), dtype=dtype), network_of(run)
-    x_0, noise, t = inputs(io, tag, dtype)
+    schedule, network = make_schedule(make_betas(run), dtype=dtype), find_network(run)
+    x_0, noise, t = read_inputs(io, tag, dtype)
     x_t = q_sample(schedule, x_0, t, noise)
     # float32 cannot resolve the probabilities of bins far from the mean
     likely = slice(dtype == "float32" and MEANS[run["mean"]] != "eps", None)
@@ -141,7 +149,7 @@ def test_every_mean_and_variance(compare, dtype, tag):
     ):
         compare("q_posterior", mine, recorded[f"q_{name}"], dtype)
     for clip in (False, True):
-        prediction, model = reverse_process(run, schedule, network, x_t, t, clip_x_0=clip)
+        prediction, model = run_reverse_process(run, schedule, network, x_t, t, clip_x_0=clip)
         theirs = {
             name: recorded[f"p_{name}_clip{clip:d}"]
             for name in ("pred_xstart", "mean", "variance", "log_variance")
@@ -161,11 +169,11 @@ def test_every_mean_and_variance(compare, dtype, tag):
     later = (t > 0).astype(dtype)[:, None, None, None]
     x_prev = model.mean + later * jnp.exp(model.log_variance / 2) * noise
     compare("one recorded sampler step", x_prev, recorded["p_sample"], dtype)
-    loss = loss_of(run, schedule, network, x_0, t, noise, x_t)
+    loss = compute_loss(run, schedule, network, x_0, t, noise, x_t)
     compare("terms of the bound", loss[likely], recorded["training_losses"][likely], dtype)
 
 
-def betas_of(run):
+def make_betas(run):
     end = run.get("b1", 0.02)
     return {"linear": linear_betas, "quad": quadratic_betas}[run["schedule"]](run["T"], end=end)
 

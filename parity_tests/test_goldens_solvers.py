@@ -5,31 +5,31 @@ import numpy as np
 import pytest
 
 from jax_ddpm.process.grids import continuous_levels
-from parity_tests.comparing import DOUBLE_FIRST, SHORT, golden, nchw_to_nhwc
+from parity_tests.comparing import DOUBLE_FIRST, SHORT, nchw_to_nhwc, read_golden
 from parity_tests.recorded_solvers import (
     SCALED,
-    denoiser_of,
-    ends_of_steps,
-    levels_of,
-    sampler_of,
-    schedule_of,
-    visited_once,
+    build_schedule,
+    choose_sampler,
+    drop_inner_timesteps,
+    find_levels,
+    find_step_ends,
+    make_denoiser,
     walk,
 )
 
 THEIRS = "diffusers (recorded)"
 CASES = ("diffusers/sched_dpmsolver_multistep", "diffusers/sched_others")
-ALL = {run["tag"]: (case, run) for case in CASES for run in golden(case)[0]["config"]["runs"]}
+ALL = {run["tag"]: (case, run) for case in CASES for run in read_golden(case)[0]["config"]["runs"]}
 # We have no DPM-Solver that extrapolates eps, and no DEIS.
 LEFT_OUT = ("dpm2_eps", "deis")
 RUNS = [tag for tag in ALL if tag not in LEFT_OUT]
 FIRST = ("pp3", "sigma_min_final", "heun_karras", "euler_a", "unipc", "pndm", "dpm_single")
 
 
-def recorded(tag, dtype):
-    """The settings of a run and its arrays by name; images have channels last."""
+def load_recorded(tag, dtype):
+    """Load the settings of a run, its arrays by name and its noise, with channels last."""
     case, settings = ALL[tag]
-    io = golden(case)[1]
+    io = read_golden(case)[1]
     arrays = {
         name.split("/")[1]: nchw_to_nhwc(array) if array.ndim > 3 else array
         for name, array in io.items()
@@ -43,15 +43,17 @@ def recorded(tag, dtype):
     "tag", [pytest.param(tag, marks=[] if tag in FIRST else pytest.mark.slow) for tag in RUNS]
 )
 def test_solver_chain(compare, dtype, tag):
-    settings, theirs, noises = recorded(tag, dtype)
-    schedule = schedule_of(settings, dtype)
-    timesteps = visited_once(settings, theirs["timesteps"])
-    levels = levels_of(settings, schedule, timesteps, theirs.get("sigmas"))
+    settings, theirs, noises = load_recorded(tag, dtype)
+    schedule = build_schedule(settings, dtype)
+    timesteps = drop_inner_timesteps(settings, theirs["timesteps"])
+    levels = find_levels(settings, schedule, timesteps, theirs.get("sigmas"))
     scale = levels.signal if settings["family"] in SCALED else jnp.ones_like(levels.signal)
     x_T = jnp.asarray(theirs["traj"][0]) * scale[0]
-    x_t, x_0 = walk(sampler_of(settings, schedule), denoiser_of(settings), levels, x_T, noises)
+    x_t, x_0 = walk(
+        choose_sampler(settings, schedule), make_denoiser(settings), levels, x_T, noises
+    )
     x_t /= scale[1:].reshape(-1, 1, 1, 1, 1)
-    calls = ends_of_steps(settings, len(theirs["traj"]) - 1)
+    calls = find_step_ends(settings, len(theirs["traj"]) - 1)
     assert len(calls) == len(x_t)
     compare("recorded solvers", x_t, theirs["traj"][1:][calls], dtype)
     if "x0" in theirs:
@@ -61,10 +63,10 @@ def test_solver_chain(compare, dtype, tag):
 
 @pytest.mark.parametrize("tag", ["euler_karras", "heun_karras", "karras", "lu"])
 def test_grid_between_the_timesteps(compare, dtype, tag):
-    """Their timesteps are rounded in DPM-Solver, ours never."""
-    settings, theirs, _ = recorded(tag, dtype)
+    """Their DPM-Solver rounds timesteps; we never do."""
+    settings, theirs, _ = load_recorded(tag, dtype)
     spacing = "log_snr" if settings.get("use_lu_lambdas") else "karras"
-    levels = continuous_levels(schedule_of(settings, dtype), settings["steps"], spacing)
+    levels = continuous_levels(build_schedule(settings, dtype), settings["steps"], spacing)
     every = 2 if settings["family"] == "Heun" else 1
     t, sigmas = theirs["timesteps"][::every], np.append(theirs["sigmas"][:-1:every], 0)
     compare("grids", levels.sigma / levels.signal, sigmas.astype(dtype), dtype)

@@ -10,18 +10,18 @@ from jax_ddpm.process.schedules import named_schedule
 from jax_ddpm.process.shapes import expand
 from jax_ddpm.process.types import Prediction
 from jax_ddpm.samplers import ddim, ddpm
-from parity_tests.comparing import DOUBLE_FIRST, SHORT, golden, nchw_to_nhwc
+from parity_tests.comparing import DOUBLE_FIRST, SHORT, nchw_to_nhwc, read_golden
 from parity_tests.recorded_process import (
-    network_of,
-    one_step,
-    reverse_process,
-    runs_of,
-    variance_of,
+    find_network,
+    find_variance,
+    read_runs,
+    run_reverse_process,
+    take_one_step,
 )
 
 THEIRS = "OpenAI (recorded)"
 CASE = "guided_diffusion/process"
-RUNS = {tag: run for tag, run in runs_of(CASE).items() if run.get("guide")}
+RUNS = {tag: run for tag, run in read_runs(CASE).items() if run.get("guide")}
 
 
 @pytest.fixture(params=DOUBLE_FIRST)
@@ -30,7 +30,7 @@ def dtype(request):
 
 
 def gradient_at(x_t, t):
-    """The recording's substitute for a classifier's gradient."""
+    """The function that replaces a classifier's gradient in the recording."""
     t = jnp.broadcast_to(t, x_t.shape[:1]).astype(x_t.dtype)
     return 0.7 * (0.4 - x_t) * jnp.cos(expand(t, x_t) / 50)
 
@@ -41,8 +41,8 @@ def gradient_fn(x_t, level):
 
 @pytest.mark.parametrize("tag", RUNS)
 def test_classifier_guidance(compare, dtype, tag):
-    """Through the mean of an ancestral step, and the score of a DDIM step (eta 0.3) with clipped x_0."""
-    run, (_, io) = RUNS[tag], golden(CASE)
+    """In the mean of an ancestral step, and in the score of a DDIM step (eta 0.3) that clips x_0."""
+    run, (_, io) = RUNS[tag], read_golden(CASE)
     schedule = named_schedule("linear_rescaled", run["T"], dtype=dtype)
     x_0, noise = (
         jnp.asarray(nchw_to_nhwc(a).astype(dtype)) for a in (io["in.x0"], io["in.noise"][0])
@@ -53,13 +53,13 @@ def test_classifier_guidance(compare, dtype, tag):
         nchw_to_nhwc(io[f"{SHORT[dtype]}.{tag}/{name}"])
         for name in ("p_sample_cond_mean", "ddim_cond_score")
     )
-    prediction, _ = reverse_process(run, schedule, network_of(run), x_t, t, clip_x_0=True)
+    prediction, _ = run_reverse_process(run, schedule, find_network(run), x_t, t, clip_x_0=True)
 
-    # All steps but the last, in which our sampler adds no noise and therefore no gradient.
-    ours = one_step(ddpm(variance_of(run), gradient_fn), schedule, prediction, x_t, t, noise)
+    # Leave out the last step, to which our sampler adds no noise and therefore no gradient.
+    ours = take_one_step(ddpm(find_variance(run), gradient_fn), schedule, prediction, x_t, t, noise)
     compare("one recorded sampler step", ours[1:], mean[1:], dtype)
 
     level = level_at(schedule, t)
     guided = guide_score(lambda x_t, level: Prediction(*prediction), gradient_fn)(x_t, level)
-    ours = one_step(ddim(0.3), schedule, guided, x_t, t, noise)
+    ours = take_one_step(ddim(0.3), schedule, guided, x_t, t, noise)
     compare("one recorded sampler step", ours, score, dtype)

@@ -13,7 +13,7 @@ from jax_ddpm.interop import PEERS, from_torch, to_state_dict
 from jax_ddpm.interop import to_torch as to_torch_names
 from jax_ddpm.interop.state_dict import rename
 from jax_ddpm.interop.unwrap import unwrap
-from parity_tests.comparing import GOLDENS, QUICK, SHORT, golden, load_weights, nchw_to_nhwc
+from parity_tests.comparing import GOLDENS, QUICK, SHORT, load_weights, nchw_to_nhwc, read_golden
 from torch_ref.lucidrains import LucidrainsUNet as TorchUNet
 
 THEIRS = "lucidrains (recorded)"
@@ -23,23 +23,23 @@ FIRST_CASES = [pytest.param(case, marks=pytest.mark.slow) for case in CASES[:-1]
 
 
 @functools.cache
-def recorded(case):
-    """(configuration, names of the rows of gradients, arrays, weights)."""
-    manifest, io = golden(f"lucidrains/{case}")
+def load_recorded(case):
+    """Load (configuration, names of the rows of gradients, arrays, weights)."""
+    manifest, io = read_golden(f"lucidrains/{case}")
     rows = manifest["config"].pop("grad_rows")
     return manifest["config"], rows, io, load_weights(GOLDENS / "lucidrains" / case)
 
 
 @functools.cache
-def network_of(case):
-    config, _, _, weights = recorded(case)
+def load_network(case):
+    config, _, _, weights = load_recorded(case)
     return from_torch(weights, "lucidrains", config)
 
 
-def inputs(case, dtype):
-    """Our parameters, images and timesteps as keywords, target, and results, all of `dtype`."""
-    _, _, io, _ = recorded(case)
-    params = jax.tree.map(lambda leaf: leaf.astype(dtype), network_of(case).params)
+def read_inputs(case, dtype):
+    """Read our parameters, images, keyword arguments, target and results, in `dtype`."""
+    _, _, io, _ = load_recorded(case)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), load_network(case).params)
     x, target = (nchw_to_nhwc(io[name]).astype(dtype) for name in ("in.x", "in.target"))
     arguments = {"t": io["in.t"]}
     if "in.sc" in io:
@@ -51,18 +51,18 @@ def inputs(case, dtype):
 
 @pytest.mark.parametrize("case", FIRST_CASES)
 def test_recorded_output(compare, case):
-    params, x, arguments, _, theirs = inputs(case, "float64")
-    out = jax.jit(network_of(case).apply, compiler_options=QUICK)(params, x, **arguments)
+    params, x, arguments, _, theirs = read_inputs(case, "float64")
+    out = jax.jit(load_network(case).apply, compiler_options=QUICK)(params, x, **arguments)
     compare("lucidrains' U-Net", out, theirs["out"], "float64")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_recorded_gradients(compare, dtype, case):
-    params, x, arguments, target, theirs = inputs(case, dtype)
+    params, x, arguments, target, theirs = read_inputs(case, dtype)
 
     def loss_fn(params, x):
-        out = network_of(case).apply(params, x, **arguments)
+        out = load_network(case).apply(params, x, **arguments)
         return ((out - target) ** 2).mean(), out
 
     gradient = jax.value_and_grad(loss_fn, (0, 1), has_aux=True)
@@ -71,19 +71,19 @@ def test_recorded_gradients(compare, dtype, case):
     compare("lucidrains' U-Net", loss, theirs["loss"].reshape(()), dtype)
     compare("lucidrains' U-Net: gradients", grad_x, theirs["grad_x"], dtype)
     grads, params = (to_state_dict(tree, PEER) for tree in (grads, params))
-    compare_rows(compare, case, [(grads[n], params[n]) for n in recorded(case)[1]], dtype)
+    compare_rows(compare, case, [(grads[n], params[n]) for n in load_recorded(case)[1]], dtype)
 
 
 def compare_rows(compare, case, pairs, dtype):
-    """Sum and norm of each parameter's gradient, and its inner product with the parameter."""
+    """Compare the sum and norm of each gradient, and its inner product with its parameter."""
     ours = [(g.sum(), np.linalg.norm(g.ravel()), (g * p).sum()) for g, p in pairs]
-    theirs = recorded(case)[2][f"{SHORT[dtype]}.param_grads"]
+    theirs = load_recorded(case)[2][f"{SHORT[dtype]}.param_grads"]
     compare("lucidrains' U-Net: gradients", np.array(ours, dtype), theirs.astype(dtype), dtype)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_twin_computes_what_was_recorded(compare, case):
-    config, rows, io, weights = recorded(case)
+    config, rows, io, weights = load_recorded(case)
     theirs = TorchUNet(**{n: tuple(v) if isinstance(v, list) else v for n, v in config.items()})
     theirs.double().load_state_dict({n: torch.tensor(a) for n, a in weights.items()}, strict=True)
     x, target, *sc = (
@@ -100,7 +100,7 @@ def test_the_twin_computes_what_was_recorded(compare, case):
     compare_rows(compare, case, pairs, "float64")
 
 
-def same_bits(ours, theirs):
+def assert_same_bits(ours, theirs):
     assert ours.keys() == theirs.keys()
     for name, array in theirs.items():
         array = np.asarray(array)
@@ -109,13 +109,13 @@ def same_bits(ours, theirs):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_there_and_back_is_the_same_bits(case):
-    same_bits(to_torch_names(network_of(case)), recorded(case)[3])
+def test_a_round_trip_keeps_every_bit(case):
+    assert_same_bits(to_torch_names(load_network(case)), load_recorded(case)[3])
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_table_of_names_is_read_both_ways(case):
-    config, _, _, weights = recorded(case)
+    config, _, _, weights = load_recorded(case)
     levels = len(config["dim_mults"])
     ours = {name: rename(name, PEER.names, levels) for name in weights}
     assert len(set(ours.values())) == len(weights)
@@ -126,10 +126,10 @@ def test_the_table_of_names_is_read_both_ways(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_shapes_reveal_the_configuration(case):
-    """The shapes reveal what was given, with every default spelled out."""
-    weights = recorded(case)[3]
+    """They give the same configuration, with every default spelled out."""
+    weights = load_recorded(case)[3]
     shapes = {name: array.shape for name, array in weights.items()}
-    given, told = network_of(case).config, PEER.make_config(**PEER.infer(shapes))
+    given, told = load_network(case).config, PEER.make_config(**PEER.infer(shapes))
     assert told.widths == given.widths and told.full_attention == given.full_attention
     spelled_out = {"init_dim", "attn_heads", "attn_dim_head", "full_attn"}
     for name in PEER.arguments:
@@ -138,13 +138,13 @@ def test_shapes_reveal_the_configuration(case):
 
 
 def test_a_configuration_is_not_needed():
-    weights = recorded("unet_learned_sinusoidal")[3]
+    weights = load_recorded("unet_learned_sinusoidal")[3]
     network = from_torch(weights, "lucidrains")
     assert network.config.learned_sinusoidal_dim == 8
-    same_bits(to_torch_names(network), weights)
+    assert_same_bits(to_torch_names(network), weights)
 
 
-def shapes_of(**arguments):
+def list_shapes(**arguments):
     with torch.device("meta"):
         theirs = TorchUNet(**{**SMALL, **arguments})
     return {name: tuple(tensor.shape) for name, tensor in theirs.named_parameters()}
@@ -165,15 +165,15 @@ READINGS = [
 
 @pytest.mark.parametrize(("arguments", "given"), READINGS)
 def test_shapes_and_given_arguments_reveal_the_rest(arguments, given):
-    shapes = shapes_of(**arguments)
+    shapes = list_shapes(**arguments)
     told = PEER.make_config(**PEER.infer(shapes), **given)
     for name, value in arguments.items():
         if name != "out_dim" or not told.learned_variance:
             assert getattr(told, name) == value, name
-    assert shapes_of(**{name: getattr(told, name) for name in PEER.arguments}) == shapes
+    assert list_shapes(**{name: getattr(told, name) for name in PEER.arguments}) == shapes
 
 
-# What the wrapper of its networks saves beside a network.
+# What GaussianDiffusion saves beside the network's weights.
 BUFFERS = [
     "betas",
     "alphas_cumprod",
@@ -191,8 +191,8 @@ BUFFERS = [
 ]
 
 
-def trainer_file(weights):
-    """What its Trainer saves: the wrapped network, and its average beside another copy."""
+def make_trainer_file(weights):
+    """Make what its Trainer saves: the wrapped network, its average, and another copy."""
     wrapped = {name: np.zeros(10, np.float32) for name in BUFFERS}
     wrapped |= {f"model.{name}": array for name, array in weights.items()}
     ema = {"initted": np.array(True), "step": np.array(7)}
@@ -211,9 +211,9 @@ def trainer_file(weights):
 FILES = {
     "bare": lambda file, weights: (weights, 1),
     "the average of a trainer": lambda file, weights: (file, 2),
-    "its average alone": lambda file, weights: (file["ema"], 2),
-    "its network alone": lambda file, weights: (file["model"], 1),
-    "its prefix cut off": lambda file, weights: (
+    "the average alone": lambda file, weights: (file["ema"], 2),
+    "the network alone": lambda file, weights: (file["model"], 1),
+    "the network without its prefix": lambda file, weights: (
         {name.removeprefix("model."): array for name, array in file["model"].items()},
         1,
     ),
@@ -224,17 +224,17 @@ FILES = {
 
 @pytest.mark.parametrize("kind", FILES)
 def test_wrappers_and_trainer_files_are_understood(kind):
-    weights = recorded("unet_learned_variance")[3]
-    given, times = FILES[kind](trainer_file(weights), weights)
+    weights = load_recorded("unet_learned_variance")[3]
+    given, times = FILES[kind](make_trainer_file(weights), weights)
     expected = {name: times * array for name, array in weights.items()}
-    same_bits(unwrap(given, PEER.buffers), expected)
+    assert_same_bits(unwrap(given, PEER.buffers), expected)
 
 
 def test_arguments_of_the_process_are_ignored():
-    config, _, _, weights = recorded("unet_learned_variance")
-    given = trainer_file(weights) | {"ema": None}
+    config, _, _, weights = load_recorded("unet_learned_variance")
+    given = make_trainer_file(weights) | {"ema": None}
     network = from_torch(given, "lucidrains", config | {"image_size": 12, "objective": "pred_v"})
-    same_bits(to_torch_names(network), weights)
+    assert_same_bits(to_torch_names(network), weights)
 
 
 WRONG = [
@@ -261,7 +261,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("arguments", "tensors", "sentence"), WRONG)
 def test_mistakes_get_one_sentence(arguments, tensors, sentence):
-    config, _, _, weights = recorded("unet_learned_variance")
+    config, _, _, weights = load_recorded("unet_learned_variance")
     weights = {name: a for name, a in (weights | tensors).items() if a is not None}
     with pytest.raises(UserError, match=sentence):
         from_torch(weights, "lucidrains", config | arguments)

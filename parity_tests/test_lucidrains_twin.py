@@ -1,4 +1,4 @@
-"""lucidrains' U-Net, its parts and the whole in any configuration, against its twin in torch_ref."""
+"""lucidrains' U-Net against its twin in torch_ref: its parts, and the whole in any configuration."""
 
 import functools
 import random
@@ -27,7 +27,7 @@ PEER = PEERS["lucidrains"]
 SMALL = {"dim": 8, "dim_mults": (1, 2), "attn_dim_head": 2, "attn_heads": 2}
 
 
-def twin(seed=0, dtype="float64", **arguments):
+def make_twin(seed=0, dtype="float64", **arguments):
     """torch_ref's network with random parameters, none of them zero or one."""
     theirs = TorchUNet(**arguments)
     generator = torch.Generator().manual_seed(seed)
@@ -40,9 +40,9 @@ def twin(seed=0, dtype="float64", **arguments):
 
 
 @functools.cache
-def pair(dtype, **arguments):
+def make_pair(dtype, **arguments):
     """The twin, and our parameters and configuration with its weights."""
-    theirs = twin(dtype=dtype, **{**SMALL, **arguments})
+    theirs = make_twin(dtype=dtype, **{**SMALL, **arguments})
     weights = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     network = from_torch(weights, "lucidrains", {**SMALL, **arguments})
     return theirs, network.params, network.config
@@ -65,7 +65,7 @@ def run(module, params, *args):
     ids=str,
 )
 def test_time_embedding(compare, dtype, arguments):
-    theirs, params, config = pair(dtype, **arguments)
+    theirs, params, config = make_pair(dtype, **arguments)
     for t in (np.array([0, 1, 9]), np.array([-1.75, 0.5, 3.25], dtype)):
         ours = run(TimeEmbedding(config, jnp.dtype(dtype)), params["temb"], t)
         expected = theirs.time_mlp(torch.from_numpy(t).to(getattr(torch, dtype)))
@@ -74,8 +74,8 @@ def test_time_embedding(compare, dtype, arguments):
 
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 def test_block(compare, dtype):
-    """Without a shortcut and with one."""
-    theirs, params, _ = pair(dtype)
+    """Without and with a shortcut."""
+    theirs, params, _ = make_pair(dtype)
     temb = draws((2, 32), dtype, 1)
     for reference, ours, size in (
         (theirs.downs[1][0], params["down_1"]["block_0"], 8),
@@ -94,7 +94,7 @@ def test_block(compare, dtype):
 @pytest.mark.parametrize("full", [False, True])
 def test_attention(compare, dtype, full, flash):
     """With and without a fused kernel, also in double precision."""
-    theirs, params, _ = pair(dtype, full_attn=(full, not full))
+    theirs, params, _ = make_pair(dtype, full_attn=(full, not full))
     kind, kwargs = (FullAttention, {"flash": flash}) if full else (LinearAttention, {})
     ours = kind(2, 2, jnp.dtype(dtype), **kwargs)
     x = draws((2, 3, 4, 8), dtype, 0)
@@ -118,8 +118,8 @@ def test_the_norm_of_a_black_pixel_has_a_gradient():
     np.testing.assert_allclose(gradient, 1e12 * 3**0.5, rtol=1e-6)
 
 
-def random_arguments(rng):
-    """Any arguments of a small network."""
+def draw_arguments(rng):
+    """Draw arguments of a small network."""
     levels = rng.choice([1, 2, 2, 3])
 
     def each(values, p=0.5):
@@ -149,8 +149,8 @@ def random_arguments(rng):
 @pytest.mark.parametrize("seed", range(4))
 def test_any_configuration_computes_what_the_twin_computes(compare, dtype, seed):
     rng = random.Random(seed)
-    arguments = random_arguments(rng)
-    theirs = twin(seed, dtype, **arguments)
+    arguments = draw_arguments(rng)
+    theirs = make_twin(seed, dtype, **arguments)
     weights = {name: tensor.numpy().copy() for name, tensor in theirs.state_dict().items()}
     network = from_torch(weights, "lucidrains", arguments)
     back = to_state_dict(network.params, PEER)
@@ -174,7 +174,7 @@ def test_any_configuration_computes_what_the_twin_computes(compare, dtype, seed)
     compare("lucidrains' U-Net", out, to_jax(expected), dtype)
     compare("lucidrains' U-Net: gradients", grad_x, to_jax(x.grad), dtype)
     named = {
-        n: torch.zeros_like(p) if p.grad is None else p.grad  # random frequencies: none
+        n: torch.zeros_like(p) if p.grad is None else p.grad  # random frequencies have none
         for n, p in theirs.named_parameters()
     }
     named = {name: gradient.numpy().copy() for name, gradient in named.items()}
@@ -182,8 +182,8 @@ def test_any_configuration_computes_what_the_twin_computes(compare, dtype, seed)
     compare("lucidrains' U-Net: gradients", grads, theirs, dtype)
 
 
-def output_of(shape=(4, 6, 3), **arguments):
-    """The shape of the output for an image of `shape`, without computing any."""
+def trace_output_shape(shape=(4, 6, 3), **arguments):
+    """The shape of the output for an image of `shape`; nothing is computed."""
     config = LucidrainsConfig(**{**SMALL, "dim_mults": (1,), **arguments})
     network = make_network(config, shape, out_channels=5)
     x, t = jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32)
@@ -192,15 +192,15 @@ def output_of(shape=(4, 6, 3), **arguments):
     ).shape
 
 
-def test_channels_are_those_of_the_data_unless_given():
-    assert output_of() == (1, 4, 6, 5)
-    assert output_of(learned_variance=True, self_condition=True) == (1, 4, 6, 6)
-    assert output_of(out_dim=2) == (1, 4, 6, 2)
+def test_channels_follow_the_data_unless_given():
+    assert trace_output_shape() == (1, 4, 6, 5)
+    assert trace_output_shape(learned_variance=True, self_condition=True) == (1, 4, 6, 6)
+    assert trace_output_shape(out_dim=2) == (1, 4, 6, 2)
 
 
-def test_dropout_is_only_in_the_first_half_of_a_block():
-    """If it drops everything, the second half of a constant and the shortcut remain."""
-    theirs, params, _ = pair("float64")
+def test_only_the_first_half_of_a_block_has_dropout():
+    """If it drops everything, the output is the shortcut plus the second half applied to zeros."""
+    theirs, params, _ = make_pair("float64")
     x, temb = draws((2, 4, 4, 8), "float64", 0), draws((2, 32), "float64", 1)
     keys = jax.random.split(jax.random.key(0), 2)
     module = ResnetBlock(8, 1 - 1e-12, jnp.float64)
@@ -212,7 +212,7 @@ def test_dropout_is_only_in_the_first_half_of_a_block():
 
 
 @pytest.mark.slow
-def test_the_initial_parameters_are_drawn_as_theirs():
+def test_initial_parameters_are_distributed_as_in_lucidrains():
     """Kernels and biases uniform within 1/sqrt(fan_in); mem_kv and frequencies from N(0, 1)."""
     arguments = SMALL | {"dim": 24, "learned_sinusoidal_cond": True, "learned_sinusoidal_dim": 64}
     network = make_network(LucidrainsConfig(**arguments), (4, 4, 3))

@@ -1,4 +1,4 @@
-"""UNetModel of guided-diffusion and improved-diffusion: recorded numbers, names, torch_ref's twin."""
+"""OpenAI's UNetModel, guided and improved: recorded numbers, names, and torch_ref's twin."""
 
 import functools
 import random
@@ -22,9 +22,9 @@ from parity_tests.comparing import (
     QUICK,
     SHORT,
     draws,
-    golden,
     load_weights,
     nchw_to_nhwc,
+    read_golden,
     to_jax,
 )
 from torch_ref import openai as ref
@@ -34,64 +34,64 @@ GUIDED, IMPROVED = "guided_diffusion", "improved_diffusion"
 NEW_ORDER = f"{GUIDED}/unet_scaleshift_classcond"
 UPDOWN = f"{GUIDED}/unet_updown_noscaleshift"
 PLAIN = f"{IMPROVED}/unet_noscaleshift"
-FRACTIONS = f"{IMPROVED}/unet_scaleshift_classcond"  # at fractions of timesteps
+FRACTIONS = f"{IMPROVED}/unet_scaleshift_classcond"  # at fractional timesteps
 CASES = [NEW_ORDER, UPDOWN, pytest.param(PLAIN, marks=pytest.mark.slow), FRACTIONS]
 each_case = pytest.mark.parametrize("case", CASES)
 HEADS = ("num_heads", "num_head_channels", "num_heads_upsample", "use_new_attention_order")
 
 
-def source_of(case):
+def find_source(case):
     return case.split("/")[0]
 
 
 @functools.cache
-def recorded(case):
-    """(manifest's configuration, arrays, our network with the recorded weights in float32)."""
-    manifest, io = golden(case)
+def load_recorded(case):
+    """Load (configuration, arrays, our network with the recorded weights in float32)."""
+    manifest, io = read_golden(case)
     weights = load_weights(GOLDENS / case)
-    return manifest["config"], io, from_torch(weights, source_of(case), manifest["config"])
+    return manifest["config"], io, from_torch(weights, find_source(case), manifest["config"])
 
 
 def cast(params, dtype):
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
-def images(array, dtype):
+def to_images(array, dtype):
     return jnp.asarray(nchw_to_nhwc(array).astype(dtype))
 
 
-def output(case, network, dtype):
+def run_network(case, network, dtype):
     """The network's output for the recorded inputs."""
-    _, io, _ = recorded(case)
+    _, io, _ = load_recorded(case)
     apply = jax.jit(network.apply, compiler_options=QUICK)
     return apply(
-        cast(network.params, dtype), images(io["in.x"], dtype), io["in.t"], label=io.get("in.y")
+        cast(network.params, dtype), to_images(io["in.x"], dtype), io["in.t"], label=io.get("in.y")
     )
 
 
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 @each_case
 def test_output(compare, case, dtype):
-    _, io, network = recorded(case)
-    out = output(case, network, dtype)
+    _, io, network = load_recorded(case)
+    out = run_network(case, network, dtype)
     compare("OpenAI's U-Net", out, nchw_to_nhwc(io[f"{SHORT[dtype]}.out"]), dtype)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [NEW_ORDER, UPDOWN])
 def test_output_with_the_other_order_of_channels(compare, case, dtype):
-    config, io, _ = recorded(case)
+    config, io, _ = load_recorded(case)
     other = config | {"use_new_attention_order": not config["use_new_attention_order"]}
     network = from_torch(load_weights(GOLDENS / case), GUIDED, other)
     theirs = nchw_to_nhwc(io[f"{SHORT[dtype]}.out_other_qkv_order"])
-    compare("OpenAI's U-Net", output(case, network, dtype), theirs, dtype)
+    compare("OpenAI's U-Net", run_network(case, network, dtype), theirs, dtype)
 
 
 @pytest.mark.slow
 @each_case
 def test_gradients(compare, case, dtype):
-    config, io, network = recorded(case)
-    x, target = images(io["in.x"], dtype), images(io["in.target"], dtype)
+    config, io, network = load_recorded(case)
+    x, target = to_images(io["in.x"], dtype), to_images(io["in.target"], dtype)
     params = cast(network.params, dtype)
 
     def loss_fn(params, x):
@@ -104,13 +104,15 @@ def test_gradients(compare, case, dtype):
     theirs = {name[4:]: io[name] for name in io if name.startswith(SHORT[dtype])}
     compare("OpenAI's U-Net", loss, theirs["loss"].astype(dtype).reshape(()), dtype)
     compare("OpenAI's U-Net: gradients", grad_x, nchw_to_nhwc(theirs["grad_x"]), dtype)
-    grads, params = (to_state_dict(tree, PEERS[source_of(case)]) for tree in (grads, params))
+    grads, params = (to_state_dict(tree, PEERS[find_source(case)]) for tree in (grads, params))
     assert grads.keys() == set(config["grad_rows"])
-    rows = np.array([row(grads[name], params[name]) for name in config["grad_rows"]], dtype)
+    rows = np.array(
+        [summarize_gradient(grads[name], params[name]) for name in config["grad_rows"]], dtype
+    )
     compare("OpenAI's U-Net: gradients", rows, theirs["param_grads"].astype(dtype), dtype)
 
 
-def row(gradient, parameter):
+def summarize_gradient(gradient, parameter):
     return gradient.sum(), np.linalg.norm(gradient.ravel()), (gradient * parameter).sum()
 
 
@@ -125,23 +127,23 @@ def test_timestep_embedding(compare, dtype, dim):
 
 @each_case
 def test_weights_go_back_bit_for_bit(case):
-    weights, back = load_weights(GOLDENS / case), to_torch(recorded(case)[2])
+    weights, back = load_weights(GOLDENS / case), to_torch(load_recorded(case)[2])
     assert_equal_arrays(back, weights)
 
 
 def test_half_precision_weights_go_back_bit_for_bit():
-    """Theirs halves the convolutions of the three paths."""
+    """OpenAI's code halves only the convolutions of the three paths."""
     case = PLAIN
     weights = {
         name: array.astype(np.float16) if "block" in name and array.ndim > 2 else array
         for name, array in load_weights(GOLDENS / case).items()
     }
-    assert_equal_arrays(to_torch(from_torch(weights, IMPROVED, recorded(case)[0])), weights)
+    assert_equal_arrays(to_torch(from_torch(weights, IMPROVED, load_recorded(case)[0])), weights)
 
 
 @pytest.mark.parametrize("name", ["use_checkpoint", "dims"])
 def test_arguments_that_change_no_result_are_accepted(name):
-    config, _, network = recorded(PLAIN)
+    config, _, network = load_recorded(PLAIN)
     weights = load_weights(GOLDENS / PLAIN)
     assert from_torch(weights, IMPROVED, config | {name: 2}).config == network.config
 
@@ -155,16 +157,16 @@ def assert_equal_arrays(found, expected):
 
 @each_case
 def test_shapes_reveal_everything_but_the_heads(case):
-    config, _, network = recorded(case)
+    config, _, network = load_recorded(case)
     heads = {name: config[name] for name in HEADS if name in config}
-    weights, source = load_weights(GOLDENS / case), source_of(case)
+    weights, source = load_weights(GOLDENS / case), find_source(case)
     assert complete_config(weights, PEERS[source], source, heads) == network.config
     with pytest.raises(UserError, match="shapes do not reveal its num_heads"):
         from_torch(weights, source)
 
 
-def random_config(source, seed):
-    """Any constructor arguments of the peer."""
+def draw_config(source, seed):
+    """Draw constructor arguments of the peer."""
     pick = random.Random(seed).choice
     num_levels = pick([1, 2, 2, 3])
     width = pick([32, 64]) if source == IMPROVED else pick([32, 64, 48, 33])
@@ -199,7 +201,7 @@ each_source = pytest.mark.parametrize("source", [GUIDED, IMPROVED])
 @pytest.mark.parametrize("seed", range(3))
 @each_source
 def test_names_and_shapes_reveal_the_arguments_of_any_network(source, seed):
-    config = random_config(source, seed)
+    config = draw_config(source, seed)
     shapes = {k: tuple(v.shape) for k, v in ref.UNetModel(**config).state_dict().items()}
     inferred = PEERS[source].infer(shapes)
     num_levels = len(config["channel_mult"])
@@ -219,8 +221,8 @@ def test_names_and_shapes_reveal_the_arguments_of_any_network(source, seed):
 
 @pytest.mark.parametrize("case", [UPDOWN, FRACTIONS])
 def test_the_reference_computes_what_was_recorded(compare, dtype, case):
-    config, io, network = recorded(case)
-    theirs = twin(config, network, dtype)
+    config, io, network = load_recorded(case)
+    theirs = make_twin(config, network, dtype)
     inputs = [torch.from_numpy(io[name]) for name in ("in.x", "in.t", "in.y") if name in io]
     inputs[0] = inputs[0].to(getattr(torch, dtype))
     with torch.no_grad():
@@ -228,11 +230,13 @@ def test_the_reference_computes_what_was_recorded(compare, dtype, case):
     compare("OpenAI's U-Net", to_jax(out), nchw_to_nhwc(io[f"{SHORT[dtype]}.out"]), dtype)
 
 
-def twin(config, network, dtype):
+def make_twin(config, network, dtype):
     """torch_ref's network with the weights of ours."""
     known = ref.UNetModel.__init__.__annotations__
     theirs = ref.UNetModel(**{name: value for name, value in config.items() if name in known})
-    theirs = theirs.to(getattr(torch, dtype)).eval()  # first, lest loading cuts float64 weights
+    theirs = theirs.to(
+        getattr(torch, dtype)
+    ).eval()  # before loading, which would round float64 weights
     theirs.load_state_dict({name: torch.tensor(v) for name, v in to_torch(network).items()})
     return theirs
 
@@ -241,7 +245,7 @@ def twin(config, network, dtype):
 @pytest.mark.parametrize("seed", range(4))
 @each_source
 def test_random_networks_compute_what_the_reference_computes(compare, dtype, source, seed):
-    config = random_config(source, seed)
+    config = draw_config(source, seed)
     shapes = {k: tuple(v.shape) for k, v in ref.UNetModel(**config).state_dict().items()}
     numbers = np.random.default_rng(seed)
     weights = {
@@ -256,7 +260,7 @@ def test_random_networks_compute_what_the_reference_computes(compare, dtype, sou
     args = (t,) if label is None else (t, label)
     x = torch.from_numpy(np.moveaxis(x_t, -1, 1).copy())
     with torch.no_grad():
-        theirs = twin(config, network, dtype)(x, *map(torch.from_numpy, args))
+        theirs = make_twin(config, network, dtype)(x, *map(torch.from_numpy, args))
     compare("OpenAI's U-Net", ours, to_jax(theirs), dtype)
 
 
@@ -280,7 +284,7 @@ def test_wrong_arguments_are_named(sentence):
         from_torch(weights, IMPROVED, MISTAKES[sentence])
 
 
-def test_improved_diffusion_refuses_what_only_guided_diffusion_has():
+def test_improved_diffusion_refuses_the_weights_of_guided_diffusion():
     weights = load_weights(GOLDENS / UPDOWN)
     with pytest.raises(UserError, match="are guided_diffusion's"):
         from_torch(weights, IMPROVED, {})
@@ -298,16 +302,16 @@ def test_a_missing_and_a_foreign_weight_are_named():
         from_torch(weights, IMPROVED, {})
 
 
-def test_factors_give_the_channels_again():
+def test_factors_reproduce_the_channels():
     for features in range(32, 4097, 32):
         for channels in range(1, 200):
             assert int(find_factor(features, channels) * channels) == features
 
 
 @pytest.mark.slow
-def test_initial_parameters_are_those_of_torch():
-    """Uniform within 1/sqrt(fan_in); zero where theirs are."""
-    config, _, network = recorded(NEW_ORDER)
+def test_initial_parameters_are_distributed_as_in_torch():
+    """Uniform within 1/sqrt(fan_in), or zero where theirs are zero."""
+    config, _, network = load_recorded(NEW_ORDER)
     init = make_network(network.config, network.config.example_shape).init
     ours = to_state_dict(jax.jit(init)(jax.random.key(0)), PEERS[GUIDED])
     known = ref.UNetModel.__init__.__annotations__

@@ -1,5 +1,4 @@
-"""Recorded numbers of lucidrains' denoising_diffusion_pytorch: GaussianDiffusion, with and without
-learned variance."""
+"""Recorded numbers of lucidrains' GaussianDiffusion, with and without a learned variance."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,11 +17,11 @@ from jax_ddpm.process.predictions import eps_from_x_0, v_from, x_0_from_eps, x_0
 from jax_ddpm.process.schedules import named_schedule
 from jax_ddpm.process.weighting import loss_weight
 from jax_ddpm.samplers.editing import mix_noisy
-from parity_tests.comparing import DOUBLE_FIRST, SHORT, golden, nchw_to_nhwc, toy_denoiser
+from parity_tests.comparing import DOUBLE_FIRST, SHORT, nchw_to_nhwc, read_golden, toy_denoiser
 from parity_tests.recorded_process import (
-    compiled_chain,
-    mostly_slow,
-    runs_of,
+    compile_chain,
+    mark_others_slow,
+    read_runs,
     toy_self_conditioned,
     toy_with_variance,
 )
@@ -32,28 +31,28 @@ THEIRS = "lucidrains (recorded)"
 SCHEDULES = {"linear": "linear_rescaled", "cosine": "cosine", "sigmoid": "sigmoid_cumprod"}
 OBJECTIVES = {"pred_noise": "eps", "pred_x0": "x_0", "pred_v": "v"}
 CASES = ["lucidrains/process", "lucidrains/learned_variance"]
-RUNS = {tag: (case, run) for case in CASES for tag, run in runs_of(case).items()}
+RUNS = {tag: (case, run) for case in CASES for tag, run in read_runs(case).items()}
 
 
-def paired(x_0, noise):
-    """The noise in the order that brings it closest to the images, as the peer assigns it."""
+def pair_noise(x_0, noise):
+    """Reorder the noise to bring it closest to the images, as the peer does."""
     images, drawn = (np.asarray(a).reshape(len(a), -1) for a in (x_0, noise))
     distances = np.linalg.norm(images[:, None] - drawn[None], axis=-1)
     return noise[linear_sum_assignment(distances)[1]]
 
 
-def schedule_of(name, num_timesteps, dtype):
+def build_schedule(name, num_timesteps, dtype):
     return named_schedule(SCHEDULES[name], num_timesteps, dtype=dtype, clipped_log_variance="floor")
 
 
 class Recorded:
-    """A run, its inputs in the dtype asked for, and what the peer returned for them."""
+    """A run: its inputs in the requested dtype, and what the peer returned for them."""
 
     def __init__(self, tag, dtype):
         case, self.run = RUNS[tag]
-        _, self.io = golden(case)
+        _, self.io = read_golden(case)
         self.dtype, self.prefix = dtype, f"{SHORT[dtype]}.{tag}/"
-        self.schedule = schedule_of(self.run["beta_schedule"], self.run["timesteps"], dtype)
+        self.schedule = build_schedule(self.run["beta_schedule"], self.run["timesteps"], dtype)
         self.x_0, self.noises = (
             jnp.asarray(nchw_to_nhwc(self.io[f"in.{a}"]).astype(dtype)) for a in ("x0", "noise")
         )
@@ -78,8 +77,8 @@ class Recorded:
         return self.prefix + name in self.io
 
     def diffuse(self, x_0, t, noise):
-        """An immiscible peer pairs images and noise anew inside, unknown to the caller."""
-        noise = paired(x_0, noise) if self.run.get("immiscible") else noise
+        """Noise x_0. An immiscible peer first reorders the noise, without telling the caller."""
+        noise = pair_noise(x_0, noise) if self.run.get("immiscible") else noise
         return q_sample(self.schedule, x_0, t, noise)
 
     def predict(self, clip_x_0):
@@ -110,7 +109,7 @@ class Recorded:
         )
 
     def chain(self, kind, setting, x_T, timesteps, noises):
-        run = compiled_chain(
+        run = compile_chain(
             kind,
             setting,
             self.prediction_type,
@@ -129,16 +128,16 @@ def dtype(request):
 FIRST = "pred_noise_cosine_minsnr pred_x0_linear minsnr2 selfcond learned_linear"
 
 
-@pytest.fixture(params=mostly_slow(RUNS, FIRST))
+@pytest.fixture(params=mark_others_slow(RUNS, FIRST))
 def recorded(request, dtype):
     return Recorded(request.param, dtype)
 
 
 def test_tables(compare, dtype):
-    """In float32 the end points of the peer's sigmoid are rounded, which shifts all its tables."""
-    manifest, io = golden("lucidrains/tables")
+    """In float32 the peer rounds the ends of its sigmoid, which shifts all its tables."""
+    manifest, io = read_golden("lucidrains/tables")
     for name, num_timesteps in manifest["config"]["schedules"]:
-        schedule = schedule_of(name, num_timesteps, dtype)
+        schedule = build_schedule(name, num_timesteps, dtype)
         prefix = f"{SHORT[dtype]}.{name}_T{num_timesteps}/"
         tables = {key.removeprefix(prefix): io[key] for key in io if key.startswith(prefix)}
         assert len(tables) == 18
@@ -173,7 +172,9 @@ def test_reverse_process(compare, recorded, dtype):
     variance = "learned_range" if recorded.learned else "fixed_small"
     for clip in (False, True):
         prediction = recorded.predict(clip)
-        if "pred_x0_clip0" in recorded:  # the peer's learned variance fails there: missing imports
+        if (
+            "pred_x0_clip0" in recorded
+        ):  # the peer's learned variance fails there, for want of imports
             compare(
                 "predicted x_0 and eps", prediction.x_0, recorded[f"pred_x0_clip{clip:d}"], dtype
             )
@@ -190,7 +191,7 @@ def test_losses(compare, recorded, dtype):
     x_0, t, noise, run = recorded.x_0, recorded.t, recorded.noises[0], recorded.run
     if run.get("immiscible"):  # the peer's target is the noise before pairing
         loss = mean_loss("l2", recorded.network(None, recorded.x_t, t), noise)
-        assert noise.tolist() != paired(x_0, noise).tolist()
+        assert noise.tolist() != pair_noise(x_0, noise).tolist()
     else:
         given = {"self_condition": jnp.array(True)} if recorded.self_condition else {}
         loss = recorded.loss_fn()(None, x_0, t, noise, **given)
@@ -216,9 +217,9 @@ def test_sampling_timesteps(num_timesteps):
         assert ours.tolist() == theirs.tolist(), num_steps
 
 
-@pytest.mark.parametrize("tag", mostly_slow(RUNS, "ddim_selfcond learned_linear"))
+@pytest.mark.parametrize("tag", mark_others_slow(RUNS, "ddim_selfcond learned_linear"))
 def test_chains(compare, dtype, tag):
-    """All x_t of a chain as the peer returns them, in [0, 1], starting with the noise."""
+    """All x_t of a chain, in [0, 1] and starting with the noise, as the peer returns them."""
     recorded = Recorded(tag, dtype)
     run, T, noises = recorded.run, recorded.run["timesteps"], recorded.noises
     if "sampling_timesteps" in run:
@@ -233,14 +234,14 @@ def test_chains(compare, dtype, tag):
     compare("recorded chains", ours, theirs, dtype)
 
 
-@pytest.mark.parametrize("tag", mostly_slow(RUNS, "learned_linear"))
+@pytest.mark.parametrize("tag", mark_others_slow(RUNS, "learned_linear"))
 def test_interpolation(compare, dtype, tag):
     """Two images are noised and mixed at t = 6; the peer then goes on from t = 5."""
     recorded = Recorded(tag, dtype)
     x_0, noises, level = recorded.x_0, recorded.noises, level_at(recorded.schedule, jnp.array(6))
     images, drawn = (x_0, jnp.clip(noises[5], -1, 1)), noises[:2]
     if recorded.run.get("immiscible"):
-        drawn = [paired(image, noise) for image, noise in zip(images, drawn, strict=True)]
+        drawn = [pair_noise(image, noise) for image, noise in zip(images, drawn, strict=True)]
     x_t = mix_noisy(level, images, jnp.full(len(x_0), 0.3, dtype), tuple(drawn))
     variance = "learned_range" if recorded.learned else "fixed_small"
     ours = recorded.chain("ddpm", variance, x_t, jnp.arange(5, -2, -1), noises[2:])[-1]

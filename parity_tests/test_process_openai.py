@@ -11,32 +11,32 @@ from jax_ddpm.process.likelihood import vb_term
 from jax_ddpm.process.schedules import BETAS, make_schedule, named_schedule
 from jax_ddpm.process.types import Prediction
 from jax_ddpm.samplers import SamplerState, ddim, ddpm
-from parity_tests.comparing import DOUBLE_FIRST, SHORT, golden, nchw_to_nhwc
+from parity_tests.comparing import DOUBLE_FIRST, SHORT, nchw_to_nhwc, read_golden
 from parity_tests.recorded_process import (
     MEANS,
-    compiled_chain,
-    loss_of,
-    mostly_slow,
-    network_of,
-    one_step,
-    reverse_process,
-    runs_of,
-    variance_of,
+    compile_chain,
+    compute_loss,
+    find_network,
+    find_variance,
+    mark_others_slow,
+    read_runs,
+    run_reverse_process,
+    take_one_step,
 )
 
 THEIRS = "OpenAI (recorded)"
 
 SCHEDULES = {"linear": "linear_rescaled", "cosine": "cosine"}
 CASES = ["guided_diffusion/process", "improved_diffusion/process"]
-RUNS = {tag: (case, run) for case in CASES for tag, run in runs_of(case).items()}
-RESPACED = runs_of("guided_diffusion/respacing")
+RUNS = {tag: (case, run) for case in CASES for tag, run in read_runs(case).items()}
+RESPACED = read_runs("guided_diffusion/respacing")
 
 
 class Recorded:
-    """A run, its inputs in the dtype asked for, and what the peer returned for them."""
+    """A run: its inputs in the requested dtype, and what the peer returned for them."""
 
     def __init__(self, case, run, dtype):
-        _, self.io = golden(case)
+        _, self.io = read_golden(case)
         self.run, self.dtype, self.prefix = run, dtype, f"{SHORT[dtype]}.{run['tag']}/"
         self.schedule = named_schedule(SCHEDULES[run["schedule"]], run["T"], dtype=dtype)
         self.x_0, self.noises, self.x_T = (
@@ -45,7 +45,7 @@ class Recorded:
         )
         self.noise, self.t = self.noises[0], jnp.asarray(self.io[f"both.{run['tag']}/t"])
         self.x_t = q_sample(self.schedule, self.x_0, self.t, self.noise)
-        self.network = network_of(run)
+        self.network = find_network(run)
 
     def __getitem__(self, name):
         """What the peer returned, with the channels last, in the run's dtype."""
@@ -56,7 +56,7 @@ class Recorded:
         return self.prefix + name in self.io
 
     def like_theirs(self, gaussian):
-        """Mean, variance and log-variance at full size."""
+        """Broadcast mean, variance and log-variance to the size of the images."""
         return [jnp.broadcast_to(field, self.x_t.shape) for field in gaussian]
 
 
@@ -68,13 +68,13 @@ def dtype(request):
 FIRST = "eps_range_hybrid eps_learned_kl x0_large_kl prev_small_mse rescale_ts"
 
 
-@pytest.fixture(params=mostly_slow(RUNS, FIRST))
+@pytest.fixture(params=mark_others_slow(RUNS, FIRST))
 def recorded(request, dtype):
     return Recorded(*RUNS[request.param], dtype)
 
 
 def test_tables(compare):
-    manifest, io = golden("guided_diffusion/tables")
+    manifest, io = read_golden("guided_diffusion/tables")
     for name, num_timesteps in manifest["config"]["schedules"]:
         schedule = named_schedule(SCHEDULES[name], num_timesteps, dtype="float64")
         prefix = f"f64.{name}_T{num_timesteps}/"
@@ -102,7 +102,7 @@ def test_reverse_process(compare, recorded, dtype):
     """x_0, mean and variance of the reverse step, and the term of the bound, clipped and not."""
     run, schedule = recorded.run, recorded.schedule
     for clip in (False, True):
-        prediction, model = reverse_process(
+        prediction, model = run_reverse_process(
             run, schedule, recorded.network, recorded.x_t, recorded.t, clip_x_0=clip
         )
         expected = recorded[f"p_pred_xstart_clip{clip:d}"]
@@ -116,13 +116,13 @@ def test_reverse_process(compare, recorded, dtype):
 
 
 def compare_bits(compare, run, ours, theirs, dtype):
-    """Leave out t = 0 in float32 where it is the difference of two nearly equal probabilities."""
+    """In float32 leave out t = 0 where it is the difference of two nearly equal probabilities."""
     far_out = dtype == "float32" and MEANS[run["mean"]] != "eps"
     compare("terms of the bound", ours[far_out:], theirs[far_out:], dtype)
 
 
 def test_losses(compare, recorded, dtype):
-    loss = loss_of(
+    loss = compute_loss(
         recorded.run,
         recorded.schedule,
         recorded.network,
@@ -139,15 +139,15 @@ def test_losses(compare, recorded, dtype):
 
 def test_one_sampler_step(compare, recorded, dtype):
     run, schedule, x_t, t = recorded.run, recorded.schedule, recorded.x_t, recorded.t
-    prediction, model = reverse_process(run, schedule, recorded.network, x_t, t, clip_x_0=True)
+    prediction, model = run_reverse_process(run, schedule, recorded.network, x_t, t, clip_x_0=True)
     if MEANS[run["mean"]] == "x_prev":  # the mean does not follow from the clipped x_0
         later = (t > 0).astype(dtype)[:, None, None, None]
         steps = {"p_sample": model.mean + later * jnp.exp(model.log_variance / 2) * recorded.noise}
     else:
-        samplers = {"p_sample": ddpm(variance_of(run))}
+        samplers = {"p_sample": ddpm(find_variance(run))}
         samplers |= {f"ddim_sample_eta{eta}": ddim(eta) for eta in (0, 1)}
         steps = {
-            name: one_step(sampler, schedule, prediction, x_t, t, recorded.noise)
+            name: take_one_step(sampler, schedule, prediction, x_t, t, recorded.noise)
             for name, sampler in samplers.items()
         }
     for name, ours in steps.items():
@@ -155,11 +155,13 @@ def test_one_sampler_step(compare, recorded, dtype):
 
 
 def test_one_reverse_step(compare, recorded, dtype):
-    """From each example's t up to t + 1; above the last timestep there is only noise."""
+    """From each example's t up to t + 1; the level above the last timestep is pure noise."""
     if "ddim_reverse" not in recorded:
         pytest.skip("recorded for networks that predict eps or x_0")
     schedule, x_t, t = recorded.schedule, recorded.x_t, recorded.t
-    prediction, _ = reverse_process(recorded.run, schedule, recorded.network, x_t, t, clip_x_0=True)
+    prediction, _ = run_reverse_process(
+        recorded.run, schedule, recorded.network, x_t, t, clip_x_0=True
+    )
     last, steps = jnp.asarray(schedule.num_timesteps - 1), []
     for i in range(len(t)):
         mine = Prediction(prediction.x_0[i : i + 1], prediction.eps[i : i + 1])
@@ -178,29 +180,29 @@ LOOPS = [tag for tag, (_, run) in RUNS.items() if run.get("loop")]
 @pytest.mark.parametrize(
     "name", ["p_sample_loop", pytest.param("ddim_loop_eta05", marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize("tag", mostly_slow(LOOPS, "eps_range_hybrid"))
+@pytest.mark.parametrize("tag", mark_others_slow(LOOPS, "eps_range_hybrid"))
 def test_chains(compare, dtype, tag, name):
     recorded = Recorded(*RUNS[tag], dtype)
     run, timesteps = recorded.run, jnp.arange(recorded.run["T"] - 1, -2, -1)
     levels = level_at(recorded.schedule, timesteps)
-    kind = ("ddpm", variance_of(run)) if name == "p_sample_loop" else ("ddim", 0.5)
-    ours = chain_of(run, *kind)(recorded.x_T, levels, recorded.noises)
+    kind = ("ddpm", find_variance(run)) if name == "p_sample_loop" else ("ddim", 0.5)
+    ours = get_chain(run, *kind)(recorded.x_T, levels, recorded.noises)
     compare("recorded chains", ours, recorded[name], dtype)
 
 
 NETWORKS = {}
 
 
-def chain_of(run, kind, setting):
-    """One compiled chain for all runs that differ only in their tables."""
-    key = (variance_of(run) in LEARNED, run.get("rescale") and run["T"])
-    network = NETWORKS.setdefault(key, network_of(run))
-    learned = variance_of(run) in LEARNED
-    return compiled_chain(kind, setting, MEANS[run["mean"]], network, learned_variance=learned)
+def get_chain(run, kind, setting):
+    """Get one compiled chain for all runs that differ only in their tables."""
+    key = (find_variance(run) in LEARNED, run.get("rescale") and run["T"])
+    network = NETWORKS.setdefault(key, find_network(run))
+    learned = find_variance(run) in LEARNED
+    return compile_chain(kind, setting, MEANS[run["mean"]], network, learned_variance=learned)
 
 
 def test_respaced_timesteps():
-    _, io = golden("guided_diffusion/respacing")
+    _, io = read_golden("guided_diffusion/respacing")
     names = [name for name in io if name.startswith("both.space_timesteps/")]
     assert len(names) == 18
     for name in names:
@@ -211,7 +213,7 @@ def test_respaced_timesteps():
 
 @pytest.mark.parametrize("tag", RESPACED)
 def test_respaced_tables(compare, tag):
-    run, io = respaced(tag)
+    run, io = read_respaced(tag)
     timesteps = space_timesteps(run["T"], run["spacing"])
     schedule = make_schedule(
         respace_betas(BETAS[run["schedule"]](run["T"]), timesteps), dtype="float64"
@@ -224,15 +226,15 @@ def test_respaced_tables(compare, tag):
 @pytest.mark.parametrize("tag", RESPACED)
 def test_respaced_losses(compare, dtype, tag):
     """The network is called with the timestep of the full chain."""
-    run, io = respaced(tag)
+    run, io = read_respaced(tag)
     betas, timesteps = BETAS[run["schedule"]](run["T"]), space_timesteps(run["T"], run["spacing"])
     schedule = make_schedule(respace_betas(betas, timesteps), dtype=dtype)
-    network, visited = network_of(run, run["T"]), jnp.asarray(timesteps[-2::-1])
+    network, visited = find_network(run, run["T"]), jnp.asarray(timesteps[-2::-1])
     x_0, noise = (
         jnp.asarray(nchw_to_nhwc(a).astype(dtype)) for a in (io["in.x0"], io["in.noise"][0])
     )
     t = jnp.asarray(io[f"both.{tag}/t"])
-    loss = loss_of(
+    loss = compute_loss(
         run | {"loss": "RESCALED_MSE"},
         schedule,
         lambda params, x_t, t: network(params, x_t, visited[t]),
@@ -248,22 +250,24 @@ def test_respaced_losses(compare, dtype, tag):
 STEPS = {"p_sample_loop": "ddpm", "ddim_loop_eta0": 0.0, "ddim_loop_eta1": 1.0}
 
 
-@pytest.mark.parametrize("name", mostly_slow(STEPS, "p_sample_loop"))
-@pytest.mark.parametrize("tag", mostly_slow(RESPACED, "ddim10"))
+@pytest.mark.parametrize("name", mark_others_slow(STEPS, "p_sample_loop"))
+@pytest.mark.parametrize("tag", mark_others_slow(RESPACED, "ddim10"))
 def test_respaced_chains(compare, dtype, tag, name):
     """The peer recomputes all tables; here the levels of the visited timesteps are enough."""
-    run, io = respaced(tag)
+    run, io = read_respaced(tag)
     schedule = named_schedule(run["schedule"], run["T"], dtype=dtype)
     levels = level_at(schedule, jnp.asarray(space_timesteps(run["T"], run["spacing"])))
     x_T, noises = (
         jnp.asarray(nchw_to_nhwc(io[f"in.{a}"]).astype(dtype)) for a in ("x_init", "noise")
     )
-    kind = ("ddpm", variance_of(run)) if STEPS[name] == "ddpm" else ("ddim", STEPS[name])
-    ours = chain_of(run, *kind)(x_T, levels, noises)
+    kind = ("ddpm", find_variance(run)) if STEPS[name] == "ddpm" else ("ddim", STEPS[name])
+    ours = get_chain(run, *kind)(x_T, levels, noises)
     theirs = nchw_to_nhwc(io[f"{SHORT[dtype]}.{tag}/{name}"])
     compare("recorded chains", ours, theirs, dtype)
 
 
-def respaced(tag):
+def read_respaced(tag):
     run = RESPACED[tag]
-    return run | {"schedule": SCHEDULES[run["schedule"]]}, golden("guided_diffusion/respacing")[1]
+    return run | {"schedule": SCHEDULES[run["schedule"]]}, read_golden(
+        "guided_diffusion/respacing"
+    )[1]

@@ -21,9 +21,9 @@ from parity_tests.comparing import (
     GOLDENS,
     QUICK,
     SHORT,
-    golden,
     load_weights,
     nchw_to_nhwc,
+    read_golden,
     to_jax,
 )
 from torch_ref import pulfer as ref
@@ -34,14 +34,14 @@ CASE = "brianpulfer/myunet"
 
 @pytest.fixture(scope="module")
 def recorded():
-    """(manifest's configuration, arrays, our network with the recorded weights)."""
-    manifest, io = golden(CASE)
+    """(configuration, arrays, our network with the recorded weights)."""
+    manifest, io = read_golden(CASE)
     return manifest["config"], io, from_torch(load_weights(GOLDENS / CASE), "pulfer")
 
 
 @pytest.fixture(scope="module")
 def forward(recorded):
-    """The network as one compiled function, of the parameters in the dtype of the images."""
+    """The network as one compiled function, which casts the parameters to the images' dtype."""
     apply = jax.jit(recorded[2].apply, compiler_options=QUICK)
     return lambda params, x_t, t: apply(cast(params, x_t.dtype), x_t, t)
 
@@ -50,14 +50,14 @@ def cast(params, dtype):
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
-def images(array, dtype):
+def to_images(array, dtype):
     return jnp.asarray(nchw_to_nhwc(array).astype(dtype))
 
 
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 def test_output(compare, recorded, forward, dtype):
     _, io, network = recorded
-    out = forward(network.params, images(io["in.x"], dtype), io["in.t"])
+    out = forward(network.params, to_images(io["in.x"], dtype), io["in.t"])
     compare("MyUNet", out, nchw_to_nhwc(io[f"{SHORT[dtype]}.out"]), dtype)
 
 
@@ -65,7 +65,7 @@ def test_output(compare, recorded, forward, dtype):
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_gradients(compare, recorded, dtype):
     config, io, network = recorded
-    x, target = images(io["in.x"], dtype), images(io["in.target"], dtype)
+    x, target = to_images(io["in.x"], dtype), to_images(io["in.target"], dtype)
     params = cast(network.params, dtype)
 
     def loss_fn(params, x):
@@ -80,11 +80,11 @@ def test_gradients(compare, recorded, dtype):
     grads, params = (to_state_dict(tree, PEERS["pulfer"]) for tree in (grads, params))
     assert np.all(grads.pop("time_embed.weight") == 0)
     assert grads.keys() == set(config["grad_rows"])
-    rows = [_row(grads[name], params[name]) for name in config["grad_rows"]]
+    rows = [summarize_gradient(grads[name], params[name]) for name in config["grad_rows"]]
     compare("MyUNet: gradients", np.array(rows, dtype), theirs["param_grads"].astype(dtype), dtype)
 
 
-def _row(gradient, parameter):
+def summarize_gradient(gradient, parameter):
     return gradient.sum(), np.linalg.norm(gradient.ravel()), (gradient * parameter).sum()
 
 
@@ -98,7 +98,7 @@ def test_process(compare, recorded, forward, dtype):
     compare("schedule tables", schedule.betas, theirs["betas"], dtype)
     compare("schedule tables", 1 - schedule.betas, theirs["alphas"], dtype)
     compare("schedule tables", schedule.alphas_cumprod, theirs["alpha_bars"], dtype)
-    x_0, noise = (jnp.asarray(images(a, dtype)) for a in (io["in.x0"], io["in.noise"][0]))
+    x_0, noise = (jnp.asarray(to_images(a, dtype)) for a in (io["in.x0"], io["in.noise"][0]))
     t = jnp.asarray(io["in.t"])
     compare("q_sample", q_sample(schedule, x_0, t, noise), nchw_to_nhwc(theirs["noisy"]), dtype)
     loss = diffusion_loss(forward, network.params, schedule, x_0, t, noise)
@@ -116,10 +116,10 @@ def test_table_of_time_embeddings(compare, recorded, dtype):
 
 @pytest.mark.slow
 def test_generate_new_images(compare, recorded, forward, dtype):
-    """Its chain of 8 steps: variance beta, nothing clipped."""
+    """Its chain of 8 steps, with variance beta and without clipping."""
     config, io, network = recorded
     betas = linear_betas(config["sample_steps"], start=config["min_beta"], end=config["max_beta"])
-    noises = images(io["in.noise4"], dtype)
+    noises = to_images(io["in.noise4"], dtype)
     denoise_fn = make_denoise_fn(network.apply, cast(network.params, dtype), clip_x_0=False)
     levels = level_at(make_schedule(betas, dtype=dtype), jnp.arange(len(betas) - 1, -2, -1))
     noise_fn = lambda i: noises[jnp.minimum(i + 1, len(noises) - 1)]  # noqa: E731 (none at t = 0)
@@ -136,7 +136,7 @@ def test_weights_go_back_bit_for_bit(recorded):
         np.testing.assert_array_equal(back[name], array)
 
 
-def test_files_of_the_whole_model_are_understood(recorded):
+def test_files_of_the_whole_model_are_read(recorded):
     """MyDDPM saves its network under a prefix."""
     weights = load_weights(GOLDENS / CASE)
     network = from_torch({f"network.{name}": array for name, array in weights.items()}, "pulfer")
@@ -148,7 +148,7 @@ def test_files_of_the_whole_model_are_understood(recorded):
 
 @pytest.mark.parametrize(("n_steps", "dim"), [(1000, 100), (3, 1)])
 def test_the_reference_has_the_same_parameters(n_steps, dim):
-    """By name and shape; the tables are equal to rounding."""
+    """Names and shapes are equal, and the tables up to rounding."""
     theirs = {k: v.numpy() for k, v in ref.PulferUNet(n_steps, dim).state_dict().items()}
     network = from_torch(theirs, "pulfer")
     assert network.config == PulferConfig(n_steps=n_steps, time_emb_dim=dim)
@@ -172,7 +172,7 @@ def test_the_reference_computes_the_same(compare, recorded, forward, dtype):
 
 
 @pytest.mark.slow
-def test_initial_parameters_are_those_of_torch():
+def test_initial_parameters_are_distributed_as_in_torch():
     """Uniform within 1/sqrt(fan_in); the table is the same."""
     config = PulferConfig(n_steps=5)
     init = jax.jit(make_network(config, config.example_shape).init)
@@ -200,7 +200,7 @@ def test_settings_that_cannot_work_are_refused():
 
 
 def test_a_timestep_without_a_row_gives_nan():
-    """If it were clamped, it would pass for another timestep."""
+    """Clamping it would silently use another timestep."""
     layer = TimeEmbedding(4, 6)
     rows, _ = layer.init_with_output(jax.random.key(0), jnp.array([0, 3, 4]))
     assert np.isnan(rows).any(1).tolist() == [False, False, True]

@@ -12,19 +12,19 @@ from torch_ref import random
 SEEDS = [0, 1, 7, 2**31 - 1, 2**31, 2**32 - 1]
 FEW = [(), (3,), (2, 3, 5)]
 SHAPES = FEW + [pytest.param(s, marks=pytest.mark.slow) for s in [(1,), (8,), (0, 2), (300, 1000)]]
-# Without fused multiply-adds the compiler rounds once more. Measured in that case: 3.
+# Without fused multiply-add the compiler rounds once more. Measured in that case: 3.
 UNFUSED_ULP = 8
 
 
 @pytest.fixture(scope="module")
 def ulp():
-    """The difference accepted in normal numbers: none if this processor fuses a * b + c."""
+    """The accepted difference of normal numbers: none if this processor fuses a * b + c."""
     a = np.float64(1 + 2**-30)
     fused = jax.jit(lambda a, b, c: a * b + c)(a, a, -(a * a)) != 0
     return 0 if fused else UNFUSED_ULP
 
 
-def data(key):
+def read_key(key):
     return np.asarray(jax.random.key_data(key)).astype(np.int64)
 
 
@@ -39,12 +39,14 @@ def assert_same_bits(ours, theirs, ulp=0):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_keys(seed):
     key, theirs = jax.random.key(seed), random.key(seed)
-    np.testing.assert_array_equal(theirs, data(key))
+    np.testing.assert_array_equal(theirs, read_key(key))
     for number in SEEDS:
         folded = jax.random.fold_in(key, np.uint32(number))
-        np.testing.assert_array_equal(random.fold_in(theirs, number), data(folded))
+        np.testing.assert_array_equal(random.fold_in(theirs, number), read_key(folded))
     for num in (1, 2, 5):
-        np.testing.assert_array_equal(random.split(theirs, num), data(jax.random.split(key, num)))
+        np.testing.assert_array_equal(
+            random.split(theirs, num), read_key(jax.random.split(key, num))
+        )
 
 
 @pytest.mark.parametrize("width", [32, 64])
@@ -90,7 +92,7 @@ def test_normal_of_other_seeds(dtype, seed, ulp):
 
 
 def test_batches_of_keys(dtype, ulp):
-    """As the sampler draws: one key per image, folded with its number and then with the step."""
+    """Drawn as in the sampler: one key per image, folded with its number and then with the step."""
 
     @jax.jit
     def draw(keys, i):
@@ -104,22 +106,22 @@ def test_batches_of_keys(dtype, ulp):
     assert random.split(theirs, 3).shape == (4, 3, 2)
 
 
-def compiled_erf_inv(x):
-    """Followed by a product, as in `normal`."""
+def run_erf_inv(x):
+    """Run the compiled erf_inv, followed by a product as in `normal`."""
     return np.asarray(jax.jit(lambda x: jax.lax.erf_inv(x) * np.sqrt(2).astype(x.dtype))(x))
 
 
-def test_erf_inv_far_out(ulp):
-    """In the tails, up to the largest number below 1."""
+def test_erf_inv_in_the_tails(ulp):
+    """Up to the largest number below 1."""
     x = 1 - np.logspace(-15.9, -1, 2000)
     x = np.concatenate([x, -x, [0.0, np.nextafter(1.0, 0.0)]])
-    assert_same_bits(compiled_erf_inv(x), random.erf_inv(torch.tensor(x)) * 2**0.5, ulp)
+    assert_same_bits(run_erf_inv(x), random.erf_inv(torch.tensor(x)) * 2**0.5, ulp)
 
 
 @pytest.mark.slow
-def test_every_float32_there_is(ulp):
-    """`normal` starts from 23 bits: these are all of them."""
+def test_every_float32_that_normal_can_draw(ulp):
+    """`normal` starts from 23 random bits, and this tries all their values."""
     x = (np.arange(2**23, dtype=np.float32) / 2**22) + np.nextafter(np.float32(-1), np.float32(0))
     assert x.dtype == np.float32
     theirs = random.erf_inv(torch.tensor(x)) * 2**0.5
-    assert_same_bits(compiled_erf_inv(x), theirs, ulp)
+    assert_same_bits(run_erf_inv(x), theirs, ulp)

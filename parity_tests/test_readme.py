@@ -9,7 +9,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
 @pytest.mark.slow
-def test_weights_come_and_go():
+def test_weights_come_from_pytorch_and_go_back():
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     (block,) = [text for text in blocks if "import torch" in text]
     names = {}

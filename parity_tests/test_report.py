@@ -49,7 +49,7 @@ RECORD = set(
 )
 
 
-def test_differences_in_three_units():
+def test_differences_are_measured_in_three_units():
     b = np.array([4, -2, 1e-3], np.float32)
     a = b + np.array([0, 2**-21, 1e-3], np.float32)  # 2^-22 is the spacing at 2
     found = measure_difference(a, b, find_peak(b))
@@ -79,7 +79,7 @@ def test_ulp_are_counted_only_for_large_entries():
 
 @pytest.fixture
 def quantity(monkeypatch):
-    """quantity(gap): its float32 result is off by `gap` in the second of three steps."""
+    """quantity(gap): a quantity whose float32 result is off by `gap` in the second of three steps."""
 
     def make(gap):
         def pairs(dtype, seed):
@@ -95,7 +95,7 @@ def quantity(monkeypatch):
     return make
 
 
-def test_a_quantity_within_tolerance(quantity):
+def test_a_quantity_within_tolerance_is_ok(quantity):
     found = quantity(2**-20)
     assert found.ok and found.float64.relative == 0
     assert found.float32.relative == pytest.approx(3 * 2**-20, rel=1e-6)
@@ -105,7 +105,7 @@ def test_a_quantity_within_tolerance(quantity):
 
 
 @pytest.mark.parametrize("gap", [1e-4, np.nan, np.inf])
-def test_a_quantity_out_of_tolerance(quantity, gap):
+def test_a_quantity_out_of_tolerance_is_reported(quantity, gap):
     found = quantity(gap)
     assert found.float64.ok and not found.float32.ok and not found.ok
     assert format_line(found).endswith("OUT OF TOLERANCE")
@@ -121,7 +121,7 @@ def test_a_nan_is_written_as_null_and_shown_as_not_finite(quantity):
 
 
 def test_slack_follows_the_rounding_of_pytorch():
-    """A network may amplify rounding, but a result of ours that is far off is refused."""
+    """A network may amplify rounding, but our result must not be far off."""
 
     def quantity(ours, theirs, **settings):
         def pairs(dtype, seed):
@@ -169,7 +169,7 @@ def check_files(folder):
     return record, page
 
 
-def test_the_files_of_a_report(tmp_path, capsys):
+def test_a_report_is_a_json_file_and_a_page_that_loads_nothing(tmp_path, capsys):
     assert write_report(ParityArgs(out=tmp_path, parts=("schedules", "losses")))
     record, page = check_files(tmp_path)
     assert record["ok"] and "all within tolerance" in page
@@ -214,12 +214,12 @@ def test_a_mistake_gives_one_sentence(monkeypatch, tmp_path, args, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_there_is_a_network_to_compare_every_source_with():
+def test_every_source_has_a_network_to_compare_with():
     assert PACKAGES.keys() | TWINS.keys() == PEERS.keys()
 
 
 def test_blocks_are_found_by_the_parameters_they_hold():
-    """Of two modules that hold the same parameters, the one with our output; no inner layers."""
+    """Of two modules with the same parameters, the one with our output counts; inner layers do not."""
     image = np.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)  # NHWC
     tensor = torch.from_numpy(np.moveaxis(image, -1, 1).copy())
     names = {
@@ -272,7 +272,7 @@ def test_weights_go_into_the_twin(monkeypatch):
 
 
 def test_the_twin_stands_in_for_a_package_that_is_missing_or_does_not_fit(monkeypatch, capsys):
-    network = recorded_network("lucidrains/unet_learned_variance", "lucidrains")
+    network = load_recorded_network("lucidrains/unet_learned_variance", "lucidrains")
     twin = TWINS["lucidrains"]
     missing = PACKAGES["lucidrains"]._replace(module="no_such_package.unet")
     monkeypatch.setitem(PACKAGES, "lucidrains", missing)
@@ -289,14 +289,14 @@ def test_the_twin_stands_in_for_a_package_that_is_missing_or_does_not_fit(monkey
         find_reference(network)
 
 
-def recorded_network(case, source):
+def load_recorded_network(case, source):
     config = json.loads((GOLDENS / case / "manifest.json").read_text())["config"]
     config.pop("grad_rows")
     return from_torch(load_weights(GOLDENS / case), source, config)
 
 
 @pytest.mark.parametrize("settings", [{}, {"flip_sin_to_cos": True, "downscale_freq_shift": 0}])
-def test_the_embedding_of_diffusers_in_float64(settings):
+def test_the_embedding_of_diffusers_is_computed_in_float64(settings):
     from diffusers.models.embeddings import get_timestep_embedding
 
     t = torch.tensor([0, 1, 13])
@@ -306,7 +306,7 @@ def test_the_embedding_of_diffusers_in_float64(settings):
 
 
 class Norm(torch.nn.GroupNorm):
-    """Like OpenAI's: it computes in float32 whatever it is given."""
+    """Like OpenAI's norm, it computes in float32 whatever its input."""
 
     def forward(self, x):
         return super().forward(x.float()).type(x.dtype)
@@ -316,7 +316,7 @@ def timestep_embedding(t, dim):
     raise AssertionError("not replaced")
 
 
-def test_the_casts_of_openai_in_float64():
+def test_the_casts_of_openai_become_casts_to_float64():
     x, layer = torch.randn(2, 4, 3, 3, dtype=torch.float64), Norm(2, 4).double()
     with openai_in_float64(layer):
         assert layer.dtype == torch.float64
@@ -340,7 +340,7 @@ CHECKPOINTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", others_long(CHECKPOINTS, keep=("brianpulfer/myunet",)))
-def test_the_network_of_a_checkpoint(tmp_path, case):
+def test_the_network_of_a_checkpoint_is_within_tolerance(tmp_path, case):
     (recorded,) = GOLDENS.joinpath(case).glob("weights.*")
     weights = recorded
     if recorded.suffix == ".npz":  # packed more tightly than untrusted files may be
@@ -360,7 +360,7 @@ def test_the_network_of_a_checkpoint(tmp_path, case):
 @pytest.mark.slow
 def test_other_weights_are_out_of_tolerance(tmp_path, monkeypatch):
     """One number of one weight is off by a thousandth."""
-    network = recorded_network("hojonathanho/unet", "ho")
+    network = load_recorded_network("hojonathanho/unet", "ho")
     reference = find_reference(network)
     with torch.no_grad():
         reference.module.conv_in.weight[0, 0, 0, 0] *= 1.001
@@ -373,7 +373,7 @@ def test_other_weights_are_out_of_tolerance(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_whole_command(tmp_path):
+def test_the_command_compares_every_part(tmp_path):
     command = [sys.executable, str(SCRIPT), "--out", "found"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

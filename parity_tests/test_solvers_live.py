@@ -16,12 +16,12 @@ from jax_ddpm.samplers import ddim, ddim_inverse
 from parity_tests.comparing import draws, to_jax, to_torch
 from parity_tests.recorded_solvers import (
     SCALED,
-    denoiser_of,
-    ends_of_steps,
-    levels_of,
-    sampler_of,
-    schedule_of,
-    visited_once,
+    build_schedule,
+    choose_sampler,
+    drop_inner_timesteps,
+    find_levels,
+    find_step_ends,
+    make_denoiser,
     walk,
 )
 
@@ -43,42 +43,42 @@ V, X_0 = {"prediction_type": "v_prediction"}, {"prediction_type": "sample"}
 TRAILING, LEADING = {"timestep_spacing": "trailing"}, {"timestep_spacing": "leading"}
 
 
-def settings_of(family, steps, *parts, **more):
-    """One of their families, the number of steps, and the arguments of its scheduler."""
+def make_settings(family, steps, *parts, **more):
+    """Collect a family of schedulers, the number of steps, and the scheduler's arguments."""
     merged = {k: v for part in parts for k, v in part.items()}
     return {"family": family, "steps": steps, **merged, **more}
 
 
 RUNS = {
-    "2M, 20 steps, trailing": settings_of("DPM", 20, TRAILING),
-    "2M, 1 step": settings_of("DPM", 1, TRAILING),
-    "2M, x_0, cosine": settings_of("DPM", 12, X_0, COSINE),
-    "2M, heun, karras": settings_of("DPM", 9, solver_type="heun", use_karras_sigmas=True),
-    "3M, 16 steps, v": settings_of("DPM", 16, V, solver_order=3),
-    "3M, 7 steps, trailing": settings_of("DPM", 7, TRAILING, solver_order=3),
-    "3M, sigma_min": settings_of("DPM", 9, solver_order=3, final_sigmas_type="sigma_min"),
-    "SDE, heun, trailing": settings_of(
+    "2M, 20 steps, trailing": make_settings("DPM", 20, TRAILING),
+    "2M, 1 step": make_settings("DPM", 1, TRAILING),
+    "2M, x_0, cosine": make_settings("DPM", 12, X_0, COSINE),
+    "2M, heun, karras": make_settings("DPM", 9, solver_type="heun", use_karras_sigmas=True),
+    "3M, 16 steps, v": make_settings("DPM", 16, V, solver_order=3),
+    "3M, 7 steps, trailing": make_settings("DPM", 7, TRAILING, solver_order=3),
+    "3M, sigma_min": make_settings("DPM", 9, solver_order=3, final_sigmas_type="sigma_min"),
+    "SDE, heun, trailing": make_settings(
         "DPM", 8, TRAILING, solver_type="heun", algorithm_type="sde-dpmsolver++"
     ),
-    "SDE, cosine, v": settings_of("DPM", 17, COSINE, V, algorithm_type="sde-dpmsolver++"),
-    "2S, 9 steps, cosine": settings_of("DPMS", 9, COSINE),
-    "2S, 12 steps, v": settings_of("DPMS", 12, V),
-    "UniPC, order 3": settings_of("UniPC", 10, solver_order=3),
-    "UniPC, order 3, 20 steps, trailing": settings_of("UniPC", 20, TRAILING, solver_order=3),
-    "UniPC, leading, v": settings_of("UniPC", 8, LEADING, V),
-    "UniPC, cosine, x_0": settings_of("UniPC", 15, COSINE, X_0),
-    "UniPC, karras": settings_of("UniPC", 6, use_karras_sigmas=True),
-    "Euler, trailing, v": settings_of("Euler", 7, TRAILING, V),
-    "Euler ancestral, leading, v": settings_of("EulerA", 8, LEADING, V),
-    "Euler ancestral, trailing": settings_of("EulerA", 6, TRAILING),
-    "Heun, trailing": settings_of("Heun", 7, TRAILING),
-    "Heun, v, cosine": settings_of("Heun", 5, V, COSINE),
-    # No v: they mix the outputs of several levels before they make eps of the mixture. No odd
-    # stride: their Runge-Kutta steps then have one middle for x_t and another for the network.
-    "PNDM, clean": settings_of("PNDM", 20, set_alpha_to_one=True),
-    "PNDM, cosine": settings_of("PNDM", 25, COSINE),
-    "PLMS, clean": settings_of("PNDM", 8, skip_prk_steps=True, set_alpha_to_one=True),
-    "PLMS, cosine": settings_of("PNDM", 20, COSINE, skip_prk_steps=True),
+    "SDE, cosine, v": make_settings("DPM", 17, COSINE, V, algorithm_type="sde-dpmsolver++"),
+    "2S, 9 steps, cosine": make_settings("DPMS", 9, COSINE),
+    "2S, 12 steps, v": make_settings("DPMS", 12, V),
+    "UniPC, order 3": make_settings("UniPC", 10, solver_order=3),
+    "UniPC, order 3, 20 steps, trailing": make_settings("UniPC", 20, TRAILING, solver_order=3),
+    "UniPC, leading, v": make_settings("UniPC", 8, LEADING, V),
+    "UniPC, cosine, x_0": make_settings("UniPC", 15, COSINE, X_0),
+    "UniPC, karras": make_settings("UniPC", 6, use_karras_sigmas=True),
+    "Euler, trailing, v": make_settings("Euler", 7, TRAILING, V),
+    "Euler ancestral, leading, v": make_settings("EulerA", 8, LEADING, V),
+    "Euler ancestral, trailing": make_settings("EulerA", 6, TRAILING),
+    "Heun, trailing": make_settings("Heun", 7, TRAILING),
+    "Heun, v, cosine": make_settings("Heun", 5, V, COSINE),
+    # No v: they mix the outputs of several levels before they convert the mixture to eps. No odd
+    # stride: their Runge-Kutta steps then use one middle for x_t and another for the network.
+    "PNDM, clean": make_settings("PNDM", 20, set_alpha_to_one=True),
+    "PNDM, cosine": make_settings("PNDM", 25, COSINE),
+    "PLMS, clean": make_settings("PNDM", 8, skip_prk_steps=True, set_alpha_to_one=True),
+    "PLMS, cosine": make_settings("PNDM", 20, COSINE, skip_prk_steps=True),
 }
 FIRST = ("SDE, heun, trailing", "UniPC, order 3")
 
@@ -93,8 +93,8 @@ class Doubled:
         return getattr(self.module, "float64" if name == "float32" else name)
 
 
-def scheduler_of(monkeypatch, settings):
-    """One of their schedulers, computing in double precision."""
+def make_scheduler(monkeypatch, settings):
+    """Make one of their schedulers compute in double precision."""
     module, name = MODULES[settings["family"]]
     module = importlib.import_module(f"diffusers.schedulers.scheduling_{module}")
     monkeypatch.setattr(module, "torch", Doubled(torch))
@@ -103,17 +103,17 @@ def scheduler_of(monkeypatch, settings):
     return getattr(diffusers, name)(**arguments), module
 
 
-def toy(x, t):
+def denoise_in_torch(x, t):
     """The toy denoiser in PyTorch."""
     return 0.5 * x + 0.2 * torch.sin(x) + 0.05 * torch.cos(t.to(x.dtype) / 100)
 
 
 def run_theirs(scheduler, steps, x, **step):
-    """x at the start and after each call, over their own grid."""
+    """Run their scheduler on its own grid; return x at the start and after each call."""
     scheduler.set_timesteps(steps)
     trajectory = [x]
     for t in scheduler.timesteps:
-        output = toy(scheduler.scale_model_input(x, t), t)
+        output = denoise_in_torch(scheduler.scale_model_input(x, t), t)
         x = scheduler.step(output, t, x, **step).prev_sample
         trajectory.append(x)
     return np.stack([to_jax(x) for x in trajectory])
@@ -121,7 +121,7 @@ def run_theirs(scheduler, steps, x, **step):
 
 @pytest.fixture
 def double():
-    """PyTorch's default dtype is float64."""
+    """Make float64 PyTorch's default dtype."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -132,29 +132,29 @@ def double():
 )
 def test_solver(compare, monkeypatch, double, name):
     settings = RUNS[name]
-    scheduler, module = scheduler_of(monkeypatch, settings)
+    scheduler, module = make_scheduler(monkeypatch, settings)
     x_T, noises = draws(SHAPE, "float64", 1), draws((settings["steps"], *SHAPE), "float64", 2)
     if hasattr(module, "randn_tensor"):
         queue = iter(noises)
         fake = lambda *args, **kwargs: to_torch(next(queue))  # noqa: E731
         monkeypatch.setattr(module, "randn_tensor", fake)
     theirs = run_theirs(scheduler, settings["steps"], to_torch(x_T))
-    schedule = schedule_of(settings, "float64")
-    timesteps = visited_once(settings, scheduler.timesteps.numpy())
+    schedule = build_schedule(settings, "float64")
+    timesteps = drop_inner_timesteps(settings, scheduler.timesteps.numpy())
     sigmas = scheduler.sigmas.numpy() if hasattr(scheduler, "sigmas") else None
-    levels = levels_of(settings, schedule, timesteps, sigmas)
+    levels = find_levels(settings, schedule, timesteps, sigmas)
     scaled = settings["family"] in SCALED
     scale = levels.signal if scaled else jnp.ones_like(levels.signal)
-    sampler, denoise_fn = sampler_of(settings, schedule), denoiser_of(settings)
+    sampler, denoise_fn = choose_sampler(settings, schedule), make_denoiser(settings)
     x_t, _ = walk(sampler, denoise_fn, levels, x_T * scale[0], noises)
     x_t /= scale[1:].reshape(-1, 1, 1, 1, 1)
-    calls = ends_of_steps(settings, len(theirs) - 1)
+    calls = find_step_ends(settings, len(theirs) - 1)
     compare("diffusers' solvers", x_t, theirs[1:][calls], "float64")
 
 
 @pytest.mark.parametrize("clip", [False, True])
 def test_inverse_ddim(compare, monkeypatch, double, clip):
-    scheduler, _ = scheduler_of(
+    scheduler, _ = make_scheduler(
         monkeypatch, {"family": "DDIMInverse", "steps": 25, "clip_sample": clip}
     )
     x_0 = draws(SHAPE, "float64", 3)
@@ -163,25 +163,27 @@ def test_inverse_ddim(compare, monkeypatch, double, clip):
         make_schedule(linear_betas(1000), dtype="float64"),
         jnp.asarray(timestep_grid(1000, 25)[::-1].copy()),
     )
-    denoise_fn = denoiser_of({})
+    denoise_fn = make_denoiser({})
     if clip:
         denoise_fn = make_denoise_fn(
-            lambda params, x, t: denoiser_output(x, t), None, rederive_eps=False
+            lambda params, x, t: denoise_in_jax(x, t), None, rederive_eps=False
         )
     x_t, _ = walk(ddim_inverse(clip_x_0=clip), denoise_fn, levels, x_0, np.zeros((25, *SHAPE)))
     compare("diffusers' solvers", x_t, theirs[1:], "float64")
 
 
-def denoiser_output(x, t):
+def denoise_in_jax(x, t):
     """The toy denoiser."""
     return 0.5 * x + 0.2 * jnp.sin(x) + 0.05 * jnp.cos(t.astype(x.dtype)[0] / 100)
 
 
 def test_ddim(compare, monkeypatch, double):
-    scheduler, _ = scheduler_of(monkeypatch, {"family": "DDIM", "steps": 20, "clip_sample": False})
+    scheduler, _ = make_scheduler(
+        monkeypatch, {"family": "DDIM", "steps": 20, "clip_sample": False}
+    )
     x_T = draws(SHAPE, "float64", 4)
     theirs = run_theirs(scheduler, 20, to_torch(x_T))
     schedule = make_schedule(linear_betas(1000), dtype="float64")
     levels = level_at(schedule, jnp.asarray(timestep_grid(1000, 20)))
-    x_t, _ = walk(ddim(), denoiser_of({}), levels, x_T, np.zeros((20, *SHAPE)))
+    x_t, _ = walk(ddim(), make_denoiser({}), levels, x_T, np.zeros((20, *SHAPE)))
     compare("diffusers' solvers", x_t, theirs[1:], "float64")

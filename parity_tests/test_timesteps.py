@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from jax_ddpm.process.timesteps import empty_history, importance, inverse_cdf, record
-from parity_tests.comparing import golden
+from parity_tests.comparing import read_golden
 
 THEIRS = "OpenAI (recorded)"
 
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_history_and_weights(compare, whole):
-    """Their updates in two parts: before all timesteps have their losses, and to the end.
+    """Their updates in two parts: until every timestep has its losses, and the rest.
 
-    Each part comes as one batch, or loss by loss as it did there.
+    Each part comes as one batch, or loss by loss as in the recording.
     """
-    manifest, io = golden("guided_diffusion/likelihood_embedding_resampler")
+    manifest, io = read_golden("guided_diffusion/likelihood_embedding_resampler")
     settings = manifest["config"]
     t, losses = jnp.asarray(io["in.hist_t"]), jnp.asarray(io["in.hist_loss"], "float64")
     history, add = empty_history(settings["T"], settings["hist"], "float64"), jax.jit(record)
@@ -35,8 +35,8 @@ def test_history_and_weights(compare, whole):
 
 
 def test_drawn_timesteps_and_their_weights(compare):
-    """NumPy's generator draws theirs: one uniform number each, through the inverse of the cdf."""
-    _, io = golden("guided_diffusion/likelihood_embedding_resampler")
+    """They map one uniform number each, from NumPy's generator, through the inverse of the cdf."""
+    _, io = read_golden("guided_diffusion/likelihood_embedding_resampler")
     p = io["f64.weights_after"] / io["f64.weights_after"].sum()
     u = np.random.RandomState(7).random_sample(16)
     t = inverse_cdf(jnp.asarray(u), jnp.asarray(p))

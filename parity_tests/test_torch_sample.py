@@ -1,4 +1,4 @@
-"""jax-ddpm sample and torch_ref.sample draw the same pictures of a run from the same seed."""
+"""jax-ddpm sample and torch_ref.sample draw the same pictures from the same run and seed."""
 
 import subprocess
 import sys
@@ -49,7 +49,7 @@ FEW = ["ddpm", *(pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS
 
 
 def write_run(folder, config, image_shape, source="torch_ref"):
-    """A run folder like that of a training run, with random parameters, and their export."""
+    """Write a run folder as training does, with random parameters, and export them."""
     run = runs.open_for_training(replace(config, run=folder), image_shape)
     shapes = jax.eval_shape(build(config, image_shape).init_state, jax.random.key(0))
     state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -73,7 +73,7 @@ def folder(tmp_path_factory):
 
 
 def draw_both(folder, flags, *, num=3, seed=7, dtype="float64"):
-    """The images of both programs, [n, h, w, c]."""
+    """Draw the images of both programs, [n, h, w, c]."""
     out = folder / "images.npz"
     command = [str(folder), "--out", str(out), "--num", str(num), "--seed", str(seed)]
     command += ["--dtype", dtype, *flags]
@@ -83,7 +83,7 @@ def draw_both(folder, flags, *, num=3, seed=7, dtype="float64"):
 
 
 @pytest.mark.parametrize("settings", FEW)
-def test_the_same_pixels_in_float64(folder, settings):
+def test_pixels_are_equal_in_float64(folder, settings):
     ours, theirs = draw_both(folder, SETTINGS[settings])
     assert (theirs.shape, theirs.dtype) == ((3, 6, 8, 3), np.uint8)
     assert len(np.unique(theirs)) > 100  # pictures, not black and white
@@ -92,7 +92,7 @@ def test_the_same_pixels_in_float64(folder, settings):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_almost_the_same_pixels_in_float32(folder, settings):
+def test_pixels_are_almost_equal_in_float32(folder, settings):
     ours, theirs = draw_both(folder, SETTINGS[settings], num=16, dtype="float32")
     difference = np.abs(ours.astype(int) - theirs)
     assert difference.max() <= 1
@@ -101,7 +101,7 @@ def test_almost_the_same_pixels_in_float32(folder, settings):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", others_long(["float64", "float32"], keep=("float32",)))
-def test_the_same_pixels_of_myunet(tmp_path, dtype):
+def test_the_pixels_of_myunet_are_equal(tmp_path, dtype):
     config = replace(CONFIG, model=PulferConfig(n_steps=40))
     ours, theirs = draw_both(
         write_run(tmp_path / "run", config, (28, 28, 1), "pulfer"), [], dtype=dtype
@@ -126,8 +126,8 @@ def test_images_are_drawn_from_the_same_noise():
         np.testing.assert_array_equal(ours, theirs[i].permute(0, 2, 3, 1).numpy())
 
 
-def test_without_jax(folder, tmp_path):
-    """The program runs without JAX, and writes the same image grid as the library."""
+def test_the_program_runs_without_jax(folder, tmp_path):
+    """It writes the same image grid as the library."""
     out = tmp_path / "images.png"
     blocked = "import sys; sys.modules.update({n: None for n in ('jax', 'flax', 'jax_ddpm')}); "
     program = blocked + "from torch_ref.sample import main; main()"
@@ -143,19 +143,19 @@ def test_without_jax(folder, tmp_path):
 
 @pytest.mark.parametrize("n", [1, 3, 4, 7])
 @pytest.mark.parametrize("shape", [(6, 8, 3), (60, 30, 1)])
-def test_the_same_image_grid(n, shape):
+def test_image_grids_are_equal(n, shape):
     pixels = np.random.default_rng(0).integers(0, 256, (n, *shape), np.uint8)
     np.testing.assert_array_equal(ref.make_image_grid(pixels), make_image_grid(pixels))
 
 
 @pytest.mark.parametrize("num_steps", [1, 4, 7])
 @pytest.mark.parametrize("spacing", ref.SPACINGS)
-def test_the_same_timesteps(spacing, num_steps):
+def test_timesteps_are_equal(spacing, num_steps):
     ours = timestep_grid(100, num_steps, spacing)
     assert ref.timestep_grid(100, num_steps, spacing) == ours.tolist()
 
 
-def test_every_schedule_has_its_betas():
+def test_the_betas_of_every_schedule_are_equal():
     assert ref.BETAS.keys() == BETAS.keys()
     for name, make_betas in BETAS.items():
         np.testing.assert_allclose(ref.BETAS[name](100), make_betas(100), rtol=1e-10)

@@ -8,13 +8,13 @@ import pytest
 
 from jax_ddpm.optim.averages import ema_rate, make_ema
 from jax_ddpm.optim.optimizers import make_learning_rate, make_optimizer
-from parity_tests.comparing import DOUBLE_FIRST, SHORT, golden
+from parity_tests.comparing import DOUBLE_FIRST, SHORT, read_golden
 
 THEIRS = "recorded"
 
 
 def average(make, start, params, dtype):
-    """The average after each step, of parameters [k, n]."""
+    """Average parameters [k, n]; return the average after each step."""
     params = jnp.asarray(params, dtype)
 
     def step(ema, now):
@@ -46,7 +46,7 @@ EMA_RUNS = {
     ("case", "tag"), [(case, tag) for case in EMA_RUNS for tag in EMA_RUNS[case]]
 )
 def test_moving_average(compare, dtype, case, tag):
-    manifest, io = golden(case)
+    manifest, io = read_golden(case)
     (settings,) = (run for run in manifest["config"]["runs"] if run["tag"] == tag)
     form, ours = EMA_RUNS[case][tag]
     theirs = {
@@ -62,7 +62,7 @@ def test_moving_average(compare, dtype, case, tag):
 
 @pytest.mark.parametrize("tag", EMA_RUNS["diffusers/ema_and_lr"])
 def test_decay_of_diffusers(compare, tag):
-    _, io = golden("diffusers/ema_and_lr")
+    _, io = read_golden("diffusers/ema_and_lr")
     form, ours = EMA_RUNS["diffusers/ema_and_lr"][tag]
     found = 1 - ema_rate(form, step=jnp.arange(60), **ours)
     compare("decays", found, io[f"f64.{tag}/decay"], "float64")
@@ -70,8 +70,8 @@ def test_decay_of_diffusers(compare, tag):
 
 @pytest.mark.parametrize("tag", EMA_RUNS["lucidrains/ema"])
 def test_decay_of_lucidrains(compare, tag):
-    """They recorded the decay that the next update would take."""
-    _, io = golden("lucidrains/ema")
+    """The recording has the decay of the next update."""
+    _, io = read_golden("lucidrains/ema")
     form, ours = EMA_RUNS["lucidrains/ema"][tag]
     ours = {name: value for name, value in ours.items() if name != "every"}
     found = 1 - ema_rate(form, step=jnp.arange(260), **ours)
@@ -83,7 +83,7 @@ def test_decay_of_lucidrains(compare, tag):
     [("cosine", "cosine"), ("linear", "linear"), ("constant_with_warmup", "constant")],
 )
 def test_learning_rates_of_diffusers(compare, name, decay):
-    manifest, io = golden("diffusers/ema_and_lr")
+    manifest, io = read_golden("diffusers/ema_and_lr")
     (its,) = (s for s in manifest["config"]["schedules"] if s["name"] == name)
     peak = manifest["config"]["lr"]
     rate = make_learning_rate(peak, warmup_steps=its["warmup"], decay=decay, num_steps=its["total"])
@@ -92,7 +92,7 @@ def test_learning_rates_of_diffusers(compare, name, decay):
 
 
 def optimise(optimizer, start, grads, dtype):
-    """The parameters after each step, of gradients [k, n]; compiled once."""
+    """Follow gradients [k, n]; return the parameters after each step."""
     start, grads = jnp.asarray(start, dtype), jnp.asarray(grads, dtype)
 
     def step(carry, gradient):
@@ -115,7 +115,7 @@ TORCH_RUNS = {
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 @pytest.mark.parametrize("tag", TORCH_RUNS)
 def test_torch_optimisers(compare, dtype, tag):
-    manifest, io = golden("torch_optim/adam")
+    manifest, io = read_golden("torch_optim/adam")
     (its,) = (run for run in manifest["config"]["runs"] if run["tag"] == tag)
     name, max_norm = TORCH_RUNS[tag]
     assert (its["kind"].lower(), its["clip"] or None) == (name, max_norm)
@@ -138,7 +138,7 @@ def test_torch_optimisers(compare, dtype, tag):
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 def test_training_of_ho(compare, dtype):
     """TensorFlow's Adam, clipping and warm-up; the average before or after the update."""
-    manifest, io = golden("hojonathanho/training_step")
+    manifest, io = read_golden("hojonathanho/training_step")
     its = manifest["config"]
     rate = make_learning_rate(its["lr"], warmup_steps=its["warmup"])
     optimizer = make_optimizer(rate, optimizer="adam_tensorflow", max_grad_norm=its["clip"])
@@ -151,7 +151,7 @@ def test_training_of_ho(compare, dtype):
     start = jnp.asarray(io["in.w0"], dtype)
     params = optimise(optimizer, start, io["in.grads"], dtype)
     compare("optimisers", params, theirs["w"], dtype)
-    ema = make_ema("constant", float(np.float32(its["ema"])))  # a float32 constant of the graph
+    ema = make_ema("constant", float(np.float32(its["ema"])))  # a float32 constant in their graph
     after = average(ema, start, params, dtype)
     before = average(ema, start, jnp.concatenate([start[None], params[:-1]]), dtype)
     compare("moving averages", after, theirs["ema_after"], dtype)

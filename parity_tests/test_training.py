@@ -1,4 +1,4 @@
-"""Twenty training steps in lock-step: jax_ddpm against torch_ref."""
+"""Twenty training steps side by side: jax_ddpm against torch_ref."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The U-Net, block by block and whole, output and every gradient: jax_ddpm against torch_ref."""
+"""Output and gradients of the U-Net, block by block and whole: jax_ddpm against torch_ref."""
 
 import flax.linen as nn
 import jax
@@ -26,8 +26,8 @@ from torch_ref.unet import timestep_embedding
 THEIRS = "torch_ref"
 
 
-def gradients(apply, *args):
-    """Output of `apply`, and the gradients of the mean of its square with respect to all `args`."""
+def compute_gradients(apply, *args):
+    """Compute the output of `apply`, and the gradients of its mean square for all `args`."""
 
     def mean_square(args):
         out = apply(*args)
@@ -38,8 +38,8 @@ def gradients(apply, *args):
     return out, grads
 
 
-def torch_gradients(module, *args):
-    """The same in torch: output, gradients of the arguments, gradients by parameter name."""
+def compute_torch_gradients(module, *args):
+    """Compute the same in torch: output, gradients of arguments, gradients by parameter name."""
     args = [arg.clone().requires_grad_() for arg in args]
     module.zero_grad()
     out = module(*args)
@@ -52,8 +52,8 @@ def check_block(compare, what, dtype, module, params, theirs, *args):
     def apply(params, *args):
         return module.apply({"params": params}, *args)
 
-    out, (grad_params, *grad_args) = gradients(apply, params, *args)
-    ref_out, ref_args, ref_params = torch_gradients(theirs, *map(to_torch, args))
+    out, (grad_params, *grad_args) = compute_gradients(apply, params, *args)
+    ref_out, ref_args, ref_params = compute_torch_gradients(theirs, *map(to_torch, args))
     compare(what, out, to_jax(ref_out), dtype)
     compare(f"{what}: gradients", grad_args, [to_jax(g) for g in ref_args], dtype)
     arrays = {name: g.numpy() for name, g in ref_params.items()}
@@ -100,7 +100,7 @@ def test_group_norm(compare, dtype):
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 @pytest.mark.parametrize(("path", "channels"), [("down_0/block_0", 8), ("up_1/block_0", 32)])
 def test_resnet_block(compare, dtype, twins, path, channels):
-    """Without a shortcut (equal channels), and with one."""
+    """Without a shortcut (equal channels) and with one."""
     theirs, _, params = twins[dtype]
     level, block = path.split("/")
     side, i = level.split("_")
@@ -145,16 +145,16 @@ def test_resampling(compare, dtype, twins, layer):
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 @pytest.mark.parametrize("size", [(8, 8), pytest.param((7, 9), marks=pytest.mark.slow)])
 def test_whole_network(compare, dtype, twins, size):
-    """(7, 9) is padded to (8, 10) inside and cropped."""
+    """Images of (7, 9) are padded to (8, 10) inside, and the output is cropped."""
     theirs, network, params = twins[dtype]
     x, t = draws((2, *size, 3), dtype, 3), np.array([3, 977])
 
     def apply(params, x):
         return network.apply_fn(params, x, jnp.asarray(t))
 
-    out, (grad_params, grad_x) = gradients(apply, params, x)
+    out, (grad_params, grad_x) = compute_gradients(apply, params, x)
     model = theirs.requires_grad_()
-    ref_out, (ref_grad_x,), ref_params = torch_gradients(
+    ref_out, (ref_grad_x,), ref_params = compute_torch_gradients(
         _At(model, torch.from_numpy(t)), to_torch(x)
     )
     named = {name.removeprefix("model."): grad for name, grad in ref_params.items()}
@@ -173,9 +173,9 @@ def test_network_with_classes(compare, dtype):
     def apply(params, x):
         return network.apply_fn(params, x, jnp.asarray(t), label=jnp.asarray(label))
 
-    out, (grad_params, _) = gradients(apply, params, x)
+    out, (grad_params, _) = compute_gradients(apply, params, x)
     model = _At(theirs.requires_grad_(), torch.from_numpy(t), torch.from_numpy(label))
-    ref_out, _, ref_params = torch_gradients(model, to_torch(x))
+    ref_out, _, ref_params = compute_torch_gradients(model, to_torch(x))
     named = {name.removeprefix("model."): grad for name, grad in ref_params.items()}
     assert params["label_emb"]["embedding"].shape == (5, 32)
     compare("U-Net", out, to_jax(ref_out), dtype)

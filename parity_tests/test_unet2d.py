@@ -16,7 +16,7 @@ from jax_ddpm.interop import PEERS, from_torch, to_state_dict, to_torch
 from jax_ddpm.models import UNet2DConfig, make_network, parameter_shapes
 from jax_ddpm.models.layers import downsample_mean
 from jax_ddpm.models.unet2d_blocks import ResnetBlock
-from parity_tests.comparing import GOLDENS, QUICK, SHORT, golden, load_weights, nchw_to_nhwc
+from parity_tests.comparing import GOLDENS, QUICK, SHORT, load_weights, nchw_to_nhwc, read_golden
 
 THEIRS = "diffusers"
 CASES = ["diffusers/unet_cifar_style", "diffusers/unet_class_scaleshift"]
@@ -40,9 +40,9 @@ LARGE = {
 }
 
 
-def recorded(case):
-    """(the peer's configuration, names of the rows of gradients, recorded arrays, weights)."""
-    manifest, io = golden(case)
+def load_recorded(case):
+    """Load (configuration, names of the rows of gradients, arrays, weights)."""
+    manifest, io = read_golden(case)
     rows = manifest["config"].pop("grad_rows")
     return manifest["config"], rows, io, load_weights(GOLDENS / case)
 
@@ -51,31 +51,31 @@ def cast(tree, dtype):
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
 
 
-def label_of(io):
+def read_label(io):
     return jnp.asarray(io["in.y"]) if "in.y" in io else None
 
 
 @pytest.mark.parametrize("case", [pytest.param(CASES[0], marks=pytest.mark.slow), CASES[1]])
 def test_recorded_output(compare, case):
-    config, _, io, weights = recorded(case)
+    config, _, io, weights = load_recorded(case)
     network = from_torch(weights, "diffusers", config)
     x = jnp.asarray(nchw_to_nhwc(io["in.x"]), jnp.float64)
     params = cast(network.params, x.dtype)
     apply = jax.jit(network.apply, compiler_options=QUICK)
-    out = apply(params, x, jnp.asarray(io["in.t"]), label=label_of(io))
+    out = apply(params, x, jnp.asarray(io["in.t"]), label=read_label(io))
     compare("U-Net", out, nchw_to_nhwc(io["f64.out"]), "float64")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_recorded_gradients(compare, dtype, case):
-    config, rows, io, weights = recorded(case)
+    config, rows, io, weights = load_recorded(case)
     network = from_torch(weights, "diffusers", config)
     x, target = (jnp.asarray(nchw_to_nhwc(io[name]), dtype) for name in ("in.x", "in.target"))
     params = cast(network.params, dtype)
 
     def loss_fn(params, x):
-        out = network.apply(params, x, jnp.asarray(io["in.t"]), label=label_of(io))
+        out = network.apply(params, x, jnp.asarray(io["in.t"]), label=read_label(io))
         return ((out - target) ** 2).mean(), out
 
     gradient = jax.value_and_grad(loss_fn, (0, 1), has_aux=True)
@@ -91,24 +91,24 @@ def test_recorded_gradients(compare, dtype, case):
     compare("U-Net: gradients", np.array(ours, dtype), theirs["param_grads"].astype(dtype), dtype)
 
 
-def same_bits(ours, theirs):
+def assert_same_bits(ours, theirs):
     assert ours.keys() == theirs.keys()
     for name, array in theirs.items():
         assert ours[name].dtype == array.dtype and ours[name].tobytes() == array.tobytes(), name
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_there_and_back_is_the_same_bits(case):
-    config, _, _, weights = recorded(case)
-    same_bits(to_torch(from_torch(weights, "diffusers", config)), weights)
+def test_a_round_trip_keeps_every_bit(case):
+    config, _, _, weights = load_recorded(case)
+    assert_same_bits(to_torch(from_torch(weights, "diffusers", config)), weights)
 
 
 LEGACY = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
 @pytest.mark.parametrize("pointwise", [False, True], ids=["linear", "1x1 convolution"])
-def test_old_names_become_the_present_ones(pointwise):
-    config, _, _, weights = recorded(CASES[0])
+def test_old_names_become_new_ones(pointwise):
+    config, _, _, weights = load_recorded(CASES[0])
     old = {}
     for name, array in weights.items():
         for new, legacy in LEGACY.items():
@@ -117,11 +117,11 @@ def test_old_names_become_the_present_ones(pointwise):
                 array = array[:, :, None, None] if pointwise and array.ndim == 2 else array
         old[name] = array
     assert old.keys() != weights.keys()
-    same_bits(to_torch(from_torch(old, "diffusers", config)), weights)
+    assert_same_bits(to_torch(from_torch(old, "diffusers", config)), weights)
 
 
-def test_the_first_names_of_blocks_are_understood():
-    config, _, _, weights = recorded(CASES[0])
+def test_the_earliest_names_of_blocks_are_understood():
+    config, _, _, weights = load_recorded(CASES[0])
     old = {**config, "down_block_types": [f"UNetRes{kind}" for kind in config["down_block_types"]]}
     new = from_torch(weights, "diffusers", config)
     assert from_torch(weights, "diffusers", old).config == new.config
@@ -129,7 +129,7 @@ def test_the_first_names_of_blocks_are_understood():
 
 @pytest.mark.parametrize("case", CASES)
 def test_shapes_reveal_what_they_can(case):
-    config, _, _, weights = recorded(case)
+    config, _, _, weights = load_recorded(case)
     complete = from_torch(weights, "diffusers", config).config
     told = PEERS["diffusers"].infer({name: array.shape for name, array in weights.items()})
     assert len(told) >= 11
@@ -142,7 +142,7 @@ def test_shapes_reveal_what_they_can(case):
 
 
 def test_weights_without_a_configuration_are_refused():
-    weights = recorded(CASES[0])[3]
+    weights = load_recorded(CASES[0])[3]
     with pytest.raises(UserError, match="shapes do not reveal its attention_head_dim"):
         from_torch(weights, "diffusers")
 
@@ -173,7 +173,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("arguments", "tensors", "sentence"), WRONG)
 def test_mistakes_get_one_sentence(arguments, tensors, sentence):
-    config, _, _, weights = recorded(CASES[0])
+    config, _, _, weights = load_recorded(CASES[0])
     weights = {n: a for n, a in (weights | tensors).items() if a is not None}
     with pytest.raises(UserError, match=sentence):
         from_torch(weights, "diffusers", config | arguments)
@@ -186,7 +186,7 @@ def test_mistakes_get_one_sentence(arguments, tensors, sentence):
         pytest.param(json.dumps(LARGE), 113_673_219, marks=pytest.mark.slow),
     ],
 )
-def test_googles_networks_have_their_number_of_parameters(text, count):
+def test_googles_networks_have_the_published_number_of_parameters(text, count):
     with torch.device("meta"):
         theirs = UNet2DModel.from_config(json.loads(text))
     peer, arguments = PEERS["diffusers"], json.loads(text)
@@ -198,8 +198,8 @@ def test_googles_networks_have_their_number_of_parameters(text, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(config))) == count
 
 
-def random_config(rng, family):
-    """Any arguments of a small UNet2DModel."""
+def draw_config(rng, family):
+    """Draw arguments of a small UNet2DModel."""
     num_levels = rng.choice([1, 2, 2, 3])
     config = {
         "layers_per_block": rng.choice([1, 1, 2]),
@@ -231,7 +231,7 @@ def random_config(rng, family):
     return config | FAMILIES[family](rng, num_levels)
 
 
-def plain_blocks(rng, num_levels):
+def draw_plain_blocks(rng, num_levels):
     groups = rng.choice([2, 4])
     down = ["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "UNetResAttnDownBlock2D"]
     return {
@@ -248,8 +248,8 @@ def plain_blocks(rng, num_levels):
     }
 
 
-def skip_blocks(rng, num_levels):
-    """Skip blocks at the full resolution and those next to it, other blocks below."""
+def draw_skip_blocks(rng, num_levels):
+    """Skip blocks at the highest resolutions, other blocks below."""
     kinds = [rng.choice(["", "Attn"]) for _ in range(num_levels)]
     num_down, num_up = rng.randint(0, num_levels), rng.randint(1, num_levels)
     down = [f"{k}SkipDownBlock2D" if i < num_down else "DownBlock2D" for i, k in enumerate(kinds)]
@@ -264,7 +264,7 @@ def skip_blocks(rng, num_levels):
     }
 
 
-def k_blocks(rng, num_levels):
+def draw_k_blocks(rng, num_levels):
     return {
         "block_out_channels": rng.choices([32, 64], k=num_levels),
         "down_block_types": ["KDownBlock2D"] * num_levels,
@@ -275,7 +275,7 @@ def k_blocks(rng, num_levels):
     }
 
 
-FAMILIES = {"plain": plain_blocks, "skip": skip_blocks, "k": k_blocks}
+FAMILIES = {"plain": draw_plain_blocks, "skip": draw_skip_blocks, "k": draw_k_blocks}
 
 
 @pytest.fixture
@@ -285,8 +285,8 @@ def double(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
-def inputs_of(config, rng, drawn):
-    """(x [b,c,h,w], t, label) that such a network takes."""
+def draw_inputs(config, rng, drawn):
+    """Draw (x [b, c, h, w], t, label) for a network of this configuration."""
     multiple = 2 ** (len(config["block_out_channels"]) - 1)
     height, width = multiple * rng.choice([2, 3]), multiple * rng.choice([2, 4])
     x = drawn.standard_normal((2, config.get("in_channels", 3), height, width))
@@ -316,16 +316,16 @@ SLOW_RUNS = [
 )
 def test_any_configuration_computes_what_theirs_computes(compare, double, family, seed):
     rng, drawn = random.Random(seed), np.random.default_rng(seed)
-    config = random_config(rng, family)
+    config = draw_config(rng, family)
     theirs = UNet2DModel(**config).double().eval()
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_(0.2 * torch.from_numpy(drawn.standard_normal(parameter.shape)))
     weights = {name: tensor.numpy().copy() for name, tensor in theirs.state_dict().items()}
     network = from_torch(weights, "diffusers", config)
-    same_bits(to_torch(network), weights)
+    assert_same_bits(to_torch(network), weights)
 
-    x, t, label = inputs_of(config, rng, drawn)
+    x, t, label = draw_inputs(config, rng, drawn)
     with torch.no_grad():
         y = None if label is None else torch.from_numpy(label)
         expected = theirs(torch.from_numpy(x), torch.from_numpy(t), y).sample.numpy()
@@ -361,8 +361,8 @@ def test_labels_are_for_networks_with_classes():
 
 
 @pytest.mark.slow
-def test_the_initial_parameters_are_drawn_as_theirs():
-    """Kernels and biases, uniform within 1/sqrt(fan_in)."""
+def test_initial_parameters_are_distributed_as_in_diffusers():
+    """Kernels and biases are uniform within 1/sqrt(fan_in)."""
     style = UNet2DConfig().style(jnp.float32)
     block = ResnetBlock(64, style)
     x, temb = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 8, 8, 32), (1, 128)))
@@ -381,7 +381,7 @@ def test_the_initial_parameters_are_drawn_as_theirs():
         assert np.abs(bias).max() == pytest.approx(layer.bias.abs().max().item(), rel=0.1)
 
 
-def test_averaging_drops_an_odd_last_row_as_theirs_does():
+def test_averaging_drops_an_odd_last_row_as_in_torch():
     x = np.random.default_rng(0).standard_normal((1, 2, 5, 4))
     expected = torch.nn.functional.avg_pool2d(torch.from_numpy(x), 2).numpy()
     ours = downsample_mean(jnp.asarray(nchw_to_nhwc(x)))

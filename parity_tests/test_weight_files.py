@@ -1,4 +1,4 @@
-"""PyTorch's own weight files, read and written without running any code in them."""
+"""PyTorch's weight files are read and written without running code in them."""
 
 import os
 import pickle

@@ -35,7 +35,7 @@ from parity_tests.comparing import (
     to_jax,
     to_torch,
 )
-from tests.shared.long_tests import others_long
+from tests.shared.long_tests import mark_others_long
 from torch_ref.annotated import AnnotatedUNet as TorchUNet
 from torch_ref.annotated_ws import AnnotatedWSUNet as TorchWSUNet
 
@@ -125,7 +125,7 @@ def test_losses_and_steps(compare, dtype, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", others_long(["float64", "float32"], keep=("float64",)))
+@pytest.mark.parametrize("dtype", mark_others_long(["float64", "float32"], keep=("float64",)))
 @pytest.mark.parametrize("case", CASES)
 def test_gradients(compare, dtype, case):
     config, _, network = load_recorded(case)

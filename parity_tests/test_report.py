@@ -34,7 +34,7 @@ from jax_ddpm.parity.report import ParityArgs, format_line, write_report
 from jax_ddpm.parity.tolerances import TOLERANCES, Tolerance
 from jax_ddpm.parity.twins import make_twin_networks
 from parity_tests.comparing import GOLDENS, load_weights
-from tests.shared.long_tests import others_long
+from tests.shared.long_tests import mark_others_long
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "parity.py"
@@ -339,7 +339,7 @@ CHECKPOINTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", others_long(CHECKPOINTS, keep=("brianpulfer/myunet",)))
+@pytest.mark.parametrize("case", mark_others_long(CHECKPOINTS, keep=("brianpulfer/myunet",)))
 def test_the_network_of_a_checkpoint_is_within_tolerance(tmp_path, case):
     (recorded,) = GOLDENS.joinpath(case).glob("weights.*")
     weights = recorded

@@ -25,7 +25,7 @@ from jax_ddpm.process.schedules import BETAS
 from jax_ddpm.runs.checkpoint import open_checkpoints, save
 from jax_ddpm.runs.formats import FORMAT
 from jax_ddpm.samplers import draw_noise
-from tests.shared.long_tests import others_long
+from tests.shared.long_tests import mark_others_long
 from torch_ref import random
 from torch_ref import sample as ref
 
@@ -100,7 +100,7 @@ def test_pixels_are_almost_equal_in_float32(folder, settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", others_long(["float64", "float32"], keep=("float32",)))
+@pytest.mark.parametrize("dtype", mark_others_long(["float64", "float32"], keep=("float32",)))
 def test_the_pixels_of_myunet_are_equal(tmp_path, dtype):
     config = replace(CONFIG, model=PulferConfig(n_steps=40))
     ours, theirs = draw_both(

@@ -59,7 +59,7 @@ def make_data(folder: Path) -> None:
         write_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", (np.arange(40) % 10).astype(np.uint8))
 
 
-def forked(work: Callable[[], None], log: Path) -> int:
+def run_in_fork(work: Callable[[], None], log: Path) -> int:
     """Do `work` in a forked process, which writes to `log`; return its id."""
     sys.stdout.flush()
     number = os.fork()
@@ -94,7 +94,7 @@ def train(flags: Sequence[str]) -> None:
     exit_after(lambda: train.run(flags))
 
 
-def ended(number: int, seconds: float) -> int | None:
+def wait_for_end(number: int, seconds: float) -> int | None:
     """Return the exit status of process `number` if it ends within `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
@@ -108,14 +108,14 @@ def ended(number: int, seconds: float) -> int | None:
 
 def finish(number: int, log: Path) -> None:
     """Wait for process `number`. Raises AssertionError unless it succeeds."""
-    status = ended(number, GIVE_UP)
+    status = wait_for_end(number, GIVE_UP)
     if status is None:
         os.kill(number, signal.SIGKILL)
         os.waitpid(number, 0)
     assert status == 0, f"status {status}: {log.read_text()[-3000:]}"
 
 
-def struck(run: Path, since: float) -> str:
+def find_interrupted(run: Path, since: float) -> str:
     """Find what a kill interrupted, from the files that it left."""
 
     def fresh(pattern: str) -> bool:
@@ -129,18 +129,18 @@ def struck(run: Path, since: float) -> str:
         return "while a checkpoint was removed"
     if fresh("**/.*.tmp"):
         return "while another file was written"
-    steps = fresh("metrics.jsonl") and steps_logged(run)
+    steps = fresh("metrics.jsonl") and find_logged_step(run)
     return "between these, while training" if steps else "between these, before the first row"
 
 
-def steps_logged(run: Path) -> int:
+def find_logged_step(run: Path) -> int:
     """The last step in metrics.jsonl."""
     from jax_ddpm.runs import metrics
 
     return max((row.step for row in metrics.read(run / "metrics.jsonl")), default=0)
 
 
-def steps_saved(run: Path) -> int:
+def find_saved_step(run: Path) -> int:
     """The newest checkpoint."""
     names = [path.name for path in run.glob("checkpoints/*")]
     return max((int(name) for name in names if name.isdigit()), default=0)
@@ -169,26 +169,26 @@ def harass(folder: Path, kills: int, seed: int, flags: Sequence[str]) -> Figures
     flags = [*FLAGS, "--data.path", str(folder / "data"), *flags]
     begin = time.monotonic()
     log = folder / "log"
-    finish(forked(lambda: train(["--run", str(folder / "expected"), *flags]), log), log)
+    finish(run_in_fork(lambda: train(["--run", str(folder / "expected"), *flags]), log), log)
     start = time.monotonic()  # once more, now that the programs are compiled
-    finish(forked(lambda: train(["--run", str(folder / "again"), *flags]), log), log)
+    finish(run_in_fork(lambda: train(["--run", str(folder / "again"), *flags]), log), log)
     longest = time.monotonic() - start
     while done.total() < kills or runs == 0:
         run = folder / f"run{runs}"
         while True:
             since = time.time()
-            number = forked(lambda run=run: train(["--run", str(run), *flags]), log)
+            number = run_in_fork(lambda run=run: train(["--run", str(run), *flags]), log)
             wait = numbers.uniform(0, 0.7 * longest) if done.total() < kills else GIVE_UP
-            status = ended(number, wait)
+            status = wait_for_end(number, wait)
             if status is not None:
                 assert status == 0, log.read_text()[-3000:]
                 break
             os.kill(number, signal.SIGKILL)
             os.waitpid(number, 0)
             assert done.total() < kills, f"it hangs: {log.read_text()[-3000:]}"
-            done[struck(run, since)] += 1
-            lost = max(lost, steps_logged(run) - steps_saved(run))
-        finish(forked(lambda run=run: compare(run, folder / "expected"), log), log)
+            done[find_interrupted(run, since)] += 1
+            lost = max(lost, find_logged_step(run) - find_saved_step(run))
+        finish(run_in_fork(lambda run=run: compare(run, folder / "expected"), log), log)
         shutil.rmtree(run)
         runs += 1
     return Figures(done, runs, lost, time.monotonic() - begin)

@@ -31,11 +31,11 @@ FLOORS = [
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 
-def room_of(path: Path) -> str:
+def find_room(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
-def imports(path: Path) -> Iterator[str]:
+def list_imports(path: Path) -> Iterator[str]:
     """Every module that `path` imports, inside functions too, and the names taken from it."""
     for node in ast.walk(TREES[path]):
         if isinstance(node, ast.Import):
@@ -49,30 +49,30 @@ def is_inside(name: str, *packages: str) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-def violations(paths: list[Path], *packages: str) -> list[str]:
+def find_violations(paths: list[Path], *packages: str) -> list[str]:
     """Imports of `packages` in any of `paths`, as "file: module"."""
     return [
         f"{path.relative_to(ROOT)}: {name}"
         for path in paths
-        for name in imports(path)
+        for name in list_imports(path)
         if is_inside(name, *packages)
     ]
 
 
-def files_outside(*rooms: str) -> list[Path]:
-    return [path for path in FILES if room_of(path) not in rooms]
+def list_files_outside(*rooms: str) -> list[Path]:
+    return [path for path in FILES if find_room(path) not in rooms]
 
 
 def test_the_walk_sees_the_package():
-    assert {room_of(path) for path in FILES} <= FLOOR.keys()
-    assert "jax_ddpm.process.schedules.Schedule" in set(imports(PACKAGE / "process/levels.py"))
+    assert {find_room(path) for path in FILES} <= FLOOR.keys()
+    assert "jax_ddpm.process.schedules.Schedule" in set(list_imports(PACKAGE / "process/levels.py"))
 
 
 def test_imports_only_go_down():
     wrong = []
     for path in FILES:
-        room = room_of(path)
-        for name in imports(path):
+        room = find_room(path)
+        for name in list_imports(path):
             if is_inside(name, "jax_ddpm") and name != "jax_ddpm":
                 other = name.split(".")[1]
                 if other in FLOOR and other != room and FLOOR[other] <= FLOOR[room]:
@@ -81,19 +81,20 @@ def test_imports_only_go_down():
 
 
 def test_no_two_modules_import_each_other():
-    def name_of(path: Path) -> str:
+    def name_module(path: Path) -> str:
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         return ".".join(["jax_ddpm", *parts]).removesuffix(".__init__")
 
-    modules = {name_of(path): path for path in FILES}
+    modules = {name_module(path): path for path in FILES}
 
-    def module_of(name: str) -> str:
+    def find_module(name: str) -> str:
         while name not in modules:
             name = name.rpartition(".")[0]
         return name
 
     graph = {
-        name: {module_of(found) for found in imports(path) if is_inside(found, "jax_ddpm")} - {name}
+        name: {find_module(found) for found in list_imports(path) if is_inside(found, "jax_ddpm")}
+        - {name}
         for name, path in modules.items()
     }
     while leaves := [name for name, found in graph.items() if not found]:
@@ -102,21 +103,21 @@ def test_no_two_modules_import_each_other():
 
 
 def test_imports_are_absolute():
-    assert [p for p in FILES if any(name.startswith(".") for name in imports(p))] == []
+    assert [p for p in FILES if any(name.startswith(".") for name in list_imports(p))] == []
 
 
 def test_linen_appears_only_in_networks():
-    assert violations(files_outside("models"), "flax.linen", "flax.nnx") == []
+    assert find_violations(list_files_outside("models"), "flax.linen", "flax.nnx") == []
 
 
 def test_torch_appears_only_where_two_frameworks_meet():
     torch = ("torch", "torchvision", "torch_ref", "diffusers")
     allowed = [PACKAGE / "interop" / "files.py"]
-    elsewhere = [path for path in files_outside("parity") if path not in allowed]
-    assert violations(elsewhere, *torch) == []
-    assert violations(allowed, *torch) == ["jax_ddpm/interop/files.py: torch"]
-    assert violations(REFERENCE, "jax", "flax", "optax", "jax_ddpm") == []
-    assert violations(FILES, "parity_tests", "tests") == []
+    elsewhere = [path for path in list_files_outside("parity") if path not in allowed]
+    assert find_violations(elsewhere, *torch) == []
+    assert find_violations(allowed, *torch) == ["jax_ddpm/interop/files.py: torch"]
+    assert find_violations(REFERENCE, "jax", "flax", "optax", "jax_ddpm") == []
+    assert find_violations(FILES, "parity_tests", "tests") == []
 
 
 DEVICE_NAMES = {
@@ -138,7 +139,7 @@ DEVICE_NAMES = {
 
 def test_devices_appear_only_in_their_room():
     wrong = []
-    for path in files_outside("devices"):
+    for path in list_files_outside("devices"):
         used = {
             node.attr
             for node in ast.walk(TREES[path])
@@ -147,7 +148,10 @@ def test_devices_appear_only_in_their_room():
             and node.value.id == "jax"
         }
         used |= {
-            part for name in imports(path) if is_inside(name, "jax") for part in name.split(".")
+            part
+            for name in list_imports(path)
+            if is_inside(name, "jax")
+            for part in name.split(".")
         }
         wrong += [f"{path.relative_to(PACKAGE)}: {name}" for name in used & DEVICE_NAMES]
     assert wrong == []
@@ -155,7 +159,7 @@ def test_devices_appear_only_in_their_room():
 
 def test_scripts_are_doors_to_the_command_line():
     for path in SCRIPTS:
-        assert violations([path], "jax", "flax", "optax", "torch") == []
+        assert find_violations([path], "jax", "flax", "optax", "torch") == []
 
 
 def test_nothing_gets_too_long():

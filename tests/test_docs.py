@@ -23,13 +23,13 @@ ROOMS = {path.name for path in (ROOT / "jax_ddpm").iterdir() if path.is_dir()}
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
-def flags(kind, prefix="--", keep=lambda name: True):
+def list_flags(kind, prefix="--", keep=lambda name: True):
     """The flags of a dataclass; its first field may be positional, as RUN is."""
     names = [field.name for field in fields(kind) if field.name != "run" and keep(field.name)]
     return [prefix + name.replace("_", "-") for name in names]
 
 
-def blocks():
+def find_blocks():
     """Every Python block of every page."""
     found = []
     for page in PAGES:
@@ -38,13 +38,13 @@ def blocks():
     return found
 
 
-def code_of(page):
+def find_code(page):
     """The inline code of a page, outside its fenced blocks."""
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     return re.findall(r"`([^`\n]+)`", text)
 
 
-def anchors(page):
+def find_anchors(page):
     """The anchors that a page's headings get, as GitHub makes them."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
@@ -59,27 +59,27 @@ def exists(name):
 
 def test_every_flag_is_documented():
     every_flag = [
-        *flags(DataConfig, "--data."),
-        *flags(PrepareFlags),
-        *flags(EmojiFlags),
-        *flags(DiffusionConfig, "--diffusion."),
-        *flags(TrainConfig, "--train.", lambda name: "ema" in name or "snapshot" in name),
+        *list_flags(DataConfig, "--data."),
+        *list_flags(PrepareFlags),
+        *list_flags(EmojiFlags),
+        *list_flags(DiffusionConfig, "--diffusion."),
+        *list_flags(TrainConfig, "--train.", lambda name: "ema" in name or "snapshot" in name),
         "--train.parallel",
         "--train.fsdp",
-        *flags(StartFlags, keep=lambda name: name != "launch"),
-        *flags(Launch),
-        *flags(SampleJob),
-        *flags(SampleConfig, keep=lambda name: name != "num_steps"),  # --steps
-        *flags(EditFlags),
-        *flags(Weights),
-        *flags(EvaluateJob),
-        *flags(CompareJob),
+        *list_flags(StartFlags, keep=lambda name: name != "launch"),
+        *list_flags(Launch),
+        *list_flags(SampleJob),
+        *list_flags(SampleConfig, keep=lambda name: name != "num_steps"),  # --steps
+        *list_flags(EditFlags),
+        *list_flags(Weights),
+        *list_flags(EvaluateJob),
+        *list_flags(CompareJob),
     ]
     named = set(re.findall(r"--[\w.-]+", TEXT))
     assert not [flag for flag in every_flag if flag not in named], "no page mentions these"
 
 
-@pytest.mark.parametrize("block", blocks())
+@pytest.mark.parametrize("block", find_blocks())
 def test_every_python_block_runs_alone(block, tmp_path, monkeypatch):
     """In float32 and with implicit broadcasts, as a user runs it."""
     monkeypatch.chdir(tmp_path)
@@ -90,7 +90,7 @@ def test_every_python_block_runs_alone(block, tmp_path, monkeypatch):
 @every_page
 def test_every_file_that_a_page_names_exists(page):
     files = re.compile(r"(docs|tests|parity_tests|jax_ddpm|scripts|torch_ref)/[\w./*-]*(::\w+)?")
-    missing = [code for code in code_of(page) if files.fullmatch(code) and not exists(code)]
+    missing = [code for code in find_code(page) if files.fullmatch(code) and not exists(code)]
     assert not missing
 
 
@@ -102,13 +102,13 @@ def test_every_internal_link_of_a_page_leads_somewhere(page):
         name, _, anchor = target.partition("#")
         found = (page.parent / name).resolve() if name else page
         assert found.exists(), target
-        assert not anchor or anchor in anchors(found), target
+        assert not anchor or anchor in find_anchors(found), target
 
 
 @every_page
 def test_every_function_that_a_page_names_exists(page):
     """`room.module.name`, which is jax_ddpm.room.module.name."""
-    for code in code_of(page):
+    for code in find_code(page):
         name = code.removeprefix("jax_ddpm.")
         room, _, rest = name.partition(".")
         if room in ROOMS and re.fullmatch(r"\w+(\.\w+)*", rest) and rest not in SUFFIXES:
@@ -135,7 +135,7 @@ def test_every_new_import_of_the_changelog_exists():
 def test_every_golden_array_is_described_and_every_description_has_arrays():
     folder = ROOT / "parity_tests/goldens"
     names = [
-        name for name in code_of(folder / "README.md") if (folder / name.split("/")[0]).is_dir()
+        name for name in find_code(folder / "README.md") if (folder / name.split("/")[0]).is_dir()
     ]
     described = {path for name in names for path in folder.glob(name)}
     recorded = {path.parent for path in folder.rglob("manifest.json")}

@@ -13,14 +13,14 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-def run(block):
+def run_block(block):
     names = {}
     with jax.numpy_rank_promotion("allow"):  # a user has not turned it off
         exec(block, names)
     return names
 
 
-def block(words):
+def find_block(words):
     """The block of the README that has `words` in it."""
     (found,) = [text for text in BLOCKS if words in text]
     return found
@@ -29,11 +29,11 @@ def block(words):
 @pytest.mark.slow
 @pytest.mark.guard
 def test_training_on_an_array(one_device):
-    assert run(block("jd.fit("))["pictures"].shape == (4, 8, 8, 1)
+    assert run_block(find_block("jd.fit("))["pictures"].shape == (4, 8, 8, 1)
 
 
 def test_a_network_of_ones_own():
-    names = run(block("jd.Diffusion("))
+    names = run_block(find_block("jd.Diffusion("))
     assert names["loss"].shape == (4,)
     assert names["x_0"].shape == (4, 8, 8, 1)
 
@@ -41,14 +41,14 @@ def test_a_network_of_ones_own():
 @pytest.mark.slow
 @pytest.mark.guard
 def test_the_same_with_nothing_hidden():
-    names = run(block("jd.make_loss_fn("))
+    names = run_block(find_block("jd.make_loss_fn("))
     assert jnp.isfinite(names["x_0"]).all()
     assert jax.tree.structure(names["grads"]) == jax.tree.structure(names["params"])
 
 
 def test_the_sampler_of_the_readme_solves_a_problem_with_a_known_answer():
     """For data that is one point, every first-order solver of the ODE ends at that point."""
-    sampler = run(block("def my_euler"))["my_euler"]()
+    sampler = run_block(find_block("def my_euler"))["my_euler"]()
     schedule = jd.make_schedule(jd.linear_betas(1000), dtype=jnp.float64)
     levels = jd.level_at(schedule, jnp.asarray(jd.timestep_grid(1000, 20)))
     point, x_T = jnp.full((1, 2, 2, 1), 0.5), jnp.ones((1, 2, 2, 1))

@@ -71,7 +71,7 @@ print("LOADED", *sorted(set({names}) & sys.modules.keys()))
 """
 
 
-def loaded_by(commands, names):
+def find_loaded(commands, names):
     """Which of the modules `names` are loaded once all `commands` have run in one process."""
     program = LOADED.format(commands=commands, names=names)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -82,11 +82,11 @@ def loaded_by(commands, names):
 
 def test_help_loads_nothing_heavy():
     names = ("train", "sample", "evaluate", "convert", "plot", "prepare")
-    assert loaded_by([[name, "--help"] for name in names], HEAVY) == []
+    assert find_loaded([[name, "--help"] for name in names], HEAVY) == []
 
 
 def test_the_list_of_commands_loads_nothing_at_all():
-    assert loaded_by([["--help"]], [*HEAVY, "jax", "numpy", "tyro"]) == []
+    assert find_loaded([["--help"]], [*HEAVY, "jax", "numpy", "tyro"]) == []
 
 
 def test_commands_on_a_run_load_no_other_framework(trained_run, tmp_path):
@@ -97,4 +97,4 @@ def test_commands_on_a_run_load_no_other_framework(trained_run, tmp_path):
         ["convert", run, "--to", "torch", "--out", f"{out}.safetensors"],
         ["plot", "schedules", "--out", f"{out}.png"],
     ]
-    assert loaded_by(commands, ["torch", "tensorflow", "diffusers", "tensorboardX"]) == []
+    assert find_loaded(commands, ["torch", "tensorflow", "diffusers", "tensorboardX"]) == []

@@ -7,7 +7,7 @@ from jax_ddpm.api.by_value import ByValue
 from jax_ddpm.samplers.registry import Options
 
 
-def make(name, **settings):
+def make_sampler(name, **settings):
     """The sampler called `name`, all of it made anew."""
     schedule = jd.named_schedule("cosine", 20)
     options = Options(8, jd.level_of_t(schedule), jd.level_of_sigma(schedule), **settings)
@@ -16,15 +16,15 @@ def make(name, **settings):
 
 @pytest.mark.parametrize("name", jd.SAMPLERS)
 def test_a_sampler_made_twice_is_the_same(name):
-    assert ByValue(make(name, churn=1.0)) == ByValue(make(name, churn=1.0))
-    assert hash(ByValue(make(name))) == hash(ByValue(make(name)))
+    assert ByValue(make_sampler(name, churn=1.0)) == ByValue(make_sampler(name, churn=1.0))
+    assert hash(ByValue(make_sampler(name))) == hash(ByValue(make_sampler(name)))
 
 
 def test_other_arguments_make_another_sampler():
     assert ByValue(jd.ddim()) != ByValue(jd.ddim(eta=0.5))
     assert ByValue(jd.ddpm("fixed_small")) != ByValue(jd.ddpm("fixed_large"))
-    assert ByValue(make("heun", churn=1.0)) != ByValue(make("heun", churn=2.0))
-    assert len({ByValue(make(name)) for name in jd.SAMPLERS}) == len(jd.SAMPLERS)
+    assert ByValue(make_sampler("heun", churn=1.0)) != ByValue(make_sampler("heun", churn=2.0))
+    assert len({ByValue(make_sampler(name)) for name in jd.SAMPLERS}) == len(jd.SAMPLERS)
 
 
 def test_schedules_count_by_their_tables():

@@ -28,7 +28,7 @@ def network(params, x_t, t, *, label=None, x_self_cond=None, train=False):
     return out + 1 if train else out
 
 
-def with_variance(params, x_t, t):
+def network_with_variance(params, x_t, t):
     return jnp.concatenate([network(params, x_t, t), 0.1 * x_t], axis=-1)
 
 
@@ -64,7 +64,7 @@ def test_the_loss_is_that_of_a_training_step_with_the_same_key(images, settings)
         noise = jax.vmap(lambda key: jax.random.normal(key, x_t.shape[1:], x_t.dtype))
         x_t = x_t + 0.1 * noise(dropout_keys) if train else x_t
         if settings.get("variance") == "learned_range":
-            return with_variance(params, x_t, t)
+            return network_with_variance(params, x_t, t)
         return network(params, x_t, t, x_self_cond=x_self_cond)
 
     optimizer = optax.sgd(0.0)
@@ -74,13 +74,13 @@ def test_the_loss_is_that_of_a_training_step_with_the_same_key(images, settings)
     state = jd.create_state(PARAMS, optimizer)
 
     @jax.jit
-    def both(pixels, key):
+    def compute_both(pixels, key):
         images, step_key = jd.from_uint8(pixels), jax.random.fold_in(key, 0)
         losses = diffusion.loss(apply_fn, PARAMS, images, step_key, train=True)
         return losses, step(state, pixels, key)[1]["loss"]
 
     for key in jax.random.split(KEY, 4):  # a coin decides about self-conditioning
-        losses, mean = both(jd.to_uint8(images), key)
+        losses, mean = compute_both(jd.to_uint8(images), key)
         assert losses.shape == (4,)
         np.testing.assert_allclose(losses.mean(), mean, rtol=1e-5)  # measured: 2e-7
 
@@ -110,7 +110,7 @@ def test_keywords_reach_the_network(images):
     assert (diffusion.sample(network, PARAMS, KEY, SHAPE, steps=2, label=label) != plain).any()
 
 
-def by_hand(sampler, levels, **settings):
+def sample_by_hand(sampler, levels, **settings):
     """What `Diffusion.sample` does, in pure functions."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(4))
     x_T, noise_fn = jd.draw_noise(keys, SHAPE[1:])
@@ -127,7 +127,7 @@ def test_samples_are_those_of_the_pure_functions(name, sampler, spacing):
     settings = {"prediction_type": "v", "dynamic_threshold": 0.9, "rederive_eps": False}
     diffusion = jd.Diffusion(SCHEDULE, variance="fixed_small", **settings)
     levels = jd.level_at(SCHEDULE, jnp.asarray(jd.timestep_grid(20, 5, spacing)))
-    expected = by_hand(sampler or jd.ddpm("fixed_small"), levels, **settings)
+    expected = sample_by_hand(sampler or jd.ddpm("fixed_small"), levels, **settings)
     found = diffusion.sample(network, PARAMS, KEY, SHAPE, sampler=name, steps=5)
     np.testing.assert_allclose(found, expected, atol=1e-5)  # measured: 2e-7
 
@@ -135,7 +135,7 @@ def test_samples_are_those_of_the_pure_functions(name, sampler, spacing):
 def test_all_timesteps_are_visited_by_default():
     levels = jd.level_at(SCHEDULE, jnp.arange(19, -2, -1))
     found = jd.Diffusion(SCHEDULE).sample(network, PARAMS, KEY, SHAPE)
-    np.testing.assert_allclose(found, by_hand(jd.ddpm("fixed_large"), levels), atol=1e-5)
+    np.testing.assert_allclose(found, sample_by_hand(jd.ddpm("fixed_large"), levels), atol=1e-5)
     assert jax.tree.all(
         jax.tree.map(lambda a, b: (a == b).all(), jd.Diffusion(SCHEDULE).levels(), levels)
     )
@@ -212,8 +212,8 @@ def test_the_likelihood_is_the_variational_bound(images):
 
 def test_a_learned_variance_is_read_from_the_second_half_of_the_channels(images):
     diffusion = jd.Diffusion(SCHEDULE, objective="hybrid", variance="learned_range")
-    assert diffusion.sample(with_variance, PARAMS, KEY, SHAPE, steps=3).shape == SHAPE
-    assert diffusion.bits_per_dimension(with_variance, PARAMS, images, KEY).shape == (4,)
+    assert diffusion.sample(network_with_variance, PARAMS, KEY, SHAPE, steps=3).shape == SHAPE
+    assert diffusion.bits_per_dimension(network_with_variance, PARAMS, images, KEY).shape == (4,)
 
 
 def test_self_conditioning_is_used_by_loss_sampler_and_likelihood(images):
@@ -247,13 +247,13 @@ def test_it_can_be_passed_to_compiled_functions_and_used_in_them(images):
 def test_a_sampler_made_of_traced_arrays_belongs_to_its_trace(images):
     diffusion, mask = jd.Diffusion(SCHEDULE), jnp.arange(4).reshape(1, 1, 4, 1) < 2
 
-    def painted(image):
+    def paint(image):
         sampler = jd.inpaint(jd.ddim(), image, mask)
         return diffusion.sample(network, PARAMS, KEY, SHAPE, sampler=sampler, steps=3)
 
     for image in (images, images[:, ::-1]):
-        found = jax.jit(painted)(image)
-        np.testing.assert_allclose(found, painted(image), atol=1e-5)
+        found = jax.jit(paint)(image)
+        np.testing.assert_allclose(found, paint(image), atol=1e-5)
         np.testing.assert_allclose(found[:, :, :2], image[:, :, :2], atol=1e-6)
 
 

@@ -14,7 +14,7 @@ import jax_ddpm as jd
 from jax_ddpm.api.arrays import make_source
 from jax_ddpm.api.fit import change_config, choose_network
 from jax_ddpm.jobs.train import train
-from tests.api.test_plug_in import equinox, nnx
+from tests.api.test_plug_in import make_equinox, make_nnx
 from tests.shared.docstrings import run_examples
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -23,7 +23,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1), np.uint8)
 LABELS = np.arange(24) % 3
 
 
-def plain(key):
+def init_plain(key):
     return {"scale": 0.1 * jax.random.normal(key, (1, 1, 1, 1)), "bias": jnp.zeros((1, 1, 1, 1))}
 
 
@@ -31,7 +31,7 @@ def apply_plain(params, x_t, t):
     return params["scale"] * x_t + params["bias"]
 
 
-OWN = (plain, apply_plain)
+OWN = (init_plain, apply_plain)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def config(make_config, tmp_path):
     return lambda **changes: replace(make_config(tmp_path, **changes), run=None)
 
 
-def equal(a, b):
+def are_equal(a, b):
     return jax.tree.all(jax.tree.map(lambda x, y: (np.asarray(x) == np.asarray(y)).all(), a, b))
 
 
@@ -53,7 +53,7 @@ def test_it_is_the_training_job(config, make_config, tmp_path):
         train(make_config(tmp_path / "command", data=data))
     run = jd.fit(IMAGES, config=config())
     command = jd.load_run(tmp_path / "command")
-    assert equal(run.params, command.params)
+    assert are_equal(run.params, command.params)
     np.testing.assert_array_equal(run.sample(4), command.sample(4))
     assert [path.name for path in run.folder.glob("*.png")] == ["samples.png", "loss.png"]
 
@@ -67,7 +67,7 @@ def test_a_run_folder_stays_and_is_continued(config, tmp_path, capsys):
     assert "step 6" in repr(first)
     second = jd.fit(IMAGES, **settings, run=folder)
     assert "step 12" in repr(second)
-    assert equal(second.params, jd.fit(IMAGES, **settings).params)
+    assert are_equal(second.params, jd.fit(IMAGES, **settings).params)
 
 
 def test_settings_are_keywords(config):
@@ -108,7 +108,7 @@ def apply_with_label(params, x_t, t, *, label):
 
 def test_a_network_of_ones_own(config, tmp_path):
     run = jd.fit(IMAGES, config=config(), network=OWN, run=tmp_path / "own", optimizer="muon")
-    assert not equal(run.params, plain(jax.random.key(0)))
+    assert not are_equal(run.params, init_plain(jax.random.key(0)))
     loaded = jd.load_run(tmp_path / "own", network=OWN)
     np.testing.assert_array_equal(loaded.sample(4), run.sample(4))
     with pytest.raises(jd.UserError, match=r"network of your own, .* load_run\(folder, network="):
@@ -116,12 +116,12 @@ def test_a_network_of_ones_own(config, tmp_path):
 
 
 def test_a_network_of_ones_own_with_labels(config):
-    run = jd.fit(IMAGES, LABELS, config=config(), network=(plain, apply_with_label), steps=3)
+    run = jd.fit(IMAGES, LABELS, config=config(), network=(init_plain, apply_with_label), steps=3)
     assert run.parts.num_labels == 3
     assert (run.sample(3, label=0) != run.sample(3, label=2)).any()
 
 
-@pytest.mark.parametrize("make", [nnx, equinox])
+@pytest.mark.parametrize("make", [make_nnx, make_equinox])
 def test_networks_of_other_frameworks(config, make):
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
         apply_fn, params = make()
@@ -160,7 +160,7 @@ def test_ctrl_c_returns_the_run_as_far_as_it_got(config, capsys):
         jax.debug.callback(lambda: calls.append(signal.raise_signal(signal.SIGINT)))
         return apply_plain(params, x_t, t)
 
-    run = jd.fit(IMAGES, config=config(), network=(plain, apply_fn))
+    run = jd.fit(IMAGES, config=config(), network=(init_plain, apply_fn))
     assert calls
     assert "Stopped early, with the ema parameters of step" in capsys.readouterr().out
     assert int(run.description.split("step ")[1]) < 12
@@ -215,7 +215,9 @@ MISTAKES = {
         r"network is str, but it must be a configuration .* \(init, apply_fn\)",
     ),
     "a network that returns something else": (
-        lambda: jd.fit(IMAGES, network=(plain, lambda params, x_t, t: x_t[:, :4]), batch_size=8),
+        lambda: jd.fit(
+            IMAGES, network=(init_plain, lambda params, x_t, t: x_t[:, :4]), batch_size=8
+        ),
         "the network returns 4x8x1 for images of 8x8x1",
     ),
     "labels for a network without classes": (

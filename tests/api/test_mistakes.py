@@ -22,15 +22,15 @@ def network(params, x_t, t, *, label=None):
     return params["scale"] * x_t
 
 
-def any_keyword(params, x_t, t, **network_args):
+def network_with_any_keyword(params, x_t, t, **network_args):
     return params["scale"] * x_t
 
 
-def loss(apply_fn=network, params=PARAMS, images=IMAGES, key=KEY, **network_args):
+def compute_loss(apply_fn=network, params=PARAMS, images=IMAGES, key=KEY, **network_args):
     return DIFFUSION.loss(apply_fn, params, images, key, **network_args)
 
 
-def sample(apply_fn=network, params=PARAMS, key=KEY, shape=SHAPE, **settings):
+def draw_samples(apply_fn=network, params=PARAMS, key=KEY, shape=SHAPE, **settings):
     return DIFFUSION.sample(apply_fn, params, key, shape, **{"steps": 2} | settings)
 
 
@@ -74,68 +74,71 @@ MISTAKES = {
         "dynamic_threshold is 99.5, but it must be a quantile, above 0 and at most 1",
     ),
     "a setting told a method": (
-        lambda: loss(prediction_type="v"),
+        lambda: compute_loss(prediction_type="v"),
         "prediction_type is a setting of Diffusion: give it there, Diffusion",
     ),
     "a misspelt keyword of the network": (
-        lambda: loss(lable=0),
+        lambda: compute_loss(lable=0),
         "the network takes no keyword 'lable': did you mean 'label'?",
     ),
     "a misspelt keyword of a network that takes any": (
-        lambda: sample(any_keyword, trian=True),
+        lambda: draw_samples(network_with_any_keyword, trian=True),
         "the network takes no keyword 'trian': did you mean 'train'?",
     ),
     "a misspelt keyword of sample": (
-        lambda: sample(any_keyword, samplr="ddim"),
+        lambda: draw_samples(network_with_any_keyword, samplr="ddim"),
         "did you mean 'sampler'?",
     ),
     "pixels": (
-        lambda: loss(images=jnp.zeros(SHAPE, jnp.uint8)),
+        lambda: compute_loss(images=jnp.zeros(SHAPE, jnp.uint8)),
         r"images are uint8: convert them to \[-1, 1\] with jd.from_uint8\(images\)",
     ),
     "whole numbers": (
-        lambda: loss(images=jnp.zeros(SHAPE, int)),
+        lambda: compute_loss(images=jnp.zeros(SHAPE, int)),
         r"images has dtype int64, but images are floats in \[-1, 1\]",
     ),
     "floats up to 255": (
-        lambda: loss(images=255 + IMAGES),
+        lambda: compute_loss(images=255 + IMAGES),
         "images go from 255 to 255, but samples are clipped",
     ),
-    "a list of images": (lambda: loss(images=[[0.0]]), "images is list, but it must be an array"),
+    "a list of images": (
+        lambda: compute_loss(images=[[0.0]]),
+        "images is list, but it must be an array",
+    ),
     "one image": (
-        lambda: loss(images=IMAGES[0]),
+        lambda: compute_loss(images=IMAGES[0]),
         r"images have shape \(8, 8, 3\), but it must be \(images, height, width, channels\)",
     ),
     "channels first": (
-        lambda: loss(images=jnp.moveaxis(IMAGES, -1, 1)),
+        lambda: compute_loss(images=jnp.moveaxis(IMAGES, -1, 1)),
         r"shape \(4, 3, 8, 8\), which looks like \[batch, channels, .* use jnp.moveaxis\(x, 1, -1\)",
     ),
     "the shape of images with channels first": (
-        lambda: sample(shape=(4, 1, 28, 28)),
+        lambda: draw_samples(shape=(4, 1, 28, 28)),
         r"shape \(4, 1, 28, 28\), which looks like \[batch, channels,",
     ),
     "the shape of one image": (
-        lambda: sample(shape=(8, 8, 3)),
+        lambda: draw_samples(shape=(8, 8, 3)),
         r"shape is \(8, 8, 3\), but it must be \(images, height, width, channels\)",
     ),
-    "a number for a shape": (lambda: sample(shape=16), "shape is 16, but it must be"),
+    "a number for a shape": (lambda: draw_samples(shape=16), "shape is 16, but it must be"),
     "a seed": (
-        lambda: loss(key=0),
+        lambda: compute_loss(key=0),
         r"key is 0, but it must be a random key .* jax.random.key\(0\)",
     ),
-    "no key": (lambda: sample(key=None), "key is NoneType, but it must be a random key"),
+    "no key": (lambda: draw_samples(key=None), "key is NoneType, but it must be a random key"),
     "keys of other images": (
-        lambda: loss(key=jax.random.split(KEY, 3)),
+        lambda: compute_loss(key=jax.random.split(KEY, 3)),
         r"key has shape \(3,\) for 4 images: give one key, or one per image",
     ),
-    "no parameters": (lambda: loss(params=None), "params is None, .* such as network.init"),
+    "no parameters": (lambda: compute_loss(params=None), "params is None, .* such as network.init"),
     "a network for its function": (
-        lambda: loss(jd.NetworkFns(lambda key: PARAMS, network)),
+        lambda: compute_loss(jd.NetworkFns(lambda key: PARAMS, network)),
         "apply_fn is a network: give its function, network.apply_fn",
     ),
-    "no function": (lambda: sample("unet"), "apply_fn is str, but it must be a function"),
+    "no function": (lambda: draw_samples("unet"), "apply_fn is str, but it must be a function"),
     "a network with other channels": (
-        lambda: sample(lambda params, x_t, t: x_t[..., :1]),
+        lambda: draw_samples(lambda params, x_t, t: x_t[..., :1]),
         r"the network's output has shape \(4, 8, 8, 1\), but .* it must be \(4, 8, 8, 3\)",
     ),
     "a network without a variance": (
@@ -145,19 +148,19 @@ MISTAKES = {
         r"output has shape .* with a learned variance it must be \(4, 8, 8, 6\)",
     ),
     "an unknown sampler": (
-        lambda: sample(sampler="dimm"),
+        lambda: draw_samples(sampler="dimm"),
         "sampler is 'dimm', but it must be ddpm, ddim, .*: did you mean 'ddim'?",
     ),
     "a sampler that was not called": (
-        lambda: sample(sampler=jd.ddim),
+        lambda: draw_samples(sampler=jd.ddim),
         r"sampler is a function: call it, as in ddim\(eta=0.0\)",
     ),
-    "more steps than timesteps": (lambda: sample(steps=11), "between 1 and T = 10, got 11"),
+    "more steps than timesteps": (lambda: draw_samples(steps=11), "between 1 and T = 10, got 11"),
     "an unknown spacing": (
-        lambda: sample(spacing="trailling"),
+        lambda: draw_samples(spacing="trailling"),
         "spacing is 'trailling', but it must be .* karras: did you mean 'trailing'?",
     ),
-    "no steps": (lambda: sample(steps=0), "between 1 and T = 10, got 0"),
+    "no steps": (lambda: draw_samples(steps=0), "between 1 and T = 10, got 0"),
     "a sampler that cannot start from pure noise": (
         lambda: jd.Diffusion(ZERO_SNR, prediction_type="v").sample(
             network, PARAMS, KEY, SHAPE, sampler="heun", spacing="trailing", steps=2
@@ -181,8 +184,10 @@ def test_other_words_of_the_field_are_understood():
 
 
 def test_what_looks_unusual_but_is_right_is_not_refused():
-    assert loss(images=np.zeros((4, 1, 12, 7), np.float32)).shape == (4,)  # series of 12 steps
-    assert loss(images=np.zeros((4, 3, 3, 3), np.float32)).shape == (4,)
+    assert compute_loss(images=np.zeros((4, 1, 12, 7), np.float32)).shape == (
+        4,
+    )  # series of 12 steps
+    assert compute_loss(images=np.zeros((4, 3, 3, 3), np.float32)).shape == (4,)
     unclipped = jd.Diffusion(SCHEDULE, clip_x_0=False)  # latents go beyond 1
     assert unclipped.loss(network, PARAMS, 5 + IMAGES, KEY).shape == (4,)
-    assert sample(lambda params, x_t, t: 0 * x_t, params={}).shape == SHAPE
+    assert draw_samples(lambda params, x_t, t: 0 * x_t, params={}).shape == SHAPE

@@ -11,7 +11,7 @@ import jax_ddpm as jd
 SHAPE = (4, 8, 8, 1)
 
 
-def plain_jax():
+def make_plain_jax():
     def apply_fn(params, x_t, t):
         h = jax.lax.conv_general_dilated(
             x_t, params["conv"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -21,7 +21,7 @@ def plain_jax():
     return apply_fn, {"conv": 0.1 * jnp.ones((3, 3, 1, 1)), "bias": jnp.zeros((1, 1, 1, 1))}
 
 
-def nnx():
+def make_nnx():
     from flax import nnx
 
     class Net(nnx.Module):
@@ -36,7 +36,7 @@ def nnx():
     return lambda params, x_t, t: nnx.merge(graphdef, params)(x_t, t), params
 
 
-def equinox():
+def make_equinox():
     eqx = pytest.importorskip("equinox")
 
     class Net(eqx.Module):
@@ -56,7 +56,7 @@ def equinox():
     return apply_fn, params
 
 
-def linen():
+def make_linen():
     import flax.linen as nn
 
     class Net(nn.Module):
@@ -69,7 +69,7 @@ def linen():
     return net.apply, params
 
 
-def converted():
+def make_converted():
     torch = pytest.importorskip("torch")
     from torch_ref.lucidrains import LucidrainsUNet
 
@@ -80,14 +80,16 @@ def converted():
     return network.apply, network.params
 
 
-@pytest.mark.parametrize("make", [plain_jax, nnx, equinox, linen, converted])
+@pytest.mark.parametrize(
+    "make", [make_plain_jax, make_nnx, make_equinox, make_linen, make_converted]
+)
 def test_a_network_is_trained_and_sampled(make):
     # As a user's session is; some of these frameworks broadcast.
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
-        check(*make())
+        check_training_and_sampling(*make())
 
 
-def check(apply_fn, params):
+def check_training_and_sampling(apply_fn, params):
     diffusion = jd.Diffusion(jd.named_schedule("cosine", 100), prediction_type="v")
     images = jnp.tanh(jax.random.normal(jax.random.key(1), SHAPE, jnp.float32))
     optimizer = jd.make_optimizer(1e-2)

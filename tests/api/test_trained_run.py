@@ -35,12 +35,12 @@ def test_the_images_are_those_of_the_command_bit_for_bit(run, trained_run, tmp_p
 def test_a_second_call_compiles_nothing(run):
     traces = []
 
-    def counting(*args, **kwargs):
+    def count_trace(*args, **kwargs):
         traces.append(1)
         return run.apply_fn(*args, **kwargs)
 
     counted = replace(
-        run, parts=run.parts._replace(network=run.parts.network._replace(apply_fn=counting))
+        run, parts=run.parts._replace(network=run.parts.network._replace(apply_fn=count_trace))
     )
     counted.sample(4, steps=2)
     assert traces

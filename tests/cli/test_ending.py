@@ -11,7 +11,7 @@ from jax_ddpm.cli.ending import exit_after, suggest
 from jax_ddpm.errors import Stopped, UserError
 
 
-def raising(error):
+def make_raiser(error):
     def command():
         raise error
 
@@ -22,13 +22,13 @@ def raising(error):
     ("command", "code"),
     [
         (lambda: None, 0),
-        (raising(UserError("this is wrong")), "error: this is wrong"),
-        (raising(FileNotFoundError(2, "No such file", "a/b")), "error: a/b: No such file"),
-        (raising(Stopped(signal.SIGINT, "stopped")), 130),
-        (raising(Stopped(signal.SIGTERM, "stopped")), 0),
-        (raising(KeyboardInterrupt()), 130),
+        (make_raiser(UserError("this is wrong")), "error: this is wrong"),
+        (make_raiser(FileNotFoundError(2, "No such file", "a/b")), "error: a/b: No such file"),
+        (make_raiser(Stopped(signal.SIGINT, "stopped")), 130),
+        (make_raiser(Stopped(signal.SIGTERM, "stopped")), 0),
+        (make_raiser(KeyboardInterrupt()), 130),
         (
-            raising(MemoryError("7 TiB")),
+            make_raiser(MemoryError("7 TiB")),
             "error: there is not enough memory (7 TiB): see docs/scaling.md",
         ),
     ],
@@ -57,16 +57,16 @@ def test_late_threads_of_a_failed_read_are_not_heard_but_others_are(monkeypatch)
 
 def test_a_mistake_of_the_program_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
-        exit_after(raising(ZeroDivisionError()))
+        exit_after(make_raiser(ZeroDivisionError()))
 
 
 def test_a_full_device_is_a_sentence_and_another_fault_of_it_is_a_traceback():
     with pytest.raises(SystemExit, match=r"error: the device does not have enough memory: .*accum"):
         exit_after(
-            raising(JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."))
+            make_raiser(JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."))
         )
     with pytest.raises(JaxRuntimeError, match="INTERNAL"):
-        exit_after(raising(JaxRuntimeError("INTERNAL: no such luck")))
+        exit_after(make_raiser(JaxRuntimeError("INTERNAL: no such luck")))
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ PAGES = {
 }
 
 
-def help_of(run, args, capsys):
+def print_help(run, args, capsys):
     with pytest.raises(SystemExit) as caught:
         run(args)
     assert caught.value.code == 0
@@ -39,7 +39,7 @@ def help_of(run, args, capsys):
 @pytest.mark.parametrize("page", PAGES)
 def test_every_help_begins_with_examples_and_fits_on_a_screen(page, ask, capsys):
     run, args = PAGES[page]
-    lines = help_of(run, [*args, ask], capsys).splitlines()
+    lines = print_help(run, [*args, ask], capsys).splitlines()
     assert lines[0].startswith(f"usage: jax-ddpm {page.split()[0]}")
     assert len(lines) <= 80
     assert max(map(len, lines)) <= 98
@@ -48,7 +48,7 @@ def test_every_help_begins_with_examples_and_fits_on_a_screen(page, ask, capsys)
 
 
 def test_the_help_of_training_shows_ten_flags_with_the_defaults_of_the_preset(capsys):
-    out = help_of(train.run, ["--preset", "ddpm-cifar10", "--help"], capsys)
+    out = print_help(train.run, ["--preset", "ddpm-cifar10", "--help"], capsys)
     assert len(re.findall(r"^  --", out, re.MULTILINE)) == 10
     assert "--steps N, --train.num-steps N\n        Training steps. (default: 800000)" in out
     assert "--help-all lists all" in out
@@ -57,7 +57,7 @@ def test_the_help_of_training_shows_ten_flags_with_the_defaults_of_the_preset(ca
 
 @pytest.mark.parametrize("command", [train, sample, evaluate])
 def test_the_whole_help_shows_every_flag_with_its_docstring(command, capsys):
-    out = help_of(command.run, ["--help-all"], capsys)
+    out = print_help(command.run, ["--help-all"], capsys)
     kind = {train: train.TrainFlags, sample: sample.SampleFlags, evaluate: evaluate.EvaluateFlags}
     flags = list(read_flags(kind[command]))
     assert len(flags) > 15
@@ -68,13 +68,13 @@ def test_the_whole_help_shows_every_flag_with_its_docstring(command, capsys):
 
 
 def test_the_help_of_sampling_shows_the_settings_of_the_run(trained_run, capsys):
-    out = help_of(sample.run, [str(trained_run), "--help"], capsys)
+    out = print_help(sample.run, [str(trained_run), "--help"], capsys)
     assert re.search(r"--steps N, --num-steps N\n[^(]*\(default: 4\)", out)
-    out = help_of(sample.run, ["--help"], capsys)
+    out = print_help(sample.run, ["--help"], capsys)
     assert re.search(r"--steps N, --num-steps N\n[^(]*\(default:\s+the\s+run's\)", out)
 
 
-def run_first(*args, capsys):
+def run_main(*args, capsys):
     with pytest.raises(SystemExit) as caught:
         run_command(args)
     return caught.value.code, capsys.readouterr().out
@@ -82,14 +82,14 @@ def run_first(*args, capsys):
 
 @pytest.mark.parametrize("args", [[], ["--help"], ["-h"], ["help"]])
 def test_without_a_command_all_of_them_are_on_one_screen(args, capsys):
-    code, out = run_first(*args, capsys=capsys)
+    code, out = run_main(*args, capsys=capsys)
     assert (code, out) == (0, f"{format_overview()}\n")
     assert all(f"\n  {name} " in out for name in COMMANDS)
     assert len(out.splitlines()) <= 24
 
 
 def test_the_version_is_printed(capsys):
-    assert re.fullmatch(r"jax_ddpm \d+\.\d+\S*\n", run_first("--version", capsys=capsys)[1])
+    assert re.fullmatch(r"jax_ddpm \d+\.\d+\S*\n", run_main("--version", capsys=capsys)[1])
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_the_version_is_printed(capsys):
     ],
 )
 def test_a_wrong_command_is_one_sentence(word, message, capsys):
-    code, _ = run_first(word, capsys=capsys)
+    code, _ = run_main(word, capsys=capsys)
     assert message in code
     assert "\n" not in code
 

@@ -29,7 +29,7 @@ BELOW_ZERO = {  # what may be negative
 }
 
 
-def numeric(kind):
+def find_kind(kind):
     """Whether a field of this type takes a number, or a tuple of numbers, or neither."""
     arguments = typing.get_args(kind)
     if kind in (int, float):
@@ -38,33 +38,33 @@ def numeric(kind):
         return "tuple" if arguments[0] in (int, float) else None
     if typing.get_origin(kind) is typing.Literal:
         return None
-    return next((found for found in map(numeric, arguments) if found), None)
+    return next((found for found in map(find_kind, arguments) if found), None)
 
 
-def numeric_fields(settings, path=()):
+def list_numeric_fields(settings, path=()):
     hints = typing.get_type_hints(type(settings))
     for field in fields(settings):
         value, name = getattr(settings, field.name), (*path, field.name)
         if is_dataclass(value):
-            yield from numeric_fields(value, name)
-        elif kind := numeric(hints[field.name]):
+            yield from list_numeric_fields(value, name)
+        elif kind := find_kind(hints[field.name]):
             yield name, kind, value
 
 
-def with_value(settings, path, value):
-    inner = with_value(getattr(settings, path[0]), path[1:], value) if path[1:] else value
+def set_value(settings, path, value):
+    inner = set_value(getattr(settings, path[0]), path[1:], value) if path[1:] else value
     return replace(settings, **{path[0]: inner})
 
 
-def all_fields():
+def list_all_fields():
     for i, config in enumerate(ARCHITECTURES.values()):
-        for path, kind, value in numeric_fields(config):
+        for path, kind, value in list_numeric_fields(config):
             if i == 0 or path[0] == "model":
                 flag = f"--{'.'.join(path).replace('_', '-')}"
                 yield pytest.param(config, path, kind, value, flag, id=f"{config.preset}{flag}")
 
 
-@pytest.mark.parametrize(("config", "path", "kind", "before", "flag"), list(all_fields()))
+@pytest.mark.parametrize(("config", "path", "kind", "before", "flag"), list(list_all_fields()))
 def test_every_number_is_fine_or_refused_in_one_sentence_that_names_its_flag(
     config, path, kind, before, flag
 ):
@@ -73,7 +73,7 @@ def test_every_number_is_fine_or_refused_in_one_sentence_that_names_its_flag(
         given = (value,) * length if kind == "tuple" else value
         may_be = abs(value) <= 1 and (value == 0 or flag in BELOW_ZERO)
         try:
-            validate(with_value(config, path, given))
+            validate(set_value(config, path, given))
         except UserError as error:
             assert flag in str(error)
             assert "\n" not in str(error)
@@ -82,7 +82,7 @@ def test_every_number_is_fine_or_refused_in_one_sentence_that_names_its_flag(
 
 
 def test_the_walk_sees_every_architecture_and_section():
-    names = {parameter.values[4] for parameter in all_fields()}
+    names = {parameter.values[4] for parameter in list_all_fields()}
     assert len(ARCHITECTURES) == 8
     assert {"--seed", "--data.image-size", "--train.betas", "--sample.churn-max"} <= names
     assert len(names) > 80

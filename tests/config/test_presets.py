@@ -9,7 +9,7 @@ from jax_ddpm.errors import UserError
 from jax_ddpm.interop import PEERS
 from jax_ddpm.jobs.build import build
 from jax_ddpm.jobs.train import train
-from tests.shared.long_tests import others_long
+from tests.shared.long_tests import mark_others_long
 
 # What makes each system small enough for a test; everything else stays the preset's own.
 ONE_BLOCK = "--model.num-res-blocks 1 --model.attention-resolutions 2 --sample.respacing 3 "
@@ -65,7 +65,7 @@ def test_an_unknown_preset_is_a_sentence():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", others_long(SMALL, keep=("denoising-diffusion-pytorch", "guided-diffusion"))
+    "name", mark_others_long(SMALL, keep=("denoising-diffusion-pytorch", "guided-diffusion"))
 )
 def test_a_short_run_of_every_system_on_the_embedded_images(name, tmp_path):
     args = f"--preset {name} --run {tmp_path / 'run'} {SHORT} {SMALL[name]}".split()

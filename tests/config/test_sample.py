@@ -115,16 +115,16 @@ def test_thresholding_and_eps_reach_the_denoiser(trained_run):
     level = level_at(parts.schedule, jnp.asarray(6))
     x_t = 3 * jnp.ones((1, *run.image_shape)).at[0, 0].set(0.5)
 
-    def predicted(**settings):
+    def predict(**settings):
         return make_denoiser(parts, SampleConfig(**settings), params, None)(x_t, level)
 
-    plain, clipped = predicted(clip_x_0=False), predicted()
+    plain, clipped = predict(clip_x_0=False), predict()
     assert jnp.abs(plain.x_0).max() > 1.5
     limit = jnp.quantile(jnp.abs(plain.x_0), 0.5)
-    found = predicted(dynamic_threshold=0.5).x_0
+    found = predict(dynamic_threshold=0.5).x_0
     np.testing.assert_allclose(found, jnp.clip(plain.x_0 / limit, -1, 1), rtol=1e-6)
     assert jnp.abs(found - clipped.x_0).max() > 0.1
-    np.testing.assert_array_equal(predicted(rederive_eps=False).eps, plain.eps)
+    np.testing.assert_array_equal(predict(rederive_eps=False).eps, plain.eps)
     assert jnp.abs(clipped.eps - plain.eps).max() > 0.1
 
 

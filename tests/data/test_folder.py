@@ -227,7 +227,7 @@ def wide(tmp_path):
     return open_source("folder", tmp_path, image_size=16, crop="random")
 
 
-def left_edges(source, count, **settings):
+def find_left_edges(source, count, **settings):
     """The left edge of every cut, [batch, example]."""
     found = list(islice(batches(source, 4, 0, **settings), count))
     assert all(batch.pixels.shape[1:] == (16, 16, 3) for batch in found)
@@ -235,7 +235,7 @@ def left_edges(source, count, **settings):
 
 
 def test_a_random_crop_changes_at_every_step_and_stays_inside_the_picture(wide):
-    found = left_edges(wide, 20)
+    found = find_left_edges(wide, 20)
     assert found.min() >= 0 and found.max() <= 48
     assert len(np.unique(found)) > 30  # of 49
     assert (wide.images[0][0, 0] == [24, 0, 0]).all()  # outside training, the centre
@@ -243,7 +243,7 @@ def test_a_random_crop_changes_at_every_step_and_stays_inside_the_picture(wide):
 
 def test_a_random_crop_depends_only_on_the_seed_and_the_position_in_the_stream(wide):
     """So a resumed run, or one on several processes, sees the same crops."""
-    every = left_edges(wide, 8)
-    np.testing.assert_array_equal(left_edges(wide, 3, start_step=5), every[5:])
-    parts = [left_edges(wide, 8, process=(i, 2)) for i in range(2)]
+    every = find_left_edges(wide, 8)
+    np.testing.assert_array_equal(find_left_edges(wide, 3, start_step=5), every[5:])
+    parts = [find_left_edges(wide, 8, process=(i, 2)) for i in range(2)]
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), every)

@@ -82,18 +82,18 @@ def test_sixteen_bits_are_scaled_rather_than_clipped(tmp_path):
     np.testing.assert_array_equal(found[..., 0], [[0, 1, 1, 1, 128, 255]])
 
 
-def chunk(kind, data):
+def make_chunk(kind, data):
     body = kind + data
     return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
 
 
-def png16(color_type, samples, more=b""):
+def make_png16(color_type, samples, more=b""):
     """A PNG of one row with 16 bits per channel, which Pillow cannot write."""
     channels = {0: 1, 2: 3, 4: 2, 6: 4}[color_type]
     header = struct.pack(">IIBBBBB", len(samples) // channels, 1, 16, color_type, 0, 0, 0)
     row = b"\0" + struct.pack(f">{len(samples)}H", *samples)
-    chunks = chunk(b"IHDR", header) + more + chunk(b"IDAT", zlib.compress(row))
-    return b"\x89PNG\r\n\x1a\n" + chunks + chunk(b"IEND", b"")
+    chunks = make_chunk(b"IHDR", header) + more + make_chunk(b"IDAT", zlib.compress(row))
+    return b"\x89PNG\r\n\x1a\n" + chunks + make_chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(
@@ -105,13 +105,13 @@ def png16(color_type, samples, more=b""):
     ],
 )
 def test_sixteen_bits_of_colour_and_alpha(tmp_path, color_type, samples, expected):
-    (tmp_path / "a.png").write_bytes(png16(color_type, samples))
+    (tmp_path / "a.png").write_bytes(make_png16(color_type, samples))
     np.testing.assert_array_equal(read_picture(tmp_path / "a.png", Form())[0], expected)
 
 
 def test_the_transparent_shade_of_a_sixteen_bit_picture_becomes_white(tmp_path):
-    see_through = chunk(b"tRNS", struct.pack(">H", 1000))
-    (tmp_path / "a.png").write_bytes(png16(0, [1000, 0, 65535, 257], see_through))
+    see_through = make_chunk(b"tRNS", struct.pack(">H", 1000))
+    (tmp_path / "a.png").write_bytes(make_png16(0, [1000, 0, 65535, 257], see_through))
     found = read_picture(tmp_path / "a.png", Form(channels=1))
     np.testing.assert_array_equal(found[0, :, 0], [255, 0, 255, 1])
 
@@ -188,8 +188,8 @@ def test_a_decompression_bomb_is_refused_before_it_is_decode(tmp_path, monkeypat
     with pytest.raises(UserError, match=r"a.png .*: 3x2 are more than 5 pixels"):
         read_picture(tmp_path / "a.png", Form())
     monkeypatch.undo()
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 1, 0, 0, 0, 0))
-    (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IEND", b""))
+    header = make_chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 1, 0, 0, 0, 0))
+    (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + make_chunk(b"IEND", b""))
     with pytest.raises(UserError, match=r"b.png cannot be read as a picture: .* pixels"):
         read_picture(tmp_path / "b.png", Form())
 

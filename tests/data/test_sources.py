@@ -21,7 +21,7 @@ EMBEDDED = {
 }
 
 
-def sha256(array):
+def compute_sha256(array):
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
@@ -33,8 +33,8 @@ def test_the_embedded_images_are_the_ones_that_were_shipped(split):
     assert source.image_shape == (28, 28, 1)
     assert source.images.dtype == source.labels.dtype == np.uint8
     assert np.bincount(source.labels).tolist() == [n // 10] * 10
-    assert sha256(source.images) == images
-    assert sha256(source.labels) == labels
+    assert compute_sha256(source.images) == images
+    assert compute_sha256(source.labels) == labels
 
 
 def test_embedded_data_take_no_path():

@@ -14,7 +14,7 @@ from jax_ddpm.devices.compile_cache import (
 
 
 @pytest.fixture(autouse=True)
-def settings_of_jax(monkeypatch, tmp_path):
+def jax_settings(monkeypatch, tmp_path):
     """An empty user's cache, and JAX's settings as before at the end."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
@@ -26,7 +26,7 @@ def settings_of_jax(monkeypatch, tmp_path):
         jax.config.update(name, value)
 
 
-def chosen():
+def get_chosen_folder():
     return jax.config.jax_compilation_cache_dir
 
 
@@ -35,7 +35,7 @@ def test_programs_go_to_a_private_folder_of_the_users_cache(tmp_path):
     assert folder == find_default_folder()
     assert folder.is_relative_to(tmp_path / "cache" / "jax_ddpm" / "xla")
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert chosen() == str(folder)
+    assert get_chosen_folder() == str(folder)
     assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.1
     assert enable_compilation_cache() == folder  # it exists now
 
@@ -44,11 +44,15 @@ def test_the_usual_variable_or_an_argument_moves_it_and_off_turns_it_off(tmp_pat
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "there"))
     assert enable_compilation_cache() == tmp_path / "there"
     assert enable_compilation_cache(tmp_path / "here") == tmp_path / "here"
-    assert chosen() == str(tmp_path / "here")
-    assert enable_compilation_cache("gs://bucket/programs") == chosen() == "gs://bucket/programs"
-    assert enable_compilation_cache("off") is chosen() is None
+    assert get_chosen_folder() == str(tmp_path / "here")
+    assert (
+        enable_compilation_cache("gs://bucket/programs")
+        == get_chosen_folder()
+        == "gs://bucket/programs"
+    )
+    assert enable_compilation_cache("off") is get_chosen_folder() is None
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "off")
-    assert enable_compilation_cache() is chosen() is None
+    assert enable_compilation_cache() is get_chosen_folder() is None
     assert not (tmp_path / "cache").exists()
 
 
@@ -57,7 +61,7 @@ def test_a_folder_that_others_can_write_to_is_refused(tmp_path, capsys, mode, gi
     folder = tmp_path / "mine" if given else find_default_folder()
     folder.mkdir(parents=True)
     folder.chmod(mode)
-    assert enable_compilation_cache(folder if given else None) is chosen() is None
+    assert enable_compilation_cache(folder if given else None) is get_chosen_folder() is None
     said = capsys.readouterr().err
     assert f"not cached: {folder} can be written to by others: chmod go-w" in said
     assert said.count("\n") == 1

@@ -66,23 +66,23 @@ def apply_fn(params, x_t, t, **_):
     return convolve(jnp.tanh(convolve(x, "point")), "out")
 
 
-def network_of(config, dtype=jnp.float64):
+def build_network(config, dtype=jnp.float64):
     return make_network(config, (8, 8, 1), dtype=dtype)
 
 
 NETWORKS = {
     "convolutions": lambda: (init, apply_fn),
-    "unet": lambda: network_of(
+    "unet": lambda: build_network(
         UNetConfig(
             channels=8, channel_mult=(1, 2), num_res_blocks=1, attn_levels=(1,), num_groups=4
         )
     ),
-    "annotated": lambda: network_of(AnnotatedConfig(dim=8, dim_mults=(1, 2))),
+    "annotated": lambda: build_network(AnnotatedConfig(dim=8, dim_mults=(1, 2))),
 }
 
 
 @cache
-def gradient(name, mode="jit", fsdp=1, rules=RULES):
+def compute_gradient(name, mode="jit", fsdp=1, rules=RULES):
     """The gradient of one step from the same parameters and key, by array, and the new state."""
     init, apply_fn = NETWORKS[name]()
 
@@ -119,8 +119,8 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "fsdp", "rules"), CASES)
 def test_the_gradient_of_every_array_is_that_of_one_device(name, fsdp, rules):
-    found, state = gradient(name, "mesh", fsdp, rules)
-    expected, _ = gradient(name)
+    found, state = compute_gradient(name, "mesh", fsdp, rules)
+    expected, _ = compute_gradient(name)
     assert found.keys() == expected.keys()
     whole = [leaf.size for leaf in jax.tree.leaves(state.params)]
     parts = [leaf.addressable_data(0).size for leaf in jax.tree.leaves(state.params)]

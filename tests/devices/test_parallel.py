@@ -147,7 +147,7 @@ def make_step(axis_name, accumulate=1, per_call=1):
 
 
 @cache
-def trained(mode="jit", fsdp=1, *, accumulate=1, per_call=1, indexed=False):
+def train_from_scratch(mode="jit", fsdp=1, *, accumulate=1, per_call=1, indexed=False):
     """The state and the losses of four steps."""
     return train(
         make_state(init, jax.random.key(3), Layout(mode, fsdp, SPLIT)),
@@ -178,7 +178,7 @@ def train(state, mode="jit", fsdp=1, *, accumulate=1, per_call=1, indexed=False)
     return state, np.concatenate(losses)
 
 
-def difference(one, other):
+def measure_difference(one, other):
     def largest(a, b):
         return np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max()
 
@@ -203,15 +203,15 @@ QUICK = ("pmap, parts", "fsdp 4, scan, data on devices")
 )
 def test_every_way_to_run_a_step_gives_the_numbers_of_one_device(way):
     mode, fsdp, options = WAYS[way]
-    state, losses = trained(mode, fsdp, **options)
-    plain, expected = trained()
+    state, losses = train_from_scratch(mode, fsdp, **options)
+    plain, expected = train_from_scratch()
     assert jax.tree.leaves(to_one_device(plain.loss_history.counts))[0].min() == 2  # it decides t
     # Measured: 3e-16. In parts, the losses of which importance sampling makes weights are rounded to
     # float32 once more: 3e-7 in the history, 2e-8 elsewhere. A wrong mask, flip, label or noise of
     # one image changes more than 1e-4.
     tolerance = 1e-6 if "accumulate" in options else 1e-13
     assert np.abs(losses - expected).max() < tolerance
-    assert difference(state, plain) < tolerance
+    assert measure_difference(state, plain) < tolerance
     for leaf in jax.tree.leaves((state.params, state.ema_params, state.opt_state[0].mu)):
         assert leaf.addressable_data(0).size == leaf.size // fsdp
         assert len(leaf.addressable_shards) == (1 if mode == "jit" else 8)
@@ -257,25 +257,25 @@ def test_eight_devices_draw_the_timesteps_of_one():
     [(("mesh", 4), ("pmap", 1)), (("pmap", 1), ("mesh", 8)), (("mesh", 2), ("jit", 1))],
 )
 def test_a_state_goes_from_one_way_to_another_unchanged(before, after):
-    state, _ = trained(*before)
+    state, _ = train_from_scratch(*before)
     whole = jax.tree.map(np.array, to_one_device(state))  # a copy, which is not donated with it
     wanted = assign_shardings(after[0], jax.eval_shape(lambda: whole), after[1])
     moved = jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), whole, wanted)
     alone = jax.tree.map(jnp.asarray, whole)
-    assert difference(moved, alone) == 0
+    assert measure_difference(moved, alone) == 0
     further, _ = train(moved, *after)
     expected, _ = train(alone)
     assert further.step == 8
-    assert difference(further, expected) < 1e-13  # measured: 3e-16
+    assert measure_difference(further, expected) < 1e-13  # measured: 3e-16
 
 
 def test_a_sharded_state_is_never_whole_on_a_device_and_a_step_donates_it():
     layout = Layout("mesh", 8, SPLIT)
     state = make_state(init, jax.random.key(0), layout)
-    assert difference(state, init(None)) == 0
+    assert measure_difference(state, init(None)) == 0
     sizes = {leaf.addressable_data(0).size for leaf in jax.tree.leaves(state.params)}
     assert sizes == {64, 16, 24}
     step = parallelize(lambda _: lambda state, batch, key: (state, {}), "mesh", fsdp=8, rules=SPLIT)
     new, _ = step(state, PIXELS, jax.random.key(0))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
-    assert difference(new, init(None)) == 0
+    assert measure_difference(new, init(None)) == 0

@@ -15,7 +15,7 @@ from jax_ddpm.jobs.build import build
 from jax_ddpm.jobs.parameters import load_state
 from jax_ddpm.runs import metrics
 from jax_ddpm.runs.folder import load
-from tests.shared.processes import ends, flags_of, start, together
+from tests.shared.processes import make_flags, run_together, start, wait_for_ends
 
 
 @pytest.mark.parametrize(
@@ -43,11 +43,11 @@ def test_a_single_process_agrees_with_itself_at_once():
     assert [agree(value) for value in (0, 15, 0)] == [0, 15, 0]
 
 
-def losses(folder):
+def read_losses(folder):
     return np.array([row.loss for row in metrics.read(folder / "metrics.jsonl")])
 
 
-def state_of(folder):
+def load_arrays(folder):
     """Every array of the newest checkpoint, by name."""
     run = load(folder)
     leaves = jax.tree_util.tree_leaves_with_path(
@@ -70,7 +70,7 @@ def runs(make_config, tmp_path_factory, compile_once):
 
     def train(name, **settings):
         settings = {"sample_every": 12, "checkpoint_every": 3, "decay": "constant", **settings}
-        return ["train", *flags_of(make_config(folder / name, model=MODEL, train=settings))]
+        return ["train", *make_flags(make_config(folder / name, model=MODEL, train=settings))]
 
     def job(kind, out, *more):
         return [kind, str(folder / "mesh"), "--num", "6", "--out", str(folder / out), *more]
@@ -81,7 +81,7 @@ def runs(make_config, tmp_path_factory, compile_once):
         job("sample", "two.npz"),
         job("evaluate", "two.json", "--likelihood"),
     ]
-    together(both, 2, compile_once, devices=2)
+    run_together(both, 2, compile_once, devices=2)
     shutil.copytree(folder / "mesh", folder / "four")
     alone = [
         job("sample", "one.npz"),
@@ -89,15 +89,15 @@ def runs(make_config, tmp_path_factory, compile_once):
         train("one", parallel="jit", max_steps=9),
         train("mesh", parallel="jit", max_steps=3),
     ]
-    together(alone, 1, compile_once)
-    together([train("four", parallel="pmap", max_steps=3)], 4, compile_once)
+    run_together(alone, 1, compile_once)
+    run_together([train("four", parallel="pmap", max_steps=3)], 4, compile_once)
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "rows"), [("pmap", 2), ("mesh", 3), ("four", 3)])
 def test_processes_log_the_losses_of_one_device(runs, name, rows):
-    found, expected = losses(runs / name), losses(runs / "one")[:rows]
+    found, expected = read_losses(runs / name), read_losses(runs / "one")[:rows]
     assert len(found) == rows
     np.testing.assert_allclose(found, expected, rtol=1e-5)  # measured: 4e-7
 
@@ -105,7 +105,7 @@ def test_processes_log_the_losses_of_one_device(runs, name, rows):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mesh", "four"])
 def test_a_run_that_moves_between_processes_ends_with_the_parameters_of_one_device(runs, name):
-    found, expected = state_of(runs / name), state_of(runs / "one")
+    found, expected = load_arrays(runs / name), load_arrays(runs / "one")
     assert found.keys() == expected.keys()
     assert found[".step"] == 9
     for array in found:
@@ -140,16 +140,16 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(
         "decay": "constant",
     }
     run = tmp_path / "run"
-    job = ["train", *flags_of(make_config(run, model=MODEL, train=train))]
+    job = ["train", *make_flags(make_config(run, model=MODEL, train=train))]
     processes = start(
         [job], 2, compile_once, devices=2
     )  # the program of `runs`, which is compiled already
     deadline = time.monotonic() + 240
-    while len(losses(run) if run.exists() else ()) < 2 and time.monotonic() < deadline:
+    while len(read_losses(run) if run.exists() else ()) < 2 and time.monotonic() < deadline:
         assert [process.poll() for process in processes] == [None, None]
         time.sleep(0.1)
     processes[1].send_signal(signal.SIGTERM)
-    found = ends(processes, 60)
+    found = wait_for_ends(processes, 60)
     assert [code for code, _, _ in found] == [0, 0], found
     assert "Stopped and saved after step" in found[0][1]
     assert [path.name.isdigit() for path in (run / "checkpoints").iterdir()] == [True]
@@ -162,14 +162,16 @@ def test_a_checkpoint_that_one_process_cannot_read_is_skipped_by_all(
     run = tmp_path / "run"
     shutil.copytree(runs / "pmap", run)
     train = {"sample_every": 12, "checkpoint_every": 3, "decay": "constant", "parallel": "pmap"}
-    job = ["train", *flags_of(make_config(run, model=MODEL, train={**train, "max_steps": 6}))]
-    found = ends(start([["spoil", 1, 6], job], 2, compile_once, devices=2), 200)
+    job = ["train", *make_flags(make_config(run, model=MODEL, train={**train, "max_steps": 6}))]
+    found = wait_for_ends(start([["spoil", 1, 6], job], 2, compile_once, devices=2), 200)
     assert [code for code, _, _ in found] == [0, 0], found
     (_, said, error), (_, _, other) = found
     assert "6 is damaged (as another process found), so it is skipped" in error
     assert "6 is damaged (a hole), so it is skipped" in other
     assert "Continuing after step 3 of" in said
-    np.testing.assert_allclose(losses(run), losses(runs / "one")[:3], rtol=1e-5)  # measured: 2e-7
+    np.testing.assert_allclose(
+        read_losses(run), read_losses(runs / "one")[:3], rtol=1e-5
+    )  # measured: 2e-7
 
 
 @pytest.mark.slow
@@ -178,7 +180,7 @@ def test_a_failure_of_one_process_ends_the_other_too(runs, compile_once):
     out = runs / "two.json" / "image.npz"
     job = ["sample", str(runs / "mesh"), "--num", "6", "--out", str(out)]
     begin = time.monotonic()
-    found = ends(start([job], 2, compile_once, devices=2), 200)
+    found = wait_for_ends(start([job], 2, compile_once, devices=2), 200)
     assert found[0][0] == 1
     assert "error: " in found[0][2] and "Traceback" not in found[0][2]
     # Measured: 28 s with the start of both, on a busy machine. Nobody waits for ever.

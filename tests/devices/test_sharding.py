@@ -36,14 +36,14 @@ def test_the_first_rule_that_fits_decides_and_what_does_not_divide_stays_whole()
     assert found == {"mid": {"kernel": P(None, "data"), "bias": P(("data", "fsdp"))}, "out": P()}
 
 
-def some_slow(names):
+def mark_most_slow(names):
     return [
         n if n in ("fashion-cpu", "ddpm-cifar10") else pytest.param(n, marks=pytest.mark.slow)
         for n in names
     ]
 
 
-@pytest.mark.parametrize("name", some_slow(PRESETS))
+@pytest.mark.parametrize("name", mark_most_slow(PRESETS))
 def test_nearly_all_of_a_preset_is_split(name):
     model = PRESETS[name].model
     channels = 1 if name.startswith(("fashion", "pulfer")) else 3

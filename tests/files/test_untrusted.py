@@ -22,12 +22,12 @@ LIMIT_KIB = 32 * 2**10
 ROOT = Path(jax_ddpm.__file__).parents[1]
 
 
-def npy_header(shape, descr="|u1"):
+def make_npy_header(shape, descr="|u1"):
     text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}, }}".ljust(118) + "\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
 
 
-def archive(path, members, method=zipfile.ZIP_DEFLATED):
+def write_archive(path, members, method=zipfile.ZIP_DEFLATED):
     with zipfile.ZipFile(path, "w", method) as file:
         for name, chunks in members.items():
             with file.open(name, "w") as stream:
@@ -36,25 +36,25 @@ def archive(path, members, method=zipfile.ZIP_DEFLATED):
     return path
 
 
-def zeros(count):
+def make_zeros(count):
     return [bytes(2**20)] * (count // 2**20)
 
 
-def gzip_bomb(path):
+def write_gzip_bomb(path):
     import gzip
 
     with gzip.open(path, "wb") as file:
         file.write(struct.pack(">BBBB3I", 0, 0, 8, 3, ZEROS // 2**20, 2**10, 2**10))
-        for chunk in zeros(ZEROS):
+        for chunk in make_zeros(ZEROS):
             file.write(chunk)
     return path
 
 
-def npz_bomb(path):
-    return archive(path, {"x.npy": [npy_header((ZEROS,)), *zeros(ZEROS)]})
+def write_npz_bomb(path):
+    return write_archive(path, {"x.npy": [make_npy_header((ZEROS,)), *make_zeros(ZEROS)]})
 
 
-def torch_bomb(path):
+def write_torch_bomb(path):
     """A PyTorch file with a compressed storage, which PyTorch never writes."""
     torch = pytest.importorskip("torch")
     plain = io.BytesIO()
@@ -62,12 +62,12 @@ def torch_bomb(path):
     with zipfile.ZipFile(plain) as file:
         members = {name: [file.read(name)] for name in file.namelist()}
     members = {
-        name: zeros(ZEROS) if name.endswith("/0") else body for name, body in members.items()
+        name: make_zeros(ZEROS) if name.endswith("/0") else body for name, body in members.items()
     }
-    return archive(path, members)
+    return write_archive(path, members)
 
 
-def twins(path):
+def write_twins(path):
     """Ten thousand names for one tensor of 128 KiB; copies would take 1.2 GiB."""
     torch = pytest.importorskip("torch")
     one = torch.zeros(2**15)
@@ -76,10 +76,10 @@ def twins(path):
 
 
 BOMBS = {
-    "a-idx3-ubyte.gz": (gzip_bomb, read_idx),
-    "a.npz": (npz_bomb, read_npz),
-    "a.pt": (torch_bomb, read_weights),
-    "twins.pt": (twins, read_weights),
+    "a-idx3-ubyte.gz": (write_gzip_bomb, read_idx),
+    "a.npz": (write_npz_bomb, read_npz),
+    "a.pt": (write_torch_bomb, read_weights),
+    "twins.pt": (write_twins, read_weights),
 }
 MEASURE = """
 import sys
@@ -119,7 +119,7 @@ def test_a_bomb_is_refused_before_it_takes_memory(tmp_path):
 
 
 def test_an_array_that_announces_more_than_its_archive_holds_is_refused(tmp_path):
-    path = archive(tmp_path / "a.npz", {"x.npy": [npy_header((10**12,)), bytes(100)]})
+    path = write_archive(tmp_path / "a.npz", {"x.npy": [make_npy_header((10**12,)), bytes(100)]})
     with pytest.raises(UserError, match=r"a.npz .*x.npy of shape .* announces .* but holds 100"):
         read_npz(path)
 
@@ -127,15 +127,15 @@ def test_an_array_that_announces_more_than_its_archive_holds_is_refused(tmp_path
 @pytest.mark.parametrize(
     ("members", "method", "message"),
     [
-        ({"x.npy": [npy_header((1,), "|O"), bytes(8)]}, zipfile.ZIP_STORED, "Python objects"),
-        ({"x.npy": [npy_header((0,), "|S0")]}, zipfile.ZIP_STORED, "no array has shape"),
-        ({"x.npy": [npy_header((4,)), bytes(4)]}, zipfile.ZIP_LZMA, "compressed in a way"),
+        ({"x.npy": [make_npy_header((1,), "|O"), bytes(8)]}, zipfile.ZIP_STORED, "Python objects"),
+        ({"x.npy": [make_npy_header((0,), "|S0")]}, zipfile.ZIP_STORED, "no array has shape"),
+        ({"x.npy": [make_npy_header((4,)), bytes(4)]}, zipfile.ZIP_LZMA, "compressed in a way"),
         ({"x.txt": [b"text"]}, zipfile.ZIP_STORED, "x.txt is not an array"),
     ],
 )
 def test_an_archive_that_numpy_would_not_write_is_refused(tmp_path, members, method, message):
     with pytest.raises(UserError, match=message):
-        read_npz(archive(tmp_path / "a.npz", members, method))
+        read_npz(write_archive(tmp_path / "a.npz", members, method))
 
 
 @pytest.mark.parametrize(

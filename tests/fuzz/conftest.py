@@ -12,7 +12,7 @@ settings.register_profile(
     max_examples=EXAMPLES or 6,
     derandomize=not EXAMPLES,
     database=None,
-    deadline=None,  # mutations.within notices a hang
+    deadline=None,  # mutations.limit_time notices a hang
     print_blob=True,
     suppress_health_check=list(HealthCheck),
 )

@@ -17,7 +17,7 @@ from PIL import Image
 from jax_ddpm.data.idx import read_idx
 from jax_ddpm.data.sources import open_source
 from jax_ddpm.files.untrusted import read_npz
-from tests.shared.mutations import INTERESTING, answer, junk_or, spoilt
+from tests.shared.mutations import INTERESTING, corruptions, read_or_refuse, valid_or_damaged
 
 SIZES = st.one_of(st.integers(0, 4), st.sampled_from([n for n in INTERESTING if n < 2**32]))
 
@@ -36,11 +36,11 @@ def idx_files(draw):
     return gzip.compress(raw) if draw(st.booleans()) else raw
 
 
-@given(raw=junk_or(idx_files()))
+@given(raw=valid_or_damaged(idx_files()))
 def test_idx(scratch, raw):
     path = scratch / "any-idx3-ubyte"
     path.write_bytes(raw)
-    array = answer(lambda: read_idx(path))
+    array = read_or_refuse(lambda: read_idx(path))
     if array is not None:
         inside = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
         assert array.dtype == np.uint8
@@ -66,14 +66,14 @@ def npy_files(draw):
     return start + bytes(min(math.prod(shape) * draw(st.sampled_from([1, 4, 8])), 4096))
 
 
-def npy(array):
+def make_npy(array):
     buffer = io.BytesIO()
     np.save(buffer, array)
     return buffer.getvalue()
 
 
-IMAGES = npy(np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3))
-LABELS = npy(np.array([1, 0]))
+IMAGES = make_npy(np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3))
+LABELS = make_npy(np.array([1, 0]))
 MEMBERS = ["images.npy", "labels.npy", "x.npy", "../../outside.npy", "images", "a" * 3000 + ".npy"]
 METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
 
@@ -82,7 +82,9 @@ METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.
 def npz_files(draw):
     """Archives of valid, invented and damaged arrays with all kinds of names and compression."""
     buffer = io.BytesIO()
-    bodies = st.one_of(st.sampled_from([IMAGES, LABELS]), npy_files(), npy_files().flatmap(spoilt))
+    bodies = st.one_of(
+        st.sampled_from([IMAGES, LABELS]), npy_files(), npy_files().flatmap(corruptions)
+    )
     members = draw(st.lists(st.tuples(st.sampled_from(MEMBERS), bodies), max_size=3))
     if draw(st.booleans()):
         members = [("images.npy", IMAGES), ("labels.npy", LABELS), *members]
@@ -93,11 +95,11 @@ def npz_files(draw):
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name", "ignore:Stored array")
-@given(raw=junk_or(npz_files()))
+@given(raw=valid_or_damaged(npz_files()))
 def test_npz(scratch, raw):
     path = scratch / "any.npz"
     path.write_bytes(raw)
-    arrays = answer(lambda: read_npz(path))
+    arrays = read_or_refuse(lambda: read_npz(path))
     for array in (arrays or {}).values():
         assert not array.dtype.hasobject
         assert array.nbytes <= 2**26
@@ -105,7 +107,7 @@ def test_npz(scratch, raw):
 
 
 @pytest.mark.filterwarnings("ignore:Stored array")
-@given(raw=junk_or(st.one_of(npy_files(), st.just(IMAGES))))
+@given(raw=valid_or_damaged(st.one_of(npy_files(), st.just(IMAGES))))
 def test_npy(scratch, raw):
     path = scratch / "any.npy"
     path.write_bytes(raw)
@@ -113,7 +115,7 @@ def test_npy(scratch, raw):
 
 
 def open_images(path):
-    source = answer(lambda: open_source("arrays", path))
+    source = read_or_refuse(lambda: open_source("arrays", path))
     if source is not None:
         assert len(source.images) == len(source.labels) > 0
         assert source.images[0].dtype == np.uint8
@@ -122,7 +124,7 @@ def open_images(path):
         assert np.asarray(source.labels).dtype.kind in "iu"
 
 
-def picture(kind, mode="RGB", **options):
+def make_picture(kind, mode="RGB", **options):
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 4), dtype=np.uint8)
     buffer = io.BytesIO()
     frame = Image.fromarray(pixels, "RGBA").convert(mode)
@@ -130,7 +132,7 @@ def picture(kind, mode="RGB", **options):
     return buffer.getvalue()
 
 
-def exif():
+def make_exif():
     tags = Image.Exif()
     tags[0x0112] = 6
     return tags
@@ -138,19 +140,19 @@ def exif():
 
 FRAMES = {"save_all": True, "append_images": [Image.new("P", (7, 9))]}
 PICTURES = {
-    "a.png": [picture("PNG", mode) for mode in ("RGB", "P", "RGBA", "I;16")],
+    "a.png": [make_picture("PNG", mode) for mode in ("RGB", "P", "RGBA", "I;16")],
     "a.jpg": [
-        picture("JPEG", exif=exif()),
-        picture("JPEG", "CMYK"),
-        picture("JPEG", "L", progressive=True),
+        make_picture("JPEG", exif=make_exif()),
+        make_picture("JPEG", "CMYK"),
+        make_picture("JPEG", "L", progressive=True),
     ],
-    "a.gif": [picture("GIF", "P"), picture("GIF", "P", **FRAMES)],
-    "a.webp": [picture("WEBP"), picture("WEBP", "RGBA", lossless=True)],
-    "a.bmp": [picture("BMP", mode) for mode in ("RGB", "P", "1")],
+    "a.gif": [make_picture("GIF", "P"), make_picture("GIF", "P", **FRAMES)],
+    "a.webp": [make_picture("WEBP"), make_picture("WEBP", "RGBA", lossless=True)],
+    "a.bmp": [make_picture("BMP", mode) for mode in ("RGB", "P", "1")],
 }
 
 
-def chunks(png):
+def read_chunks(png):
     """The (kind, body) of each chunk of a PNG."""
     at = 8
     while at < len(png):
@@ -160,11 +162,11 @@ def chunks(png):
 
 
 @st.composite
-def spoilt_chunks(draw, png):
+def damaged_pngs(draw, png):
     """A PNG with one chunk damaged, moved or repeated, and with correct checksums."""
-    found = list(chunks(png))
+    found = list(read_chunks(png))
     i, j = draw(st.integers(0, len(found) - 1)), draw(st.integers(0, len(found) - 1))
-    found.insert(j, (found[i][0], draw(spoilt(found[i][1]))))
+    found.insert(j, (found[i][0], draw(corruptions(found[i][1]))))
     if draw(st.booleans()):
         del found[i]
     packed = (
@@ -184,13 +186,15 @@ def test_pictures(scratch, name, data):
         )
     )
     png = valid.startswith(b"\x89PNG") and data.draw(st.booleans())
-    raw = data.draw(spoilt_chunks(valid) if png else junk_or(st.just(valid)))
+    raw = data.draw(damaged_pngs(valid) if png else valid_or_damaged(st.just(valid)))
     folder = scratch / f"pictures {name}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     (folder / name).write_bytes(raw)
     size, channels = data.draw(st.sampled_from([(None, 3), (4, 1), (4, 3)]))
-    source = answer(lambda: open_source("folder", folder, image_size=size, channels=channels))
+    source = read_or_refuse(
+        lambda: open_source("folder", folder, image_size=size, channels=channels)
+    )
     if source is not None:
-        found = answer(lambda: source.images[0])
+        found = read_or_refuse(lambda: source.images[0])
         assert found is None or (found.dtype, found.shape[-1]) == (np.uint8, channels)

@@ -21,7 +21,13 @@ from jax_ddpm.runs import checkpoint, metrics
 from jax_ddpm.runs.checksums import seal
 from jax_ddpm.runs.snapshots import list_snapshots, read_snapshot, reconstruct_average
 from jax_ddpm.training.state import create_state
-from tests.shared.mutations import EXAMPLES, INTERESTING, answer, junk_or, spoilt
+from tests.shared.mutations import (
+    EXAMPLES,
+    INTERESTING,
+    corruptions,
+    read_or_refuse,
+    valid_or_damaged,
+)
 
 CONFIG = Config(
     model=UNetConfig(channels=4, channel_mult=(1,), num_res_blocks=1, attn_levels=(), num_groups=2)
@@ -51,12 +57,12 @@ def nest(inner):
 VALUES = st.recursive(SCALARS, nest, max_leaves=6)
 
 
-def places_in(value, path=()):
+def list_paths(value, path=()):
     """The path of every value in a JSON document."""
     yield path
     items = {dict: dict.items, list: enumerate}.get(type(value), lambda value: ())
     for key, inner in items(value):
-        yield from places_in(inner, (*path, key))
+        yield from list_paths(inner, (*path, key))
 
 
 @st.composite
@@ -64,7 +70,7 @@ def documents(draw, valid, changes=3):
     """`valid`, with values replaced, removed, or added where none belong."""
     document = json.loads(json.dumps(valid))
     for _ in range(draw(st.integers(0, changes))):
-        path = draw(st.sampled_from(list(places_in(document))))
+        path = draw(st.sampled_from(list(list_paths(document))))
         if not path:
             return draw(VALUES)
         holder = document
@@ -82,7 +88,7 @@ def documents(draw, valid, changes=3):
     return document
 
 
-def text_of(document):
+def to_json(document):
     return json.dumps(document).encode()
 
 
@@ -90,10 +96,10 @@ def config_files():
     valid = runs.describe(runs.Run(CONFIG.folder, CONFIG, (8, 8, 1)))
     deep = st.sampled_from([b"[" * 100_000, b'{"a":' * 50_000, b'"' + b"x" * 10**6, b"1" * 100_000])
     return st.one_of(
-        documents(valid).map(text_of),
-        documents(valid).map(text_of),
+        documents(valid).map(to_json),
+        documents(valid).map(to_json),
         deep,
-        junk_or(st.just(text_of(valid))),
+        valid_or_damaged(st.just(to_json(valid))),
     )
 
 
@@ -101,7 +107,7 @@ def config_files():
 def test_config_json(scratch, raw):
     (scratch / "run").mkdir(exist_ok=True)
     (scratch / "run" / "config.json").write_bytes(raw)
-    run = answer(lambda: runs.load(scratch / "run"))
+    run = read_or_refuse(lambda: runs.load(scratch / "run"))
     if run is not None:
         assert run.folder == scratch / "run"
         assert runs.from_dict(json.loads(json.dumps(runs.to_dict(run.config)))) == run.config
@@ -114,10 +120,10 @@ def test_config_json(scratch, raw):
 def test_a_configuration_that_is_read_can_be_built_or_is_refused(scratch, data):
     (scratch / "run").mkdir(exist_ok=True)
     document = data.draw(documents(runs.describe(runs.Run(CONFIG.folder, CONFIG, (8, 8, 1)))))
-    (scratch / "run" / "config.json").write_bytes(text_of(document))
-    run = answer(lambda: runs.load(scratch / "run"))
+    (scratch / "run" / "config.json").write_bytes(to_json(document))
+    run = read_or_refuse(lambda: runs.load(scratch / "run"))
     if run is not None:
-        answer(lambda: build(run.config, run.image_shape))
+        read_or_refuse(lambda: build(run.config, run.image_shape))
 
 
 ROW = {"step": 3, "loss": 0.5, "grad_norm": 1.5, "learning_rate": 1e-3, "skipped": 0}
@@ -125,15 +131,15 @@ ROW = {"step": 3, "loss": 0.5, "grad_norm": 1.5, "learning_rate": 1e-3, "skipped
 
 @st.composite
 def logs(draw):
-    lines = draw(st.lists(documents(ROW, 1).map(text_of), max_size=4))
+    lines = draw(st.lists(documents(ROW, 1).map(to_json), max_size=4))
     return b"\n".join(lines) + draw(st.sampled_from([b"", b"\n"]))
 
 
-@given(raw=junk_or(logs()))
+@given(raw=valid_or_damaged(logs()))
 def test_metrics(scratch, raw):
     path = scratch / "metrics.jsonl"
     path.write_bytes(raw)
-    rows = answer(lambda: metrics.read(path))
+    rows = read_or_refuse(lambda: metrics.read(path))
     if rows is not None:
         metrics.drop_rows_after(path, 2**70)
         np.testing.assert_equal(
@@ -154,15 +160,15 @@ def snapshots(draw):
     """A valid snapshot, or one with another header for its 40 bytes."""
     kernel = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
     header = {"a/kernel": kernel, "b": {"dtype": "F32", "shape": [4], "data_offsets": [24, 40]}}
-    text = text_of(draw(documents(header)))
+    text = to_json(draw(documents(header)))
     return draw(st.sampled_from([SNAPSHOT, struct.pack("<Q", len(text)) + text + SNAPSHOT[-40:]]))
 
 
-@given(raw=junk_or(snapshots()))
+@given(raw=valid_or_damaged(snapshots()))
 def test_snapshots(scratch, raw):
     path = scratch / "snapshot.safetensors"
     path.write_bytes(raw)
-    params = answer(lambda: read_snapshot(path, PARAMS))
+    params = read_or_refuse(lambda: read_snapshot(path, PARAMS))
     if params is not None:
         assert jax.tree.structure(params) == jax.tree.structure(PARAMS)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
@@ -183,9 +189,9 @@ def test_names_of_snapshots(scratch, names, width):
     folder.mkdir()
     for sigma_rel, step in names:
         (folder / f"sigma_rel_{sigma_rel}_step_{step}.safetensors").write_bytes(SNAPSHOT)
-    found = answer(lambda: list_snapshots(folder))
+    found = read_or_refuse(lambda: list_snapshots(folder))
     if found:
-        answer(lambda: reconstruct_average(folder, PARAMS, width))
+        read_or_refuse(lambda: reconstruct_average(folder, PARAMS, width))
 
 
 @pytest.fixture(scope="module")
@@ -215,16 +221,16 @@ def test_checkpoints(scratch, saved, data):
         if isinstance(document, dict) and isinstance(document.get("custom_metadata"), dict):
             about = {n: v for n, v in document["custom_metadata"].items() if n != "seal"}
             document["custom_metadata"] = seal(about)
-        path.write_bytes(text_of(document))
+        path.write_bytes(to_json(document))
     else:
-        path.write_bytes(data.draw(spoilt(path.read_bytes())))
+        path.write_bytes(data.draw(corruptions(path.read_bytes())))
 
     def read():
         with checkpoint.open_checkpoints(there) as checkpoints:
             checkpoint.find_best_step(checkpoints)
             return checkpoint.restore(checkpoints, like)
 
-    found = answer(read)
+    found = read_or_refuse(read)
     if found is not None:
         assert int(found.step) in (1, 2)
         jax.tree.map(np.testing.assert_array_equal, found.params, PARAMS)

@@ -21,7 +21,7 @@ from jax_ddpm.interop.network import PEERS, Network
 from jax_ddpm.models import parameter_shapes
 from jax_ddpm.models.pulfer import PulferConfig
 from jax_ddpm.models.unet import UNetConfig
-from tests.shared.mutations import INTERESTING, answer, junk_or
+from tests.shared.mutations import INTERESTING, read_or_refuse, valid_or_damaged
 
 torch = pytest.importorskip("torch")
 RNG = np.random.default_rng(0)
@@ -38,7 +38,7 @@ NETWORKS = {
 }
 
 
-def random_weights(source):
+def draw_weights(source):
     """A network's own weights, under its implementation's names."""
     config = NETWORKS[source]
     params = jax.tree.map(
@@ -57,7 +57,7 @@ def shapes_once():
         yield
 
 
-WEIGHTS = {source: random_weights(source) for source in NETWORKS}
+WEIGHTS = {source: draw_weights(source) for source in NETWORKS}
 DTYPES = ["F32", "F64", "F16", "BF16", "I64", "I8", "U8", "BOOL", "F8_E4M3", "C64", "NO", ""]
 NAMES = ["a.weight", "b.bias", "", "__metadata__", "a" * 300, "\x1b[2J", "é"]
 SIZES = st.one_of(st.integers(0, 4), st.sampled_from(INTERESTING))
@@ -94,20 +94,20 @@ def check_arrays(found):
             np.array(value)  # copies all the bytes that it announces
 
 
-@given(raw=junk_or(safetensors_files()))
+@given(raw=valid_or_damaged(safetensors_files()))
 def test_safetensors(scratch, raw):
     path = scratch / "any.safetensors"
     path.write_bytes(raw)
-    check_arrays(answer(lambda: read_weights(path)))
+    check_arrays(read_or_refuse(lambda: read_weights(path)))
 
 
-def circle():
+def make_circle():
     inside = {"a.weight": torch.zeros(2)}
     inside["model"] = inside
     return inside
 
 
-def laughs():
+def make_billion_laughs():
     """2^40 tensors, if every reference to a mapping were a mapping of its own."""
     value = {"a": torch.zeros(1)}
     for _ in range(40):
@@ -115,7 +115,7 @@ def laughs():
     return value
 
 
-def deep():
+def make_deep():
     value = {"a": torch.zeros(1)}
     for _ in range(200):
         value = {"model": value}
@@ -162,7 +162,15 @@ class Evil:
 @st.composite
 def torch_files(draw):
     """Anything that PyTorch can save, in its newer or older format."""
-    made = st.sampled_from([circle, laughs, deep, lambda: {"a": Evil()}, lambda: [torch.ones(1)]])
+    made = st.sampled_from(
+        [
+            make_circle,
+            make_billion_laughs,
+            make_deep,
+            lambda: {"a": Evil()},
+            lambda: [torch.ones(1)],
+        ]
+    )
     value = draw(st.one_of(TREES, TREES, TREES, made.map(lambda make: make())))
     buffer = io.BytesIO()
     torch.save(value, buffer, _use_new_zipfile_serialization=draw(st.booleans()))
@@ -170,11 +178,11 @@ def torch_files(draw):
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch warns about sparse tensors and old formats
-@given(raw=junk_or(torch_files()))
+@given(raw=valid_or_damaged(torch_files()))
 def test_torch(scratch, raw):
     path = scratch / "any.pt"
     path.write_bytes(raw)
-    check_arrays(answer(lambda: read_weights(path)))
+    check_arrays(read_or_refuse(lambda: read_weights(path)))
     assert "FUZZ_CODE_RAN" not in os.environ
 
 
@@ -234,7 +242,7 @@ def test_state_dicts(source, data):
     given_arguments = st.none() | st.dictionaries(st.sampled_from(ARGUMENTS), VALUES, max_size=2)
     arguments = data.draw(given_arguments)
     asked = data.draw(st.sampled_from([source] * 4 + sorted(PEERS)))
-    network = answer(lambda: from_torch(weights, asked, arguments))
+    network = read_or_refuse(lambda: from_torch(weights, asked, arguments))
     if network is not None:
         kept = to_torch(network)
         assert kept.keys() == to_torch(from_torch(WEIGHTS[source], source)).keys()
@@ -248,10 +256,10 @@ def test_damaged_weights_are_refused_or_fit(scratch, suffix, data):
     if not path.exists():
         write_weights(path, WEIGHTS[source])
     spoiled = scratch / f"spoilt{suffix}"
-    spoiled.write_bytes(data.draw(junk_or(st.just(path.read_bytes()))))
-    found = answer(lambda: read_weights(spoiled))
+    spoiled.write_bytes(data.draw(valid_or_damaged(st.just(path.read_bytes()))))
+    found = read_or_refuse(lambda: read_weights(spoiled))
     if found is not None:
-        network = answer(lambda: from_torch(found, source))
+        network = read_or_refuse(lambda: from_torch(found, source))
         assert network is None or to_torch(network).keys() == WEIGHTS[source].keys()
 
 

@@ -8,7 +8,7 @@ BARE = {"conv_in.weight": np.ones((2, 3)), "mid.block.bias": np.zeros(4)}
 AVERAGE = {name: value + 1 for name, value in BARE.items()}
 
 
-def under(prefix, tensors=BARE):
+def add_prefix(prefix, tensors=BARE):
     return {prefix + name: value for name, value in tensors.items()}
 
 
@@ -16,19 +16,21 @@ def under(prefix, tensors=BARE):
     "given",
     [
         BARE,
-        under("module."),
-        under("model."),
-        under("network."),
-        under("ema_model."),
-        under("module.model."),
-        under("_orig_mod.module."),
+        add_prefix("module."),
+        add_prefix("model."),
+        add_prefix("network."),
+        add_prefix("ema_model."),
+        add_prefix("module.model."),
+        add_prefix("_orig_mod.module."),
         {"model": BARE, "opt": {"state": {}}, "step": 3},
-        {"state_dict": under("module."), "epoch": 3},
-        under("model.") | {"betas": np.ones(5), "loss_weight": np.ones(5)},
-        under("ema_model.", BARE) | under("online_model.", AVERAGE) | {"initted": np.array(True)},
+        {"state_dict": add_prefix("module."), "epoch": 3},
+        add_prefix("model.") | {"betas": np.ones(5), "loss_weight": np.ones(5)},
+        add_prefix("ema_model.", BARE)
+        | add_prefix("online_model.", AVERAGE)
+        | {"initted": np.array(True)},
         {
-            "model": under("model.", AVERAGE),
-            "ema": under("ema_model.model.") | {"step": np.ones(())},
+            "model": add_prefix("model.", AVERAGE),
+            "ema": add_prefix("ema_model.model.") | {"step": np.ones(())},
         },
         {f"model/{name}/ExponentialMovingAverage": value for name, value in BARE.items()}
         | {f"model/{name}": value for name, value in AVERAGE.items()},
@@ -52,7 +54,7 @@ def test_the_state_of_tensorflows_optimiser_is_skipped():
 
 
 def test_a_name_that_only_begins_like_a_wrapper_stays():
-    given = BARE | under("model.", {"a.weight": np.ones(1)})
+    given = BARE | add_prefix("model.", {"a.weight": np.ones(1)})
     assert unwrap(given, ()).keys() == given.keys()
 
 

@@ -12,11 +12,11 @@ from jax_ddpm.models import CustomConfig, GuidedDiffusionConfig, LucidrainsConfi
 SMALL = UNetConfig(channels=4, channel_mult=(1,), num_res_blocks=1, attn_levels=(), num_groups=2)
 
 
-def config(model=SMALL, **diffusion):
+def change_config(model=SMALL, **diffusion):
     return replace(Config(model=model), diffusion=replace(Config().diffusion, **diffusion))
 
 
-def out_channels(parts, shape):
+def count_out_channels(parts, shape):
     def output(key):
         return parts.network.apply_fn(parts.network.init(key), jnp.zeros((1, *shape)), jnp.zeros(1))
 
@@ -24,19 +24,19 @@ def out_channels(parts, shape):
 
 
 def test_a_learned_variance_doubles_the_output():
-    fixed = build(config(), (8, 8, 3))
-    learned = build(config(variance="learned_range", objective="hybrid"), (8, 8, 3))
-    assert (fixed.learned_variance, out_channels(fixed, (8, 8, 3))) == (False, 3)
-    assert (learned.learned_variance, out_channels(learned, (8, 8, 3))) == (True, 6)
+    fixed = build(change_config(), (8, 8, 3))
+    learned = build(change_config(variance="learned_range", objective="hybrid"), (8, 8, 3))
+    assert (fixed.learned_variance, count_out_channels(fixed, (8, 8, 3))) == (False, 3)
+    assert (learned.learned_variance, count_out_channels(learned, (8, 8, 3))) == (True, 6)
 
 
 def test_a_network_for_other_images_is_refused_in_one_sentence():
     with pytest.raises(
         UserError, match=r"8x8x3 for images of 8x8x1, .* return 1 channels .*channels"
     ):
-        build(config(replace(SMALL, out_channels=3)), (8, 8, 1))
+        build(change_config(replace(SMALL, out_channels=3)), (8, 8, 1))
     with pytest.raises(UserError, match=r"images are 7x8, .*multiples of 2"):
-        build(config(LucidrainsConfig(dim=8, dim_mults=(1, 2))), (7, 8, 1))
+        build(change_config(LucidrainsConfig(dim=8, dim_mults=(1, 2))), (7, 8, 1))
 
 
 def test_labels_and_self_conditioning_come_from_the_network():
@@ -47,17 +47,17 @@ def test_labels_and_self_conditioning_come_from_the_network():
         attention_resolutions=(),
         num_classes=7,
     )
-    assert build(config(classes), (8, 8, 1)).num_labels == 7
-    assert build(config(), (8, 8, 1)).num_labels is None
+    assert build(change_config(classes), (8, 8, 1)).num_labels == 7
+    assert build(change_config(), (8, 8, 1)).num_labels is None
     again = LucidrainsConfig(dim=8, dim_mults=(1,), self_condition=True)
-    assert build(config(again), (8, 8, 1)).self_condition
-    assert not build(config(), (8, 8, 1)).self_condition
+    assert build(change_config(again), (8, 8, 1)).self_condition
+    assert not build(change_config(), (8, 8, 1)).self_condition
 
 
 def test_rescaled_timesteps_are_those_of_a_chain_of_a_thousand():
     """The network is told 250 * 1000 / 500 = 500."""
     plain, rescaled = (
-        build(config(num_timesteps=500, rescale_timesteps=on), (4, 4, 1), "float64")
+        build(change_config(num_timesteps=500, rescale_timesteps=on), (4, 4, 1), "float64")
         for on in (False, True)
     )
     shapes = jax.eval_shape(plain.network.init, jax.random.key(0))
@@ -70,16 +70,16 @@ def test_rescaled_timesteps_are_those_of_a_chain_of_a_thousand():
 
 def test_with_label_dropout_the_last_label_means_no_class():
     model = replace(SMALL, num_classes=11)
-    parts = build(config(model, label_dropout=0.1), (8, 8, 1))
+    parts = build(change_config(model, label_dropout=0.1), (8, 8, 1))
     assert (parts.num_labels, parts.null_label) == (10, 10)
-    parts = build(config(model), (8, 8, 1))
+    parts = build(change_config(model), (8, 8, 1))
     assert (parts.num_labels, parts.null_label) == (11, None)
-    assert build(config(), (8, 8, 1)).null_label is None
+    assert build(change_config(), (8, 8, 1)).null_label is None
 
 
 def test_only_importance_sampling_has_a_history_of_losses():
     def history(**diffusion):
-        parts = build(config(num_timesteps=20, **diffusion), (8, 8, 1))
+        parts = build(change_config(num_timesteps=20, **diffusion), (8, 8, 1))
         return jax.eval_shape(parts.init_state, jax.random.key(0)).loss_history
 
     assert history() is None
@@ -88,12 +88,12 @@ def test_only_importance_sampling_has_a_history_of_losses():
 
 
 def test_a_schedule_can_be_made_to_end_in_pure_noise():
-    assert build(config(), (8, 8, 1)).schedule.sqrt_alphas_cumprod[-1] > 0
-    parts = build(config(zero_terminal_snr=True), (8, 8, 1))
+    assert build(change_config(), (8, 8, 1)).schedule.sqrt_alphas_cumprod[-1] > 0
+    parts = build(change_config(zero_terminal_snr=True), (8, 8, 1))
     assert parts.schedule.sqrt_alphas_cumprod[-1] == 0
 
 
-def plain_network(doubled=False):
+def make_plain_network(doubled=False):
     """A network in plain JAX that knows nothing of training."""
 
     def apply_fn(params, x_t, t):
@@ -110,7 +110,7 @@ def test_a_network_of_ones_own_is_given_only_the_arguments_that_it_takes():
         seen.append((label.shape, train))
         return params * x_t
 
-    own = config(CustomConfig(num_classes=3))
+    own = change_config(CustomConfig(num_classes=3))
     network = build(own, (4, 4, 1), network=(lambda key: jnp.ones(()), apply_fn)).network
     x_t, t = jnp.ones((2, 4, 4, 1)), jnp.zeros(2)
     network.apply_fn(1.0, x_t, t, label=t, x_self_cond=None, train=True, dropout_keys=t)
@@ -122,19 +122,27 @@ def test_a_network_of_ones_own_is_given_only_the_arguments_that_it_takes():
 @pytest.mark.parametrize(
     ("model", "network", "message"),
     [
-        (SMALL, plain_network(), r"UNetConfig, but it must be CustomConfig\(\) for a network of"),
+        (
+            SMALL,
+            make_plain_network(),
+            r"UNetConfig, but it must be CustomConfig\(\) for a network of",
+        ),
         (CustomConfig(), None, r"a network of your own, which its folder does not hold"),
-        (CustomConfig(), plain_network(doubled=True), "8x8x2 for images of 8x8x1, .* 1 channels"),
-        (CustomConfig(num_classes=2), plain_network(), "does not take images .*'label'"),
+        (
+            CustomConfig(),
+            make_plain_network(doubled=True),
+            "8x8x2 for images of 8x8x1, .* 1 channels",
+        ),
+        (CustomConfig(num_classes=2), make_plain_network(), "does not take images .*'label'"),
     ],
 )
 def test_a_network_of_ones_own_that_does_not_fit_is_refused(model, network, message):
     with pytest.raises(UserError, match=message):
-        build(config(model), (8, 8, 1), network=network)
+        build(change_config(model), (8, 8, 1), network=network)
 
 
 def test_remat_is_refused_for_a_network_of_ones_own():
-    own = config(CustomConfig())
+    own = change_config(CustomConfig())
     own = replace(own, train=replace(own.train, remat="nothing_saveable"))
     with pytest.raises(UserError, match=r"remat is nothing_saveable.* must be none .*checkpoint"):
-        build(own, (8, 8, 1), network=plain_network())
+        build(own, (8, 8, 1), network=make_plain_network())

@@ -29,7 +29,7 @@ def convert(*args):
     return runs.load(Path(args[list(args).index("--out") + 1]))
 
 
-def parameters(folder):
+def load_parameters(folder):
     run = runs.load(folder)
     return load_params(run, build(run.config, run.image_shape))[0]
 
@@ -53,14 +53,14 @@ def test_a_run_becomes_a_weight_file_with_its_arguments_beside_it(trained_run, e
     arguments = json.loads(exported.with_suffix(".json").read_text())
     assert (arguments["channels"], arguments["num_groups"]) == (4, 2)
     back = from_torch(read_weights(exported), "torch_ref", arguments)
-    assert_equal_trees(back.params, parameters(trained_run))
+    assert_equal_trees(back.params, load_parameters(trained_run))
 
 
 @pytest.mark.slow
 def test_the_way_there_and_back_changes_no_bit(trained_run, exported, tmp_path):
     run = convert(exported, "--source", "torch_ref", "--out", tmp_path / "run")
     assert run.imported_from == "torch_ref"
-    assert_equal_trees(parameters(tmp_path / "run"), parameters(trained_run))
+    assert_equal_trees(load_parameters(tmp_path / "run"), load_parameters(trained_run))
     again = export_weights(tmp_path / "run", tmp_path / "again.safetensors").file
     assert again.read_bytes() == exported.read_bytes()
 

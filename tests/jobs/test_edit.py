@@ -13,7 +13,7 @@ from jax_ddpm.jobs import sample as generate
 from jax_ddpm.jobs.edit import Inpaint, read_image, read_with_mask
 
 
-def slow(*cases):
+def mark_slow(*cases):
     return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
 
 
@@ -45,7 +45,7 @@ def pictures(tmp_path_factory):
     return folder
 
 
-def pixels(path):
+def read_pixels(path):
     return np.asarray(Image.open(path))[..., None]
 
 
@@ -72,7 +72,7 @@ def draw(trained_run, pictures, tmp_path_factory):
     "flags",
     [
         "",
-        *slow(
+        *mark_slow(
             ["--repaint-jump 1 --repaint-resample 2"],
             ["--sampler dpmpp_2m"],
             ["--sampler ddpm --repaint-resample 3 --repaint-jump 2 --dtype float64"],
@@ -81,7 +81,7 @@ def draw(trained_run, pictures, tmp_path_factory):
 )
 def test_inpainting_keeps_what_is_black_in_the_mask_and_draws_the_rest(draw, pictures, flags):
     found = draw(f"--num 3 --inpaint a.png --mask mask.png --trajectory {flags}")
-    image = np.broadcast_to(pixels(pictures / "a.png"), found.shape)
+    image = np.broadcast_to(read_pixels(pictures / "a.png"), found.shape)
     np.testing.assert_array_equal(found[:, 4:], image[:, 4:])
     new = found[:, :4].astype(int)
     assert np.abs(new - image[:, :4]).mean((1, 2, 3)).min() > 10
@@ -105,7 +105,7 @@ def test_an_image_does_not_depend_on_the_batch_that_it_is_drawn_in(draw, flags):
 
 @pytest.mark.slow
 def test_the_weaker_the_strength_the_closer_to_the_picture(draw, pictures):
-    image = pixels(pictures / "a.png").astype(int)
+    image = read_pixels(pictures / "a.png").astype(int)
     weak, strong = (
         np.abs(draw(f"--num 4 --image a.png --strength {strength}") - image).mean()
         for strength in (0.01, 1)
@@ -115,7 +115,7 @@ def test_the_weaker_the_strength_the_closer_to_the_picture(draw, pictures):
 
 
 def test_stochastic_interpolation_is_a_row_from_one_picture_to_the_other(draw, pictures):
-    a, b = (pixels(pictures / f"{name}.png").astype(int) for name in "ab")
+    a, b = (read_pixels(pictures / f"{name}.png").astype(int) for name in "ab")
     row = draw("--num 4 --interpolate a.png b.png --interpolation stochastic --strength 0.1")
     to_a, to_b = (np.abs(row.astype(int) - end).mean((1, 2, 3)) for end in (a, b))
     # Measured: 0.9, 29, 59, 88 of 255, and the same back.
@@ -251,11 +251,11 @@ def test_a_classifier_pulls_images_its_way(draw, sampler):
     ],
 )
 def test_what_makes_no_sense_is_refused_before_any_work(draw, monkeypatch, flags, message):
-    def no_work(*args, **kwargs):
+    def forbid_work(*args, **kwargs):
         raise AssertionError("worked before it looked at what was asked for")
 
     for step in ("load_params", "make_generate_fn"):
-        monkeypatch.setattr(generate, step, no_work)
+        monkeypatch.setattr(generate, step, forbid_work)
     with pytest.raises(UserError, match=message):
         draw(flags)
 

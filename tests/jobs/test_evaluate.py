@@ -124,7 +124,7 @@ def test_json_and_figure_go_into_the_run_folder(trained_run, tmp_path, capsys, a
     assert "bits/dim" in output
 
 
-def no_work(*args, **kwargs):
+def forbid_work(*args, **kwargs):
     raise AssertionError("worked before it looked at what was asked for")
 
 
@@ -154,7 +154,7 @@ def test_what_cannot_work_is_refused_before_any_work(
     trained_run, tmp_path, monkeypatch, args, message
 ):
     for step in ("build", "load_params"):
-        monkeypatch.setattr(command, step, no_work)
+        monkeypatch.setattr(command, step, forbid_work)
     weights = Weights(args.pop("weights", "ema"))
     args |= {"out": tmp_path / args["out"]} if "out" in args else {}
     with pytest.raises(UserError, match=message):

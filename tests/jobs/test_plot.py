@@ -17,7 +17,7 @@ from jax_ddpm.jobs.plot import (
 from jax_ddpm.process.schedules import linear_betas, make_schedule
 
 
-def size_of(path):
+def read_size(path):
     with Image.open(path) as image:
         assert image.format == "PNG"
         return image.size
@@ -33,7 +33,7 @@ def test_the_tables_are_those_of_the_tutorials():
 
 
 def test_several_schedules_in_one_figure(tmp_path):
-    assert size_of(
+    assert read_size(
         plot_schedules(tmp_path / "s.png", schedules=("linear", "cosine"), num_timesteps=30)
     ) > (900, 600)
 
@@ -46,7 +46,7 @@ def test_a_schedule_that_is_not_valid_is_a_sentence(tmp_path):
 
 def test_the_forward_process_of_a_picture_of_your_own(tmp_path):
     Image.new("RGB", (9, 7), "red").save(tmp_path / "mine.png")
-    wide = size_of(
+    wide = read_size(
         plot_forward(tmp_path / "f.png", image=tmp_path / "mine.png", steps=(0, 10, 999))
     )
     assert wide[0] > 3 * wide[1]  # one row of four pictures

@@ -23,10 +23,15 @@ from jax_ddpm.runs import metrics
 from jax_ddpm.runs.averages import select_params
 from jax_ddpm.runs.checkpoint import find_latest_step, open_checkpoints
 from jax_ddpm.runs.folder import load
-from tests.shared.compared_runs import assert_same_run, newest_state, raise_at_batch, saved_steps
-from tests.shared.disk import file_size_limited
-from tests.shared.long_tests import others_long
-from tests.shared.processes import flags_of
+from tests.shared.compared_runs import (
+    assert_same_run,
+    list_saved_steps,
+    load_newest_state,
+    raise_at_batch,
+)
+from tests.shared.disk import limit_file_size
+from tests.shared.long_tests import mark_others_long
+from tests.shared.processes import make_flags
 from tests.shared.quick_compilation import LEVEL
 
 
@@ -40,7 +45,7 @@ def test_a_run_stopped_half_way_and_continued_is_the_run_that_was_not_stopped(
             loop.train(config)
     assert caught.value.signum == signal.SIGINT
     assert str(config.run) in str(caught.value)
-    assert saved_steps(config.run) == [6, 8]
+    assert list_saved_steps(config.run) == [6, 8]
     assert not (config.run / "loss.png").exists()
     capsys.readouterr()
 
@@ -56,7 +61,7 @@ def test_a_run_in_slices_is_the_run_in_one_go(trained_run, make_config, tmp_path
         with pytest.raises(Stopped, match=f"saved after step {step} in .*to continue") as caught:
             loop.train(config)
         assert caught.value.signum is None
-        assert saved_steps(config.run)[-1] == step
+        assert list_saved_steps(config.run)[-1] == step
     loop.train(config)
     assert_same_run(config.run, trained_run)
 
@@ -76,7 +81,7 @@ def test_a_run_that_died_between_checkpoints_continues_as_if_it_had_not(
         raise_at_batch(patch, 10, die)
         with pytest.raises(Died):
             loop.train(config)
-    assert saved_steps(config.run) == [6]
+    assert list_saved_steps(config.run) == [6]
     assert [row.step for row in metrics.read(config.run / "metrics.jsonl")] == [3, 6, 9]
     with (config.run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1')  # as an interrupted write leaves it
@@ -99,7 +104,7 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(
     assert "12 is damaged (" in error
     assert "The checkpoint of step 6 is intact and is used instead." in error
     assert "Continuing after step 6 of 12" in out
-    assert saved_steps(folder) == [6, 12]
+    assert list_saved_steps(folder) == [6, 12]
     assert_same_run(folder, trained_run)
 
 
@@ -112,7 +117,7 @@ def test_a_full_disk_ends_a_run_with_one_sentence_and_loses_nothing(
     sizes = (0, 100, 1000, 3000, 10_000)
     causes = set()
     for size in sizes:
-        with file_size_limited(size), pytest.raises(UserError) as caught:
+        with limit_file_size(size), pytest.raises(UserError) as caught:
             loop.train(config)
         causes.add(str(caught.value).split(" could not be written")[0])
         assert "(File too large)" in str(caught.value)
@@ -140,7 +145,7 @@ def averaged_run(make_config, tmp_path_factory):
     return folder
 
 
-def files_in(folder):
+def read_files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -156,18 +161,18 @@ def test_an_interrupted_run_has_the_averages_and_snapshots_of_one_that_was_not(
         raise_at_batch(patch, 10, die)
         with pytest.raises(InterruptedError):
             loop.train(config)
-    assert saved_steps(config.run) == [6]
-    early = files_in(load(config.run).snapshots)
+    assert list_saved_steps(config.run) == [6]
+    early = read_files(load(config.run).snapshots)
     assert len(early) == 6  # two of each of the steps 3, 6 and 9: 9 is written again
     for path in load(config.run).snapshots.glob("*_step_0000009.*"):
         path.write_bytes(b"")
     loop.train(config)
 
-    found, expected = newest_state(config.run), newest_state(averaged_run)
+    found, expected = load_newest_state(config.run), load_newest_state(averaged_run)
     assert found.keys() == expected.keys()
     assert {name.split("[")[0] for name in found} >= {".more_ema", ".posthoc_ema", ".ema_params"}
     assert [n for n in found if found[n].tobytes() != expected[n].tobytes()] == []
-    found, expected = (files_in(load(f).snapshots) for f in (config.run, averaged_run))
+    found, expected = (read_files(load(f).snapshots) for f in (config.run, averaged_run))
     assert found == expected
     assert len(expected) == 8
     assert early.items() <= expected.items()
@@ -214,7 +219,7 @@ def test_importance_sampling_on_eight_devices_is_continued_exactly(
         raise_at_batch(patch, 19, lambda: signal.raise_signal(signal.SIGINT))
         with pytest.raises(Stopped):
             loop.train(broken)
-    history = newest_state(broken.run)[".loss_history.counts"]
+    history = load_newest_state(broken.run)[".loss_history.counts"]
     assert history.tolist() == [10] * 8
     loop.train(broken)
     assert_same_run(broken.run, whole.run)
@@ -240,7 +245,7 @@ COMBINED = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", others_long(COMBINED, keep=("mesh",)))
+@pytest.mark.parametrize("name", mark_others_long(COMBINED, keep=("mesh",)))
 def test_a_run_in_slices_is_exact_with_every_way_of_computing(make_config, tmp_path, name):
     """A slice of five steps ends in the middle of a call, of a row and between checkpoints."""
     whole = make_config(tmp_path / "whole", **COMBINED[name])
@@ -269,7 +274,7 @@ def start(config, cache):
         "PYTHONPATH": str(Path(jax_ddpm.__file__).parents[1]),
     }
     return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *flags_of(config)],
+        [sys.executable, "-c", COMMAND, *make_flags(config)],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

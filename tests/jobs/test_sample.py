@@ -14,7 +14,7 @@ from jax_ddpm.jobs.generate import image_keys, image_labels
 from jax_ddpm.jobs.sample import require_label, sample_run
 
 
-def slow(*cases):
+def mark_slow(*cases):
     return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
 
 
@@ -47,7 +47,7 @@ def test_the_same_command_gives_the_same_bytes(draw, six):
     np.testing.assert_array_equal(draw(), six)
 
 
-@pytest.mark.parametrize(("num", "batch_size"), [(3, 4), *slow((6, 6), (8, 4), (1, 1))])
+@pytest.mark.parametrize(("num", "batch_size"), [(3, 4), *mark_slow((6, 6), (8, 4), (1, 1))])
 def test_an_image_does_not_depend_on_how_many_are_drawn_with_it(draw, six, num, batch_size):
     found = draw(num=num, batch_size=batch_size)
     n = min(num, 6)
@@ -66,7 +66,7 @@ def test_raw_and_averaged_parameters_give_other_images(draw, six):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"steps": 2}, *slow([{"eta": 1.0}], [{"sampler": "ddpm", "steps": 8}])]
+    "settings", [{"steps": 2}, *mark_slow([{"eta": 1.0}], [{"sampler": "ddpm", "steps": 8}])]
 )
 def test_settings_of_the_run_can_be_changed(draw, six, settings):
     assert np.abs(draw(settings).astype(int) - six).max() > 0
@@ -93,14 +93,14 @@ def test_without_a_name_the_picture_goes_into_the_run_folder(trained_run, tmp_pa
     assert another == folder / "samples" / "euler_seed_3.png"
 
 
-def no_work(*args, **kwargs):
+def forbid_work(*args, **kwargs):
     raise AssertionError("worked before it looked at what was asked for")
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a", "a.npz.gz"])
 def test_an_unknown_suffix_is_refused_before_any_work(trained_run, tmp_path, monkeypatch, name):
     for step in ("build", "load_params", "make_generate_fn"):
-        monkeypatch.setattr(generate, step, no_work)
+        monkeypatch.setattr(generate, step, forbid_work)
     with pytest.raises(UserError, match=f"--out .*{name} must end in .png"):
         sample_run(trained_run, SampleJob(out=tmp_path / name))
 
@@ -129,7 +129,7 @@ def test_settings_that_cannot_work_are_refused_before_any_work(
     trained_run, monkeypatch, asked, message
 ):
     for step in ("load_params", "make_generate_fn"):
-        monkeypatch.setattr(generate, step, no_work)
+        monkeypatch.setattr(generate, step, forbid_work)
     job, weights = SampleJob(**asked.get("job", {})), Weights(**asked.get("weights", {}))
     with pytest.raises(UserError, match=message):
         sample_run(trained_run, job, asked.get("changes"), weights=weights)

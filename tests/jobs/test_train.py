@@ -22,9 +22,9 @@ from jax_ddpm.jobs.build import build
 from jax_ddpm.models import CustomConfig
 from jax_ddpm.runs import metrics
 from jax_ddpm.runs.folder import load
-from tests.shared.compared_runs import assert_same_run, newest_state, saved_steps
-from tests.shared.long_tests import others_long
-from tests.shared.processes import flags_of
+from tests.shared.compared_runs import assert_same_run, list_saved_steps, load_newest_state
+from tests.shared.long_tests import mark_others_long
+from tests.shared.processes import make_flags
 
 
 def test_a_finished_run_holds_everything_a_person_looks_for(trained_run):
@@ -33,7 +33,7 @@ def test_a_finished_run_holds_everything_a_person_looks_for(trained_run):
     assert names == files | {"tensorboard", "checkpoints", "samples"}
     grids = sorted(path.name for path in (trained_run / "samples").iterdir())
     assert grids == ["step_0000006.png", "step_0000012.png"]
-    assert saved_steps(trained_run) == [6, 12]
+    assert list_saved_steps(trained_run) == [6, 12]
     with (
         Image.open(trained_run / "samples.png") as grid,
         Image.open(trained_run / "loss.png") as loss,
@@ -90,7 +90,7 @@ def test_a_training_process_loads_no_other_framework_and_says_what_comes_next(
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": str(Path(jax_ddpm.__file__).parents[1]),
     }
-    command = [sys.executable, "-c", COMMAND, *flags_of(config)]
+    command = [sys.executable, "-c", COMMAND, *make_flags(config)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Loaded: []" in done.stdout
@@ -102,7 +102,7 @@ def test_a_training_process_loads_no_other_framework_and_says_what_comes_next(
 
 
 def test_training_changes_the_parameters_and_the_average_follows(trained_run):
-    state = newest_state(trained_run)
+    state = load_newest_state(trained_run)
     raw = {k.removeprefix(".params"): v for k, v in state.items() if k.startswith(".params")}
     ema = {
         k.removeprefix(".ema_params"): v for k, v in state.items() if k.startswith(".ema_params")
@@ -153,7 +153,7 @@ def test_any_images_and_any_network_are_trained(make_config, tmp_path):
     with pytest.raises(Stopped):
         loop.train_run(config, source, parts)
     run = loop.train_run(config, source, parts)
-    assert saved_steps(run.folder) == [7, 12]
+    assert list_saved_steps(run.folder) == [7, 12]
     assert run.final_grid.exists()
     assert load(run.folder).config.model == CustomConfig()
     with pytest.raises(UserError, match="a network of your own"):
@@ -207,8 +207,8 @@ def test_bad_steps_are_skipped_and_too_many_in_a_row_end_the_run_with_the_last_g
         assert part in str(caught.value)
     assert "compute-dtype" not in str(caught.value)  # it is float32 already
     assert "1 of the 3 steps up to step 6 were skipped" in capsys.readouterr().out
-    assert saved_steps(config.run) == [6, 9]
-    state = newest_state(config.run)
+    assert list_saved_steps(config.run) == [6, 9]
+    state = load_newest_state(config.run)
     assert all(np.all(np.isfinite(array)) for array in state.values())
     counters = [state[f".{name}"] for name in ("skipped.total", "skipped.in_a_row", "step")]
     assert counters == [3, 2, 9]
@@ -240,7 +240,7 @@ def test_steps_per_call_remat_and_data_on_devices_change_nothing(
     with pytest.raises(Stopped, match="after step 5"):
         loop.train(make_config(folder, train=train | {"max_steps": 5}))
     loop.train(make_config(folder))
-    found, expected = newest_state(folder), newest_state(trained_run)
+    found, expected = load_newest_state(folder), load_newest_state(trained_run)
     worst = max(np.abs(found[leaf] - array).max() for leaf, array in expected.items())
     # Measured: 0 if only the data are elsewhere; otherwise 1e-4, because Adam amplifies the rounding
     # noise of gradients near zero to steps of 0.01.
@@ -270,7 +270,8 @@ OBJECTIVES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", others_long(OBJECTIVES, keep=("dropped labels", "importance bound", "pure noise v"))
+    "name",
+    mark_others_long(OBJECTIVES, keep=("dropped labels", "importance bound", "pure noise v")),
 )
 def test_a_short_run_of_each_option(make_config, tmp_path, name):
     """Losses stay finite, and images are drawn at the end."""
@@ -281,5 +282,5 @@ def test_a_short_run_of_each_option(make_config, tmp_path, name):
     }
     run = loop.train(make_config(tmp_path / "run", **settings))
     assert run.final_grid.exists()
-    state = newest_state(run.folder)
+    state = load_newest_state(run.folder)
     assert all(np.all(np.isfinite(array)) for array in state.values())

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.shared.families import EACH, FAMILIES, example, jaxpr_of, network_of
-from tests.shared.long_tests import others_long
+from tests.shared.families import EACH, FAMILIES, build_network, list_equations, make_example
+from tests.shared.long_tests import mark_others_long
 
 WIDE = {
     "reduce_sum",
@@ -25,32 +25,32 @@ WIDE = {
 PRODUCTS = {"dot_general", "conv_general_dilated"}
 
 
-def types(eqn):
+def list_types(eqn):
     return {str(v.aval.dtype) for v in eqn.invars if hasattr(v.aval, "dtype")}
 
 
-def forward(config):
+def trace_forward(config):
     """The equations of the network in bfloat16, and the shapes of its parameters and output."""
-    network = network_of(config, jnp.bfloat16)
+    network = build_network(config, jnp.bfloat16)
     params = jax.eval_shape(network.init, jax.random.key(0))
-    x_t, t, more = example(config)
+    x_t, t, more = make_example(config)
     keys = jax.random.split(jax.random.key(3), len(t))
 
     def apply(params, x_t):
         return network.apply_fn(params, x_t, t, train=True, dropout_keys=keys, **more)
 
-    return jaxpr_of(apply, params, x_t), params, jax.eval_shape(apply, params, x_t)
+    return list_equations(apply, params, x_t), params, jax.eval_shape(apply, params, x_t)
 
 
 @pytest.mark.parametrize("name", EACH)
 def test_sums_and_softmax_are_float32_and_products_are_bfloat16(name):
-    equations, params, out = forward(FAMILIES[name])
+    equations, params, out = trace_forward(FAMILIES[name])
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     assert out.dtype == jnp.float32
-    narrow = [e.primitive.name for e in equations if "bfloat16" in types(e)]
+    narrow = [e.primitive.name for e in equations if "bfloat16" in list_types(e)]
     assert WIDE & set(narrow) == set()
     assert {e.primitive.name for e in equations} >= {"reduce_sum"}  # the norms' own
-    products = [types(e) for e in equations if e.primitive.name in PRODUCTS]
+    products = [list_types(e) for e in equations if e.primitive.name in PRODUCTS]
     assert products and all(found == {"bfloat16"} for found in products)
 
 
@@ -59,19 +59,19 @@ FAR = {"unet": 0.1, "pulfer": 0.2, "annotated_ws": 0.6}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", others_long(FAR, keep=("unet",)))
+@pytest.mark.parametrize("name", mark_others_long(FAR, keep=("unet",)))
 def test_the_loss_and_its_gradient_are_close_to_those_of_float32(name):
     config = FAMILIES[name]
-    x_t, t, more = example(config)
+    x_t, t, more = make_example(config)
     numbers = np.random.default_rng(0)
-    shapes = jax.eval_shape(network_of(config).init, jax.random.key(0))
+    shapes = jax.eval_shape(build_network(config).init, jax.random.key(0))
     fan_in = lambda leaf: max(np.prod(leaf.shape[:-1]), 1) ** -0.5  # noqa: E731
     params = jax.tree.map(
         lambda leaf: jnp.asarray(numbers.normal(0, fan_in(leaf), leaf.shape), jnp.float32), shapes
     )
     found = []
     for dtype in (jnp.float32, jnp.bfloat16):
-        apply_fn = network_of(config, dtype).apply_fn
+        apply_fn = build_network(config, dtype).apply_fn
         loss = lambda params: ((apply_fn(params, x_t, t, **more) - x_t) ** 2).mean()  # noqa: E731, B023
         value, grads = jax.jit(jax.value_and_grad(loss))(params)
         assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype("float32")}

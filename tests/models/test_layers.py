@@ -20,7 +20,7 @@ from jax_ddpm.models.layers import (
 from jax_ddpm.models.unet import SelfAttention
 
 
-def normal(seed, *shape, dtype=jnp.float64):
+def draw_normal(seed, *shape, dtype=jnp.float64):
     return jax.random.normal(jax.random.key(seed), shape, dtype)
 
 
@@ -45,8 +45,8 @@ def test_frequencies_of_the_embedding_fall_geometrically():
 
 
 def test_group_norm_equals_flax():
-    x = 3 + 10 * normal(0, 2, 5, 4, 8)
-    params = {"params": {"scale": normal(1, 8), "bias": normal(2, 8)}}
+    x = 3 + 10 * draw_normal(0, 2, 5, 4, 8)
+    params = {"params": {"scale": draw_normal(1, 8), "bias": draw_normal(2, 8)}}
     ours = jax.jit(GroupNorm(num_groups=2, dtype=jnp.float64).apply)(params, x)
     flax = nn.GroupNorm(num_groups=2, epsilon=1e-6, use_fast_variance=False, dtype=jnp.float64)
     theirs = jax.jit(flax.apply)(params, x)
@@ -54,7 +54,7 @@ def test_group_norm_equals_flax():
 
 
 def test_group_norm_keeps_its_digits_far_from_zero():
-    x = normal(0, 1, 8, 8, 4, dtype=jnp.float32)
+    x = draw_normal(0, 1, 8, 8, 4, dtype=jnp.float32)
     norm = jax.jit(GroupNorm(num_groups=2).apply)
     params = {"params": {"scale": jnp.ones(4), "bias": jnp.zeros(4)}}
     # float32 keeps 4 digits of a deviation of 1 at 1000; the fast variance keeps none. Measured: 1e-4.
@@ -62,7 +62,7 @@ def test_group_norm_keeps_its_digits_far_from_zero():
 
 
 def test_attention_is_the_textbook_formula():
-    q, k, v = normal(0, 2, 5, 8), normal(1, 2, 7, 8), normal(2, 2, 7, 8)
+    q, k, v = draw_normal(0, 2, 5, 8), draw_normal(1, 2, 7, 8), draw_normal(2, 2, 7, 8)
     weights = np.exp(q @ k.transpose(0, 2, 1) / 8**0.5)
     expected = weights @ v / weights.sum(-1, keepdims=True)
     np.testing.assert_allclose(jax.jit(attention)(q, k, v), expected, rtol=1e-10)  # measured: 3e-15
@@ -71,7 +71,7 @@ def test_attention_is_the_textbook_formula():
 def test_attention_with_huge_scores_picks_the_largest():
     q = jnp.full((1, 1, 4), 1e4, jnp.bfloat16)
     k = jnp.array([[[1.0] * 4, [-1.0] * 4, [0.5] * 4]], jnp.bfloat16) * 1e4
-    v = normal(0, 1, 3, 4, dtype=jnp.bfloat16)
+    v = draw_normal(0, 1, 3, 4, dtype=jnp.bfloat16)
 
     @jax.jit
     def attend(q):
@@ -84,7 +84,7 @@ def test_attention_with_huge_scores_picks_the_largest():
 
 
 def test_attention_sees_all_pixels_and_starts_as_the_identity():
-    x = normal(0, 1, 3, 4, 4)
+    x = draw_normal(0, 1, 3, 4, 4)
     layer = SelfAttention(num_groups=2, dtype=jnp.float64)
 
     @jax.jit
@@ -152,7 +152,7 @@ def drop(x, keys, rate=0.25):
 
 
 def test_dropout_does_nothing_without_keys_or_rate():
-    x, keys = normal(0, 2, 3, 3, 2), jax.random.split(jax.random.key(0), 2)
+    x, keys = draw_normal(0, 2, 3, 3, 2), jax.random.split(jax.random.key(0), 2)
     np.testing.assert_array_equal(drop(x, None), x)
     np.testing.assert_array_equal(drop(x, keys, rate=0.0), x)
 

@@ -33,7 +33,7 @@ LABEL = jax.ShapeDtypeStruct((2,), jnp.int32)
 KEYS = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
 
 
-def output_of(config, x_t=X, t=T, *, train=False, **arguments):
+def trace_output(config, x_t=X, t=T, *, train=False, **arguments):
     """The output's shape and dtype, without computing anything."""
     network = make_network(config, (8, 8, 1))
     params = jax.eval_shape(network.init, jax.random.key(0))
@@ -44,7 +44,7 @@ def output_of(config, x_t=X, t=T, *, train=False, **arguments):
     return jax.eval_shape(apply, params, x_t, t, arguments)
 
 
-def like(*shape, dtype=jnp.float32):
+def make_struct(*shape, dtype=jnp.float32):
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
@@ -57,13 +57,13 @@ def like(*shape, dtype=jnp.float32):
         (SELF, {}),
         (SELF, {"x_self_cond": X}),
         (PLAIN, {"label": None, "x_self_cond": None, "dropout_keys": None}),
-        (PLAIN, {"x_t": like(2, 5, 7, 1)}),
-        (PLAIN, {"t": like(2, dtype=jnp.float32)}),
+        (PLAIN, {"x_t": make_struct(2, 5, 7, 1)}),
+        (PLAIN, {"t": make_struct(2, dtype=jnp.float32)}),
     ],
 )
 def test_what_a_network_takes(config, arguments):
-    out = output_of(config, **arguments)
-    assert out == like(*arguments.get("x_t", X).shape)
+    out = trace_output(config, **arguments)
+    assert out == make_struct(*arguments.get("x_t", X).shape)
 
 
 MISTAKES = {
@@ -72,20 +72,23 @@ MISTAKES = {
     "not self-conditioned, but x_self_cond": (PLAIN, {"x_self_cond": X}),
     r"x_self_cond has shape \(2, 8, 8, 3\), but x_t has \(2, 8, 8, 1\)": (
         SELF,
-        {"x_self_cond": like(2, 8, 8, 3)},
+        {"x_self_cond": make_struct(2, 8, 8, 3)},
     ),
     "train=True needs dropout_keys, .* dropout 0.1": (CLASSES, {"label": LABEL, "train": True}),
     "no argument 'lable': did you mean 'label'": (PLAIN, {"lable": LABEL}),
     "no argument 'prediction_type'": (PLAIN, {"prediction_type": LABEL}),
     r"shape \(2, 1, 8, 8\) have 8 channels, .* takes 1: .* transpose NCHW": (
         PLAIN,
-        {"x_t": like(2, 1, 8, 8)},
+        {"x_t": make_struct(2, 1, 8, 8)},
     ),
-    "have 3 channels, but this network takes 1": (PLAIN, {"x_t": like(2, 8, 8, 3)}),
-    r"x_t has shape \(8, 8, 1\)": (PLAIN, {"x_t": like(8, 8, 1)}),
-    "x_t is uint8, .*from_uint8": (PLAIN, {"x_t": like(2, 8, 8, 1, dtype=jnp.uint8)}),
-    r"t has shape \(\), but 2 images need shape \(2,\)": (PLAIN, {"t": like(dtype=jnp.int32)}),
-    r"t has shape \(1,\)": (PLAIN, {"t": like(1, dtype=jnp.int32)}),
+    "have 3 channels, but this network takes 1": (PLAIN, {"x_t": make_struct(2, 8, 8, 3)}),
+    r"x_t has shape \(8, 8, 1\)": (PLAIN, {"x_t": make_struct(8, 8, 1)}),
+    "x_t is uint8, .*from_uint8": (PLAIN, {"x_t": make_struct(2, 8, 8, 1, dtype=jnp.uint8)}),
+    r"t has shape \(\), but 2 images need shape \(2,\)": (
+        PLAIN,
+        {"t": make_struct(dtype=jnp.int32)},
+    ),
+    r"t has shape \(1,\)": (PLAIN, {"t": make_struct(1, dtype=jnp.int32)}),
 }
 
 
@@ -94,7 +97,7 @@ MISTAKES = {
 def test_what_it_does_not_take_is_refused_in_one_sentence(sentence):
     config, arguments = MISTAKES[sentence]
     with pytest.raises(UserError, match=sentence):
-        output_of(config, **arguments)
+        trace_output(config, **arguments)
 
 
 HALVES = {"dim": 4, "dim_mults": (1, 2, 4)}

@@ -15,16 +15,16 @@ TINY = {"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 0, "dropou
 T = jnp.array([3, 700])
 
 
-def images(*shape):
+def draw_images(*shape):
     return jax.random.normal(jax.random.key(0), shape, jnp.float32)
 
 
-def network_of(config, dtype=jnp.float32):
+def build_network(config, dtype=jnp.float32):
     return make_network(config, config.example_shape, dtype=dtype)
 
 
-def output_shape(config, size, dtype=jnp.float32, **kwargs):
-    network = network_of(config, dtype)
+def trace_output_shape(config, size, dtype=jnp.float32, **kwargs):
+    network = build_network(config, dtype)
     x_t = jax.ShapeDtypeStruct((2, *size), dtype)
     return jax.eval_shape(network.apply_fn, parameter_shapes(config), x_t, T, **kwargs)
 
@@ -76,7 +76,7 @@ def test_the_published_networks_have_as_many_parameters_as_theirs(expected):
 def test_shape_and_dtype_of_the_output(dtype):
     flags = {"out_channels": 6, "resblock_updown": True, "use_scale_shift_norm": True}
     config = GuidedDiffusionConfig(**SMALL, **flags)
-    out = output_shape(config, (4, 6, 3), dtype)
+    out = trace_output_shape(config, (4, 6, 3), dtype)
     expected = jnp.float64 if dtype == jnp.float64 else jnp.float32
     assert (out.shape, out.dtype) == ((2, 4, 6, 6), expected)
 
@@ -113,6 +113,6 @@ def test_heads():
 
 @pytest.mark.slow
 def test_a_new_network_predicts_zero():
-    network, x_t = network_of(ImprovedDiffusionConfig(**TINY)), images(2, 4, 4, 3)
+    network, x_t = build_network(ImprovedDiffusionConfig(**TINY)), draw_images(2, 4, 4, 3)
     out = jax.jit(lambda key: network.apply_fn(network.init(key), x_t, T))(jax.random.key(0))
     np.testing.assert_array_equal(out, 0)

@@ -22,7 +22,7 @@ from tests.shared.recipe.peer import TINY_TORCH
 PACKAGE = Path(jax_ddpm.__file__).parent
 
 
-def torch_weights(width=5, channels=1):
+def draw_torch_weights(width=5, channels=1):
     numbers = np.random.default_rng(0)
     shapes = {
         "first.weight": (width, channels, 3, 3),
@@ -46,7 +46,7 @@ def test_a_new_architecture_is_trained(make_config, tmp_path, monkeypatch):
 
 def test_weights_of_a_new_peer_go_both_ways(monkeypatch):
     monkeypatch.setitem(PEERS, "tiny_torch", TINY_TORCH)
-    weights = torch_weights()
+    weights = draw_torch_weights()
     network = from_torch(weights, "tiny_torch")
     assert network.config == TinyConfig(width=5, channels=1)
     x_t, t = np.ones((2, 4, 4, 1), np.float32), np.array([3, 7])
@@ -84,7 +84,7 @@ def test_the_command_line_knows_them(tmp_path):
         '    "tiny_torch": TINY_TORCH,',
         "from jax_ddpm.interop.tiny_torch import TINY_TORCH",
     )
-    np.savez(tmp_path / "weights.npz", **torch_weights())
+    np.savez(tmp_path / "weights.npz", **draw_torch_weights())
 
     def command(*args):
         run = subprocess.run(
@@ -115,4 +115,4 @@ def test_the_command_line_knows_them(tmp_path):
     assert np.load(tmp_path / "two.npz")["arr_0"].shape == (2, 8, 8, 1)
     command("convert", "run", "--to", "torch", "--out", "back.npz")
     back = np.load(tmp_path / "back.npz")
-    assert all(np.array_equal(back[name], array) for name, array in torch_weights().items())
+    assert all(np.array_equal(back[name], array) for name, array in draw_torch_weights().items())

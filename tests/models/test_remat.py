@@ -7,13 +7,13 @@ import pytest
 
 from jax_ddpm.models import UNetConfig, make_network
 from jax_ddpm.models.remat import recompute_segments
-from tests.shared.families import EACH, FAMILIES, example, jaxpr_of, network_of
-from tests.shared.long_tests import others_long
+from tests.shared.families import EACH, FAMILIES, build_network, list_equations, make_example
+from tests.shared.long_tests import mark_others_long
 
 
-def squared(apply_fn, config):
+def make_squared_loss(apply_fn, config):
     """A loss of the parameters, with dropout."""
-    x_t, t, more = example(config)
+    x_t, t, more = make_example(config)
     keys = jax.random.split(jax.random.key(3), len(t))
 
     def loss(params):
@@ -23,19 +23,21 @@ def squared(apply_fn, config):
     return loss
 
 
-def convolutions(fn, params):
+def count_convolutions(fn, params):
     """How many convolutions the gradient of `fn` has."""
-    equations = jaxpr_of(jax.grad(fn), params)
+    equations = list_equations(jax.grad(fn), params)
     return sum(eqn.primitive.name == "conv_general_dilated" for eqn in equations)
 
 
 @pytest.mark.parametrize("name", EACH)
 def test_the_blocks_of_every_family_are_computed_again(name):
     config = FAMILIES[name]
-    network = network_of(config)
+    network = build_network(config)
     params = jax.eval_shape(network.init, jax.random.key(0))
     plain, again, kept = (
-        convolutions(squared(recompute_segments(network.apply_fn, remat), config), params)
+        count_convolutions(
+            make_squared_loss(recompute_segments(network.apply_fn, remat), config), params
+        )
         for remat in ("none", "nothing_saveable", "dots_and_convs_saveable")
     )
     forward = plain / 3  # the gradient has two more; a block's last needs no second time
@@ -44,23 +46,23 @@ def test_the_blocks_of_every_family_are_computed_again(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", others_long(["unet", "pulfer", "lucidrains"], keep=("unet",)))
+@pytest.mark.parametrize("name", mark_others_long(["unet", "pulfer", "lucidrains"], keep=("unet",)))
 def test_gradients_and_parameters_stay_the_same(name):
     config = FAMILIES[name]
-    network = network_of(config, jnp.float64)
+    network = build_network(config, jnp.float64)
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     numbers = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: numbers.normal(0, 0.2, leaf.shape), shapes)
-    plain = jax.jit(jax.value_and_grad(squared(network.apply_fn, config)))(params)
+    plain = jax.jit(jax.value_and_grad(make_squared_loss(network.apply_fn, config)))(params)
     again = recompute_segments(network.apply_fn, "nothing_saveable")
-    found = jax.jit(jax.value_and_grad(squared(again, config)))(params)
+    found = jax.jit(jax.value_and_grad(make_squared_loss(again, config)))(params)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-13)  # measured: 5e-16
     assert jax.tree.structure(found) == jax.tree.structure(plain)
 
 
 def test_none_is_the_function_itself():
-    network = network_of(FAMILIES["unet"])
+    network = build_network(FAMILIES["unet"])
     assert recompute_segments(network.apply_fn, "none") is network.apply_fn
 
 
@@ -74,12 +76,12 @@ def test_the_gradient_takes_less_memory():
     params = jax.eval_shape(network.init, jax.random.key(0))
     x_t, t = jax.ShapeDtypeStruct((16, 32, 32, 1), jnp.float32), jnp.zeros(16, jnp.int32)
 
-    def temporaries(remat):
+    def measure_temporaries(remat):
         apply_fn = recompute_segments(network.apply_fn, remat)
         loss = lambda params, x_t: (apply_fn(params, x_t, t) ** 2).mean()  # noqa: E731
         options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
         program = jax.jit(jax.grad(loss), compiler_options=options).lower(params, x_t).compile()
         return program.memory_analysis().temp_size_in_bytes
 
-    plain, again = temporaries("none"), temporaries("nothing_saveable")
+    plain, again = measure_temporaries("none"), measure_temporaries("nothing_saveable")
     assert again < 0.9 * plain  # measured: 0.74

@@ -20,11 +20,11 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 KEYS = jax.random.split(jax.random.key(9), 2)
 
 
-def images(*shape, seed=0):
+def draw_images(*shape, seed=0):
     return jax.random.normal(jax.random.key(seed), shape, jnp.float32)
 
 
-def shapes_of(network):
+def trace_shapes(network):
     return jax.eval_shape(network.init, jax.random.key(0))
 
 
@@ -35,7 +35,7 @@ def small():
     numbers = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: jnp.asarray(numbers.normal(0, 0.3, leaf.shape), jnp.float32),
-        shapes_of(network),
+        trace_shapes(network),
     )
     apply_fn = jax.jit(network.apply_fn, static_argnames="train", compiler_options=QUICK)
     return apply_fn, params
@@ -43,7 +43,7 @@ def small():
 
 def test_the_preset_for_256x256_images_has_the_network_of_ho_et_al():
     """parity_tests/test_unet.py counts that for CIFAR-10."""
-    shapes = shapes_of(make_network(PRESETS["ddpm-256"].model, (256, 256, 3)))
+    shapes = trace_shapes(make_network(PRESETS["ddpm-256"].model, (256, 256, 3)))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 113_673_219
 
 
@@ -51,7 +51,7 @@ def test_the_linen_module_is_built_of_a_configuration():
     module = UNet(UNetConfig(**SMALL), out_channels=1)
     assert UNetConfig(**SMALL).module(1, jnp.float32) == module
     assert UNet() == UNetConfig().module(3, jnp.float32)
-    assert shapes_of(make_network(module, (8, 8, 1))) == shapes_of(
+    assert trace_shapes(make_network(module, (8, 8, 1))) == trace_shapes(
         make_network(UNetConfig(**SMALL), (8, 8, 1))
     )
 
@@ -65,13 +65,13 @@ def test_the_output_has_the_shape_of_the_images(size, channel_mult):
     config = UNetConfig(**(SMALL | {"channel_mult": channel_mult}))
     network = make_network(config, size, dtype=jnp.float64)
     x_t, t = jax.ShapeDtypeStruct((2, *size), jnp.float64), jax.ShapeDtypeStruct((2,), jnp.int32)
-    out = jax.eval_shape(network.apply_fn, shapes_of(network), x_t, t)
+    out = jax.eval_shape(network.apply_fn, trace_shapes(network), x_t, t)
     assert (out.shape, out.dtype) == ((2, *size), jnp.float64)
 
 
 @pytest.mark.parametrize(("size", "multiple"), [((7, 5), 4), ((8, 8), 8), ((1, 3), 4)])
 def test_padding_is_even_zero_and_undone(size, multiple):
-    x = images(1, *size, 2)
+    x = draw_images(1, *size, 2)
     padded, crop = pad_to_multiple(x, multiple)
     assert padded.shape[1] % multiple == padded.shape[2] % multiple == 0
     assert padded.shape[1] - size[0] < multiple and padded.shape[2] - size[1] < multiple
@@ -93,7 +93,7 @@ def test_layers_start_as_in_the_code_of_ho_et_al():
 def test_examples_do_not_depend_on_each_other(small):
     """Neither their images and timesteps nor, in training, their dropout."""
     apply_fn, params = small
-    x_t, keys = images(2, 8, 8, 1), KEYS
+    x_t, keys = draw_images(2, 8, 8, 1), KEYS
     out = apply_fn(params, x_t, T, dropout_keys=keys)
     for x_other, t_other, keys_other in (
         (x_t.at[0].add(0.1), T, keys),
@@ -114,7 +114,7 @@ def test_examples_do_not_depend_on_each_other(small):
 @pytest.mark.slow
 def test_gradients_are_finite_and_reach_every_parameter(small):
     apply_fn, params = small
-    x_t = images(2, 8, 8, 1)
+    x_t = draw_images(2, 8, 8, 1)
     grads = jax.jit(jax.grad(lambda p: (apply_fn(p, x_t, T) ** 2).mean()))(params)
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
         assert jnp.all(jnp.isfinite(grad)), path

@@ -60,7 +60,7 @@ def test_the_warm_up_of_k_diffusion_is_stretched_by_inv_gamma():
         assert found == pytest.approx(3 - 2 * decay, rel=1e-12)  # measured: 1e-16
 
 
-def quadratic_step(**averages):
+def make_quadratic_step(**averages):
     """(state, target) -> state: one step of descent to a target, with some averages."""
 
     def loss(params, x_0, t, noise, **_):
@@ -75,9 +75,9 @@ def test_several_averages_are_the_same_as_each_alone():
     emas = [make_ema("constant", decay) for decay in (0.9, 0.5, 0.99)] + [make_posthoc_ema(0.1)]
     start = {"w": jnp.ones(())}
     together = create_state(start, optax.sgd(0.1), num_more_ema=2, num_posthoc_ema=1)
-    step = quadratic_step(ema=emas[0], more_ema=emas[1:3], posthoc_ema=emas[3:])
+    step = make_quadratic_step(ema=emas[0], more_ema=emas[1:3], posthoc_ema=emas[3:])
     alone = [create_state(start, optax.sgd(0.1)) for _ in emas]
-    steps = [quadratic_step(ema=ema) for ema in emas]
+    steps = [make_quadratic_step(ema=ema) for ema in emas]
     for target in (3.0, -1.0, 2.0):
         together = step(together, target)
         alone = [one(state, target) for one, state in zip(steps, alone, strict=True)]
@@ -99,7 +99,7 @@ STATE = create_state({"w": jnp.zeros(2)}, optax.sgd(0.1), num_more_ema=2).replac
 )
 
 
-def config(**train):
+def make_config(**train):
     return Config(train=replace(TrainConfig(ema_decays=(0.5, 0.99)), **train))
 
 
@@ -108,19 +108,19 @@ def config(**train):
     [("raw", "raw"), ("ema", "0.9999"), ("0.9999", "0.9999"), ("0.50", "0.5"), ("0.99", "0.99")],
 )
 def test_an_average_is_named_by_its_decay(weights, expected):
-    assert select_average(STATE, config(), weights) == expected
+    assert select_average(STATE, make_config(), weights) == expected
 
 
 @pytest.mark.parametrize("weights", ["0.9", "best", "", "nan"])
 def test_an_average_that_the_run_does_not_have_is_refused_with_those_that_it_has(weights):
     message = f"--weights is {weights}, but this run has ema, raw, 0.9999, 0.5, 0.99"
     with pytest.raises(UserError, match=message):
-        select_average(STATE, config(), weights)
+        select_average(STATE, make_config(), weights)
 
 
 def test_a_half_life_has_no_decay_to_be_named_by():
     with pytest.raises(UserError, match=r"this run has ema, raw$"):
-        select_average(STATE, config(ema_form="half_life", ema_decays=()), "0.9999")
+        select_average(STATE, make_config(ema_form="half_life", ema_decays=()), "0.9999")
 
 
 @pytest.mark.parametrize(
@@ -134,13 +134,13 @@ def test_a_half_life_has_no_decay_to_be_named_by():
 )
 def test_flags_that_cannot_be_followed_are_refused_before_any_work(flags, message):
     with pytest.raises(UserError, match=message):
-        check_selection(config(), *flags)
-    check_selection(config(posthoc_ema=(0.05, 0.1)), "ema", 0.08, 7)
-    check_selection(config(), "0.5", None, None)
+        check_selection(make_config(), *flags)
+    check_selection(make_config(posthoc_ema=(0.05, 0.1)), "ema", 0.08, 7)
+    check_selection(make_config(), "0.5", None, None)
 
 
 @pytest.mark.usefixtures("unchecked_types")  # a part of a run takes its place
 def test_what_is_chosen_is_said_in_words():
     state = STATE.replace(step=jnp.array(12))
-    run = type("Run", (), {"config": config()})()
+    run = type("Run", (), {"config": make_config()})()
     assert select_params(run, state, "0.99") == ("0.99", "0.99 parameters of step 12")

@@ -34,7 +34,7 @@ def test_a_run_that_is_all_warm_up_has_a_finite_rate(decay):
     assert np.isfinite(float(rate(10)))
 
 
-def first_update(gradient, params=(0.0, 0.0), **settings):
+def take_first_update(gradient, params=(0.0, 0.0), **settings):
     params = jnp.array(params, jnp.float64)
     optimizer = make_optimizer(0.1, **settings)
     return optimizer.update(jnp.array(gradient, jnp.float64), optimizer.init(params), params)
@@ -42,7 +42,7 @@ def first_update(gradient, params=(0.0, 0.0), **settings):
 
 @pytest.mark.parametrize(("max_norm", "factor"), [(1.0, 0.2), (5.0, 1.0), (10.0, 1.0), (None, 1.0)])
 def test_gradients_are_clipped_by_their_global_norm(max_norm, factor):
-    _, state = first_update([3.0, 4.0], max_grad_norm=max_norm)
+    _, state = take_first_update([3.0, 4.0], max_grad_norm=max_norm)
     first_moment = optax.tree_utils.tree_get(state, "mu")
     # Adam's first moment is (1 - b1) g. Measured: 1e-16.
     np.testing.assert_allclose(first_moment, 0.1 * factor * np.array([3.0, 4.0]), rtol=1e-12)
@@ -50,7 +50,7 @@ def test_gradients_are_clipped_by_their_global_norm(max_norm, factor):
 
 def test_adam_is_the_formula_of_its_paper_with_eps_outside_the_root():
     gradient = np.array([3e-8, -4.0])
-    update, _ = first_update(gradient, max_grad_norm=None)
+    update, _ = take_first_update(gradient, max_grad_norm=None)
     expected = -0.1 * gradient / (np.abs(gradient) + 1e-8)  # bias corrections cancel at step 1
     np.testing.assert_allclose(update, expected, rtol=1e-6)  # measured: 1e-7 (float32 beta powers)
 
@@ -71,8 +71,10 @@ def test_muon_orthogonalises_kernels_and_leaves_vectors_to_nadam():
 
 
 def test_adamw_decays_weights_beside_the_gradient():
-    adam, _ = first_update([1.0, -1.0], params=[5.0, 5.0])
-    adamw, _ = first_update([1.0, -1.0], params=[5.0, 5.0], optimizer="adamw", weight_decay=0.01)
+    adam, _ = take_first_update([1.0, -1.0], params=[5.0, 5.0])
+    adamw, _ = take_first_update(
+        [1.0, -1.0], params=[5.0, 5.0], optimizer="adamw", weight_decay=0.01
+    )
     np.testing.assert_allclose(adamw - adam, -0.1 * 0.01 * 5, rtol=1e-10)  # measured: 1e-14
 
 
@@ -117,6 +119,6 @@ def test_the_decay_of_the_average_is_constant_or_warms_up():
 
 
 def test_clip_eps_shortens_clipped_gradients_as_in_pytorch():
-    _, state = first_update([3.0, 4.0], max_grad_norm=1.0, clip_eps=1e-6)
+    _, state = take_first_update([3.0, 4.0], max_grad_norm=1.0, clip_eps=1e-6)
     first_moment = optax.tree_utils.tree_get(state, "mu")
     np.testing.assert_allclose(first_moment, 0.1 * np.array([3.0, 4.0]) / 5.000001, rtol=1e-12)

@@ -18,17 +18,17 @@ PAIR = (0.05, 0.1)
 LENGTH = 4000
 
 
-def profile_weights(sigma_rel, end, length=LENGTH):
+def compute_profile_weights(sigma_rel, end, length=LENGTH):
     """The weight of each step in the average after `end` steps: integrals of tau^gamma."""
     edges = np.minimum(np.arange(length + 1) / end, 1)
     return np.diff(edges ** (gamma_from_sigma_rel(sigma_rel) + 1))
 
 
-def stored(num_snapshots):
+def space_snapshots(num_snapshots):
     """Steps and exponents of evenly spaced snapshots of the pair, and their weights of each step."""
     ends = np.repeat(np.arange(1, num_snapshots + 1) * (LENGTH // num_snapshots), 2)
     gammas = np.tile([gamma_from_sigma_rel(width) for width in PAIR], num_snapshots)
-    rows = [profile_weights(PAIR[i % 2], end) for i, end in enumerate(ends)]
+    rows = [compute_profile_weights(PAIR[i % 2], end) for i, end in enumerate(ends)]
     return ends, gammas, np.stack(rows)
 
 
@@ -65,7 +65,7 @@ def test_width_and_exponent_are_inverse_and_the_width_is_that_of_the_profile(sig
     assert sigma_rel_from_gamma(gamma) == pytest.approx(sigma_rel, rel=1e-12)
     if sigma_rel >= 0.01:
         middles = (np.arange(LENGTH) + 0.5) / LENGTH
-        weights = profile_weights(sigma_rel, LENGTH)
+        weights = compute_profile_weights(sigma_rel, LENGTH)
         width = np.sqrt(weights @ middles**2 - (weights @ middles) ** 2)
         assert width == pytest.approx(sigma_rel, rel=1e-3)  # measured: at most 3e-5
 
@@ -80,10 +80,10 @@ def test_an_impossible_width_is_refused(sigma_rel):
 def test_the_tracked_average_is_the_integral_of_the_profile(walk, sigma_rel):
     """From any start, because the first update is a copy."""
     found = track(sigma_rel, walk)
-    expected = profile_weights(sigma_rel, LENGTH) @ walk
+    expected = compute_profile_weights(sigma_rel, LENGTH) @ walk
     np.testing.assert_allclose(found[-1], expected, rtol=1e-11)  # measured: 4e-14
     np.testing.assert_array_equal(found[0], walk[0])
-    half = profile_weights(sigma_rel, LENGTH // 2) @ walk
+    half = compute_profile_weights(sigma_rel, LENGTH // 2) @ walk
     np.testing.assert_allclose(found[LENGTH // 2 - 1], half, rtol=1e-11)
 
 
@@ -113,7 +113,7 @@ def test_products_are_integrals(ends):
 
 @pytest.mark.parametrize("index", [0, 7, 39])
 def test_a_stored_average_is_reconstructed_from_itself_alone(index):
-    ends, gammas, _ = stored(20)
+    ends, gammas, _ = space_snapshots(20)
     step, gamma = int(ends[index]), float(gammas[index])
     weights = solve_weights(ends, gammas, step, gamma)
     np.testing.assert_allclose(weights, np.arange(40) == index, atol=1e-9)  # measured: 5e-14
@@ -131,7 +131,7 @@ def test_more_snapshots_reconstruct_other_averages_better(walk, sigma_rel, with_
     gamma = gamma_from_sigma_rel(sigma_rel)
     errors, profile_errors = [], []
     for num_snapshots in (5, 10, 20, 40):
-        ends, gammas, rows = stored(num_snapshots)
+        ends, gammas, rows = space_snapshots(num_snapshots)
         weights = solve_weights(ends, gammas, LENGTH, gamma)
         found = reconstruct(weights, [{"a": row @ walk} for row in rows])["a"]
         errors.append(np.sqrt(np.mean((found - direct) ** 2)) / walk.std())
@@ -145,17 +145,17 @@ def test_more_snapshots_reconstruct_other_averages_better(walk, sigma_rel, with_
 @pytest.mark.parametrize("step", [LENGTH, 3300, 100])
 def test_the_reported_error_is_the_distance_of_the_weights_of_all_steps(step):
     """Also between snapshots, and before the first."""
-    ends, gammas, rows = stored(20)
+    ends, gammas, rows = space_snapshots(20)
     weights = solve_weights(ends, gammas, step, gamma_from_sigma_rel(0.15))
     assert weights.sum() == pytest.approx(1, abs=1e-12)
-    expected = profile_weights(0.15, step)
+    expected = compute_profile_weights(0.15, step)
     found = np.linalg.norm(weights @ rows - expected) / np.linalg.norm(expected)
     told = profile_error(weights, ends, gammas, step, gamma_from_sigma_rel(0.15))
     assert told == pytest.approx(found, rel=5e-3)  # measured: 4e-5, 6e-5 and 3e-4
 
 
 def test_constant_parameters_are_reproduced_from_few_snapshots():
-    ends, gammas, _ = stored(2)
+    ends, gammas, _ = space_snapshots(2)
     weights = solve_weights(ends, gammas, LENGTH, gamma_from_sigma_rel(0.2))
     found = reconstruct(weights, [{"a": np.full(3, 7, np.float32)}] * 4)["a"]
     assert found.dtype == np.float64

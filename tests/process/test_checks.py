@@ -30,34 +30,34 @@ def network(params, x_t, t, **anything):
     return x_t
 
 
-def loss(**settings):
+def make_loss(**settings):
     return make_loss_fn(network, SCHEDULE, **settings)
 
 
 WRONG_NAMES = {
     "prediction_type is 'epsilom', but it must be eps, x_0 or v: did you mean 'epsilon'?": [
         lambda: make_denoise_fn(network, None, prediction_type="epsilom"),
-        lambda: loss(prediction_type="epsilom"),
+        lambda: make_loss(prediction_type="epsilom"),
         lambda: diffusion_loss(network, None, SCHEDULE, X, T, X, prediction_type="epsilom"),
         lambda: to_prediction(X, X, LEVEL, "epsilom"),
         lambda: prediction_target(LEVEL, X, X, "epsilom"),
         lambda: loss_weight(SCHEDULE, "snr", "epsilom"),
     ],
     "loss_type is 'L2', but it must be l1, l2 or huber: did you mean 'l2'?": [
-        lambda: loss(loss_type="L2"),
+        lambda: make_loss(loss_type="L2"),
         lambda: pixel_loss("L2", X, X),
     ],
     "weighting is 'minsnr', but it must be constant, snr, truncated_snr, min_snr, soft_min_snr or "
     "p2: did you mean 'min_snr'?": [
-        lambda: loss(weighting="minsnr"),
+        lambda: make_loss(weighting="minsnr"),
         lambda: loss_weight(SCHEDULE, "minsnr"),
     ],
     "objective is 'simpel', but it must be simple, hybrid or vlb: did you mean 'simple'?": [
-        lambda: loss(objective="simpel"),
+        lambda: make_loss(objective="simpel"),
     ],
     "variance is 'fixedsmall', but it must be fixed_small, fixed_large, learned_range or learned: "
     "did you mean 'fixed_small'?": [
-        lambda: loss(variance="fixedsmall"),
+        lambda: make_loss(variance="fixedsmall"),
         lambda: make_reverse_fn(SCHEDULE, network, "fixedsmall"),
         lambda: p_mean_variance(SCHEDULE, Prediction(X, X), X, T, "fixedsmall"),
     ],
@@ -87,11 +87,11 @@ WRONG_ARGUMENTS = {
     ],
     "weigthing would go to the network, but it looks like weighting, an argument of make_loss_fn": [
         lambda: diffusion_loss(network, None, SCHEDULE, X, T, X, weigthing="snr"),
-        lambda: loss()(None, X, T, X, weigthing="snr"),
+        lambda: make_loss()(None, X, T, X, weigthing="snr"),
     ],
     "weighting is an argument of make_loss_fn, not of the network": [
         lambda: diffusion_loss(network, None, SCHEDULE, X, T, X, weighting="snr"),
-        lambda: loss()(None, X, T, X, weighting="snr"),
+        lambda: make_loss()(None, X, T, X, weighting="snr"),
     ],
 }
 
@@ -101,7 +101,7 @@ WRONG_IMAGES = {
     "x_0 has dtype uint8, but images are floats in [-1, 1]: convert pixels with x / 127.5 - 1": [
         lambda: q_sample(SCHEDULE, PIXELS, T, X),
         lambda: diffusion_loss(network, None, SCHEDULE, PIXELS, T, X),
-        lambda: loss()(None, PIXELS, T, X),
+        lambda: make_loss()(None, PIXELS, T, X),
         lambda: jax.eval_shape(lambda x: q_sample(SCHEDULE, x, T, X), PIXELS),
     ],
     "x_t has dtype uint8, but images are floats in [-1, 1]: convert pixels with x / 127.5 - 1": [
@@ -110,7 +110,7 @@ WRONG_IMAGES = {
     "x_0 has shape (2, 3, 8, 8), which looks like [batch, channels, height, width], but images are "
     "[batch, height, width, channels]: use jnp.moveaxis(x, 1, -1)": [
         lambda: q_sample(SCHEDULE, CHANNELS_FIRST, T, CHANNELS_FIRST),
-        lambda: loss()(None, CHANNELS_FIRST, T, CHANNELS_FIRST),
+        lambda: make_loss()(None, CHANNELS_FIRST, T, CHANNELS_FIRST),
     ],
     "the network's output has shape (2, 8, 8, 6), but for x_t of shape (2, 8, 8, 3) it must be "
     "(2, 8, 8, 3): if the second half of the channels is the variance, say that it is learned": [
@@ -121,7 +121,7 @@ WRONG_IMAGES = {
     "the network's output has shape (2, 8, 8, 3), but for x_t of shape (2, 8, 8, 3) with a learned "
     "variance it must be (2, 8, 8, 6)": [
         lambda: make_denoise_fn(network, None, learned_variance=True)(X, LEVEL),
-        lambda: loss(objective="vlb", variance="learned")(None, X, T, X),
+        lambda: make_loss(objective="vlb", variance="learned")(None, X, T, X),
     ],
 }
 WRONG_TIMESTEPS = {
@@ -175,7 +175,8 @@ def test_the_other_names_of_prediction_types_are_understood(alias, name):
     )
     np.testing.assert_array_equal(found.eps, expected.eps)
     assert jnp.all(
-        loss(prediction_type=alias)(None, X, T, X) == loss(prediction_type=name)(None, X, T, X)
+        make_loss(prediction_type=alias)(None, X, T, X)
+        == make_loss(prediction_type=name)(None, X, T, X)
     )
 
 

@@ -33,11 +33,11 @@ SCHEDULES = ["linear", "cosine", "sigmoid_cumprod"]
 SHAPE = (3, 4, 4, 2)
 
 
-def normal(seed, shape=SHAPE):
+def draw_normal(seed, shape=SHAPE):
     return jax.random.normal(jax.random.key(seed), shape, jnp.float64)
 
 
-def exact_schedule(name="linear", T=1000):
+def make_exact_schedule(name="linear", T=1000):
     return named_schedule(name, T, dtype=jnp.float64)
 
 
@@ -48,10 +48,10 @@ def test_a_value_per_example_broadcasts_over_pixels():
 
 
 def test_q_sample_has_the_moments_of_the_forward_process():
-    schedule = exact_schedule()
+    schedule = make_exact_schedule()
     n, t = 40_000, jnp.array([0, 300, 999])
     x_0 = jnp.full((3, n, 1, 1), 0.7)
-    x_t = np.asarray(q_sample(schedule, x_0, t, normal(0, x_0.shape)))[..., 0, 0]
+    x_t = np.asarray(q_sample(schedule, x_0, t, draw_normal(0, x_0.shape)))[..., 0, 0]
     signal, sigma = schedule.sqrt_alphas_cumprod[t], schedule.sqrt_one_minus_alphas_cumprod[t]
     # Five standard errors; measured with this key: at most 2.2 of them.
     assert np.all(np.abs(x_t.mean(1) - signal * 0.7) < 5 * sigma / n**0.5)
@@ -59,7 +59,7 @@ def test_q_sample_has_the_moments_of_the_forward_process():
 
 
 def test_q_sample_is_affine_in_the_image_and_the_noise_with_the_tables_as_coefficients():
-    schedule = exact_schedule("cosine", 10)
+    schedule = make_exact_schedule("cosine", 10)
     t, one, zero = jnp.arange(10), jnp.ones((10, 1, 1, 1)), jnp.zeros((10, 1, 1, 1))
     of_image = q_sample(schedule, one, t, zero).ravel()
     of_noise = q_sample(schedule, zero, t, one).ravel()
@@ -69,7 +69,7 @@ def test_q_sample_is_affine_in_the_image_and_the_noise_with_the_tables_as_coeffi
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_single_steps_compose_to_q_sample(name):
-    schedule, T = exact_schedule(name, 200), 200
+    schedule, T = make_exact_schedule(name, 200), 200
     t, one, zero = jnp.arange(T), jnp.ones((T, 1, 1, 1)), jnp.zeros((T, 1, 1, 1))
     factors = np.asarray(q_step(schedule, one, t, zero)).ravel()
     noises = np.asarray(q_step(schedule, zero, t, one)).ravel()
@@ -85,7 +85,7 @@ def test_single_steps_compose_to_q_sample(name):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_q_posterior_is_bayes_rule(name):
     T, x_0, x_t = 50, 0.3, -0.8
-    schedule = exact_schedule(name, T)
+    schedule = make_exact_schedule(name, T)
     for t in range(1, T):
         # Prior of x_{t-1} given x_0, and likelihood of x_t given x_{t-1}.
         prior_mean = schedule.sqrt_alphas_cumprod[t - 1] * x_0
@@ -102,16 +102,16 @@ def test_q_posterior_is_bayes_rule(name):
 
 
 def test_the_posterior_of_the_first_step_is_the_clean_image():
-    x_0, x_t = normal(0), normal(1)
-    posterior = q_posterior(exact_schedule(), x_0, x_t, jnp.zeros(3, int))
+    x_0, x_t = draw_normal(0), draw_normal(1)
+    posterior = q_posterior(make_exact_schedule(), x_0, x_t, jnp.zeros(3, int))
     np.testing.assert_allclose(posterior.mean, x_0, rtol=1e-11)  # measured: 1.1e-13
     np.testing.assert_array_equal(posterior.variance, 0)
 
 
 @pytest.mark.parametrize("t", [0, 500, 999])
 def test_conversions_are_inverse_to_each_other(t):
-    x_0, eps = normal(0), normal(1)
-    level = level_at(exact_schedule(), jnp.full(3, t))
+    x_0, eps = draw_normal(0), draw_normal(1)
+    level = level_at(make_exact_schedule(), jnp.full(3, t))
     x_t, v = add_noise(level, x_0, eps), v_from(level, x_0, eps)
     # Measured: at most 3e-14 absolute where the division by signal = 0.006 or sigma = 0.01 amplifies.
     for found, expected in [
@@ -126,8 +126,8 @@ def test_conversions_are_inverse_to_each_other(t):
 @pytest.mark.parametrize("prediction_type", TYPES)
 @pytest.mark.parametrize("t", [0, 500, 999])
 def test_the_target_as_output_predicts_the_truth(prediction_type, t):
-    x_0, noise = normal(0), normal(1)
-    level = level_at(exact_schedule(), jnp.full(3, t))
+    x_0, noise = draw_normal(0), draw_normal(1)
+    level = level_at(make_exact_schedule(), jnp.full(3, t))
     target = prediction_target(level, x_0, noise, prediction_type)
     found = to_prediction(target, add_noise(level, x_0, noise), level, prediction_type)
     np.testing.assert_allclose(found.x_0, x_0, rtol=0, atol=1e-11)  # measured: 3e-14
@@ -136,8 +136,8 @@ def test_the_target_as_output_predicts_the_truth(prediction_type, t):
 
 @pytest.mark.parametrize("prediction_type", TYPES)
 def test_x_0_and_eps_are_consistent_for_any_output(prediction_type):
-    x_t, output = normal(0), normal(1)
-    level = level_at(exact_schedule(), jnp.array([1, 500, 900]))
+    x_t, output = draw_normal(0), draw_normal(1)
+    level = level_at(make_exact_schedule(), jnp.array([1, 500, 900]))
     found = to_prediction(output, x_t, level, prediction_type)
     np.testing.assert_allclose(
         add_noise(level, found.x_0, found.eps), x_t, rtol=0, atol=1e-12
@@ -145,15 +145,15 @@ def test_x_0_and_eps_are_consistent_for_any_output(prediction_type):
 
 
 def test_one_level_for_all_equals_one_level_per_example():
-    x_0, noise = normal(0), normal(1)
-    schedule = exact_schedule()
+    x_0, noise = draw_normal(0), draw_normal(1)
+    schedule = make_exact_schedule()
     one, each = level_at(schedule, jnp.array(7)), level_at(schedule, jnp.full(3, 7))
     assert one.signal.ndim == 0
     np.testing.assert_array_equal(add_noise(one, x_0, noise), add_noise(each, x_0, noise))
 
 
 def test_v_is_the_derivative_of_x_t_along_the_noise_angle():
-    x_0, eps, angle = normal(0), normal(1), 0.9
+    x_0, eps, angle = draw_normal(0), draw_normal(1), 0.9
 
     def x_at(phi):
         return jnp.cos(phi) * x_0 + jnp.sin(phi) * eps
@@ -164,16 +164,16 @@ def test_v_is_the_derivative_of_x_t_along_the_noise_angle():
 
 
 def test_x_0_is_recovered_from_the_mean_of_the_posterior():
-    schedule, t = exact_schedule(), jnp.array([0, 500, 999])
-    x_0, x_t = normal(0), normal(1)
+    schedule, t = make_exact_schedule(), jnp.array([0, 500, 999])
+    x_0, x_t = draw_normal(0), draw_normal(1)
     x_prev = q_posterior(schedule, x_0, x_t, t).mean
     found = x_0_from_x_prev(schedule, x_t, t, x_prev)
     np.testing.assert_allclose(found, x_0, rtol=0, atol=1e-9)  # measured: 2e-12
 
 
 def test_the_reverse_step_has_the_posterior_mean_and_the_variance_asked_for():
-    schedule, t = exact_schedule(), jnp.array([0, 500, 999])
-    x_0, x_t = normal(0), normal(1)
+    schedule, t = make_exact_schedule(), jnp.array([0, 500, 999])
+    x_0, x_t = draw_normal(0), draw_normal(1)
     posterior = q_posterior(schedule, x_0, x_t, t)
     log_betas = jnp.log(schedule.betas[t])
     found = {}
@@ -196,6 +196,6 @@ def test_the_reverse_step_has_the_posterior_mean_and_the_variance_asked_for():
 
 
 def test_a_learned_variance_must_have_been_predicted():
-    x, t = normal(0), jnp.array([0, 500, 999])
+    x, t = draw_normal(0), jnp.array([0, 500, 999])
     with pytest.raises(ValueError, match="'learned_range' needs a network that predicts it"):
-        p_mean_variance(exact_schedule(), Prediction(x, x), x, t, "learned_range")
+        p_mean_variance(make_exact_schedule(), Prediction(x, x), x, t, "learned_range")

@@ -6,12 +6,12 @@ import pytest
 from jax_ddpm.process.distances import distances, energy_distance
 
 
-def normal(seed, n, d, mean=0.0):
+def draw_normal(seed, n, d, mean=0.0):
     return np.random.default_rng(seed).standard_normal((n, d)) + mean
 
 
 def test_distances_cover_all_pairs():
-    x, y = normal(0, 5, 3), normal(1, 4, 3)
+    x, y = draw_normal(0, 5, 3), draw_normal(1, 4, 3)
     expected = np.linalg.norm(x[:, None] - y[None], axis=-1)
     np.testing.assert_allclose(distances(x, y), expected, rtol=0, atol=1e-14)  # measured: 4e-16
 
@@ -23,7 +23,10 @@ def test_a_distance_computed_by_hand():
 
 
 def test_the_distance_is_unbiased_for_samples_of_one_distribution():
-    found = [energy_distance(normal(2 * i, 20, 4), normal(2 * i + 1, 30, 4)) for i in range(200)]
+    found = [
+        energy_distance(draw_normal(2 * i, 20, 4), draw_normal(2 * i + 1, 30, 4))
+        for i in range(200)
+    ]
     # Four standard errors. Measured: 1.4 of them
     assert abs(np.mean(found)) < 4 * np.std(found) / 200**0.5
     assert min(found) < 0  # an estimate that is always positive would be biased
@@ -35,7 +38,8 @@ def test_the_distance_of_two_normal_distributions_is_the_known_one():
     across = 2 / math.sqrt(math.pi) * math.exp(-(m**2) / 4) + m * math.erf(m / 2)
     expected = 2 * across - 4 / math.sqrt(math.pi)
     found = [
-        energy_distance(normal(2 * i, 100, 1), normal(2 * i + 1, 100, 1, m)) for i in range(100)
+        energy_distance(draw_normal(2 * i, 100, 1), draw_normal(2 * i + 1, 100, 1, m))
+        for i in range(100)
     ]
     # Four standard errors. Measured: 1.0 of them
     assert abs(np.mean(found) - expected) < 4 * np.std(found) / 100**0.5
@@ -43,4 +47,4 @@ def test_the_distance_of_two_normal_distributions_is_the_known_one():
 
 def test_two_points_are_needed():
     with pytest.raises(ValueError, match="at least 2 points are needed, got 1 and 3"):
-        energy_distance(normal(0, 1, 2), normal(1, 3, 2))
+        energy_distance(draw_normal(0, 1, 2), draw_normal(1, 3, 2))

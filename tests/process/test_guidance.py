@@ -17,7 +17,7 @@ from jax_ddpm.process.levels import level_at
 from jax_ddpm.process.predictions import to_prediction, v_from
 from jax_ddpm.process.schedules import named_schedule
 from jax_ddpm.samplers import ddim, ddpm
-from tests.shared.gaussian import exact_moments, gaussian_denoiser
+from tests.shared.gaussian import compute_moments, make_gaussian_denoiser
 
 NULL = 3
 SCHEDULE = named_schedule("linear", 100, dtype=jnp.float64)
@@ -92,7 +92,7 @@ def test_a_learned_variance_comes_from_the_conditional_output():
 def test_eps_x_0_and_v_are_guided_alike():
     level = level_at(SCHEDULE, T)
 
-    def speaking(prediction_type):
+    def predict_as(prediction_type):
         def apply_fn(params, x_t, t, *, label):
             level = level_at(SCHEDULE, t)
             x_0, eps, _ = to_prediction(network(params, x_t, t, label=label), x_t, level, "eps")
@@ -102,9 +102,9 @@ def test_eps_x_0_and_v_are_guided_alike():
         given = {"prediction_type": prediction_type, "clip_x_0": False, "label": LABEL}
         return make_denoise_fn(guided, 2.0, **given)(X_T, level)
 
-    expected = speaking("eps")
+    expected = predict_as("eps")
     for prediction_type in ("x_0", "v"):
-        for mine, theirs in zip(speaking(prediction_type)[:2], expected[:2], strict=True):
+        for mine, theirs in zip(predict_as(prediction_type)[:2], expected[:2], strict=True):
             error = jnp.abs(mine - theirs).max() / jnp.abs(theirs).max()
             assert error < 1e-12  # measured: 3e-15
 
@@ -138,7 +138,7 @@ POSTERIOR_VARIANCE = 1 / (1 / PRIOR[1] ** 2 + 1 / NOISE**2)
 POSTERIOR_MEAN = POSTERIOR_VARIANCE * (PRIOR[0] / PRIOR[1] ** 2 + SEEN / NOISE**2)
 
 
-def gaussian_classifier(schedule):
+def make_gaussian_classifier(schedule):
     """log p(seen | x_t): x_0 is seen through noise, and x_0 given x_t is Gaussian."""
     mean, std = PRIOR
 
@@ -160,14 +160,14 @@ def gaussian_classifier(schedule):
 def test_a_classifier_turns_the_prior_into_the_posterior(kind, bounds):
     schedule = named_schedule("linear", 1000, dtype=jnp.float64)
     levels = level_at(schedule, jnp.arange(999, -2, -1))
-    gradient = classifier_gradient(gaussian_classifier(schedule), jnp.zeros(1, int))
-    denoise = gaussian_denoiser([PRIOR[0]], [[PRIOR[1] ** 2]])
+    gradient = classifier_gradient(make_gaussian_classifier(schedule), jnp.zeros(1, int))
+    denoise = make_gaussian_denoiser([PRIOR[0]], [[PRIOR[1] ** 2]])
     if kind == "ddpm by its mean":
         sampler = ddpm("fixed_small", gradient)
     else:
         sampler = ddim() if kind == "ddim" else ddpm("fixed_small")
         denoise = guide_score(denoise, gradient)
-    (mean,), ((variance,),) = exact_moments(sampler, denoise, levels, 1)
+    (mean,), ((variance,),) = compute_moments(sampler, denoise, levels, 1)
     errors = abs(mean - POSTERIOR_MEAN), abs(variance**0.5 - POSTERIOR_VARIANCE**0.5)
     assert all(error < bound for error, bound in zip(errors, bounds, strict=True)), errors
     assert abs(mean - PRIOR[0]) > 0.3
@@ -175,7 +175,7 @@ def test_a_classifier_turns_the_prior_into_the_posterior(kind, bounds):
 
 def test_classifier_guidance_keeps_x_0_and_eps_consistent_and_the_variance_unchanged():
     level = level_at(SCHEDULE, jnp.array(40))
-    gradient = classifier_gradient(gaussian_classifier(SCHEDULE), LABEL, 2.0)
+    gradient = classifier_gradient(make_gaussian_classifier(SCHEDULE), LABEL, 2.0)
     one_channel = X_T[..., :1]
 
     def doubled(params, x_t, t, *, label):

@@ -23,15 +23,15 @@ from jax_ddpm.process.types import Gaussian, Prediction
 
 T = 50
 SHAPE = (3, 4, 4, 1)
-term_of = jax.jit(vb_term)  # compiles once, and not each of its operations
+compute_term = jax.jit(vb_term)  # compiles once, and not each of its operations
 SCHEDULE = named_schedule("cosine", T, dtype=jnp.float64)
 
 
-def normal(seed, shape=SHAPE):
+def draw_normal(seed, shape=SHAPE):
     return jax.random.normal(jax.random.key(seed), shape, jnp.float64)
 
 
-def gaussian(mean, log_variance):
+def make_gaussian(mean, log_variance):
     mean, log_variance = jnp.float64(mean), jnp.float64(log_variance)
     return Gaussian(mean, jnp.exp(log_variance), log_variance)
 
@@ -41,12 +41,12 @@ def test_the_divergence_of_gaussians_is_the_integral(mean, log_variance):
     p, q = stats.norm(0.4, np.exp(-0.35)), stats.norm(mean, np.exp(log_variance / 2))
     x = np.linspace(-15, 15, 20_001)
     integral = np.trapezoid(p.pdf(x) * (p.logpdf(x) - q.logpdf(x)), x)
-    found = normal_kl(gaussian(0.4, -0.7), gaussian(mean, log_variance))
+    found = normal_kl(make_gaussian(0.4, -0.7), make_gaussian(mean, log_variance))
     np.testing.assert_allclose(found, integral, rtol=1e-12)  # measured: 1e-16
 
 
 def test_the_divergence_of_a_gaussian_from_itself_is_zero():
-    assert normal_kl(gaussian(0.4, -0.7), gaussian(0.4, -0.7)) == 0
+    assert normal_kl(make_gaussian(0.4, -0.7), make_gaussian(0.4, -0.7)) == 0
 
 
 def test_the_approximate_cdf_is_close_to_the_normal_one_and_flat_far_out():
@@ -77,23 +77,23 @@ def test_no_probability_is_below_the_floor(floor):
 
 
 def test_the_terms_of_a_perfect_model_are_zero_before_the_last_step():
-    x_0, t = jnp.clip(normal(0), -1, 1), jnp.array([1, 25, 49])
-    x_t = q_sample(SCHEDULE, x_0, t, normal(1))
+    x_0, t = jnp.clip(draw_normal(0), -1, 1), jnp.array([1, 25, 49])
+    x_t = q_sample(SCHEDULE, x_0, t, draw_normal(1))
     posterior = jax.jit(q_posterior)(SCHEDULE, x_0, x_t, t)
-    np.testing.assert_array_equal(term_of(SCHEDULE, x_0, x_t, t, posterior), [0, 0, 0])
+    np.testing.assert_array_equal(compute_term(SCHEDULE, x_0, x_t, t, posterior), [0, 0, 0])
     off = posterior._replace(mean=posterior.mean + 0.1)
     expected = jax.jit(lambda p, q: mean_bits(normal_kl(p, q)))(posterior, off)
-    np.testing.assert_allclose(term_of(SCHEDULE, x_0, x_t, t, off), expected, rtol=1e-13)
+    np.testing.assert_allclose(compute_term(SCHEDULE, x_0, x_t, t, off), expected, rtol=1e-13)
 
 
 def test_the_last_term_is_the_likelihood_of_the_pixels():
-    x_0 = jnp.clip(normal(0), -1, 1)
+    x_0 = jnp.clip(draw_normal(0), -1, 1)
     t = jnp.zeros(3, int)
-    x_t = q_sample(SCHEDULE, x_0, t, normal(1))
+    x_t = q_sample(SCHEDULE, x_0, t, draw_normal(1))
     model = p_mean_variance(SCHEDULE, Prediction(x_0, x_0), x_t, t, "fixed_small")
     log_scale = jnp.broadcast_to(model.log_variance / 2, SHAPE)
     nll = -discretized_gaussian_log_likelihood(x_0, model.mean, log_scale)
-    found = term_of(SCHEDULE, x_0, x_t, t, model)
+    found = compute_term(SCHEDULE, x_0, x_t, t, model)
     np.testing.assert_allclose(found, nll.mean((1, 2, 3)) / np.log(2), rtol=1e-13)
 
 
@@ -113,8 +113,8 @@ def test_the_variance_of_the_last_step_follows_the_schedules_convention():
 @pytest.mark.parametrize("clip", ["second_entry", "floor"])
 def test_gradients_are_finite_in_single_precision_for_any_variance(clip):
     schedule = named_schedule("cosine", T, clipped_log_variance=clip)
-    x_0, t = jnp.clip(normal(0), -1, 1).astype(jnp.float32), jnp.array([0, 1, 49])
-    x_t = q_sample(schedule, x_0, t, normal(1).astype(jnp.float32))
+    x_0, t = jnp.clip(draw_normal(0), -1, 1).astype(jnp.float32), jnp.array([0, 1, 49])
+    x_t = q_sample(schedule, x_0, t, draw_normal(1).astype(jnp.float32))
 
     @jax.jit
     @jax.grad
@@ -130,7 +130,7 @@ def test_gradients_are_finite_in_single_precision_for_any_variance(clip):
 
 
 def test_the_prior_term_measures_what_is_left_of_the_image():
-    x_0 = jnp.clip(normal(0), -1, 1)
+    x_0 = jnp.clip(draw_normal(0), -1, 1)
     left = prior_term(SCHEDULE, x_0)
     assert left.shape == (3,)
     assert np.all((left > 0) & (left < 1e-3))
@@ -142,7 +142,7 @@ def test_the_prior_term_measures_what_is_left_of_the_image():
 MU, STD = 0.1, 0.3  # of Gaussian pixels, which are then 8-bit; the bins are a hundredth as wide
 
 
-def exact_denoiser(schedule):
+def make_exact_denoiser(schedule):
     """E[x_0 | x_t] of Gaussian pixels, and the logarithm of the variance of p(x_{t-1} | x_t)."""
 
     def denoise(x_t, level):
@@ -158,7 +158,7 @@ def exact_denoiser(schedule):
     return denoise
 
 
-def gaussian_pixels(num):
+def draw_pixels(num):
     """8-bit pixels, and their exact cost in bits."""
     pixels = np.round((MU + STD * np.random.default_rng(0).standard_normal(num) + 1) * 127.5)
     pixels = np.clip(pixels, 0, 255).astype(int)
@@ -171,25 +171,25 @@ def gaussian_pixels(num):
 @pytest.mark.parametrize("num_timesteps", [5, pytest.param(50, marks=pytest.mark.slow)])
 def test_the_bound_of_the_exact_model_is_the_entropy_of_the_pixels(num_timesteps):
     schedule = make_schedule(linear_betas(num_timesteps, start=0.05, end=0.9), dtype=jnp.float64)
-    x_0, exact = gaussian_pixels(4 * 64 * 256)
+    x_0, exact = draw_pixels(4 * 64 * 256)
     keys = jax.vmap(jax.random.key)(jnp.arange(4))
 
     @jax.jit
-    def bound_of(log_factor):
+    def compute_bound(log_factor):
         def denoise(x_t, level):
-            prediction = exact_denoiser(schedule)(x_t, level)
+            prediction = make_exact_denoiser(schedule)(x_t, level)
             return prediction._replace(raw_variance=prediction.raw_variance + log_factor)
 
         reverse_fn = make_reverse_fn(schedule, denoise, "learned")
         noise_fn = make_noise_fn(keys, x_0.shape[1:], x_0.dtype)
         return variational_bound(schedule, reverse_fn, x_0, noise_fn)
 
-    bound = bound_of(0.0)
+    bound = compute_bound(0.0)
     assert bound.terms.shape == bound.x_0_mse.shape == bound.eps_mse.shape == (num_timesteps, 4)
     # measured: 1.4e-3 (5 terms) and 5e-4 (50) of 7.296 bits
     np.testing.assert_allclose(bound.total.mean(), exact, rtol=0, atol=4e-3)
     for factor in (-0.5, 0.5):  # of the wrong variance: 0.39 bits more at the least
-        assert bound_of(factor).total.mean() > exact + 0.3
+        assert compute_bound(factor).total.mean() > exact + 0.3
     variance = schedule.sqrt_one_minus_alphas_cumprod**2
     of_x_0 = STD**2 * variance / (schedule.alphas_cumprod * STD**2 + variance)
     of_eps = of_x_0 * schedule.alphas_cumprod / variance
@@ -214,7 +214,7 @@ def test_a_respaced_denoiser_calls_the_network_with_the_timesteps_of_the_full_ch
         seen.append((level, given))
         return Prediction(x_t, x_t)
 
-    x_t, steps = normal(0, (10, 2, 2, 1)), jnp.arange(10)
+    x_t, steps = draw_normal(0, (10, 2, 2, 1)), jnp.arange(10)
     make_reverse_fn(schedule, respace_denoiser(spy, timesteps), "fixed_small")(x_t, steps)
     respace_denoiser(spy, timesteps)(x_t, seen[0][0]._replace(t=steps), x_self_cond=1)
     (level, given), (_, given_later) = seen

@@ -22,7 +22,7 @@ SHAPE = (3, 4, 4, 1)
 SCHEDULE = named_schedule("cosine", 100, dtype=jnp.float64)
 
 
-def images(seed):
+def draw_images(seed):
     return jax.random.normal(jax.random.key(seed), SHAPE, jnp.float64)
 
 
@@ -45,7 +45,7 @@ def test_pixel_losses_have_the_values_worked_out_by_hand(loss_type, expected):
 def test_the_loss_is_zero_for_a_perfect_network_and_known_for_a_constant_error(
     prediction_type, loss_type
 ):
-    x_0, noise, t = images(0), images(1), jnp.array([0, 50, 99])
+    x_0, noise, t = draw_images(0), draw_images(1), jnp.array([0, 50, 99])
     target = prediction_target(level_at(SCHEDULE, t), x_0, noise, prediction_type)
 
     def loss(off):
@@ -66,7 +66,7 @@ def test_the_loss_is_zero_for_a_perfect_network_and_known_for_a_constant_error(
 
 
 def test_the_network_sees_the_noised_image_its_timestep_and_the_extra_arguments():
-    x_0, noise, t = images(0), images(1), jnp.array([3, 1, 99])
+    x_0, noise, t = draw_images(0), draw_images(1), jnp.array([3, 1, 99])
     seen = {}
 
     def apply_fn(params, x_t, t, **network_args):
@@ -80,7 +80,7 @@ def test_the_network_sees_the_noised_image_its_timestep_and_the_extra_arguments(
 
 
 def test_the_loss_of_an_example_does_not_depend_on_the_others():
-    x_0, noise, t = images(0), images(1), jnp.array([3, 1, 99])
+    x_0, noise, t = draw_images(0), draw_images(1), jnp.array([3, 1, 99])
 
     def loss(rows):
         return diffusion_loss(
@@ -120,12 +120,12 @@ def test_noise_is_standard_normal_and_independent_of_the_timestep():
     assert abs(np.corrcoef(t, noise)[0, 1]) < 5 / 20_000**0.5
 
 
-def losses_of_one_prediction(**settings):
+def compute_losses_of_one_prediction(**settings):
     """The loss of the same x_0 and eps, predicted in each of the three ways."""
-    x_0, noise, t = jnp.clip(images(0), -1, 1), images(1), jnp.array([0, 50, 95])
+    x_0, noise, t = jnp.clip(draw_images(0), -1, 1), draw_images(1), jnp.array([0, 50, 95])
     level = level_at(SCHEDULE, t)
     x_t = add_noise(level, x_0, noise)
-    predicted = to_prediction(images(2), x_t, level, "v")
+    predicted = to_prediction(draw_images(2), x_t, level, "v")
     found = {}
     for prediction_type in TYPES:
         output = prediction_target(level, predicted.x_0, predicted.eps, prediction_type)
@@ -156,10 +156,10 @@ def losses_of_one_prediction(**settings):
     ids=lambda settings: "-".join(map(str, settings.values())),
 )
 def test_weighted_losses_do_not_depend_on_the_prediction_type(settings):
-    found = losses_of_one_prediction(**settings)
+    found = compute_losses_of_one_prediction(**settings)
     np.testing.assert_allclose(found["x_0"], found["eps"], rtol=1e-12)  # measured: 2e-15
     np.testing.assert_allclose(found["v"], found["eps"], rtol=1e-12)  # measured: 2e-15
-    plain = losses_of_one_prediction()
+    plain = compute_losses_of_one_prediction()
     assert np.abs(plain["x_0"] / plain["eps"] - 1).max() > 0.1
 
 
@@ -207,7 +207,7 @@ def test_weights_and_losses_are_finite_where_no_signal_is_left(prediction_type):
         weights = loss_weight(ZERO, weighting, prediction_type)
         assert np.all(np.isfinite(weights))
         assert weights[-1] == ending.get(weighting, 0)
-    x_0, noise, t = jnp.clip(images(0), -1, 1), images(1), jnp.array([0, 98, 99])
+    x_0, noise, t = jnp.clip(draw_images(0), -1, 1), draw_images(1), jnp.array([0, 98, 99])
     for objective, variance in (("vlb", "fixed_large"), ("hybrid", "learned_range")):
         network = two_headed if objective == "hybrid" else lambda p, x_t, t: p["mean"] * x_t
         loss_fn = make_loss_fn(
@@ -225,17 +225,17 @@ def two_headed(params, x_t, t):
 PARAMS = {"mean": jnp.float64(0.7), "variance": jnp.float64(0.3)}
 
 
-def gradient_of(**settings):
+def compute_gradient(**settings):
     loss_fn = make_loss_fn(two_headed, SCHEDULE, variance="learned_range", **settings)
-    x_0, noise, t = jnp.clip(images(0), -1, 1), images(1), jnp.array([0, 50, 99])
+    x_0, noise, t = jnp.clip(draw_images(0), -1, 1), draw_images(1), jnp.array([0, 50, 99])
     return jax.jit(jax.value_and_grad(lambda p: loss_fn(p, x_0, t, noise).mean()))(PARAMS)
 
 
 def test_in_the_hybrid_loss_the_bound_trains_the_variance_alone():
-    hybrid, of_hybrid = gradient_of(objective="hybrid", vb_weight=0.5)
-    bound, of_bound = gradient_of(objective="vlb", vb_weight=0.5)
+    hybrid, of_hybrid = compute_gradient(objective="hybrid", vb_weight=0.5)
+    bound, of_bound = compute_gradient(objective="vlb", vb_weight=0.5)
     simple_fn = make_loss_fn(lambda p, x_t, t: p["mean"] * x_t, SCHEDULE)
-    x_0, noise, t = jnp.clip(images(0), -1, 1), images(1), jnp.array([0, 50, 99])
+    x_0, noise, t = jnp.clip(draw_images(0), -1, 1), draw_images(1), jnp.array([0, 50, 99])
     simple, of_simple = jax.value_and_grad(lambda p: simple_fn(p, x_0, t, noise).mean())(PARAMS)
     np.testing.assert_allclose(hybrid, simple + bound, rtol=1e-13)
     np.testing.assert_allclose(of_hybrid["mean"], of_simple["mean"], rtol=1e-13)
@@ -244,7 +244,7 @@ def test_in_the_hybrid_loss_the_bound_trains_the_variance_alone():
 
 
 def test_error_and_bound_are_available_apart():
-    x_0, noise, t = jnp.clip(images(0), -1, 1), images(1), jnp.array([0, 50, 99])
+    x_0, noise, t = jnp.clip(draw_images(0), -1, 1), draw_images(1), jnp.array([0, 50, 99])
     settings = {"variance": "learned_range", "vb_weight": 0.5}
     hybrid = make_loss_fn(two_headed, SCHEDULE, objective="hybrid", **settings)
     bound = make_loss_fn(two_headed, SCHEDULE, objective="vlb", **settings)
@@ -257,7 +257,7 @@ def test_error_and_bound_are_available_apart():
 
 
 def test_the_bound_is_weighted_so_that_it_estimates_the_whole():
-    x_0, noise, t = jnp.clip(images(0), -1, 1), images(1), jnp.array([0, 50, 99])
+    x_0, noise, t = jnp.clip(draw_images(0), -1, 1), draw_images(1), jnp.array([0, 50, 99])
     level = level_at(SCHEDULE, t)
     x_t = add_noise(level, x_0, noise)
     model = p_mean_variance(
@@ -266,8 +266,8 @@ def test_the_bound_is_weighted_so_that_it_estimates_the_whole():
     term = vb_term(SCHEDULE, x_0, x_t, t, model)
     loss_fn = make_loss_fn(lambda params, x_t, t: 0.5 * x_t, SCHEDULE, objective="vlb")
     np.testing.assert_allclose(loss_fn(None, x_0, t, noise), 100 * term, rtol=1e-13)
-    default, _ = gradient_of(objective="hybrid")
-    named, _ = gradient_of(objective="hybrid", vb_weight=100 / 1000)
+    default, _ = compute_gradient(objective="hybrid")
+    named, _ = compute_gradient(objective="hybrid", vb_weight=100 / 1000)
     assert default == named
 
 
@@ -281,7 +281,7 @@ def test_an_objective_that_would_not_train_the_variance_is_refused(objective, va
 
 @pytest.mark.parametrize("guess", [True, False])
 def test_a_self_conditioned_network_gets_its_own_first_guess_or_zeros(guess):
-    x_0, noise, t = images(0), images(1), jnp.array([3, 50, 95])
+    x_0, noise, t = draw_images(0), draw_images(1), jnp.array([3, 50, 95])
 
     def network(params, x_t, t, x_self_cond):
         return params * (x_t + 0.1 * x_self_cond)

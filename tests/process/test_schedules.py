@@ -19,20 +19,20 @@ every_schedule = pytest.mark.parametrize("name", BETAS)
 ROUNDING = 1e-14
 
 
-def exact(name="linear", T=1000, **settings):
+def make_exact_tables(name="linear", T=1000, **settings):
     schedule = named_schedule(name, T, dtype=jnp.float64, **settings)
     return {field: np.asarray(table) for field, table in vars(schedule).items()}
 
 
-def lengths_of(name):
+def list_lengths(name):
     """Chains of every kind of length; the rescaled one has more than 20 timesteps."""
     return (50, 1000) if name == "linear_rescaled" else (1, 2, 50, 1000)
 
 
 @every_schedule
 def test_every_schedule_adds_noise_at_every_step(name):
-    for T in lengths_of(name):
-        tables = exact(name, T)
+    for T in list_lengths(name):
+        tables = make_exact_tables(name, T)
         assert tables["betas"].shape == (T,)
         assert np.all((tables["betas"] > 0) & (tables["betas"] < 1))
         assert np.all(np.diff(tables["alphas_cumprod"], prepend=1.0) < 0)
@@ -44,14 +44,14 @@ def test_every_schedule_adds_noise_at_every_step(name):
     "name", ["linear", "linear_rescaled", "sigmoid_cumprod", "cosine", "cosine_clipped"]
 )
 def test_a_thousand_steps_end_in_noise(name):
-    assert exact(name)["alphas_cumprod"][-1] < 1e-4
+    assert make_exact_tables(name)["alphas_cumprod"][-1] < 1e-4
 
 
 # The slip's first beta is 1e-16: 1 - beta keeps none of its digits.
 @pytest.mark.parametrize("name", [name for name in BETAS if name != "quadratic_slip"])
 def test_derived_tables_follow_from_betas(name):
-    for T in lengths_of(name):
-        check_derived_tables(exact(name, T))
+    for T in list_lengths(name):
+        check_derived_tables(make_exact_tables(name, T))
 
 
 def check_derived_tables(tables):
@@ -78,8 +78,8 @@ def check_derived_tables(tables):
 
 @every_schedule
 def test_squares_of_the_square_root_tables_are_consistent(name):
-    for T in lengths_of(name):
-        tables = exact(name, T)
+    for T in list_lengths(name):
+        tables = make_exact_tables(name, T)
         one = tables["sqrt_alphas_cumprod"] ** 2 + tables["sqrt_one_minus_alphas_cumprod"] ** 2
         np.testing.assert_allclose(one, 1, rtol=ROUNDING)
         product = tables["sqrt_recip_alphas_cumprod"] * tables["sqrt_alphas_cumprod"]
@@ -87,7 +87,7 @@ def test_squares_of_the_square_root_tables_are_consistent(name):
 
 
 def test_linear_schedule_has_the_published_constants():
-    tables = exact("linear")
+    tables = make_exact_tables("linear")
     assert tables["betas"][0] == 1e-4
     assert tables["betas"][-1] == 0.02
     # The constants have 5 digits: measured 7e-6, 2e-6 and 3e-6 relative.
@@ -106,23 +106,26 @@ def test_cosine_schedule_is_clipped_where_the_paper_clips():
 
 
 def test_the_logistic_schedule_rises_from_its_start_to_its_end():
-    betas = exact("sigmoid")["betas"]
+    betas = make_exact_tables("sigmoid")["betas"]
     np.testing.assert_allclose(betas[[0, -1]], [1e-4, 0.02], rtol=0.5)  # the curve's ends are flat
     assert np.all(np.diff(betas) > 0)
     np.testing.assert_allclose((betas + betas[::-1]) / 2, (1e-4 + 0.02) / 2, rtol=ROUNDING)
 
 
 def test_the_schedules_of_the_tutorials():
-    practical, page = exact("cosine_epita", 600)["betas"], exact("cosine_clipped", 600)["betas"]
+    practical, page = (
+        make_exact_tables("cosine_epita", 600)["betas"],
+        make_exact_tables("cosine_clipped", 600)["betas"],
+    )
     np.testing.assert_array_equal(practical, np.minimum(page, 0.02))
     assert np.sum(practical == 0.02) == 97  # counted in the practical's own table
-    slip = exact("quadratic_slip", 200)
+    slip = make_exact_tables("quadratic_slip", 200)
     np.testing.assert_allclose(slip["betas"][[0, -1]], [1e-16, 1.6e-7])
     assert slip["alphas_cumprod"][-1] > 0.9999  # no noise to speak of
 
 
 def test_the_logarithm_of_the_first_posterior_variance_is_clipped_in_two_ways():
-    second, floor = exact(), exact(clipped_log_variance="floor")
+    second, floor = make_exact_tables(), make_exact_tables(clipped_log_variance="floor")
     assert second["posterior_variance"][0] == 0
     assert second["posterior_log_variance_clipped"][0] == np.log(second["posterior_variance"][1])
     assert floor["posterior_log_variance_clipped"][0] == np.log(1e-20)
@@ -134,7 +137,7 @@ def test_the_logarithm_of_the_first_posterior_variance_is_clipped_in_two_ways():
 @every_schedule
 def test_float32_tables_are_the_float64_tables_cast_once(name):
     narrow = vars(named_schedule(name, 1000))
-    for field, table in exact(name).items():
+    for field, table in make_exact_tables(name).items():
         assert narrow[field].dtype == jnp.float32
         np.testing.assert_array_equal(narrow[field], table.astype(np.float32), err_msg=field)
 
@@ -147,7 +150,10 @@ def test_rescaled_linear_schedule_refuses_short_chains():
 
 def test_the_rescaled_linear_schedule_ends_alike_at_every_length():
     # Both sums approximate the same integral: measured 6.7 % apart.
-    short, long = exact("linear_rescaled", 100), exact("linear_rescaled", 1000)
+    short, long = (
+        make_exact_tables("linear_rescaled", 100),
+        make_exact_tables("linear_rescaled", 1000),
+    )
     np.testing.assert_allclose(
         np.log(short["alphas_cumprod"][-1]), np.log(long["alphas_cumprod"][-1]), rtol=0.1
     )
@@ -228,7 +234,7 @@ def test_levels_have_the_shape_of_their_timesteps():
 @pytest.mark.parametrize("name", sorted(set(BETAS) - {"quadratic_slip"}))
 def test_zero_terminal_snr_keeps_the_start_and_ends_in_pure_noise(name):
     T = 50
-    tables, before = exact(name, T, zero_terminal_snr=True), exact(name, T)
+    tables, before = make_exact_tables(name, T, zero_terminal_snr=True), make_exact_tables(name, T)
     # Measured: 3e-16, the last digit of 1 - beta.
     np.testing.assert_allclose(tables["betas"][0], before["betas"][0], rtol=0, atol=1e-15)
     assert tables["betas"][-1] == 1

@@ -10,8 +10,8 @@ from jax_ddpm.errors import UserError
 from jax_ddpm.optim.optimizers import make_optimizer
 from jax_ddpm.runs import checkpoint
 from jax_ddpm.training.state import create_state
-from tests.shared.disk import file_size_limited
-from tests.shared.saved_states import ABOUT, assert_same_bits, state_at
+from tests.shared.disk import limit_file_size
+from tests.shared.saved_states import ABOUT, assert_same_bits, make_state
 
 
 @pytest.fixture(scope="module")
@@ -20,20 +20,20 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints") / "new"
     with checkpoint.open_checkpoints(folder, keep=2) as checkpoints:
         for step in (1, 2, 3):
-            checkpoint.save(checkpoints, state_at(step), ABOUT)
+            checkpoint.save(checkpoints, make_state(step), ABOUT)
     return folder
 
 
 def test_the_newest_state_is_restored_bit_by_bit(saved):
     with checkpoint.open_checkpoints(saved) as checkpoints:
         assert checkpoint.find_latest_step(checkpoints) == 3
-        assert_same_bits(checkpoint.restore(checkpoints, state_at(0)), state_at(3))
+        assert_same_bits(checkpoint.restore(checkpoints, make_state(0)), make_state(3))
 
 
 def test_shapes_are_enough_to_restore(saved):
-    like = jax.eval_shape(lambda: state_at(0))
+    like = jax.eval_shape(lambda: make_state(0))
     with checkpoint.open_checkpoints(saved) as checkpoints:
-        assert_same_bits(checkpoint.restore(checkpoints, like), state_at(3))
+        assert_same_bits(checkpoint.restore(checkpoints, like), make_state(3))
 
 
 def test_only_the_newest_are_kept(saved):
@@ -48,10 +48,10 @@ def test_a_checkpoint_describes_its_run(saved):
 
 def test_a_complete_checkpoint_is_not_saved_again(tmp_path):
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
-        checkpoint.save(checkpoints, state_at(3), ABOUT)
-        other = state_at(4).replace(step=jnp.array(3, jnp.int32))
+        checkpoint.save(checkpoints, make_state(3), ABOUT)
+        other = make_state(4).replace(step=jnp.array(3, jnp.int32))
         checkpoint.save(checkpoints, other, ABOUT)
-        assert_same_bits(checkpoint.restore(checkpoints, state_at(0)), state_at(3))
+        assert_same_bits(checkpoint.restore(checkpoints, make_state(0)), make_state(3))
 
 
 @pytest.mark.parametrize(
@@ -69,14 +69,14 @@ def test_a_checkpoint_of_another_network_is_refused_with_the_first_difference(sa
             UserError, match=f"checkpoint 3 in .* belongs to another network: .*{message}"
         ),
     ):
-        checkpoint.restore(checkpoints, state_at(0, **like))
+        checkpoint.restore(checkpoints, make_state(0, **like))
 
 
 def test_a_folder_without_checkpoint_is_refused(tmp_path):
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
         assert checkpoint.find_latest_step(checkpoints) is None
         with pytest.raises(UserError, match="there is no checkpoint in"):
-            checkpoint.restore(checkpoints, state_at(0))
+            checkpoint.restore(checkpoints, make_state(0))
 
 
 def test_a_state_from_eight_devices_is_restored_on_one(tmp_path):
@@ -84,11 +84,11 @@ def test_a_state_from_eight_devices_is_restored_on_one(tmp_path):
         return lambda state, pixels, key: (state.replace(step=state.step + 1), {})
 
     pixels = np.zeros((8, 1, 1, 1), np.uint8)
-    state, _ = parallelize(make_step, "pmap")(state_at(6), pixels, jax.random.key(0))
+    state, _ = parallelize(make_step, "pmap")(make_state(6), pixels, jax.random.key(0))
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
         checkpoint.save(checkpoints, state, ABOUT)
-        found = checkpoint.restore(checkpoints, state_at(0))
-    assert_same_bits(found, state_at(6).replace(step=jnp.array(7, jnp.int32)))
+        found = checkpoint.restore(checkpoints, make_state(0))
+    assert_same_bits(found, make_state(6).replace(step=jnp.array(7, jnp.int32)))
     assert {len(leaf.devices()) for leaf in jax.tree.leaves(found)} == {1}
 
 
@@ -96,12 +96,12 @@ def test_the_checkpoint_with_the_lowest_loss_stays_beside_the_newest(tmp_path):
     losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 5.0, 5: 4.0}
     with checkpoint.open_checkpoints(tmp_path, keep=2, keep_best=True) as checkpoints:
         for step, loss in losses.items():
-            checkpoint.save(checkpoints, state_at(step), ABOUT, loss=loss)
+            checkpoint.save(checkpoints, make_state(step), ABOUT, loss=loss)
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
         assert checkpoint.list_steps(checkpoints) == [2, 4, 5]
         assert checkpoint.find_best_step(checkpoints) == 2
         assert checkpoint.find_latest_step(checkpoints) == 5
-        assert_same_bits(checkpoint.restore(checkpoints, state_at(0), step=2), state_at(2))
+        assert_same_bits(checkpoint.restore(checkpoints, make_state(0), step=2), make_state(2))
 
 
 def test_without_losses_there_is_no_best(saved):
@@ -118,7 +118,7 @@ def test_a_checkpoint_holds_no_field_that_is_not_in_use(saved):
 
 
 def test_all_averages_are_restored(tmp_path):
-    params = state_at(0).params
+    params = make_state(0).params
     state = create_state(params, make_optimizer(0.1), num_more_ema=2, num_posthoc_ema=1)
     leaves, structure = jax.tree.flatten(state)
     state = jax.tree.unflatten(structure, [leaf + i for i, leaf in enumerate(leaves)])
@@ -126,15 +126,15 @@ def test_all_averages_are_restored(tmp_path):
         checkpoint.save(checkpoints, state, ABOUT)
         assert_same_bits(checkpoint.restore(checkpoints, jax.eval_shape(lambda: state)), state)
         with pytest.raises(UserError, match=r"more_ema/0/a/kernel is of shape .* there, missing"):
-            checkpoint.restore(checkpoints, state_at(0))
+            checkpoint.restore(checkpoints, make_state(0))
 
 
 def test_only_the_parameters_are_restored_whatever_the_optimiser_was(saved):
     with checkpoint.open_checkpoints(saved) as checkpoints:
-        found = checkpoint.restore_params(checkpoints, state_at(0).params, step=2)
-        assert_same_bits(found, state_at(2).params)
+        found = checkpoint.restore_params(checkpoints, make_state(0).params, step=2)
+        assert_same_bits(found, make_state(2).params)
         with pytest.raises(UserError, match=r"another network: params/a/kernel is of shape"):
-            checkpoint.restore_params(checkpoints, state_at(0, width=5).params, step=2)
+            checkpoint.restore_params(checkpoints, make_state(0, width=5).params, step=2)
 
 
 def wait_quietly(checkpoints):
@@ -147,19 +147,19 @@ def wait_quietly(checkpoints):
 def test_a_save_that_fails_is_reported_and_leaves_the_earlier_one(tmp_path, reported_by):
     message = r"of step 2 could not be written .*\(File too large\); the one of step 1 is intact"
     with pytest.raises(UserError, match=message), checkpoint.open_checkpoints(tmp_path) as saved:
-        checkpoint.save(saved, state_at(1), ABOUT)
+        checkpoint.save(saved, make_state(1), ABOUT)
         checkpoint.wait(saved)
-        with file_size_limited(200):
-            checkpoint.save(saved, state_at(2), ABOUT)
+        with limit_file_size(200):
+            checkpoint.save(saved, make_state(2), ABOUT)
             wait_quietly(saved)
         if reported_by == "save":
-            checkpoint.save(saved, state_at(3), ABOUT)
+            checkpoint.save(saved, make_state(3), ABOUT)
         if reported_by == "wait":
             checkpoint.wait(saved)
     with checkpoint.open_checkpoints(tmp_path) as saved:
-        assert_same_bits(checkpoint.restore(saved, state_at(0)), state_at(1))
+        assert_same_bits(checkpoint.restore(saved, make_state(0)), make_state(1))
         assert checkpoint.list_steps(saved) == [1]
-        checkpoint.save(saved, state_at(2), ABOUT)  # there is space again
+        checkpoint.save(saved, make_state(2), ABOUT)  # there is space again
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
 
@@ -176,14 +176,14 @@ def test_an_old_checkpoint_that_cannot_be_removed_is_named_and_the_new_one_stays
         pytest.raises(UserError, match=message),
         checkpoint.open_checkpoints(tmp_path, keep=1) as saved,
     ):
-        checkpoint.save(saved, state_at(1), ABOUT)
+        checkpoint.save(saved, make_state(1), ABOUT)
         checkpoint.wait(saved)
         monkeypatch.setattr(checkpoint.shutil, "rmtree", refuse)
-        checkpoint.save(saved, state_at(2), ABOUT)
+        checkpoint.save(saved, make_state(2), ABOUT)
     monkeypatch.undo()
     with checkpoint.open_checkpoints(tmp_path, keep=1) as saved:
-        assert_same_bits(checkpoint.restore(saved, state_at(0)), state_at(2))
-        checkpoint.save(saved, state_at(3), ABOUT)
+        assert_same_bits(checkpoint.restore(saved, make_state(0)), make_state(2))
+        checkpoint.save(saved, make_state(3), ABOUT)
     assert [path.name for path in tmp_path.iterdir()] == ["3"]
 
 
@@ -194,13 +194,13 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         checkpoint.open_checkpoints(tmp_path / "file" / "here") as checkpoints,
         pytest.raises(UserError, match=message),
     ):
-        checkpoint.save(checkpoints, state_at(1), ABOUT)
+        checkpoint.save(checkpoints, make_state(1), ABOUT)
 
 
 def test_a_failed_save_does_not_hide_an_earlier_error(tmp_path, capsys):
     with pytest.raises(KeyError, match="first"), checkpoint.open_checkpoints(tmp_path) as saved:
-        with file_size_limited(200):
-            checkpoint.save(saved, state_at(2), ABOUT)
+        with limit_file_size(200):
+            checkpoint.save(saved, make_state(2), ABOUT)
             wait_quietly(saved)
         raise KeyError("first")
     assert "checkpoint of step 2 could not be written" in capsys.readouterr().err
@@ -210,7 +210,7 @@ def test_the_state_may_be_donated_as_soon_as_saving_returns(tmp_path):
     """Many large leaves, each overwritten in place while it is being written."""
     step = jax.jit(lambda state: jax.tree.map(lambda a: a + 1, state), donate_argnums=0)
     size = (64, 1024)
-    state = state_at(0).replace(params={f"{i}": jnp.full(size, float(i)) for i in range(20)})
+    state = make_state(0).replace(params={f"{i}": jnp.full(size, float(i)) for i in range(20)})
     with checkpoint.open_checkpoints(tmp_path, keep=1) as checkpoints:
         for _ in range(4):
             checkpoint.save(checkpoints, state, ABOUT)
@@ -234,16 +234,16 @@ def test_leftovers_of_killed_processes_are_ignored_and_removed_by_the_next_save(
         (tmp_path / name / "state").mkdir(parents=True)
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
         assert checkpoint.find_latest_step(checkpoints) is None
-        checkpoint.save(checkpoints, state_at(5), ABOUT)
+        checkpoint.save(checkpoints, make_state(5), ABOUT)
         checkpoint.wait(checkpoints)
         assert [path.name for path in tmp_path.iterdir()] == ["5"]
-        assert_same_bits(checkpoint.restore(checkpoints, state_at(0)), state_at(5))
+        assert_same_bits(checkpoint.restore(checkpoints, make_state(0)), make_state(5))
 
 
 def test_checkpoints_of_multiples_of_keep_every_stay_for_ever(tmp_path):
     with checkpoint.open_checkpoints(tmp_path, keep=1, keep_every=4) as checkpoints:
         for step in range(2, 11, 2):
-            checkpoint.save(checkpoints, state_at(step), ABOUT)
+            checkpoint.save(checkpoints, make_state(step), ABOUT)
     assert checkpoint.list_steps(checkpoints) == [4, 8, 10]
 
 

@@ -9,7 +9,7 @@ from jax_ddpm.runs.checksums import _checksum_on_device, checksum, is_whole, sea
 BITS = np.random.default_rng(0).bytes(8 * 24)
 
 
-def array_of(dtype):
+def make_array(dtype):
     """24 elements of random bits."""
     if dtype == "bool":
         return jnp.asarray(np.frombuffer(BITS[:24], np.uint8).reshape(4, 6) % 2 == 1)
@@ -32,7 +32,7 @@ DTYPES = [
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_flipped_bit_changes_both_sums(dtype):
-    array = array_of(dtype)
+    array = make_array(dtype)
     expected = np.asarray(checksum(array))
     data = np.asarray(array).tobytes()
     bits = range(0, 8 * len(data), 8 if dtype == "bool" else 7)
@@ -45,7 +45,7 @@ def test_a_flipped_bit_changes_both_sums(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_sums_of_numpy_and_of_a_device_are_the_same(dtype):
-    array = array_of(dtype)
+    array = make_array(dtype)
     np.testing.assert_array_equal(checksum(np.asarray(array)), _checksum_on_device(array))
 
 
@@ -62,7 +62,7 @@ def test_zero_minus_zero_and_all_kinds_of_nan_have_different_sums():
 
 def test_two_flipped_signs_and_two_swapped_values_change_the_sums():
     """A sum with odd weights would miss them: 2^31 * odd + 2^31 * odd = 0 mod 2^32."""
-    array = np.asarray(array_of("float32")).ravel()
+    array = np.asarray(make_array("float32")).ravel()
     expected = np.asarray(checksum(array))
     for i in range(1, 24):
         signs, swapped = array.copy(), array.copy()
@@ -74,7 +74,9 @@ def test_two_flipped_signs_and_two_swapped_values_change_the_sums():
 
 def test_the_sums_are_those_in_stored_checkpoints():
     """Other sums would make every stored checkpoint look damaged."""
-    found = {dtype: np.asarray(checksum(array_of(dtype))).tolist() for dtype in ("float32", "bool")}
+    found = {
+        dtype: np.asarray(checksum(make_array(dtype))).tolist() for dtype in ("float32", "bool")
+    }
     assert found == {
         "float32": [2533558151, 3760354707],
         "bool": [2391324323, 957050052],

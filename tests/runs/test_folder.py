@@ -92,7 +92,7 @@ def test_a_folder_without_a_configuration_is_not_a_run(tmp_path, name):
         runs.load(tmp_path / name)
 
 
-def document(tmp_path):
+def make_document(tmp_path):
     runs.open_for_training(Config(run=tmp_path / "run"), SHAPE)
     return json.loads((tmp_path / "run/config.json").read_text())
 
@@ -104,7 +104,7 @@ def load_text(tmp_path, text):
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe", b'{"format": 1}'])
 def test_a_damaged_configuration_is_refused_in_one_sentence(tmp_path, text):
-    document(tmp_path)
+    make_document(tmp_path)
     with pytest.raises(UserError, match=r"config.json is not the configuration of a run") as caught:
         load_text(tmp_path, text)
     assert "\n" not in str(caught.value)
@@ -131,7 +131,7 @@ DAMAGE = [
 
 @pytest.mark.parametrize(("path", "value"), DAMAGE)
 def test_a_configuration_with_a_wrong_value_is_refused(tmp_path, path, value):
-    whole = document(tmp_path)
+    whole = make_document(tmp_path)
     inner = whole
     for name in path[:-1]:
         inner = inner[name]
@@ -141,7 +141,7 @@ def test_a_configuration_with_a_wrong_value_is_refused(tmp_path, path, value):
 
 
 def test_a_configuration_of_another_format_is_refused(tmp_path):
-    whole = document(tmp_path) | {"format": 99}
+    whole = make_document(tmp_path) | {"format": 99}
     with pytest.raises(UserError, match="has format 99, but this version reads 1 to 4"):
         load_text(tmp_path, json.dumps(whole).encode())
 
@@ -179,7 +179,7 @@ def test_a_refused_folder_gets_no_lock(tmp_path):
 
 @pytest.mark.parametrize("warmup", [False, True])
 def test_a_run_of_the_first_format_is_read(tmp_path, warmup):
-    old = document(tmp_path) | {"format": 1}
+    old = make_document(tmp_path) | {"format": 1}
     del old["config"]["model"]["architecture"]
     for name in ("ema_form", "ema_every", "ema_update_after", "ema_power", "clip_eps"):
         del old["config"]["train"][name]
@@ -207,7 +207,7 @@ def test_a_run_of_the_third_format_recomputes_features_as_it_did(tmp_path, used,
 
 
 def test_an_unknown_architecture_is_refused(tmp_path):
-    other = document(tmp_path)
+    other = make_document(tmp_path)
     other["config"]["model"]["architecture"] = "transformer"
     (tmp_path / "config.json").write_text(json.dumps(other))
     with pytest.raises(UserError, match="no architecture 'transformer'"):

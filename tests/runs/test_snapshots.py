@@ -16,16 +16,16 @@ PAIR = (0.05, 0.1)
 LIKE = {"a": {"kernel": np.zeros((2, 3), np.float32)}, "b": np.zeros(4, np.float32)}
 
 
-def parameters(step):
+def draw_parameters(step):
     numbers = np.random.default_rng(step)
     return {"a": {"kernel": numbers.normal(step, 1, (2, 3))}, "b": numbers.normal(step, 1, 4)}
 
 
 def follow(sigma_rel, num_steps):
     """The averages after each step, in float64."""
-    ema, average, averages = make_posthoc_ema(sigma_rel), parameters(0), []
+    ema, average, averages = make_posthoc_ema(sigma_rel), draw_parameters(0), []
     for step in range(num_steps):
-        average = ema(average, parameters(step), jnp.array(step))
+        average = ema(average, draw_parameters(step), jnp.array(step))
         averages.append(average)
     return averages
 

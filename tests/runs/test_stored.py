@@ -15,8 +15,8 @@ import pytest
 from jax_ddpm.errors import UserError
 from jax_ddpm.runs import checkpoint, stored
 from jax_ddpm.runs.checksums import seal
-from tests.shared.damage import damaged, damages
-from tests.shared.saved_states import ABOUT, assert_same_bits, state_at
+from tests.shared.damage import copy_and_damage, list_damages
+from tests.shared.saved_states import ABOUT, assert_same_bits, make_state
 
 OLD = Path(__file__).with_name("format_2_checkpoints.zip")
 
@@ -27,7 +27,7 @@ def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     with checkpoint.open_checkpoints(folder) as checkpoints:
         for step in (2, 3):
-            checkpoint.save(checkpoints, state_at(step), ABOUT)
+            checkpoint.save(checkpoints, make_state(step), ABOUT)
     return folder
 
 
@@ -36,20 +36,20 @@ def copy(two, tmp_path):
     return shutil.copytree(two, tmp_path / "copy")
 
 
-def restored(folder):
+def restore_newest(folder):
     with checkpoint.open_checkpoints(folder) as checkpoints:
-        return checkpoint.restore(checkpoints, state_at(0))
+        return checkpoint.restore(checkpoints, make_state(0))
 
 
-def check(two, folder, every, capsys, flips):
+def check_every_damage(two, folder, every, capsys, flips):
     """Every restored state is, bit for bit, one that was saved, and damage is reported."""
     found = {2: 0, 3: 0}
     shutil.copytree(two / "2", folder / "2")
-    for damage in list(damages(two / "3", flips))[::every]:
-        damaged(two / "3", folder / "3", damage)
-        state = restored(folder)
+    for damage in list(list_damages(two / "3", flips))[::every]:
+        copy_and_damage(two / "3", folder / "3", damage)
+        state = restore_newest(folder)
         step = int(state.step)
-        assert_same_bits(state, state_at(step))
+        assert_same_bits(state, make_state(step))
         found[step] += 1
         said = capsys.readouterr().err
         assert ("3 is damaged (" in said) == (step == 2), damage
@@ -58,18 +58,18 @@ def check(two, folder, every, capsys, flips):
 
 
 def test_a_damaged_file_never_gives_a_wrong_state(two, tmp_path, capsys):
-    found = check(two, tmp_path, 5, capsys, flips=40)
+    found = check_every_damage(two, tmp_path, 5, capsys, flips=40)
     assert min(found.values()) > 3
 
 
 @pytest.mark.slow
 def test_no_damage_of_many_gives_a_wrong_state(two, tmp_path, capsys):
-    found = check(two, tmp_path, 1, capsys, flips=100)
+    found = check_every_damage(two, tmp_path, 1, capsys, flips=100)
     assert min(found.values()) > 30
 
 
 @contextmanager
-def few_open_files():
+def forbid_open_files():
     """This process cannot open another file."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
@@ -84,12 +84,12 @@ def test_a_checkpoint_that_may_not_be_read_now_is_not_skipped(copy, capsys):
     with checkpoint.open_checkpoints(copy) as checkpoints:
 
         def read(step):
-            with few_open_files():
-                return stored.read(copy / str(step), state_at(0))
+            with forbid_open_files():
+                return stored.read(copy / str(step), make_state(0))
 
         with pytest.raises(UserError, match=message):
             checkpoint.read_newest(checkpoints, read)
-    assert_same_bits(restored(copy), state_at(3))
+    assert_same_bits(restore_newest(copy), make_state(3))
     assert capsys.readouterr().err == ""
 
 
@@ -111,18 +111,18 @@ def test_a_checkpoint_that_may_not_be_read_now_is_not_skipped(copy, capsys):
 def test_an_error_of_reading_is_damage_only_if_it_says_so(two, monkeypatch, error, kind, message):
     monkeypatch.setattr(stored.ocp, "load", Mock(side_effect=error))
     with pytest.raises(kind, match=message) as found:
-        stored.read(two / "3", state_at(0))
+        stored.read(two / "3", make_state(0))
     assert found.type is kind
 
 
 def test_flipped_bits_of_arrays_are_found_by_the_checksums_alone(tmp_path, capsys):
     """Orbax returns garbage for most of these without an error."""
     numbers = jax.random.bits(jax.random.key(0), (2000,), jnp.uint32)  # which zstd cannot compress
-    state = state_at(3).replace(params={"a": numbers}, ema_params={"a": numbers})
+    state = make_state(3).replace(params={"a": numbers}, ema_params={"a": numbers})
     with checkpoint.open_checkpoints(tmp_path / "one") as checkpoints:
         checkpoint.save(checkpoints, state, ABOUT)
     folder = tmp_path / "one" / "3"
-    data = max((path for path in folder.rglob("*") if path.is_file()), key=_size)
+    data = max((path for path in folder.rglob("*") if path.is_file()), key=get_size)
     kept = data.read_bytes()
     for place in range(1000, len(kept) - 1000, len(kept) // 7):
         data.write_bytes(kept[:place] + bytes([kept[place] ^ 4]) + kept[place + 1 :])
@@ -133,7 +133,7 @@ def test_flipped_bits_of_arrays_are_found_by_the_checksums_alone(tmp_path, capsy
             checkpoint.restore(checkpoints, state)
 
 
-def _size(path):
+def get_size(path):
     return path.stat().st_size
 
 
@@ -143,19 +143,19 @@ def test_if_no_checkpoint_is_intact_one_sentence_says_so(copy):
     with pytest.raises(
         UserError, match=r"no checkpoint in .* is intact \(step 3: .*; step 2: .*\)"
     ):
-        restored(copy)
+        restore_newest(copy)
 
 
 def test_a_damaged_checkpoint_is_replaced_when_its_step_is_saved_again(copy, capsys):
     shutil.rmtree(copy / "3" / "state" / "d")
     with checkpoint.open_checkpoints(copy, keep=2) as checkpoints:
-        assert int(checkpoint.restore(checkpoints, state_at(0)).step) == 2
+        assert int(checkpoint.restore(checkpoints, make_state(0)).step) == 2
         assert checkpoint.find_latest_step(checkpoints) == 2
         assert (copy / "3").is_dir()  # nothing is removed before it is saved again
-        checkpoint.save(checkpoints, state_at(3), ABOUT)
+        checkpoint.save(checkpoints, make_state(3), ABOUT)
     assert sorted(path.name for path in copy.iterdir()) == ["2", "3"]
     capsys.readouterr()
-    assert_same_bits(restored(copy), state_at(3))
+    assert_same_bits(restore_newest(copy), make_state(3))
     assert capsys.readouterr().err == ""
 
 
@@ -165,21 +165,21 @@ def test_a_damaged_checkpoint_of_a_given_step_is_an_error(copy):
         checkpoint.open_checkpoints(copy) as checkpoints,
         pytest.raises(UserError, match=r"the checkpoint .*3 is damaged \("),
     ):
-        checkpoint.restore(checkpoints, state_at(0), step=3)
+        checkpoint.restore(checkpoints, make_state(0), step=3)
 
 
 def test_a_checkpoint_that_is_removed_while_it_is_read_is_skipped(copy, capsys, monkeypatch):
     read = stored.read
 
-    def removed_meanwhile(path, like):
+    def remove_meanwhile(path, like):
         if path.name == "3":
             shutil.rmtree(path)
             with checkpoint.open_checkpoints(copy) as other:
-                checkpoint.save(other, state_at(4), ABOUT)
+                checkpoint.save(other, make_state(4), ABOUT)
         return read(path, like)
 
-    monkeypatch.setattr(stored, "read", removed_meanwhile)
-    assert_same_bits(restored(copy), state_at(4))
+    monkeypatch.setattr(stored, "read", remove_meanwhile)
+    assert_same_bits(restore_newest(copy), make_state(4))
     assert capsys.readouterr().err == ""
 
 
@@ -190,8 +190,8 @@ def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path):
             UserError, match=r"4 has format 99, but this version reads .* a newer version"
         ),
     ):
-        checkpoint.save(checkpoints, state_at(4), {"format": 99})
-        checkpoint.restore(checkpoints, state_at(0))
+        checkpoint.save(checkpoints, make_state(4), {"format": 99})
+        checkpoint.restore(checkpoints, make_state(0))
 
 
 def test_a_checkpoint_of_this_version_without_checksums_is_damaged(copy):
@@ -199,23 +199,23 @@ def test_a_checkpoint_of_this_version_without_checksums_is_damaged(copy):
     document = json.loads(path.read_text())
     document["custom_metadata"] = {"format": 3}
     path.write_text(json.dumps(document))
-    assert int(restored(copy).step) == 2
+    assert int(restore_newest(copy).step) == 2
 
 
 def test_a_checkpoint_of_an_older_version_is_restored_and_new_fields_are_zero(tmp_path):
     zipfile.ZipFile(OLD).extractall(tmp_path)
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
-        assert_same_bits(checkpoint.restore(checkpoints, state_at(0)), state_at(3))
-        shapes = jax.eval_shape(lambda: state_at(0))
-        assert_same_bits(checkpoint.restore(checkpoints, shapes), state_at(3))
+        assert_same_bits(checkpoint.restore(checkpoints, make_state(0)), make_state(3))
+        shapes = jax.eval_shape(lambda: make_state(0))
+        assert_same_bits(checkpoint.restore(checkpoints, shapes), make_state(3))
         assert checkpoint.find_best_step(checkpoints) == 2
         with pytest.raises(UserError, match=r"to another network: .*/c/kernel is missing there"):
-            checkpoint.restore(checkpoints, state_at(0, names=("a", "b", "c")))
+            checkpoint.restore(checkpoints, make_state(0, names=("a", "b", "c")))
 
 
 def test_only_newer_fields_may_be_missing(copy):
     with checkpoint.open_checkpoints(copy) as checkpoints:
-        like = state_at(0)
+        like = make_state(0)
         with pytest.raises(UserError, match=r"more_ema/0/a/kernel is missing there"):
             checkpoint.restore(checkpoints, like.replace(more_ema=(like.params,)))
 
@@ -230,7 +230,7 @@ def test_leaves_of_every_kind_are_restored(tmp_path):
         "long": jnp.array(2**40 + 1),
         "empty": jnp.zeros((0, 3)),
     }
-    state = state_at(1).replace(params=params)
+    state = make_state(1).replace(params=params)
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
         checkpoint.save(checkpoints, state, ABOUT)
         found = checkpoint.restore(checkpoints, state)

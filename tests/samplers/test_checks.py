@@ -28,9 +28,9 @@ from jax_ddpm.samplers.editing import (
     repaint_grid,
     repaint_order,
 )
-from tests.shared.mixture import at, grid
+from tests.shared.mixture import make_levels, pick_levels
 
-LEVELS = grid(4, "t", clean=True)
+LEVELS = make_levels(4, "t", clean=True)
 X = jnp.ones((2, 4, 4, 1))
 LATER_NOISE = LEVELS._replace(signal=LEVELS.signal.at[0].set(0), sigma=LEVELS.sigma.at[0].set(1))
 
@@ -66,16 +66,18 @@ MISTAKES = {
     ],
     "the grid ends at sigma = 0.172, but it must end at the clean image, t = -1: timestep_grid "
     "appends it": [
-        lambda: run(levels=at(grid(4, "t", clean=True), slice(-1))),
-        lambda: run(levels=jax.tree.map(lambda a: jnp.stack([a] * 2, 1), at(LEVELS, slice(-1)))),
+        lambda: run(levels=pick_levels(make_levels(4, "t", clean=True), slice(-1))),
+        lambda: run(
+            levels=jax.tree.map(lambda a: jnp.stack([a] * 2, 1), pick_levels(LEVELS, slice(-1)))
+        ),
     ],
     "the grid starts at sigma = 0.172, but it must start at the clean image, t = -1: timestep_grid "
-    "appends it": [lambda: run(ddim_inverse(), levels=at(LEVELS, np.array([3, 2, 1, 0])))],
+    "appends it": [lambda: run(ddim_inverse(), levels=pick_levels(LEVELS, np.array([3, 2, 1, 0])))],
     "the grid ascends, but this sampler goes to cleaner levels: reverse it": [
-        lambda: run(levels=at(LEVELS, jnp.array([2, 0, 1, 4]))),
+        lambda: run(levels=pick_levels(LEVELS, jnp.array([2, 0, 1, 4]))),
     ],
     "the grid descends, but this sampler goes to noisier levels: reverse it": [
-        lambda: run(ddim_inverse(), levels=at(LEVELS, jnp.array([4, 2, 3, 0]))),
+        lambda: run(ddim_inverse(), levels=pick_levels(LEVELS, jnp.array([4, 2, 3, 0]))),
     ],
     "the grid starts at pure noise, but this sampler divides by the signal: start at a level that "
     "has some, such as leading timesteps": [
@@ -83,7 +85,7 @@ MISTAKES = {
         lambda: run(plms(), LATER_NOISE),
     ],
     "levels has shape (1,), but it must be [steps + 1], or [steps + 1, 2] with one level per "
-    "image": [lambda: run(levels=at(LEVELS, slice(-1, None)))],
+    "image": [lambda: run(levels=pick_levels(LEVELS, slice(-1, None)))],
     "levels has shape (5, 3), but it must be [steps + 1], or [steps + 1, 2] with one level per "
     "image": [lambda: run(levels=jax.tree.map(lambda a: jnp.stack([a] * 3, 1), LEVELS))],
     "a grid that goes up and down takes one level for all images": [
@@ -112,18 +114,20 @@ def test_a_mistake_is_one_sentence(sentence):
 
 
 def test_any_grid_can_be_followed_without_the_checks():
-    up = at(LEVELS, slice(-2, None, -1))
+    up = pick_levels(LEVELS, slice(-2, None, -1))
     found, _ = run_chain(euler(), denoise, up, X, lambda i: X)
     assert found.shape == X.shape
     inverse = find_latents(denoise, LEVELS, X)
     np.testing.assert_array_equal(
         inverse,
-        run_chain(ddim_inverse(), denoise, at(LEVELS, slice(None, None, -1)), X, lambda i: X)[0],
+        run_chain(
+            ddim_inverse(), denoise, pick_levels(LEVELS, slice(None, None, -1)), X, lambda i: X
+        )[0],
     )
 
 
 def test_traced_levels_are_not_checked():
-    found = jax.jit(lambda levels: run(levels=levels)[0])(at(LEVELS, slice(-1)))
+    found = jax.jit(lambda levels: run(levels=levels)[0])(pick_levels(LEVELS, slice(-1)))
     assert found.shape == X.shape
 
 
@@ -131,7 +135,7 @@ def test_levels_are_never_applied_to_channels():
     """Two images of two channels, each image at a level of its own."""
     x = jnp.ones((2, 4, 4, 2))
     levels = jax.tree.map(
-        lambda a, b: jnp.stack([a, b], 1), LEVELS, grid(4, "t", 500.0, 5.0, clean=True)
+        lambda a, b: jnp.stack([a, b], 1), LEVELS, make_levels(4, "t", 500.0, 5.0, clean=True)
     )
     for sampler in (ddpm("fixed_small"), ddim(), ddim(0.5), euler(), dpmpp_2m()):
         found, _ = sample(sampler, denoise, levels, x, lambda i: 0 * x)

@@ -15,14 +15,14 @@ from jax_ddpm.process.types import Prediction
 from jax_ddpm.samplers import SAMPLERS, sample
 from jax_ddpm.samplers.registry import Options
 from tests.shared.mixture import (
-    at,
-    gaussian_denoiser,
-    grid,
     level_of_sigma,
     level_of_t,
+    make_gaussian_denoiser,
+    make_levels,
     mixture_cdf,
     mixture_denoiser,
     mixture_quantiles,
+    pick_levels,
 )
 
 SIDE = 64  # particles are the pixels of one image
@@ -47,30 +47,30 @@ def build(name, num_steps=1000, variance="fixed_small"):
 
 
 @cache
-def compiled_step(name, denoise_fn, num_steps=1000):
+def compile_step(name, denoise_fn, num_steps=1000):
     sampler = build(name, num_steps)
     return sampler, jax.jit(lambda *state: sampler.step(*state, denoise_fn)[0])
 
 
 def walk(name, denoise_fn, levels, x, noise_of=lambda i: None, num_steps=1000):
     """x at the end of the levels, step by step, each step by the same compiled program."""
-    sampler, step = compiled_step(name, denoise_fn, num_steps)
+    sampler, step = compile_step(name, denoise_fn, num_steps)
     state = sampler.init(x)
     for i in range(len(levels.t) - 1):
         noise = noise_of(i)
         noise = jnp.zeros_like(x) if noise is None else noise
-        state = step(state, noise, at(levels, i), at(levels, i + 1))
+        state = step(state, noise, pick_levels(levels, i), pick_levels(levels, i + 1))
     return state.x_t
 
 
-def quantiles(level):
+def place_particles(level):
     """Particles distributed as the mixture at a level, except for its tails."""
     parts = np.linspace(0.03, 0.97, SIDE**2)
     found = mixture_quantiles(parts, float(level.signal), float(level.sigma))
     return jnp.asarray(found).reshape(1, SIDE, SIDE, 1)
 
 
-def slope(sizes, errors):
+def fit_slope(sizes, errors):
     """The fitted p of errors that fall like S^-p."""
     return -np.polyfit(np.log(sizes), np.log(errors), 1)[0]
 
@@ -83,10 +83,10 @@ def test_the_error_falls_with_the_declared_order(name):
     """
     sizes, errors = (16, 32, 64), []
     for num_steps in sizes:
-        levels = grid(num_steps, SAMPLERS[name].claims.steps)
-        found = walk(name, mixture_denoiser, levels, quantiles(at(levels, 0)))
-        errors.append(jnp.abs(found - quantiles(at(levels, -1))).max())
-    assert slope(sizes, errors) > SAMPLERS[name].claims.order - SLACK
+        levels = make_levels(num_steps, SAMPLERS[name].claims.steps)
+        found = walk(name, mixture_denoiser, levels, place_particles(pick_levels(levels, 0)))
+        errors.append(jnp.abs(found - place_particles(pick_levels(levels, -1))).max())
+    assert fit_slope(sizes, errors) > SAMPLERS[name].claims.order - SLACK
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_particles_end_distributed_as_the_data(name):
     Measured: 0.009 to 0.018.
     """
     rng = np.random.default_rng(1)
-    levels = grid(200, SAMPLERS[name].claims.steps, 1000.0, 5.0, clean=True)
+    levels = make_levels(200, SAMPLERS[name].claims.steps, 1000.0, 5.0, clean=True)
     noises = jnp.asarray(rng.standard_normal((201, 1, SIDE, SIDE, 1)))
     found = walk(name, mixture_denoiser, levels, noises[-1], lambda i: noises[i])
     ordered = np.sort(np.asarray(found).ravel())
@@ -109,26 +109,26 @@ def test_particles_end_distributed_as_the_data(name):
     assert distance < 1.63 / SIDE
 
 
-def mean_and_std(name, num_steps):
+def measure_moments(name, num_steps):
     """Exact moments of the final image of N(MU, STD^2): a chain is linear in x_T and all noise.
 
     One chain has a pixel for each of them, which is 1 there and 0 elsewhere, and one of zeros.
     """
     pad = 130
-    levels = grid(num_steps, SAMPLERS[name].claims.steps, clean=False)
+    levels = make_levels(num_steps, SAMPLERS[name].claims.steps, clean=False)
 
     def one_hot(i):
         return jnp.zeros((1, pad, 1, 1)).at[0, i].set(1)
 
     found = walk(name, DENOISER, levels, one_hot(0), lambda i: one_hot(i + 1)).ravel()
     found, constant = found - found[-1], found[-1]
-    first, last = at(levels, 0), at(levels, -1)
+    first, last = pick_levels(levels, 0), pick_levels(levels, -1)
     mean = found[0] * first.signal * MU + constant
     variance = found[0] ** 2 * marginal_variance(first) + jnp.sum(found[1:] ** 2)
     return mean - last.signal * MU, variance**0.5 - marginal_variance(last) ** 0.5
 
 
-DENOISER = gaussian_denoiser(MU, STD)
+DENOISER = make_gaussian_denoiser(MU, STD)
 
 
 def marginal_variance(level):
@@ -138,10 +138,10 @@ def marginal_variance(level):
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in DETERMINISTIC])
 def test_the_moments_of_gaussian_data_converge_with_the_declared_order(name):
     sizes = (32, 64, 128)
-    errors = np.array([mean_and_std(name, num_steps) for num_steps in sizes])
+    errors = np.array([measure_moments(name, num_steps) for num_steps in sizes])
     np.testing.assert_allclose(errors[:, 0], 0, atol=1e-12)  # the mean is exact: measured 1e-16
     # Measured: ddpm 0.98, euler_ancestral 0.98, dpmpp_2m_sde 1.73
-    assert slope(sizes, np.abs(errors[:, 1])) > SAMPLERS[name].claims.order - SLACK
+    assert fit_slope(sizes, np.abs(errors[:, 1])) > SAMPLERS[name].claims.order - SLACK
 
 
 def spy(x_t, level):
@@ -152,7 +152,7 @@ def spy(x_t, level):
 
 
 @cache
-def compiled_chain(name, num_steps):
+def compile_chain(name, num_steps):
     @jax.jit
     def chain(levels, x_T, noises):
         return sample(
@@ -167,26 +167,26 @@ def compiled_chain(name, num_steps):
     return chain
 
 
-def noises_of(num_steps, shape=SHAPE):
+def draw_noises(num_steps, shape=SHAPE):
     return jnp.asarray(np.random.default_rng(0).standard_normal((num_steps + 1, *shape)))
 
 
 @hardest_first
 def test_a_compiled_chain_equals_its_steps_one_by_one(name):
-    levels, noises = grid(6, SAMPLERS[name].claims.steps, clean=True), noises_of(6)
-    x_0, (x_t, seen) = compiled_chain(name, 6)(levels, noises[-1], noises)
+    levels, noises = make_levels(6, SAMPLERS[name].claims.steps, clean=True), draw_noises(6)
+    x_0, (x_t, seen) = compile_chain(name, 6)(levels, noises[-1], noises)
     np.testing.assert_array_equal(x_t[-1], x_0)
     np.testing.assert_array_equal(seen[:, 0, 0, 0], np.stack(levels, axis=-1)[:-1])
     with jax.disable_jit():
         plain, _ = sample(build(name, 6), spy, levels, noises[-1], lambda i: noises[i])
     np.testing.assert_allclose(x_0, plain, rtol=0, atol=1e-12)  # measured: 9e-16
     # no image depends on another one of the batch
-    other = compiled_chain(name, 6)(
+    other = compile_chain(name, 6)(
         levels, *(a.at[..., 1, :, :, :].add(1) for a in (noises[-1], noises))
     )[0]
     np.testing.assert_array_equal(other[0], x_0[0])
     assert jnp.abs(other[1] - x_0[1]).max() > 1e-6
-    silent = compiled_chain(name, 6)(levels, noises[-1], 0 * noises)[0]
+    silent = compile_chain(name, 6)(levels, noises[-1], 0 * noises)[0]
     assert bool(jnp.all(silent == x_0)) != SAMPLERS[name].claims.stochastic
 
 
@@ -195,7 +195,7 @@ def test_a_compiled_chain_equals_its_steps_one_by_one(name):
     "num_steps", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)), 6]
 )
 def test_a_known_image_is_reached_in_the_declared_number_of_evaluations(name, num_steps):
-    levels, calls = grid(num_steps, SAMPLERS[name].claims.steps, clean=True), []
+    levels, calls = make_levels(num_steps, SAMPLERS[name].claims.steps, clean=True), []
     check_that_a_known_image_is_reached(name, levels, calls)
     # tracing for shapes is no evaluation
     calls = [level for level in calls if not isinstance(level.sigma, jax.core.Tracer)]
@@ -212,7 +212,7 @@ def test_a_known_image_is_reached_in_the_declared_number_of_evaluations(name, nu
     ],
 )
 def test_a_chain_can_start_at_pure_noise(name):
-    levels = grid(4, SAMPLERS[name].claims.steps, clean=True)
+    levels = make_levels(4, SAMPLERS[name].claims.steps, clean=True)
     signal, sigma = levels.signal.at[0].set(0.0), levels.sigma.at[0].set(1.0)
     check_that_a_known_image_is_reached(name, Level(levels.t, signal, sigma), [])
 
@@ -224,7 +224,7 @@ def test_the_registry_says_whether_the_sampler_can_start_at_pure_noise(name):
 
 def check_that_a_known_image_is_reached(name, levels, calls):
     num_steps = len(levels.t) - 1
-    noises, image = noises_of(num_steps), noises_of(1)[0]
+    noises, image = draw_noises(num_steps), draw_noises(1)[0]
 
     def denoise(x_t, level):
         calls.append(level)
@@ -240,8 +240,8 @@ def check_that_a_known_image_is_reached(name, levels, calls):
 @every_sampler
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_dtype_and_shape_are_those_of_the_start(name, dtype):
-    levels = grid(4, SAMPLERS[name].claims.steps, clean=True)
-    given = jax.tree.map(lambda a: a.astype(dtype), (*levels, noises_of(4, (2, 3, 5, 1))))
+    levels = make_levels(4, SAMPLERS[name].claims.steps, clean=True)
+    given = jax.tree.map(lambda a: a.astype(dtype), (*levels, draw_noises(4, (2, 3, 5, 1))))
 
     def chain(t, signal, sigma, noises):
         levels = Level(t, signal, sigma)
@@ -253,7 +253,7 @@ def test_dtype_and_shape_are_those_of_the_start(name, dtype):
 
 @hardest_first
 def test_self_conditioning_hands_on_the_prediction_of_the_step_before(name):
-    levels, noises = grid(4, SAMPLERS[name].claims.steps, clean=True), noises_of(4)
+    levels, noises = make_levels(4, SAMPLERS[name].claims.steps, clean=True), draw_noises(4)
 
     def denoise(x_t, level, x_self_cond):
         x_0 = DENOISER(x_t, level).x_0 + 0.1 * x_self_cond
@@ -276,8 +276,8 @@ def test_self_conditioning_hands_on_the_prediction_of_the_step_before(name):
 @hardest_first
 def test_each_image_may_have_levels_of_its_own(name):
     """A batch on two grids gives the images of both grids."""
-    steps, noises = SAMPLERS[name].claims.steps, noises_of(5)
-    grids = [grid(5, steps, clean=True), grid(5, steps, 500.0, 5.0, clean=True)]
+    steps, noises = SAMPLERS[name].claims.steps, draw_noises(5)
+    grids = [make_levels(5, steps, clean=True), make_levels(5, steps, 500.0, 5.0, clean=True)]
     both = jax.tree.map(lambda *fields: jnp.stack(fields, axis=1), *grids)  # [S + 1, b]
 
     @jax.jit

@@ -24,36 +24,44 @@ from jax_ddpm.samplers.editing import (
     repaint_order,
     slerp,
 )
-from tests.shared.gaussian import affine_steps, as_image, exact_moments, gaussian_denoiser, moments
+from tests.shared.gaussian import (
+    compute_moments,
+    linearize_steps,
+    make_gaussian_denoiser,
+    propagate_moments,
+    to_image,
+)
 
 SCHEDULE = named_schedule("linear_rescaled", 100, dtype=jnp.float64)
 MEAN = np.array([0.1, -0.2, 0.3])
 COV = np.array([[0.30, 0.24, 0.15], [0.24, 0.40, 0.20], [0.15, 0.20, 0.25]])
-IMAGE, KNOWN = as_image([0.8, 0, 0]), as_image([1, 0, 0]) > 0
+IMAGE, KNOWN = to_image([0.8, 0, 0]), to_image([1, 0, 0]) > 0
 
 
-def levels_of(timesteps):
+def find_levels(timesteps):
     return level_at(SCHEDULE, jnp.asarray(timesteps))
 
 
-def conditional():
+def compute_conditional():
     """Mean and covariance of the last two pixels given the first."""
     gain = COV[1:, 0] / COV[0, 0]
     return MEAN[1:] + gain * (0.8 - MEAN[0]), COV[1:, 1:] - np.outer(gain, COV[0, 1:])
 
 
-def errors_of(sampler, timesteps):
-    mean, cov = exact_moments(sampler, gaussian_denoiser(MEAN, COV), levels_of(timesteps), 3)
+def measure_errors(sampler, timesteps):
+    mean, cov = compute_moments(
+        sampler, make_gaussian_denoiser(MEAN, COV), find_levels(timesteps), 3
+    )
     np.testing.assert_allclose([mean[0], *cov[0], *cov[:, 0]], [0.8] + 6 * [0], atol=1e-12)  # 0
-    true_mean, true_cov = conditional()
+    true_mean, true_cov = compute_conditional()
     return np.abs(mean[1:] - true_mean).max(), np.abs(cov[1:, 1:] - true_cov).max()
 
 
 def test_repaint_is_closer_to_the_conditional_distribution_than_replacement():
-    """`errors_of` asserts that the known pixel is exact in both."""
+    """`measure_errors` asserts that the known pixel is exact in both."""
     grid, sampler = timestep_grid(100, 100), ddpm("fixed_small")
-    replaced = errors_of(inpaint(sampler, IMAGE, KNOWN), grid)
-    painted = errors_of(repaint(sampler, IMAGE, KNOWN), repaint_grid(grid, 10, 10))
+    replaced = measure_errors(inpaint(sampler, IMAGE, KNOWN), grid)
+    painted = measure_errors(repaint(sampler, IMAGE, KNOWN), repaint_grid(grid, 10, 10))
     # Measured: mean 0.29 and 0.10 (0.16 with 3 resamples), covariance 0.037 and 0.019.
     assert painted[0] < 0.4 * replaced[0]
     assert painted[1] < 0.6 * replaced[1]
@@ -68,7 +76,7 @@ def test_known_pixels_are_those_of_the_image_at_every_level(sampler):
     image, x_T = jnp.asarray(rng.uniform(-1, 1, (2, 2, 3, 4, 1)))
     known = jnp.asarray(rng.random((1, 3, 4, 1)) < 0.5)
     noises = jnp.asarray(rng.standard_normal((5, 2, 3, 4, 1)))
-    levels = levels_of(timestep_grid(100, 5))
+    levels = find_levels(timestep_grid(100, 5))
 
     def denoise(x_t, level):
         return Prediction(0.9 * x_t, 0.1 * x_t)
@@ -94,7 +102,7 @@ def test_known_pixels_are_those_of_the_image_at_every_level(sampler):
     np.testing.assert_allclose(x_0[~kept], plain[~kept], rtol=1e-13)  # measured: 3e-16
 
 
-def published_repaint_times(num_steps, jump_length, num_resamples):
+def list_published_repaint_times(num_steps, jump_length, num_resamples):
     """The list of times that the paper's appendix prints as code, t counted from 0."""
     jumps = {j: num_resamples - 1 for j in range(0, num_steps - jump_length, jump_length)}
     t, times = num_steps, []
@@ -112,7 +120,7 @@ def published_repaint_times(num_steps, jump_length, num_resamples):
 @pytest.mark.parametrize("settings", [(250, 10, 10), (20, 3, 4), (7, 6, 2), (5, 1, 3), (9, 2, 1)])
 def test_the_grid_of_repaint_is_the_published_one(settings):
     found = repaint_grid(timestep_grid(settings[0], settings[0]), *settings[1:])
-    assert found.tolist() == published_repaint_times(*settings)
+    assert found.tolist() == list_published_repaint_times(*settings)
     assert (np.abs(np.diff(found)) == 1).all()
 
 
@@ -125,7 +133,7 @@ def test_the_grid_of_repaint_goes_up_and_down_any_grid():
 
 def test_noise_in_two_steps_is_noise_in_one():
     low, middle, high = (level_at(SCHEDULE, jnp.array(t)) for t in (-1, 30, 80))
-    x_0, noise = as_image([0.5, -0.3]), as_image([1.0, 1.0])
+    x_0, noise = to_image([0.5, -0.3]), to_image([1.0, 1.0])
     np.testing.assert_allclose(
         renoise(low, high, x_0, noise), add_noise(high, x_0, noise), rtol=1e-14
     )
@@ -136,7 +144,7 @@ def test_noise_in_two_steps_is_noise_in_one():
     np.testing.assert_allclose(first**2 + second**2, high.sigma**2 + 0 * x_0, rtol=1e-13)  # 1e-16
 
 
-def multistep():
+def make_counting_sampler():
     """A sampler that counts its steps and shows the count in eps."""
 
     def step(state, noise, cur, nxt, denoise_fn):
@@ -149,13 +157,13 @@ def multistep():
 
 def test_steps_up_predict_and_remember_nothing():
     order = [80, 60, 40, 60, 40, -1]
-    levels, x_T = levels_of(order), as_image([0.5, 0.7])
+    levels, x_T = find_levels(order), to_image([0.5, 0.7])
 
     def denoise(x_t, level, x_self_cond):
         return Prediction(x_self_cond + 1, jnp.ones_like(x_t))
 
     _, (x_0, steps) = sample(
-        allow_steps_up(multistep()),
+        allow_steps_up(make_counting_sampler()),
         denoise,
         levels,
         x_T,
@@ -168,10 +176,10 @@ def test_steps_up_predict_and_remember_nothing():
 
 
 def test_allowing_steps_up_does_not_change_sampling_that_only_goes_down():
-    levels, x_T = levels_of(timestep_grid(100, 6)), as_image([0.5, 0.7, -0.2])
+    levels, x_T = find_levels(timestep_grid(100, 6)), to_image([0.5, 0.7, -0.2])
     run = partial(
         sample,
-        denoise_fn=gaussian_denoiser(MEAN, COV),
+        denoise_fn=make_gaussian_denoiser(MEAN, COV),
         levels=levels,
         x_T=x_T,
         noise_fn=lambda i: jnp.cos(i + x_T),
@@ -190,13 +198,13 @@ def test_a_chain_from_a_noised_image_starts_below_the_strength():
 def test_a_lower_strength_keeps_more_of_the_image():
     """Exact moments: the start is one noised image, and with more noise the end is closer to the data."""
     grid, image = timestep_grid(100, 100), np.array([-0.9])
-    levels = jax.tree.map(np.asarray, levels_of(grid))
-    steps = affine_steps(ddpm("fixed_small"), gaussian_denoiser([0.3], [[0.25]]), levels, 1)
+    levels = jax.tree.map(np.asarray, find_levels(grid))
+    steps = linearize_steps(ddpm("fixed_small"), make_gaussian_denoiser([0.3], [[0.25]]), levels, 1)
     found = []
     for strength in (0.02, 0.2, 0.5, 1.0):
         first = find_start(grid, strength, 100)
         start = levels.signal[first] * image, np.eye(1) * levels.sigma[first] ** 2
-        mean, cov = moments([field[first:] for field in steps], *start)
+        mean, cov = propagate_moments([field[first:] for field in steps], *start)
         found.append((mean[0], cov[0, 0]))
     # Measured, mean: -0.88, -0.10, 0.276, 0.300; variance: 0.005, 0.193, 0.2191, 0.2192.
     assert (np.diff(found, axis=0) > 0).all()
@@ -258,7 +266,7 @@ def test_noised_images_with_one_noise_mix_to_a_noised_image():
     assert isinstance(level, Level)
 
 
-def between_two(x_t, level):
+def two_peak_denoiser(x_t, level):
     """The exact denoiser of a mixture of N(0.5, 0.2^2) and N(-0.7, 0.1^2) in every pixel."""
     means, stds = (jnp.array(a).reshape(2, 1, 1, 1, 1) for a in ([0.5, -0.7], [0.2, 0.1]))
     seen = (level.signal * stds) ** 2 + level.sigma**2
@@ -268,18 +276,18 @@ def between_two(x_t, level):
     return Prediction(x_0, (x_t - level.signal * x_0) / level.sigma)
 
 
-def there_and_back(num_steps):
+def measure_inversion_error(num_steps):
     """The distance between an image and what DDIM makes of its inversion."""
     images = jnp.asarray(np.random.default_rng(0).choice([0.5, -0.7, 0.4], (2, 4, 4, 1)))
     grid = timestep_grid(1000, num_steps)
     levels = level_at(named_schedule("linear", 1000, dtype=jnp.float64), jnp.asarray(grid))
-    x_T = find_latents(between_two, levels, images)
-    found, _ = sample(ddim(), between_two, levels, x_T, lambda i: 0 * x_T)
+    x_T = find_latents(two_peak_denoiser, levels, images)
+    found, _ = sample(ddim(), two_peak_denoiser, levels, x_T, lambda i: 0 * x_T)
     return float(jnp.abs(found - images).max())
 
 
 def test_inversion_and_ddim_lead_back_to_the_image_with_an_error_that_falls_with_the_steps():
-    errors = [there_and_back(num_steps) for num_steps in (50, 200)]
+    errors = [measure_inversion_error(num_steps) for num_steps in (50, 200)]
     assert errors[0] < 0.01  # measured: 0.0059
     assert errors[1] < 0.4 * errors[0]  # measured: 0.26
 
@@ -287,7 +295,7 @@ def test_inversion_and_ddim_lead_back_to_the_image_with_an_error_that_falls_with
 @pytest.mark.slow
 def test_the_error_of_inversion_is_of_first_order():
     steps = (50, 100, 200, 500, 1000)
-    errors = [there_and_back(num_steps) for num_steps in steps]
+    errors = [measure_inversion_error(num_steps) for num_steps in steps]
     slopes = np.diff(np.log(errors)) / np.diff(np.log(steps))
     # Measured: -0.95, -0.97, -0.99, -0.99.
     np.testing.assert_allclose(slopes, -1, rtol=0, atol=0.1)

@@ -12,7 +12,7 @@ from jax_ddpm.process.schedules import named_schedule
 from jax_ddpm.process.types import Prediction
 from jax_ddpm.samplers import SamplerState, ddim, ddpm, draw_noise, sample
 from jax_ddpm.samplers.base import choose_frames
-from tests.shared.mixture import gaussian_denoiser
+from tests.shared.mixture import make_gaussian_denoiser
 
 SAMPLERS = {
     "ddpm small": ddpm("fixed_small"),
@@ -24,16 +24,16 @@ SAMPLERS = {
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 
 
-def levels_of(T, S, spacing="trailing", name="linear", dtype=jnp.float64):
+def make_levels(T, S, spacing="trailing", name="linear", dtype=jnp.float64):
     return level_at(named_schedule(name, T, dtype=dtype), jnp.asarray(timestep_grid(T, S, spacing)))
 
 
-def fixed_noise(S, shape):
+def draw_fixed_noise(S, shape):
     """x_T, last, and the noise of S steps, drawn beforehand: that compiles faster."""
     return jnp.asarray(np.random.default_rng(0).standard_normal((S + 1, *shape)))
 
 
-def mean_and_std(sampler, denoise, levels, start=(0.0, 1.0)):
+def compute_moments(sampler, denoise, levels, start=(0.0, 1.0)):
     """Exact moments of the final image: with Gaussian data every step is a x + b noise + c."""
 
     def coefficients(cur, nxt):
@@ -50,7 +50,7 @@ def mean_and_std(sampler, denoise, levels, start=(0.0, 1.0)):
 
 @every_sampler
 def test_a_thousand_steps_reach_gaussian_data(sampler):
-    mean, std = mean_and_std(sampler, gaussian_denoiser(0.3, 0.5), levels_of(1000, 1000))
+    mean, std = compute_moments(sampler, make_gaussian_denoiser(0.3, 0.5), make_levels(1000, 1000))
     # Measured, mean: -1e-3 for ddim 0 (x_T lacks signal_T mu = 0.002), -3e-6 for ancestral sampling.
     # Measured, std: -4e-3 to 8e-4; the error is of order 1 / T.
     assert abs(mean - 0.3) < 2e-3
@@ -58,25 +58,27 @@ def test_a_thousand_steps_reach_gaussian_data(sampler):
 
 
 def test_each_variance_of_ddpm_is_exact_for_the_data_where_it_is_optimal():
-    levels = levels_of(1000, 1000)
+    levels = make_levels(1000, 1000)
     # beta-tilde: a single image. Measured: 0 and 0.
-    mean, std = mean_and_std(ddpm("fixed_small"), gaussian_denoiser(0.3, 0.0), levels)
+    mean, std = compute_moments(ddpm("fixed_small"), make_gaussian_denoiser(0.3, 0.0), levels)
     np.testing.assert_allclose([mean, std], [0.3, 0.0], rtol=0, atol=1e-9)
     # beta: N(0, 1), which stays N(0, 1) up to the last step, where no noise is added.
-    mean, std = mean_and_std(ddpm("fixed_large"), gaussian_denoiser(0.0, 1.0), levels)
+    mean, std = compute_moments(ddpm("fixed_large"), make_gaussian_denoiser(0.0, 1.0), levels)
     np.testing.assert_allclose([mean, std**2], [0, 1 - 1e-4], rtol=1e-10)  # measured: 1e-14
 
 
 @pytest.mark.parametrize("name", ["ddpm small", "ddim 0", "ddim 0.5"])
 def test_a_single_image_is_reached_in_any_number_of_steps(name):
     for S in (1, 20):
-        found = mean_and_std(SAMPLERS[name], gaussian_denoiser(0.3, 0.0), levels_of(1000, S))
+        found = compute_moments(
+            SAMPLERS[name], make_gaussian_denoiser(0.3, 0.0), make_levels(1000, S)
+        )
         np.testing.assert_allclose(found, [0.3, 0.0], rtol=0, atol=1e-9)  # measured: 0
 
 
 def test_ddim_keeps_a_known_noise():
     x_0, noise = jax.random.normal(jax.random.key(0), (2, 2, 3, 3, 1), jnp.float64)
-    levels = levels_of(1000, 7)
+    levels = make_levels(1000, 7)
     x_T = add_noise(jax.tree.map(lambda a: a[0], levels), x_0, noise)
     found, trace = sample(
         ddim(),
@@ -95,9 +97,9 @@ def test_ddim_keeps_a_known_noise():
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_ddim_with_eta_one_on_all_timesteps_is_ddpm_with_the_small_variance(name):
-    levels, noises = levels_of(50, 50, name=name), fixed_noise(50, (2, 3, 3, 1))
+    levels, noises = make_levels(50, 50, name=name), draw_fixed_noise(50, (2, 3, 3, 1))
     x_T, noise_fn = noises[-1], lambda i: noises[i]
-    denoise = gaussian_denoiser(0.2, 0.6)
+    denoise = make_gaussian_denoiser(0.2, 0.6)
     one, other = (
         sample(sampler, denoise, levels, x_T, noise_fn)[0]
         for sampler in (ddim(1.0), ddpm("fixed_small"))
@@ -109,11 +111,11 @@ def test_ddim_with_eta_one_on_all_timesteps_is_ddpm_with_the_small_variance(name
 
 @every_sampler
 def test_no_noise_is_added_on_the_last_step(sampler):
-    levels = levels_of(100, 4)
+    levels = make_levels(100, 4)
     cur, nxt = (jax.tree.map(lambda a, i=i: a[i], levels) for i in (-2, -1))
     x_t = jnp.full((1, 2, 2, 1), 0.4)
     outs = [
-        sampler.step(SamplerState(x_t), noise * x_t, cur, nxt, gaussian_denoiser(0.2, 0.6))
+        sampler.step(SamplerState(x_t), noise * x_t, cur, nxt, make_gaussian_denoiser(0.2, 0.6))
         for noise in (0, 100)
     ]
     np.testing.assert_array_equal(outs[0][0].x_t, outs[1][0].x_t)
@@ -121,12 +123,14 @@ def test_no_noise_is_added_on_the_last_step(sampler):
 
 
 def test_a_batch_split_in_two_gives_the_same_images():
-    levels, keys = levels_of(50, 5), jax.random.split(jax.random.key(0), 4)
+    levels, keys = make_levels(50, 5), jax.random.split(jax.random.key(0), 4)
 
     @jax.jit
     def images(keys):
         x_T, noise_fn = draw_noise(keys, (3, 3, 1), jnp.float64)
-        return sample(ddpm("fixed_small"), gaussian_denoiser(0.2, 0.6), levels, x_T, noise_fn)[0]
+        return sample(ddpm("fixed_small"), make_gaussian_denoiser(0.2, 0.6), levels, x_T, noise_fn)[
+            0
+        ]
 
     together = images(keys)
     np.testing.assert_array_equal(jnp.concatenate([images(keys[:1]), images(keys[1:])]), together)
@@ -143,12 +147,12 @@ def test_every_step_of_every_image_has_its_own_standard_normal_noise():
     assert abs(drawn.std() - 1) < 5 / (2 * drawn.size) ** 0.5
 
 
-def frames_of(num_steps, num_frames):
-    noises = fixed_noise(num_steps, (2, 3, 3, 1))
+def draw_frames(num_steps, num_frames):
+    noises = draw_fixed_noise(num_steps, (2, 3, 3, 1))
     return sample(
         ddpm("fixed_small"),
-        gaussian_denoiser(0.2, 0.6),
-        levels_of(100, num_steps),
+        make_gaussian_denoiser(0.2, 0.6),
+        make_levels(100, num_steps),
         noises[-1],
         lambda i: noises[i],
         trace=lambda state, prediction: state.x_t,
@@ -157,8 +161,8 @@ def frames_of(num_steps, num_frames):
 
 
 def test_frames_are_spread_evenly_and_end_with_the_image():
-    x_0, every = frames_of(10, None)
-    _, few = frames_of(10, 3)
+    x_0, every = draw_frames(10, None)
+    _, few = draw_frames(10, 3)
     assert every.shape == (10, *x_0.shape)
     np.testing.assert_array_equal(every[-1], x_0)
     np.testing.assert_array_equal(few, every[jnp.array([0, 5, 9])])
@@ -183,17 +187,19 @@ def test_a_hundred_frames_of_a_thousand_steps_are_those_of_pulfers_gifs():
 
 def test_no_frames_are_kept_without_a_trace():
     x_T = jnp.zeros((1, 2, 2, 1))
-    _, kept = sample(ddim(), gaussian_denoiser(0.0, 1.0), levels_of(10, 2), x_T, lambda i: x_T)
+    _, kept = sample(
+        ddim(), make_gaussian_denoiser(0.0, 1.0), make_levels(10, 2), x_T, lambda i: x_T
+    )
     assert kept == ()
 
 
 def test_learned_variances_reach_from_the_small_to_the_large_one():
-    levels, noises = levels_of(100, 5, name="cosine"), fixed_noise(5, (2, 3, 3, 1))
+    levels, noises = make_levels(100, 5, name="cosine"), draw_fixed_noise(5, (2, 3, 3, 1))
 
     @partial(jax.jit, static_argnums=0)
     def chain(variance, raw):
         def denoise(x_t, level):
-            return gaussian_denoiser(0.2, 0.6)(x_t, level)._replace(raw_variance=raw)
+            return make_gaussian_denoiser(0.2, 0.6)(x_t, level)._replace(raw_variance=raw)
 
         return sample(ddpm(variance), denoise, levels, noises[-1], lambda i: noises[i])[0]
 
@@ -205,12 +211,12 @@ def test_learned_variances_reach_from_the_small_to_the_large_one():
 
 
 def test_a_learned_variance_can_be_its_own_logarithm():
-    levels = levels_of(100, 5)
+    levels = make_levels(100, 5)
     cur, nxt = (jax.tree.map(lambda a, i=i: a[i], levels) for i in (1, 2))
     x_t, raw = jnp.full((1, 2, 2, 1), 0.4), jnp.arange(-4.0, 0.0).reshape(1, 2, 2, 1)
 
     def denoise(x_t, level):
-        return gaussian_denoiser(0.2, 0.6)(x_t, level)._replace(raw_variance=raw)
+        return make_gaussian_denoiser(0.2, 0.6)(x_t, level)._replace(raw_variance=raw)
 
     steps = [
         ddpm("learned").step(SamplerState(x_t), noise * jnp.ones_like(x_t), cur, nxt, denoise)[0]
@@ -218,4 +224,4 @@ def test_a_learned_variance_can_be_its_own_logarithm():
     ]
     np.testing.assert_allclose(steps[1].x_t - steps[0].x_t, jnp.exp(raw / 2), rtol=1e-12)
     with pytest.raises(ValueError, match="'learned' needs a network that predicts it"):
-        ddpm("learned").step(SamplerState(x_t), x_t, cur, nxt, gaussian_denoiser(0.2, 0.6))
+        ddpm("learned").step(SamplerState(x_t), x_t, cur, nxt, make_gaussian_denoiser(0.2, 0.6))

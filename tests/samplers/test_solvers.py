@@ -21,18 +21,18 @@ from jax_ddpm.samplers import (
 )
 from jax_ddpm.samplers.multistep import phi
 from tests.shared.mixture import (
-    at,
-    gaussian_denoiser,
-    grid,
     level_of_sigma,
+    make_gaussian_denoiser,
+    make_levels,
     mixture_denoiser,
     mixture_quantiles,
+    pick_levels,
 )
 
 
-def error_of(sampler, num_steps, h_first=False):
+def measure_error(sampler, num_steps, h_first=False):
     """The largest error of 64 particles; with `h_first` two very short steps come first."""
-    levels = grid(num_steps, "log_snr")
+    levels = make_levels(num_steps, "log_snr")
     if h_first:
         log_sigmas = np.log(np.asarray(levels.sigma / levels.signal))
         short = (log_sigmas[0] - log_sigmas[1]) ** 2 / 4
@@ -41,12 +41,14 @@ def error_of(sampler, num_steps, h_first=False):
     parts = np.linspace(0.03, 0.97, 64)
     start, end = (
         mixture_quantiles(parts, float(level.signal), float(level.sigma)).reshape(1, 8, 8, 1)
-        for level in (at(levels, 0), at(levels, -1))
+        for level in (pick_levels(levels, 0), pick_levels(levels, -1))
     )
     step = jax.jit(lambda *given: sampler.step(*given, mixture_denoiser)[0])
     state = sampler.init(jnp.asarray(start))
     for i in range(len(levels.t) - 1):
-        state = step(state, jnp.zeros_like(start), at(levels, i), at(levels, i + 1))
+        state = step(
+            state, jnp.zeros_like(start), pick_levels(levels, i), pick_levels(levels, i + 1)
+        )
     return np.abs(state.x_t - end).max()
 
 
@@ -62,11 +64,11 @@ def error_of(sampler, num_steps, h_first=False):
 )
 def test_the_order_of_a_solver_apart_from_its_first_steps(sampler, order):
     """A multistep solver begins with first order; two very short steps make that invisible."""
-    coarse, fine = (error_of(sampler, num_steps, h_first=True) for num_steps in (64, 128))
+    coarse, fine = (measure_error(sampler, num_steps, h_first=True) for num_steps in (64, 128))
     np.testing.assert_allclose(np.log2(coarse / fine), order, atol=0.25)
 
 
-def chain(sampler, levels, x, noises):
+def sample_mixture(sampler, levels, x, noises):
     return sample(sampler, mixture_denoiser, levels, x, lambda i: noises[i])[0]
 
 
@@ -76,15 +78,17 @@ def chain(sampler, levels, x, noises):
     ids=["without noise", "with noise"],
 )
 def test_euler_is_ddim_where_the_variance_is_preserved(one, other):
-    levels = grid(6, "log_snr", clean=True)
+    levels = make_levels(6, "log_snr", clean=True)
     noises = jnp.asarray(np.random.default_rng(0).standard_normal((7, 1, 2, 2, 1)))
-    found, expected = (chain(sampler, levels, noises[-1], noises) for sampler in (one, other))
+    found, expected = (
+        sample_mixture(sampler, levels, noises[-1], noises) for sampler in (one, other)
+    )
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)  # measured: 2e-15
 
 
-def churned_std(churn, num_steps, **settings):
+def measure_churned_std(churn, num_steps, **settings):
     """The standard deviation of N(0, 1/4) after a chain with churn, relative to the exact one."""
-    levels, mine = grid(num_steps, "log_snr", 600.0, 50.0), gaussian_denoiser(0.0, 0.5)
+    levels, mine = make_levels(num_steps, "log_snr", 600.0, 50.0), make_gaussian_denoiser(0.0, 0.5)
     sampler = heun(churn=churn, num_steps=num_steps, level_of_sigma=level_of_sigma, **settings)
 
     def one_hot(i):
@@ -92,31 +96,32 @@ def churned_std(churn, num_steps, **settings):
 
     x = run_chain(sampler, mine, levels, one_hot(0), lambda i: one_hot(i + 1))[0].ravel()
     first, last = (
-        (level.signal * 0.5) ** 2 + level.sigma**2 for level in (at(levels, 0), at(levels, -1))
+        (level.signal * 0.5) ** 2 + level.sigma**2
+        for level in (pick_levels(levels, 0), pick_levels(levels, -1))
     )
     return ((x[0] ** 2 * first + jnp.sum(x[1:] ** 2)) / last) ** 0.5, x[1:]
 
 
 @pytest.mark.slow
 def test_churn_keeps_the_distribution_and_adds_noise_only_within_its_limits():
-    ratio, noise = churned_std(8.0, 80)
+    ratio, noise = measure_churned_std(8.0, 80)
     assert abs(ratio - 1) < 5e-3  # measured: 1.5e-3, and a quarter of it in twice the steps
     assert jnp.all(noise != 0)
-    louder = churned_std(8.0, 80, churn_noise=1.1)[0]
+    louder = measure_churned_std(8.0, 80, churn_noise=1.1)[0]
     np.testing.assert_allclose(louder, 1.1, rtol=0, atol=5e-3)  # measured: 1.6e-3
-    ratio, noise = churned_std(8.0, 20, churn_min=0.2, churn_max=0.9)
+    ratio, noise = measure_churned_std(8.0, 20, churn_min=0.2, churn_max=0.9)
     assert 2 < jnp.sum(noise != 0) < 18
-    np.testing.assert_array_equal(churned_std(0.0, 20)[1], 0)
+    np.testing.assert_array_equal(measure_churned_std(0.0, 20)[1], 0)
 
 
 def test_inversion_finds_the_noise_that_ddim_turns_into_the_image():
     """Each way makes an error of first order in the step."""
-    levels = grid(300, "t", 600.0, 1.0, clean=True)
+    levels = make_levels(300, "t", 600.0, 1.0, clean=True)
     up = type(levels)(*(field[::-1] for field in levels))
     image = jnp.asarray([-0.7, 0.1, 0.6]).reshape(1, 3, 1, 1)
 
     def denoise(x_t, level):  # as a network that predicts eps: its x_0 needs no sigma
-        told = at(levels, jnp.argmax(levels.t == level.t))
+        told = pick_levels(levels, jnp.argmax(levels.t == level.t))
         x_0 = mixture_denoiser(x_t, told).x_0
         eps = eps_from_x_0(told, x_t, x_0)
         return mixture_denoiser(x_t, told)._replace(
@@ -132,12 +137,12 @@ def test_inversion_finds_the_noise_that_ddim_turns_into_the_image():
 
 
 def test_ddim_goes_up_without_an_infinite_variance():
-    levels = grid(5, "t", 50.0, 600.0)
+    levels = make_levels(5, "t", 50.0, 600.0)
     step = ddim().step(
         SamplerState(jnp.ones((1, 1, 1, 1))),
         jnp.ones((1, 1, 1, 1)),
-        at(levels, 0),
-        at(levels, 1),
+        pick_levels(levels, 0),
+        pick_levels(levels, 1),
         mixture_denoiser,
     )[0]
     assert jnp.isfinite(step.x_t).all()

@@ -11,7 +11,7 @@ from jax_ddpm.runs.folder import load
 STATE = {"step", "params", "ema_params", "opt_state", "skipped"}
 
 
-def newest_state(folder):
+def load_newest_state(folder):
     """Every array of the newest checkpoint of a run, by name."""
     run = load(folder)
     like = jax.eval_shape(build(run.config, run.image_shape).init_state, jax.random.key(0))
@@ -21,12 +21,12 @@ def newest_state(folder):
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def saved_steps(folder):
+def list_saved_steps(folder):
     return sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.is_dir())
 
 
 def assert_same_run(folder, expected):
-    found, state = newest_state(folder), newest_state(expected)
+    found, state = load_newest_state(folder), load_newest_state(expected)
     assert found.keys() == state.keys()
     parts = {name.removeprefix(".").split("[")[0].split(".")[0] for name in state}
     assert parts >= STATE

@@ -16,7 +16,7 @@ class Damage(NamedTuple):
     place: int = 0
 
 
-def damages(folder: Path, flips: int, seed: int = 0) -> Iterator[Damage]:
+def list_damages(folder: Path, flips: int, seed: int = 0) -> Iterator[Damage]:
     """Delete, empty, halve and shorten each file, and flip `flips` single bits.
 
     The bits are spread evenly over all files; each file gets at least two.
@@ -33,7 +33,7 @@ def damages(folder: Path, flips: int, seed: int = 0) -> Iterator[Damage]:
             yield Damage(name, "flip", int(bit))
 
 
-def damaged(folder: Path, copy: Path, damage: Damage) -> Path:
+def copy_and_damage(folder: Path, copy: Path, damage: Damage) -> Path:
     """Copy `folder` to `copy`, which is replaced, and damage the copy."""
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(folder, copy)

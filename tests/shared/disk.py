@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def file_size_limited(num_bytes: int) -> Iterator[None]:
+def limit_file_size(num_bytes: int) -> Iterator[None]:
     """Larger files cannot be written, as on a full disk or with a quota."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))

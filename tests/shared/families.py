@@ -90,12 +90,12 @@ QUICK = {"unet"}
 EACH = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES]
 
 
-def network_of(config, dtype=jnp.float32):
+def build_network(config, dtype=jnp.float32):
     """The functions of the network of `config`."""
     return make_network(config, config.example_shape, dtype=dtype)
 
 
-def example(config, batch_size=2, dtype=jnp.float32):
+def make_example(config, batch_size=2, dtype=jnp.float32):
     """Noisy images, timesteps, and a label where the network takes one."""
     shape = (batch_size, *config.example_shape)
     x_t = jnp.asarray(np.random.default_rng(1).standard_normal(shape), dtype)
@@ -104,7 +104,7 @@ def example(config, batch_size=2, dtype=jnp.float32):
     return x_t, t, {} if label is None else {"label": label}
 
 
-def primitives(jaxpr):
+def walk_equations(jaxpr):
     """Every equation of a jaxpr, including nested ones."""
     for eqn in jaxpr.eqns:
         yield eqn
@@ -112,9 +112,9 @@ def primitives(jaxpr):
             for inner in param if isinstance(param, tuple | list) else [param]:
                 inner = getattr(inner, "jaxpr", inner)
                 if hasattr(inner, "eqns"):
-                    yield from primitives(inner)
+                    yield from walk_equations(inner)
 
 
-def jaxpr_of(fn, *args):
+def list_equations(fn, *args):
     """All equations of `fn`; nothing is computed."""
-    return list(primitives(jax.make_jaxpr(fn)(*args).jaxpr))
+    return list(walk_equations(jax.make_jaxpr(fn)(*args).jaxpr))

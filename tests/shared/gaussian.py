@@ -7,12 +7,12 @@ import numpy as np
 from jax_ddpm.process.types import Prediction
 
 
-def as_image(vector):
+def to_image(vector):
     """One image with a single row of pixels."""
     return jnp.asarray(vector, jnp.float64).reshape(1, 1, -1, 1)
 
 
-def gaussian_denoiser(mean, cov):
+def make_gaussian_denoiser(mean, cov):
     """The exact denoiser of data N(mean, cov): E[x_0 | x_t] of jointly Gaussian vectors."""
     mean, cov = jnp.asarray(mean, jnp.float64), jnp.asarray(cov, jnp.float64)
 
@@ -25,7 +25,7 @@ def gaussian_denoiser(mean, cov):
     return denoise
 
 
-def affine_steps(sampler, denoise, levels, size):
+def linearize_steps(sampler, denoise, levels, size):
     """Every step of a chain as x -> A x + B noise + c: all A, all B, all c.
 
     The state of the sampler must be x_t alone, or a fresh state must do as well.
@@ -33,8 +33,8 @@ def affine_steps(sampler, denoise, levels, size):
 
     def affine(cur, nxt):
         def out(x, noise):
-            state = sampler.init(as_image(x))
-            return sampler.step(state, as_image(noise), cur, nxt, denoise)[0].x_t.ravel()
+            state = sampler.init(to_image(x))
+            return sampler.step(state, to_image(noise), cur, nxt, denoise)[0].x_t.ravel()
 
         zero = jnp.zeros(size)
         return *jax.jacobian(out, (0, 1))(zero, zero), out(zero, zero)
@@ -43,13 +43,15 @@ def affine_steps(sampler, denoise, levels, size):
     return [np.asarray(field) for field in jax.jit(jax.vmap(affine))(cur, nxt)]
 
 
-def moments(steps, mean, cov):
+def propagate_moments(steps, mean, cov):
     """Mean and covariance of the final image, from mean and covariance of x_T."""
     for a, b, c in zip(*steps, strict=True):
         mean, cov = a @ mean + c, a @ cov @ a.T + b @ b.T
     return mean, cov
 
 
-def exact_moments(sampler, denoise, levels, size):
+def compute_moments(sampler, denoise, levels, size):
     """Mean and covariance of the final image if x_T is standard normal."""
-    return moments(affine_steps(sampler, denoise, levels, size), np.zeros(size), np.eye(size))
+    return propagate_moments(
+        linearize_steps(sampler, denoise, levels, size), np.zeros(size), np.eye(size)
+    )

@@ -6,6 +6,6 @@ from typing import Any
 import pytest
 
 
-def others_long(cases: Iterable[Any], keep: Collection[Any]) -> list[Any]:
+def mark_others_long(cases: Iterable[Any], keep: Collection[Any]) -> list[Any]:
     """`cases`, with those that are not in `keep` marked long: pytest -m long runs them."""
     return [case if case in keep else pytest.param(case, marks=pytest.mark.long) for case in cases]

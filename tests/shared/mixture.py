@@ -14,7 +14,7 @@ T = 1000
 BETA_MIN, BETA_MAX = 0.1, 20.0  # the linear schedule as T grows: beta(t / T) per unit of t / T
 
 
-def gaussian_denoiser(mu, s):
+def make_gaussian_denoiser(mu, s):
     """The exact denoiser of data N(mu, s^2): E[x_0 | x_t] of two jointly Gaussian variables."""
 
     def denoise(x_t, level):
@@ -69,7 +69,7 @@ def level_of_sigma(sigma):
     return Level(u * T, signal, signal * sigma)
 
 
-def grid(num_steps, steps, start=600.0, end=50.0, *, clean=False):
+def make_levels(num_steps, steps, start=600.0, end=50.0, *, clean=False):
     """S + 1 levels in equal steps of log-SNR or t; with `clean`, the last is the clean image."""
     parts = np.linspace(0, 1, num_steps + 1 - clean)
     if steps == "t":
@@ -82,6 +82,6 @@ def grid(num_steps, steps, start=600.0, end=50.0, *, clean=False):
     return Level(*(jnp.append(f, end) for f, end in zip(levels, (-1, 1, 0), strict=True)))
 
 
-def at(levels, i):
+def pick_levels(levels, i):
     """Level number i of several."""
     return jax.tree.map(lambda field: field[i], levels)

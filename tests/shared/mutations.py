@@ -20,7 +20,7 @@ JUNK += [b"\x1f\x8b", b"PK\x03\x04"]  # the beginnings of gzip and ZIP files
 
 
 @st.composite
-def places(draw: Any, length: int) -> int:
+def offsets(draw: Any, length: int) -> int:
     """An offset in a file: near its beginning, near its end, or anywhere."""
     near = min(64, length)
     where = draw(st.sampled_from(["head", "any", "tail"]))
@@ -32,10 +32,10 @@ def places(draw: Any, length: int) -> int:
 
 
 @st.composite
-def spoilt(draw: Any, data: bytes, times: int = 4) -> bytes:
+def corruptions(draw: Any, data: bytes, times: int = 4) -> bytes:
     """`data` after up to `times` changes: flipped bits, other numbers, missing or repeated parts."""
     for _ in range(draw(st.integers(1, times))):
-        at, other = draw(places(len(data))), draw(places(len(data)))
+        at, other = draw(offsets(len(data))), draw(offsets(len(data)))
         first, last = sorted([at, other])
         match draw(st.sampled_from(["flip", "number", "cut", "end", "repeat", "insert", "swap"])):
             case "flip" if at < len(data):
@@ -59,13 +59,15 @@ def spoilt(draw: Any, data: bytes, times: int = 4) -> bytes:
     return data
 
 
-def junk_or(valid: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
+def valid_or_damaged(valid: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
     """Files from `valid`, damaged ones, and sometimes bytes that never were a file."""
-    return st.one_of(valid, valid.flatmap(spoilt), valid.flatmap(spoilt), st.binary(max_size=200))
+    return st.one_of(
+        valid, valid.flatmap(corruptions), valid.flatmap(corruptions), st.binary(max_size=200)
+    )
 
 
 @contextmanager
-def within(seconds: float) -> Iterator[None]:
+def limit_time(seconds: float) -> Iterator[None]:
     """Raise TimeoutError if the block takes longer."""
 
     def stop(signum: int, frame: Any) -> None:
@@ -80,10 +82,10 @@ def within(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def answer(call: Callable[[], Any]) -> Any:
+def read_or_refuse(call: Callable[[], Any]) -> Any:
     """What `call` returns; None if it raises a clear UserError without exhausting memory."""
     try:
-        with within(SECONDS):
+        with limit_time(SECONDS):
             return call()
     except UserError as error:
         require_clear(error)

@@ -57,7 +57,7 @@ exit_after(main)
 """
 
 
-def flags_of(config):
+def make_flags(config):
     """The command line that gives `config`."""
     flags = ["--run", str(config.run), "--data.name", config.data.name]
     flags += ["--data.path", str(config.data.path)]
@@ -97,7 +97,7 @@ def start(jobs, count, cache, *, devices=1):
     return [launch(i) for i in range(count)]
 
 
-def ends(processes, timeout):
+def wait_for_ends(processes, timeout):
     """Wait for (exit code, stdout, stderr) of each; kill all that take longer."""
     found = []
     try:
@@ -110,9 +110,9 @@ def ends(processes, timeout):
     return found
 
 
-def together(jobs, count, cache, *, devices=1, timeout=280):
+def run_together(jobs, count, cache, *, devices=1, timeout=280):
     """Do `jobs` with `count` processes, none of which may fail; return what process 0 prints."""
-    found = ends(start(jobs, count, cache, devices=devices), timeout)
+    found = wait_for_ends(start(jobs, count, cache, devices=devices), timeout)
     assert [code for code, _, _ in found] == [0] * count, found
     said = [line for _, out, _ in found[1:] for line in out.splitlines()]
     assert [line for line in said if not line.startswith("[Gloo]")] == []

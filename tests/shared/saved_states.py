@@ -10,7 +10,7 @@ from jax_ddpm.training.state import create_state
 ABOUT = {"format": 1, "config": {"seed": 0}}
 
 
-def state_at(step, width=3, names=("a", "b")):
+def make_state(step, width=3, names=("a", "b")):
     """A state after `step` steps, with different random numbers for each step."""
     numbers = np.random.default_rng(step)
     params = {

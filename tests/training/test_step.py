@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     labels: np.ndarray | None
 
 
-def first_state():
+def make_first_state():
     return create_state({"w": jnp.float64(0.3)}, DESCENT)
 
 
@@ -55,16 +55,16 @@ EVERYTHING = {
 draw_step = jax.jit(make_train_step(return_arguments, T, **EVERYTHING))
 
 
-def drawn(step=0, key=KEY):
-    state = first_state().replace(step=jnp.int32(step))
+def draw_numbers(step=0, key=KEY):
+    state = make_first_state().replace(step=jnp.int32(step))
     return jax.device_get(draw_step(state, Batch(PIXELS, LABELS), key)[1])
 
 
 def test_the_same_key_draws_the_same_and_another_key_or_step_everything_anew():
-    first = drawn()
-    for name, array in drawn().items():
+    first = draw_numbers()
+    for name, array in draw_numbers().items():
         np.testing.assert_array_equal(array, first[name])
-    for other in (drawn(key=jax.random.key(8)), drawn(step=1)):
+    for other in (draw_numbers(key=jax.random.key(8)), draw_numbers(step=1)):
         same = {name for name, array in other.items() if np.array_equal(array, first[name])}
         assert same <= {"self_condition"}  # one coin
 
@@ -81,7 +81,7 @@ RECORDED = {
 
 def test_the_random_bits_of_a_seed_never_change():
     """Recorded when the domains of keys were numbers: old runs are continued with these."""
-    found = drawn(step=3)
+    found = draw_numbers(step=3)
     assert found["t"].tolist() == RECORDED["t"]
     assert found["label"].tolist() == RECORDED["label"]
     assert bool(found["self_condition"]) == RECORDED["self_condition"]
@@ -112,7 +112,7 @@ def test_about_half_of_the_steps_are_self_conditioned():
     step = make_train_step(return_arguments, T, self_condition=True)
 
     def coin(i):
-        state = first_state().replace(step=i)
+        state = make_first_state().replace(step=i)
         return step(state, PIXELS[:1], KEY)[1]["self_condition"]
 
     coins = jax.jit(jax.vmap(coin))(jnp.arange(200, dtype=jnp.int32))
@@ -139,7 +139,7 @@ def test_the_update_is_given_only_what_is_asked_for(batch, option):
     if option == "class_conditional" and getattr(batch, "labels", None) is None:
         return
     step = make_train_step(return_arguments, T, **{option: True} if option else {})
-    _, given = jax.eval_shape(step, first_state(), batch, KEY)
+    _, given = jax.eval_shape(step, make_first_state(), batch, KEY)
     more = {"self_condition": ["self_condition"], "class_conditional": ["label"]}.get(option, [])
     assert sorted(given) == sorted(["x_0", "t", "noise", "dropout", *more])
 
@@ -147,7 +147,7 @@ def test_the_update_is_given_only_what_is_asked_for(batch, option):
 def test_a_class_conditional_step_needs_labels():
     step = make_train_step(return_arguments, T, class_conditional=True)
     with pytest.raises(ValueError, match="needs batches with labels"):
-        jax.eval_shape(step, first_state(), PIXELS, KEY)
+        jax.eval_shape(step, make_first_state(), PIXELS, KEY)
 
 
 def network(params, x_t, t, *, label, train=False, dropout_keys=None):
@@ -163,7 +163,7 @@ def test_several_steps_in_a_call_and_images_picked_on_the_device_are_the_plain_s
     labels = np.where(np.arange(16) >= 8, 4, np.arange(16) % 4)
     indices = np.arange(6 * 4).reshape(6, 4) % 8
     indices[2:4, 1] = 9
-    states, rows = [first_state()], []
+    states, rows = [make_first_state()], []
     for numbers in indices:
         state, metrics = one(states[-1], Batch(PIXELS[numbers], labels[numbers]), KEY)
         states.append(state)
@@ -177,7 +177,7 @@ def test_several_steps_in_a_call_and_images_picked_on_the_device_are_the_plain_s
         np.testing.assert_array_equal(losses, [row["loss"] for row in rows])
         np.testing.assert_array_equal(state.params["w"], states[6].params["w"])
 
-    picked, several, both = first_state(), first_state(), first_state()
+    picked, several, both = make_first_state(), make_first_state(), make_first_state()
     losses = {"picked": [], "several": [], "both": []}
     for numbers in indices:
         picked, metrics = one(picked, Indexed(numbers, PIXELS, labels), KEY)

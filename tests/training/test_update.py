@@ -35,7 +35,7 @@ def network(params, x_t, t, *, label=None, x_self_cond=None, train=False, dropou
 LOSS = make_loss_fn(network, SCHEDULE)
 
 
-def first_state(optimizer=DESCENT, **more):
+def make_first_state(optimizer=DESCENT, **more):
     params = {"image": jnp.float64(0.3), "label": jnp.float64(0.1), "guess": jnp.float64(0.2)}
     return create_state(params, optimizer, **more)
 
@@ -44,7 +44,7 @@ def test_an_update_is_a_step_down_the_gradient_and_then_of_the_averages():
     """Every number is worked out by hand."""
     emas = {"ema": make_ema("constant", 0.75), "more_ema": [make_ema("ramp", 0.75)]}
     update = jax.jit(make_update(LOSS, DESCENT, **emas))
-    new, metrics = update(first_state(num_more_ema=1), X_0, TIMES, NOISE)
+    new, metrics = update(make_first_state(num_more_ema=1), X_0, TIMES, NOISE)
     signal, sigma = SCHEDULE.sqrt_alphas_cumprod, SCHEDULE.sqrt_one_minus_alphas_cumprod
     x_t = signal[TIMES].reshape(8, 1, 1, 1) * X_0 + sigma[TIMES].reshape(8, 1, 1, 1) * NOISE
     gradient = (2 * (0.3 * x_t - NOISE) * x_t).mean()
@@ -69,11 +69,13 @@ def test_weights_change_the_gradient_and_the_history_gets_the_losses_themselves(
         losses = LOSS(params, X_0, TIMES, NOISE, train=True, dropout_keys=keys, **args)
         return (weight * losses).mean(), losses
 
-    (loss, losses), grads = jax.jit(jax.value_and_grad(by_hand, has_aux=True))(first_state().params)
+    (loss, losses), grads = jax.jit(jax.value_and_grad(by_hand, has_aux=True))(
+        make_first_state().params
+    )
     assert min(abs(leaf) for leaf in jax.tree.leaves(grads)) > 1e-3
     for accumulate in (1, 4):
         update = jax.jit(make_update(LOSS, DESCENT, accumulate=accumulate))
-        state = first_state().replace(loss_history=empty_history(T, 3, jnp.float64))
+        state = make_first_state().replace(loss_history=empty_history(T, 3, jnp.float64))
         new, metrics = update(state, X_0, TIMES, NOISE, keys, weight=weight, **args)
         np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-12)  # measured: 3e-16
         for name, gradient in grads.items():
@@ -86,7 +88,7 @@ def test_weights_change_the_gradient_and_the_history_gets_the_losses_themselves(
 def test_a_batch_must_divide_into_the_parts():
     update = make_update(LOSS, DESCENT, accumulate=3)
     with pytest.raises(ValueError, match="a batch of 8 does not divide into 3 equal parts"):
-        jax.eval_shape(update, first_state(), X_0, TIMES, NOISE)
+        jax.eval_shape(update, make_first_state(), X_0, TIMES, NOISE)
 
 
 def test_the_update_takes_any_loss():
@@ -96,7 +98,7 @@ def test_the_update_takes_any_loss():
 
     x_0 = jnp.arange(4.0).reshape(4, 1, 1, 1)
     update = jax.jit(make_update(loss_fn, DESCENT))
-    state, metrics = update(first_state(), x_0, TIMES[:4], x_0)
+    state, metrics = update(make_first_state(), x_0, TIMES[:4], x_0)
     np.testing.assert_allclose(state.params["image"], 1.5, rtol=1e-12)  # the mean, in one step
     np.testing.assert_allclose(metrics["loss"], ((0.3 - np.arange(4)) ** 2).mean(), rtol=1e-12)
 
@@ -125,7 +127,7 @@ def test_a_step_whose_numbers_are_not_finite_changes_nothing_but_the_counts(what
     def loss_fn(params, x_0, t, noise, **_):
         return loss(params, x_0)
 
-    before = first_state(optimizer)
+    before = make_first_state(optimizer)
     if "norm" in what:  # in float32, the square of the gradient overflows
         before = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), before.params)
         before = create_state(before, optimizer)

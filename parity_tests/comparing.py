@@ -135,7 +135,7 @@ def check_recorded_unet(compare, dtype, case, config, source, layout=lambda arra
 
 
 def order_rows(names, weights, source, like):
-    """Find the recorded row of each parameter, by converting row numbers as if they were weights."""
+    """Find the recorded row of each parameter, by converting row numbers like weights."""
     numbers = {name: np.full(weights[name].shape, i) for i, name in enumerate(names)}
     return [
         np.ravel(leaf)[0] for leaf in jax.tree.leaves(from_state_dict(numbers, PEERS[source], like))

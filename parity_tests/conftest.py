@@ -45,7 +45,7 @@ def dtype(request):
 
 @pytest.fixture
 def compare(request):
-    """compare(what, ours, theirs, dtype): require the tolerance of `what`; record the difference."""
+    """compare(what, ours, theirs, dtype): require the tolerance of `what`, record the gap."""
     return Recorder(request.config.stash.setdefault(TABLE, {}), theirs=request.node.module.THEIRS)
 
 

@@ -1,4 +1,4 @@
-"""Recorded schedules, losses and chains of the Annotated Diffusion Model and the EPITA practical."""
+"""Recorded schedules, losses and chains of the Annotated Diffusion Model and EPITA."""
 
 import jax.numpy as jnp
 import numpy as np

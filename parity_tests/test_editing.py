@@ -45,7 +45,7 @@ def network(params, x_t, t):
 
 @pytest.mark.parametrize(("eta", "clip"), [(1.0, False), (0.0, False), (0.4, True)])
 def test_one_step(compare, monkeypatch, eta, clip):
-    """The known and the new pixels after a step; diffusers keeps the network's eps after clipping."""
+    """Known and new pixels after a step; diffusers keeps the network's eps after clipping."""
     rng = np.random.default_rng(0)
     x_t, noise, image = rng.standard_normal((3, 2, 4, 5, 3))
     known = rng.random((1, 4, 5, 1)) < 0.5

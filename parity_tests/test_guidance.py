@@ -41,7 +41,7 @@ def gradient_fn(x_t, level):
 
 @pytest.mark.parametrize("tag", RUNS)
 def test_classifier_guidance(compare, dtype, tag):
-    """In the mean of an ancestral step, and in the score of a DDIM step (eta 0.3) that clips x_0."""
+    """In the mean of an ancestral step, and in the score of a DDIM step that clips (eta 0.3)."""
     run, (_, io) = RUNS[tag], read_golden(CASE)
     schedule = named_schedule("linear_rescaled", run["T"], dtype=dtype)
     x_0, noise = (

@@ -1,4 +1,4 @@
-"""lucidrains' U-Net against its twin in torch_ref: its parts, and the whole in any configuration."""
+"""lucidrains' U-Net against its twin in torch_ref: its parts, and any configuration."""
 
 import functools
 import random

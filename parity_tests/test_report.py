@@ -79,7 +79,7 @@ def test_ulp_are_counted_only_for_large_entries():
 
 @pytest.fixture
 def quantity(monkeypatch):
-    """quantity(gap): a quantity whose float32 result is off by `gap` in the second of three steps."""
+    """quantity(gap): a quantity whose float32 result is off by `gap` in the second step of three."""
 
     def make(gap):
         def pairs(dtype, seed):
@@ -219,7 +219,7 @@ def test_every_source_has_a_network_to_compare_with():
 
 
 def test_blocks_are_found_by_the_parameters_they_hold():
-    """Of two modules with the same parameters, the one with our output counts; inner layers do not."""
+    """Of two modules with the same parameters, the one with our output counts, not inner layers."""
     image = np.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)  # NHWC
     tensor = torch.from_numpy(np.moveaxis(image, -1, 1).copy())
     names = {

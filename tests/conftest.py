@@ -51,7 +51,7 @@ def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder that `make` fills, in one of the test processes; the others wait for it."""
+    """Let one of the test processes fill a folder with `make`, while the others wait for it."""
     base = factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder, done = shared / name, shared / f"{name}.done"
@@ -65,7 +65,7 @@ def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 @pytest.fixture
 def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine with one device: jobs that choose for themselves use only the first."""
+    """Simulate a machine with one device: jobs that choose for themselves use only the first."""
     for name in ("device_count", "local_device_count"):
         monkeypatch.setattr(jax, name, lambda: 1)
 

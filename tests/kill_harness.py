@@ -32,11 +32,11 @@ FLAGS = f"""
 --train.keep-best --train.posthoc-ema 0.05 0.1 --train.snapshot-every 12
 --sample.sampler ddim --sample.num-steps 4
 """.split()
-GIVE_UP = 1800  # seconds after which an attempt that nobody killed hangs
+GIVE_UP = 1800  # an attempt that nobody kills and that takes more seconds hangs
 
 
 class Figures(NamedTuple):
-    """The result: kills by what they interrupted, finished runs, the most steps lost, seconds."""
+    """Kills by what they interrupted, finished runs, the most steps lost by a kill, and seconds."""
 
     kills: Counter[str]
     runs: int
@@ -45,7 +45,7 @@ class Figures(NamedTuple):
 
 
 def make_data(folder: Path) -> None:
-    """Forty smooth 8x8 images in MNIST's files."""
+    """Write forty smooth 8x8 images in MNIST's format."""
     import numpy as np
 
     from jax_ddpm.data.idx import write_idx
@@ -60,7 +60,7 @@ def make_data(folder: Path) -> None:
 
 
 def run_in_fork(work: Callable[[], None], log: Path) -> int:
-    """Do `work` in a forked process, which writes to `log`; return its id."""
+    """Do `work` in a fork of this process that writes to `log`; return its id."""
     sys.stdout.flush()
     number = os.fork()
     if number:
@@ -87,7 +87,7 @@ def run_in_fork(work: Callable[[], None], log: Path) -> int:
 
 
 def train(flags: Sequence[str]) -> None:
-    """The training command."""
+    """Run the training command."""
     from jax_ddpm.cli import train
     from jax_ddpm.cli.ending import exit_after
 
@@ -134,14 +134,14 @@ def find_interrupted(run: Path, since: float) -> str:
 
 
 def find_logged_step(run: Path) -> int:
-    """The last step in metrics.jsonl."""
+    """Find the last step in metrics.jsonl."""
     from jax_ddpm.runs import metrics
 
     return max((row.step for row in metrics.read(run / "metrics.jsonl")), default=0)
 
 
 def find_saved_step(run: Path) -> int:
-    """The newest checkpoint."""
+    """Find the step of the newest checkpoint."""
     names = [path.name for path in run.glob("checkpoints/*")]
     return max((int(name) for name in names if name.isdigit()), default=0)
 
@@ -195,7 +195,7 @@ def harass(folder: Path, kills: int, seed: int, flags: Sequence[str]) -> Figures
 
 
 def main() -> None:
-    """The command line."""
+    """Read the command line, kill the run, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)

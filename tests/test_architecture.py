@@ -157,12 +157,12 @@ def test_devices_appear_only_in_their_room():
     assert wrong == []
 
 
-def test_scripts_are_doors_to_the_command_line():
+def test_scripts_import_no_framework():
     for path in SCRIPTS:
         assert find_violations([path], "jax", "flax", "optax", "torch") == []
 
 
-def test_nothing_gets_too_long():
+def test_no_file_and_no_function_is_too_long():
     long = [path for path in FILES if len(path.read_text().splitlines()) > 400]
     long += [
         f"{path.relative_to(ROOT)}: {node.name}"
@@ -174,5 +174,5 @@ def test_nothing_gets_too_long():
 
 
 @pytest.mark.parametrize("word", ["util", "helper"])
-def test_no_file_is_a_drawer(word):
+def test_no_file_is_a_catch_all(word):
     assert [path for path in FILES if word in path.stem] == []

@@ -1,4 +1,4 @@
-"""The documents are complete, name only what exists, and their Python runs as it stands there."""
+"""The docs are complete, name only things that exist, and their Python runs as written."""
 
 import importlib
 import re
@@ -24,13 +24,13 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
 def list_flags(kind, prefix="--", keep=lambda name: True):
-    """The flags of a dataclass; its first field may be positional, as RUN is."""
+    """List the flags of a dataclass; its first field may be positional, like RUN."""
     names = [field.name for field in fields(kind) if field.name != "run" and keep(field.name)]
     return [prefix + name.replace("_", "-") for name in names]
 
 
 def find_blocks():
-    """Every Python block of every page."""
+    """Find every Python block of every page."""
     found = []
     for page in PAGES:
         texts = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
@@ -39,13 +39,13 @@ def find_blocks():
 
 
 def find_code(page):
-    """The inline code of a page, outside its fenced blocks."""
+    """Find the inline code of a page, outside its fenced blocks."""
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     return re.findall(r"`([^`\n]+)`", text)
 
 
 def find_anchors(page):
-    """The anchors that a page's headings get, as GitHub makes them."""
+    """Find the anchors that GitHub makes of a page's headings."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
@@ -107,7 +107,7 @@ def test_every_internal_link_of_a_page_leads_somewhere(page):
 
 @every_page
 def test_every_function_that_a_page_names_exists(page):
-    """`room.module.name`, which is jax_ddpm.room.module.name."""
+    """Written as `room.module.name`, for jax_ddpm.room.module.name."""
     for code in find_code(page):
         name = code.removeprefix("jax_ddpm.")
         room, _, rest = name.partition(".")

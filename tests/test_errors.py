@@ -21,7 +21,7 @@ def test_a_choice_stays_and_an_alias_becomes_its_choice():
         (None, "name is None, but it must be eps, x_0 or v"),
     ],
 )
-def test_any_other_name_is_refused_with_the_nearest(given, sentence):
+def test_any_other_name_is_refused_with_the_nearest_choice(given, sentence):
     with pytest.raises(UserError) as error:
         check_choice("name", given, CHOICES, ALIASES)
     assert str(error.value) == sentence

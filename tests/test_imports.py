@@ -22,7 +22,7 @@ print(json.dumps([len(chosen), sorted({name.partition(".")[0] for name in sys.mo
 
 @pytest.fixture(scope="module")
 def loaded():
-    """The packages that are loaded after every module of the library but parity's has been."""
+    """The packages that are loaded once every module except parity's has been imported."""
     command = [sys.executable, "-c", IMPORT_ALL]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     count, packages = json.loads(done.stdout)

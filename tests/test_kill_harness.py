@@ -10,7 +10,7 @@ HARNESS = Path(__file__).with_name("kill_harness.py")
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not():
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits():
     """In a process that has touched no device, with its own folder of compiled programs."""
     command = [sys.executable, HARNESS, "--kills", "4", "--seed", "7"]
     found = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)

@@ -1,4 +1,4 @@
-"""What the README shows works as it stands there."""
+"""The README's examples run as written."""
 
 import re
 from pathlib import Path
@@ -15,24 +15,24 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 def run_block(block):
     names = {}
-    with jax.numpy_rank_promotion("allow"):  # a user has not turned it off
+    with jax.numpy_rank_promotion("allow"):  # as for users
         exec(block, names)
     return names
 
 
 def find_block(words):
-    """The block of the README that has `words` in it."""
+    """Find the block of the README that has `words` in it."""
     (found,) = [text for text in BLOCKS if words in text]
     return found
 
 
 @pytest.mark.slow
 @pytest.mark.guard
-def test_training_on_an_array(one_device):
+def test_the_example_with_an_array_runs(one_device):
     assert run_block(find_block("jd.fit("))["pictures"].shape == (4, 8, 8, 1)
 
 
-def test_a_network_of_ones_own():
+def test_the_example_with_your_own_network_runs():
     names = run_block(find_block("jd.Diffusion("))
     assert names["loss"].shape == (4,)
     assert names["x_0"].shape == (4, 8, 8, 1)
@@ -40,14 +40,14 @@ def test_a_network_of_ones_own():
 
 @pytest.mark.slow
 @pytest.mark.guard
-def test_the_same_with_nothing_hidden():
+def test_the_example_with_pure_functions_runs():
     names = run_block(find_block("jd.make_loss_fn("))
     assert jnp.isfinite(names["x_0"]).all()
     assert jax.tree.structure(names["grads"]) == jax.tree.structure(names["params"])
 
 
 def test_the_sampler_of_the_readme_solves_a_problem_with_a_known_answer():
-    """For data that is one point, every first-order solver of the ODE ends at that point."""
+    """If the data is a single point, every first-order solver of the ODE ends at that point."""
     sampler = run_block(find_block("def my_euler"))["my_euler"]()
     schedule = jd.make_schedule(jd.linear_betas(1000), dtype=jnp.float64)
     levels = jd.level_at(schedule, jnp.asarray(jd.timestep_grid(1000, 20)))

@@ -10,7 +10,7 @@ import jax_ddpm
 
 ROOT = Path(jax_ddpm.__file__).parents[1]
 
-# Those in reading the command line are in tests/cli; these are the ways out of each command.
+# tests/cli covers mistakes in reading the command line; these reach the exit of each command.
 MISTAKES = {
     "no such choice": ("train.py --preset nothing", "--preset is 'nothing'"),
     "missing data": (
@@ -26,7 +26,7 @@ MISTAKES = {
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, trained_run):
-    """Every mistake made once, two at a time, for a process spends seconds on its imports."""
+    """Make every mistake once, two at a time, because imports take a process seconds."""
     tmp = tmp_path_factory.mktemp("mistakes")
     os.mkfifo(tmp / "pipe")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -45,7 +45,7 @@ def results(tmp_path_factory, trained_run):
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_ends_in_one_sentence_and_no_traceback(results, name):
+def test_a_mistake_gives_one_sentence_and_no_traceback(results, name):
     done, message = results[name]
     assert done.returncode == 1
     assert done.stdout == ""
@@ -72,7 +72,7 @@ print("LOADED", *sorted(set({names}) & sys.modules.keys()))
 
 
 def find_loaded(commands, names):
-    """Which of the modules `names` are loaded once all `commands` have run in one process."""
+    """Find which of the modules `names` are loaded once all `commands` have run in one process."""
     program = LOADED.format(commands=commands, names=names)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", program]

@@ -8,14 +8,14 @@ from jax_ddpm.samplers.registry import Options
 
 
 def make_sampler(name, **settings):
-    """The sampler called `name`, all of it made anew."""
+    """Make the sampler called `name` from scratch."""
     schedule = jd.named_schedule("cosine", 20)
     options = Options(8, jd.level_of_t(schedule), jd.level_of_sigma(schedule), **settings)
     return jd.SAMPLERS[name].make(options)
 
 
 @pytest.mark.parametrize("name", jd.SAMPLERS)
-def test_a_sampler_made_twice_is_the_same(name):
+def test_a_sampler_made_twice_is_equal(name):
     assert ByValue(make_sampler(name, churn=1.0)) == ByValue(make_sampler(name, churn=1.0))
     assert hash(ByValue(make_sampler(name))) == hash(ByValue(make_sampler(name)))
 
@@ -27,14 +27,14 @@ def test_other_arguments_make_another_sampler():
     assert len({ByValue(make_sampler(name)) for name in jd.SAMPLERS}) == len(jd.SAMPLERS)
 
 
-def test_schedules_count_by_their_tables():
+def test_schedules_are_compared_by_their_tables():
     cosine = jd.named_schedule("cosine", 20)
     assert ByValue(cosine) == ByValue(jd.named_schedule("cosine", 20))
     assert ByValue(cosine) != ByValue(jd.named_schedule("cosine", 21))
     assert ByValue(cosine) != ByValue(cosine.replace(betas=cosine.betas * 2))
 
 
-def test_functions_of_the_user_count_by_identity():
+def test_functions_of_the_user_are_compared_by_identity():
     """Equal code says nothing about the globals that it refers to, which a notebook may change."""
     first, second = (lambda x: x for _ in range(2))
     assert first.__code__ is second.__code__

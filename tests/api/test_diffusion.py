@@ -1,4 +1,4 @@
-"""`Diffusion` gives the numbers of the functions that it stands on, and compiles once."""
+"""`Diffusion` gives the same numbers as the functions beneath it, and compiles once."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ PARAMS = {"scale": jnp.linspace(0.5, 1.5, 2), "shift": jnp.float32(0.1)}
 
 
 def network(params, x_t, t, *, label=None, x_self_cond=None, train=False):
-    """Small, with a part that only some arguments turn on."""
+    """A small network with a term for each optional argument."""
     out = (
         x_t * params["scale"][None, None, None] + params["shift"] * jnp.cos(t)[:, None, None, None]
     )
@@ -57,7 +57,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_the_loss_is_that_of_a_training_step_with_the_same_key(images, settings):
+def test_the_loss_equals_the_loss_of_a_training_step_with_the_same_key(images, settings):
     self_condition = settings.get("objective") == "vlb"
 
     def apply_fn(params, x_t, t, *, x_self_cond=None, train=False, dropout_keys=None):
@@ -111,7 +111,7 @@ def test_keywords_reach_the_network(images):
 
 
 def sample_by_hand(sampler, levels, **settings):
-    """What `Diffusion.sample` does, in pure functions."""
+    """Do what `Diffusion.sample` does, with pure functions."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(4))
     x_T, noise_fn = jd.draw_noise(keys, SHAPE[1:])
     return jd.sample(
@@ -123,7 +123,7 @@ def sample_by_hand(sampler, levels, **settings):
     ("name", "sampler", "spacing"),
     [("ddim", jd.ddim(), "trailing"), ("heun", jd.heun(), "leading"), ("ddpm", None, "trailing")],
 )
-def test_samples_are_those_of_the_pure_functions(name, sampler, spacing):
+def test_samples_equal_the_samples_of_the_pure_functions(name, sampler, spacing):
     settings = {"prediction_type": "v", "dynamic_threshold": 0.9, "rederive_eps": False}
     diffusion = jd.Diffusion(SCHEDULE, variance="fixed_small", **settings)
     levels = jd.level_at(SCHEDULE, jnp.asarray(jd.timestep_grid(20, 5, spacing)))
@@ -141,7 +141,7 @@ def test_all_timesteps_are_visited_by_default():
     )
 
 
-def test_levels_between_timesteps():
+def test_a_continuous_spacing_gives_levels_between_timesteps():
     levels = jd.Diffusion(SCHEDULE).levels(4, "karras")
     expected = jd.continuous_levels(SCHEDULE, 4, "karras")
     np.testing.assert_array_equal(levels.sigma, expected.sigma)
@@ -257,10 +257,10 @@ def test_a_sampler_made_of_traced_arrays_belongs_to_its_trace(images):
         np.testing.assert_allclose(found[:, :, :2], image[:, :, :2], atol=1e-6)
 
 
-def test_it_says_what_was_chosen():
+def test_its_repr_names_the_settings_that_were_chosen():
     text = repr(jd.Diffusion(SCHEDULE, prediction_type="v", weighting="min_snr"))
     assert text == "Diffusion(T=20, prediction_type='v', weighting='min_snr')"
 
 
-def test_the_example_in_its_docstring():
+def test_the_example_in_its_docstring_runs():
     assert "diffusion" in run_examples(jd.Diffusion)

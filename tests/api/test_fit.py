@@ -1,4 +1,4 @@
-"""`fit` is the training job on arrays, with the network of a preset or one's own."""
+"""`fit` trains on arrays as the command does, with a preset's network or your own."""
 
 import gc
 import signal
@@ -36,7 +36,7 @@ OWN = (init_plain, apply_plain)
 
 @pytest.fixture
 def config(make_config, tmp_path):
-    """`config(train=..., ...)`: the tiny configuration, in no folder."""
+    """`config(train=..., ...)`: the tiny configuration, without a folder."""
     return lambda **changes: replace(make_config(tmp_path, **changes), run=None)
 
 
@@ -46,7 +46,7 @@ def are_equal(a, b):
 
 @pytest.mark.slow
 @pytest.mark.guard
-def test_it_is_the_training_job(config, make_config, tmp_path):
+def test_it_trains_the_same_run_as_the_command(config, make_config, tmp_path):
     np.savez(tmp_path / "images.npz", images=IMAGES)
     data = {"name": "arrays", "path": tmp_path / "images.npz"}
     with jax.enable_x64(False):
@@ -58,7 +58,7 @@ def test_it_is_the_training_job(config, make_config, tmp_path):
     assert [path.name for path in run.folder.glob("*.png")] == ["samples.png", "loss.png"]
 
 
-def test_a_run_folder_stays_and_is_continued(config, tmp_path, capsys):
+def test_a_run_folder_stays_and_can_be_resumed(config, tmp_path, capsys):
     folder = tmp_path / "mine"
     settings = {"config": config(), "network": OWN}
     first = jd.fit(IMAGES, **settings, run=folder, max_steps=6)
@@ -70,7 +70,7 @@ def test_a_run_folder_stays_and_is_continued(config, tmp_path, capsys):
     assert are_equal(second.params, jd.fit(IMAGES, **settings).params)
 
 
-def test_settings_are_keywords(config):
+def test_keywords_change_settings(config):
     changes = {
         "steps": 3,
         "learning_rate": 0.5,
@@ -88,7 +88,7 @@ def test_settings_are_keywords(config):
     assert changed.train.warmup_steps <= 3  # follows
 
 
-def test_what_follows_a_change_is_told_without_flags(config, capsys):
+def test_adjusted_settings_are_printed_without_flags(config, capsys):
     change_config(config(), {"steps": 2})
     assert "warmup_steps is 1 (the preset has 4)" in capsys.readouterr().out
 
@@ -106,7 +106,7 @@ def apply_with_label(params, x_t, t, *, label):
     return apply_plain(params, x_t, t) + params["bias"] * label[:, None, None, None]
 
 
-def test_a_network_of_ones_own(config, tmp_path):
+def test_your_own_network_is_trained_and_loaded(config, tmp_path):
     run = jd.fit(IMAGES, config=config(), network=OWN, run=tmp_path / "own", optimizer="muon")
     assert not are_equal(run.params, init_plain(jax.random.key(0)))
     loaded = jd.load_run(tmp_path / "own", network=OWN)
@@ -115,14 +115,14 @@ def test_a_network_of_ones_own(config, tmp_path):
         jd.load_run(tmp_path / "own")
 
 
-def test_a_network_of_ones_own_with_labels(config):
+def test_your_own_network_can_take_labels(config):
     run = jd.fit(IMAGES, LABELS, config=config(), network=(init_plain, apply_with_label), steps=3)
     assert run.parts.num_labels == 3
     assert (run.sample(3, label=0) != run.sample(3, label=2)).any()
 
 
 @pytest.mark.parametrize("make", [make_nnx, make_equinox])
-def test_networks_of_other_frameworks(config, make):
+def test_networks_of_other_frameworks_are_trained(config, make):
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
         apply_fn, params = make()
         run = jd.fit(IMAGES, config=config(), network=(lambda key: params, apply_fn), steps=3)
@@ -136,7 +136,7 @@ class Small(nn.Module):
         return nn.Conv(1, (1, 1))(x_t)
 
 
-def test_a_linen_module_in_a_temporary_folder_that_goes_with_the_object(config):
+def test_a_linen_module_is_trained_in_a_folder_that_is_removed_with_the_object(config):
     run = jd.fit(IMAGES[..., 0], config=config(), network=Small(), steps=3)
     assert run.params["Conv_0"]["kernel"].shape == (1, 1, 1, 1)
     assert run.sample(2, steps=2).shape == (2, 8, 8, 1)
@@ -147,13 +147,13 @@ def test_a_linen_module_in_a_temporary_folder_that_goes_with_the_object(config):
     assert not folder.exists()
 
 
-def test_a_configuration_takes_the_place_of_the_presets_network(config):
+def test_a_configuration_replaces_the_presets_network(config):
     wide = jd.UNetConfig(channels=8, channel_mult=(1,), attn_levels=(), num_groups=2)
     changed, own = choose_network(config(), wide, make_source(IMAGES), False)
     assert (changed.model, own) == (wide, None)
 
 
-def test_ctrl_c_returns_the_run_as_far_as_it_got(config, capsys):
+def test_ctrl_c_returns_the_unfinished_run(config, capsys):
     calls = []
 
     def apply_fn(params, x_t, t):
@@ -188,12 +188,12 @@ MISTAKES = {
         lambda: jd.fit(IMAGES, LABELS[:3]),
         r"labels are int64 of shape \(3,\)",
     ),
-    "labels that are no numbers": (
+    "labels that are not numbers": (
         lambda: jd.fit(IMAGES, ["shoe"] * 24),
         "labels are <U4 of shape",
     ),
     "an unknown preset": (lambda: jd.fit(IMAGES, config="fashion"), "fashion-cpu"),
-    "a path for a preset": (
+    "a number for a preset": (
         lambda: change_config(3, {}),
         "config is int, but it must be the name",
     ),
@@ -242,5 +242,5 @@ def test_a_mistake_gets_one_sentence(mistake, monkeypatch, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.guard
-def test_the_example_in_its_docstring(one_device):
+def test_the_example_in_its_docstring_runs(one_device):
     assert run_examples(jd.fit)["run"].config.train.num_steps == 4

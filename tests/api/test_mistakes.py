@@ -1,4 +1,4 @@
-"""What a new user does wrong in Python, and the one sentence that each mistake gets."""
+"""Mistakes that new users make in Python: each gets one sentence."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 
 import jax_ddpm as jd
 
-# The library itself has to notice, for users do not check types at run time.
+# Users do not check types at run time, so the library itself has to notice.
 pytestmark = pytest.mark.usefixtures("unchecked_types")
 
 KEY = jax.random.key(0)
@@ -73,7 +73,7 @@ MISTAKES = {
         lambda: jd.Diffusion(SCHEDULE, dynamic_threshold=99.5),
         "dynamic_threshold is 99.5, but it must be a quantile, above 0 and at most 1",
     ),
-    "a setting told a method": (
+    "a setting passed to a method": (
         lambda: compute_loss(prediction_type="v"),
         "prediction_type is a setting of Diffusion: give it there, Diffusion",
     ),
@@ -177,13 +177,13 @@ def test_a_mistake_gets_one_sentence(mistake):
         make()
 
 
-def test_other_words_of_the_field_are_understood():
+def test_other_names_from_the_field_are_understood():
     names = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v", "v": "v"}
     for given, ours in names.items():
         assert jd.Diffusion(SCHEDULE, prediction_type=given).prediction_type == ours
 
 
-def test_what_looks_unusual_but_is_right_is_not_refused():
+def test_unusual_but_valid_arguments_are_accepted():
     assert compute_loss(images=np.zeros((4, 1, 12, 7), np.float32)).shape == (
         4,
     )  # series of 12 steps

@@ -84,7 +84,7 @@ def make_converted():
     "make", [make_plain_jax, make_nnx, make_equinox, make_linen, make_converted]
 )
 def test_a_network_is_trained_and_sampled(make):
-    # As a user's session is; some of these frameworks broadcast.
+    # As in a user's session: in float32, and with the broadcasts that some frameworks need.
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
         check_training_and_sampling(*make())
 

@@ -1,4 +1,4 @@
-"""The names of `import jax_ddpm as jd`."""
+"""The public names of `jax_ddpm`."""
 
 import subprocess
 import sys
@@ -9,19 +9,19 @@ import pytest
 import jax_ddpm as jd
 
 
-def test_every_public_name_is_there():
+def test_every_public_name_exists():
     missing = [name for name in jd.__all__ if getattr(jd, name, None) is None]
     assert missing == []
     assert set(jd.__all__) <= set(dir(jd))
 
 
-def test_a_name_that_is_not_there_is_an_attribute_error():
+def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'jax_ddpm' has no attribute 'ddmi'"):
         _ = jd.ddmi
 
 
 def test_importing_the_package_loads_nothing_else():
-    """Names load what they need when they are first used, so the import itself takes no time."""
+    """A name loads what it needs when it is first used, so the import itself is fast."""
     code = (
         "import sys, jax_ddpm as jd; assert 'jax' not in sys.modules and 'flax' not in sys.modules;"
         "jd.ddim; assert 'jax' in sys.modules and 'orbax' not in sys.modules"

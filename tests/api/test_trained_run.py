@@ -23,7 +23,7 @@ def run(trained_run):
 @pytest.mark.parametrize(
     "settings", [{}, {"sampler": "dpmpp_2m", "steps": 3}, {"eta": 0.5, "clip_x_0": False}]
 )
-def test_the_images_are_those_of_the_command_bit_for_bit(run, trained_run, tmp_path, settings):
+def test_its_images_equal_the_commands_bit_for_bit(run, trained_run, tmp_path, settings):
     job = SampleJob(6, out=tmp_path / "images.npz", seed=3, batch_size=4)
     with np.load(sample_run(trained_run, job, settings)) as arrays:
         expected = arrays["arr_0"]
@@ -58,7 +58,7 @@ def test_its_diffusion_draws_the_same_images(run):
     assert np.abs(difference).max() <= 1  # rounding; measured: 0
 
 
-def test_it_says_what_it_is_in_one_line(run, trained_run):
+def test_its_repr_describes_it_in_one_line(run, trained_run):
     what = "ema parameters of step 12; UNet with 2,801 parameters, images of 8x8x1"
     assert repr(run) == f"TrainedRun({trained_run}: {what})"
     assert run.prediction_type == "eps"
@@ -104,7 +104,7 @@ def test_weights_that_a_run_does_not_have_are_refused(trained_run, tmp_path):
         jd.load_run(tmp_path)
 
 
-def test_the_example_in_its_docstring(trained_run, tmp_path, monkeypatch):
+def test_the_example_in_its_docstring_runs(trained_run, tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "fashion-cpu").symlink_to(trained_run)
     monkeypatch.chdir(tmp_path)

@@ -93,7 +93,7 @@ def read(*args):
         ("--seed", None),
     ],
 )
-def test_what_a_command_line_means(args, expected):
+def test_a_command_line_is_read(args, expected):
     if expected is not None:
         assert read(*args.split()).flags == expected
 
@@ -129,20 +129,20 @@ def test_what_a_command_line_means(args, expected):
         ("b", "'b' after a/b is not expected here"),
     ],
 )
-def test_every_mistake_is_a_sentence(args, message):
+def test_every_mistake_gets_one_sentence(args, message):
     with pytest.raises(UserError, match=message) as caught:
         read(*args.split())
     assert "\n" not in str(caught.value)
 
 
-def test_an_empty_argument_and_a_missing_one_are_sentences():
+def test_an_empty_and_a_missing_argument_get_one_sentence():
     with pytest.raises(UserError, match="there is nothing after --num: give a value"):
         read("--num", "")
     with pytest.raises(UserError, match=r"RUN is missing: folder of the run \(see --help\)"):
         parse(Flags, ["--num", "3"], HELP)
 
 
-def test_a_last_part_that_several_flags_have_is_refused_with_both():
+def test_an_ambiguous_short_flag_is_refused_with_the_flags_it_could_be():
     message = "--num-steps could be --train.num-steps or --sample.num-steps: write one of them"
     with pytest.raises(UserError, match=message):
         parse(Sections, ["--num-steps", "3"], HELP)
@@ -163,20 +163,20 @@ def test_sentences_name_flags_as_the_user_typed_them():
         )
 
 
-def test_only_what_was_given_is_a_change():
+def test_only_given_flags_are_changes():
     parsed = read("--num", "3", "--no-clip", "--sampler", "ddpm")
     assert parsed.changes("sample") == {"clip": False, "sampler": "ddpm"}
     assert parsed.changes("train", "--train.") == {}
 
 
-def test_tyro_has_the_last_word_and_still_it_is_one_sentence(monkeypatch):
-    """A value that slips through the checks here ends in a sentence too."""
+def test_an_error_of_tyro_is_one_sentence_too(monkeypatch):
+    """A value that slips through our own checks still gives one sentence."""
     monkeypatch.setattr(arguments, "check_values", lambda flag, typed, values: values)
     with pytest.raises(UserError, match=r"the command line cannot be read: .*many"):
         read("--num", "many")
 
 
-def test_the_word_after_a_command_is_one_of_its_kinds():
+def test_the_word_after_a_command_must_be_one_of_its_kinds():
     assert choose("jax-ddpm plot", ["forward", "--x"], ["schedules", "forward"], HELP) == "forward"
     with pytest.raises(
         UserError, match="plot takes schedules or forward, not 'foward': did you mean forward"
@@ -186,7 +186,7 @@ def test_the_word_after_a_command_is_one_of_its_kinds():
         choose("jax-ddpm plot", [], ["schedules", "forward"], HELP)
 
 
-def test_the_defaults_are_those_of_the_instance():
+def test_defaults_come_from_the_instance():
     flags = {flag.name: flag for flag in read_flags(Flags, Flags(tyro.MISSING, train=Train(99)))}
     assert flags["--train.num-steps"].default == 99
     assert flags["RUN"].is_required and flags["RUN"].is_positional

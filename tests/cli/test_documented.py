@@ -1,4 +1,4 @@
-"""Every command line in the README and the documents can be read."""
+"""Every command line in the README, the changelog and the docs can be read."""
 
 import re
 import shlex
@@ -24,7 +24,7 @@ READ = {
 
 
 def find_lines():
-    """Every `jax-ddpm ...` with arguments: in blocks of code, and inline."""
+    """Find every `jax-ddpm ...` with arguments, in code blocks and inline."""
     for page in PAGES:
         text = page.read_text().replace("\\\n", " ")
         # Also after `srun`, an environment variable, or in quotes.

@@ -33,13 +33,13 @@ def make_raiser(error):
         ),
     ],
 )
-def test_how_a_command_ends_is_its_exit_code(command, code):
+def test_the_exit_code_says_how_a_command_ended(command, code):
     with pytest.raises(SystemExit) as caught:
         exit_after(command)
     assert caught.value.code == code
 
 
-def test_late_threads_of_a_failed_read_are_not_heard_but_others_are(monkeypatch):
+def test_errors_of_late_reading_threads_are_silenced_but_others_are_not(monkeypatch):
     heard = Mock()
     monkeypatch.setattr(sys, "unraisablehook", heard)
     late = SimpleNamespace(exc_value=RuntimeError("Event loop is closed"))
@@ -55,12 +55,12 @@ def test_late_threads_of_a_failed_read_are_not_heard_but_others_are(monkeypatch)
     assert sys.unraisablehook is heard
 
 
-def test_a_mistake_of_the_program_keeps_its_traceback():
+def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         exit_after(make_raiser(ZeroDivisionError()))
 
 
-def test_a_full_device_is_a_sentence_and_another_fault_of_it_is_a_traceback():
+def test_a_full_device_gives_one_sentence_and_other_device_errors_a_traceback():
     with pytest.raises(SystemExit, match=r"error: the device does not have enough memory: .*accum"):
         exit_after(
             make_raiser(JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."))
@@ -78,7 +78,9 @@ def test_a_full_device_is_a_sentence_and_another_fault_of_it_is_a_traceback():
         ("/site-packages/jax_ddpm/__main__.py", "sample", "python -m jax_ddpm sample runs/a"),
     ],
 )
-def test_the_next_command_is_typed_as_this_one_was(monkeypatch, capsys, door, command, expected):
+def test_the_next_command_is_suggested_in_the_form_of_this_one(
+    monkeypatch, capsys, door, command, expected
+):
     monkeypatch.chdir(Path(__file__).parents[2])
     monkeypatch.setattr(sys, "argv", [door, "x"])
     suggest(command, Path("runs/a"))

@@ -1,4 +1,4 @@
-"""Help: short enough to read, complete if asked for, and from the docstrings alone."""
+"""Help is short by default, complete on request, and comes from the docstrings alone."""
 
 import re
 
@@ -81,7 +81,7 @@ def run_main(*args, capsys):
 
 
 @pytest.mark.parametrize("args", [[], ["--help"], ["-h"], ["help"]])
-def test_without_a_command_all_of_them_are_on_one_screen(args, capsys):
+def test_without_a_command_one_screen_lists_all_commands(args, capsys):
     code, out = run_main(*args, capsys=capsys)
     assert (code, out) == (0, f"{format_overview()}\n")
     assert all(f"\n  {name} " in out for name in COMMANDS)
@@ -100,7 +100,7 @@ def test_the_version_is_printed(capsys):
         ("--preset", "error: the command is missing before --preset: jax-ddpm train | sample"),
     ],
 )
-def test_a_wrong_command_is_one_sentence(word, message, capsys):
+def test_a_wrong_command_gets_one_sentence(word, message, capsys):
     code, _ = run_main(word, capsys=capsys)
     assert message in code
     assert "\n" not in code

@@ -19,7 +19,7 @@ def test_a_preset_sets_every_value(name):
     assert read("--preset", name) == PRESETS[name]
 
 
-def test_of_two_presets_the_last_is_used():
+def test_the_last_of_two_presets_is_used():
     assert read("--preset", "ddpm-256", "--preset=epita") == PRESETS["epita"]
 
 
@@ -40,7 +40,7 @@ def test_flags_change_the_preset_wherever_they_stand():
     )
 
 
-def test_short_flags_stand_for_what_people_type():
+def test_short_flags_and_other_names_are_understood():
     config = read(
         "--steps", "300", "--bf16", "--batch-size", "4", "--schedule", "squaredcos_cap_v2"
     )
@@ -48,7 +48,7 @@ def test_short_flags_stand_for_what_people_type():
     assert (config.model.compute_dtype, config.diffusion.schedule) == ("bfloat16", "cosine")
 
 
-def test_a_run_folder_is_continued_with_its_own_settings(trained_run):
+def test_a_run_folder_is_resumed_with_its_own_settings(trained_run):
     stored = runs.load(trained_run).config
     assert read("--run", str(trained_run)) == replace(stored, run=trained_run)
     assert read(f"--run={trained_run}", "--seed", "9").seed == 9
@@ -64,7 +64,7 @@ def test_a_run_folder_is_continued_with_its_own_settings(trained_run):
         ("--data.batch-size 3", "did you mean --train.batch-size"),
     ],
 )
-def test_a_mistyped_command_line_is_one_sentence(args, message):
+def test_a_mistyped_command_line_gets_one_sentence(args, message):
     with pytest.raises(UserError, match=message):
         read(*args.split())
 
@@ -103,7 +103,7 @@ def test_a_dry_run_says_what_would_happen_and_touches_nothing(tmp_path, capsys, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_sampling_flags_that_other_programs_rely_on_are_there():
+def test_the_sampling_flags_that_other_programs_rely_on_exist():
     args = "runs/a --num 5 --sampler ddim --steps 7 --seed 3 --out a.npz"
     parsed = sample.read(args.split())
     assert parsed.flags.run == Path("runs/a")

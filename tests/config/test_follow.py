@@ -11,7 +11,7 @@ from jax_ddpm.errors import UserError
 
 
 def change(preset, **sections):
-    """A preset with some values changed, and the flags of these."""
+    """Change some values of a preset; return it with the flags that change them."""
     config, typed = PRESETS[preset], []
     for section, values in sections.items():
         config = replace(config, **{section: replace(getattr(config, section), **values)})
@@ -73,7 +73,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("preset", "sections", "expected"), CASES)
-def test_a_value_that_cannot_work_any_more_follows(preset, sections, expected):
+def test_a_setting_that_no_longer_works_is_adjusted(preset, sections, expected):
     with pytest.raises(UserError):
         validate(change(preset, **sections)[0])
     config, followed = follow_changes(preset, **sections)
@@ -82,7 +82,7 @@ def test_a_value_that_cannot_work_any_more_follows(preset, sections, expected):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_stays_as_it_is_and_so_does_what_can_work(preset):
+def test_settings_that_still_work_stay(preset):
     assert follow(PRESETS[preset], PRESETS[preset], []) == (PRESETS[preset], [])
     config, typed = change(preset, train={"num_steps": 2 * PRESETS[preset].train.num_steps})
     assert follow(config, PRESETS[preset], typed) == (config, [])
@@ -100,7 +100,7 @@ def test_a_preset_stays_as_it_is_and_so_does_what_can_work(preset):
         {"diffusion": {"num_timesteps": 0}},
     ],
 )
-def test_what_was_typed_stays_and_is_refused(sections):
+def test_a_typed_setting_stays_even_if_it_is_refused(sections):
     config, typed = change("fashion-cpu", **sections)
     found, _ = follow(config, PRESETS["fashion-cpu"], typed)
     for section, values in sections.items():
@@ -110,6 +110,6 @@ def test_what_was_typed_stays_and_is_refused(sections):
         validate(found)
 
 
-def test_what_followed_says_what_the_preset_has():
+def test_an_adjustment_names_the_presets_value():
     _, followed = follow_changes("fashion-cpu", train={"num_steps": 40})
     assert followed == [Followed("--train.warmup-steps", 2, 100)]

@@ -9,20 +9,20 @@ from jax_ddpm.config.presets import PRESETS
 from jax_ddpm.config.run import Config, validate
 from jax_ddpm.errors import UserError
 
-# One preset of each architecture; the settings beside the network are walked in the first alone.
+# One preset per architecture. Only the first also tests the settings beside the network.
 FIRST, *OTHERS = PRESETS.values()
 ARCHITECTURES = {type(FIRST.model): FIRST} | {
     type(config.model): config for config in OTHERS if type(config.model) is not type(FIRST.model)
 }
-BELOW_ZERO = {  # what may be negative
+BELOW_ZERO = {  # these may be negative
     "--diffusion.log-normal-mean",
-    "--model.learned-sinusoidal-dim",  # of no use without Fourier features
-    "--model.sample-size",  # diffusers' note, not used
+    "--model.learned-sinusoidal-dim",  # unused without Fourier features
+    "--model.sample-size",  # recorded by diffusers, not used
     "--model.freq-shift",
     "--model.mid-block-scale-factor",
     "--model.num-train-timesteps",  # used with one time embedding only
-    "--model.attention-resolutions",  # of no level
-    "--model.resnet-block-groups",  # of no use with ConvNeXt blocks
+    "--model.attention-resolutions",  # matches no level
+    "--model.resnet-block-groups",  # unused with ConvNeXt blocks
     "--model.num-heads",  # -1: see num-head-channels, or num-heads for upsampling
     "--model.num-heads-upsample",
     "--model.num-head-channels",
@@ -30,7 +30,7 @@ BELOW_ZERO = {  # what may be negative
 
 
 def find_kind(kind):
-    """Whether a field of this type takes a number, or a tuple of numbers, or neither."""
+    """Find whether a field of this type takes a number, a tuple of numbers, or neither."""
     arguments = typing.get_args(kind)
     if kind in (int, float):
         return "number"
@@ -65,7 +65,7 @@ def list_all_fields():
 
 
 @pytest.mark.parametrize(("config", "path", "kind", "before", "flag"), list(list_all_fields()))
-def test_every_number_is_fine_or_refused_in_one_sentence_that_names_its_flag(
+def test_every_number_is_accepted_or_refused_in_one_sentence_that_names_its_flag(
     config, path, kind, before, flag
 ):
     for value in (math.nan, math.inf, -math.inf, 10**12, -(10**30), -1, 0):
@@ -99,11 +99,11 @@ def test_the_walk_sees_every_architecture_and_section():
         ((0,) * 10_001, "10001 values"),
     ],
 )
-def test_what_is_not_plain_is_refused(value, message):
+def test_a_value_that_is_not_plain_is_refused(value, message):
     with pytest.raises(UserError, match=f"--x .*{message}"):
         require_plain_value("--x", value)
 
 
-def test_what_is_plain_is_not():
+def test_plain_values_are_accepted():
     for value in (None, True, 2**32, -1.5, "a b/c.png", ("é", (1, 2.0)), Config().folder):
         require_plain_value("--x", value)

@@ -11,7 +11,7 @@ from jax_ddpm.jobs.build import build
 from jax_ddpm.jobs.train import train
 from tests.shared.long_tests import mark_others_long
 
-# What makes each system small enough for a test; everything else stays the preset's own.
+# Flags that make each system small enough for a test; everything else is the preset's own.
 ONE_BLOCK = "--model.num-res-blocks 1 --model.attention-resolutions 2 --sample.respacing 3 "
 SMALL = {
     "epita": "--model.dim 8 --model.dim-mults 1 2",
@@ -40,8 +40,8 @@ def test_presets_are_valid_and_know_their_names(name):
 
 
 @pytest.mark.slow
-def test_the_published_sizes():
-    """Parameters of the peers' own networks; pulfer's table of times is among his."""
+def test_networks_have_the_published_sizes():
+    """The peers' own numbers of parameters; pulfer's includes the table of times."""
     expected = {"diffusers-ddpm": 35_746_307, "pulfer": 606_852, "guided-diffusion": 295_900_000}
     for name, count in expected.items():
         config = PRESETS[name]
@@ -55,7 +55,7 @@ def test_every_source_has_a_preset():
     assert {peer.preset for peer in PEERS.values()} <= PRESETS.keys()
 
 
-def test_an_unknown_preset_is_a_sentence():
+def test_an_unknown_preset_gets_one_sentence():
     with pytest.raises(
         UserError,
         match=r"--preset is 'cifar', but it must be fashion-cpu, .*: did you mean 'ddpm-cifar10'",
@@ -67,7 +67,7 @@ def test_an_unknown_preset_is_a_sentence():
 @pytest.mark.parametrize(
     "name", mark_others_long(SMALL, keep=("denoising-diffusion-pytorch", "guided-diffusion"))
 )
-def test_a_short_run_of_every_system_on_the_embedded_images(name, tmp_path):
+def test_every_system_trains_on_the_embedded_images(name, tmp_path):
     args = f"--preset {name} --run {tmp_path / 'run'} {SHORT} {SMALL[name]}".split()
     config = read(args)[0].flags.config
     run = train(config)

@@ -144,7 +144,7 @@ def test_label_dropout_needs_a_class_to_leave_out_and_one_to_keep():
         validate(labels(1))
 
 
-def test_what_lies_on_the_devices_cannot_be_cut_at_random():
+def test_data_on_the_device_cannot_be_cropped_at_random():
     moving = replace(Config(), data=replace(Config().data, crop="random"))
     validate(moving)
     always = replace(moving, train=replace(moving.train, data_on_device="always"))
@@ -153,7 +153,7 @@ def test_what_lies_on_the_devices_cannot_be_cut_at_random():
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**64])
-def test_a_seed_that_the_generators_cannot_tell_apart_is_refused(seed):
+def test_a_seed_outside_32_bits_is_refused(seed):
     with pytest.raises(UserError, match=f"--seed is {seed}"):
         validate(replace(Config(), seed=seed))
 
@@ -172,5 +172,5 @@ def test_a_run_without_a_folder_is_named_after_its_preset():
         ("schedule", "scaled_linear", "quadratic"),
     ],
 )
-def test_other_words_of_the_field_become_ours(name, given, ours):
+def test_other_names_from_the_field_become_ours(name, given, ours):
     assert getattr(DiffusionConfig(**{name: given}), name) == ours

@@ -69,7 +69,7 @@ def test_settings_that_work_are_not_refused(settings, of_run):
     validate_sample(SampleConfig(**settings), 1000, **of_run)
 
 
-def test_the_run_says_what_its_network_and_its_schedule_can():
+def test_the_runs_network_and_schedule_limit_the_settings():
     sample = SampleConfig(sampler="heun", spacing="trailing", num_steps=10)
     diffusion = DiffusionConfig(prediction_type="v", zero_terminal_snr=True)
     with pytest.raises(UserError, match="pure noise"):
@@ -78,7 +78,7 @@ def test_the_run_says_what_its_network_and_its_schedule_can():
         validate_sampling(SampleConfig(spacing="karras"), Config(model=PulferConfig()))
 
 
-def test_the_levels_of_whole_timesteps_are_those_of_the_tables():
+def test_levels_at_whole_timesteps_come_from_the_tables():
     trailing = SampleConfig(spacing="trailing", num_steps=7)
     np.testing.assert_array_equal(
         make_sampling_levels(trailing, SCHEDULE),
@@ -128,7 +128,7 @@ def test_thresholding_and_eps_reach_the_denoiser(trained_run):
     assert jnp.abs(clipped.eps - plain.eps).max() > 0.1
 
 
-def test_a_new_grid_takes_the_place_of_the_runs_own():
+def test_a_new_grid_replaces_the_runs_own():
     of_run = SampleConfig(respacing="25", timesteps=None)
     found = change_settings(of_run, {"timesteps": "5,1"})
     assert (found.timesteps, found.respacing) == ("5,1", None)

@@ -84,7 +84,7 @@ def test_python_objects_and_damage_in_an_npy_are_refused(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_path_that_is_not_such_a_file_is_refused(tmp_path):
+def test_a_path_that_is_not_a_numpy_file_is_refused(tmp_path):
     (tmp_path / "a.txt").touch()
     with pytest.raises(UserError, match=r"needs the .npz or .npy file, --data.path"):
         open_source("arrays")

@@ -81,7 +81,7 @@ def test_every_different_picture_of_the_font_is_drawn_on_a_white_square(font):
     assert (images[:, 0].mean(axis=(1, 2)) > images[:, 16].mean(axis=(1, 2))).all()
 
 
-def test_the_file_is_the_same_every_time_and_a_source(font, tmp_path, capsys):
+def test_the_file_is_always_the_same_and_is_a_source(font, tmp_path, capsys):
     files = [tmp_path / "a.npz", tmp_path / "b.npz"]
     for file in files:
         prepare.run(["emoji", "--font", str(font), "--out", str(file)])
@@ -91,7 +91,7 @@ def test_the_file_is_the_same_every_time_and_a_source(font, tmp_path, capsys):
     np.testing.assert_array_equal(source.images, draw_emoji(font))
 
 
-def test_a_missing_or_wrong_font_is_refused_with_the_way_out(tmp_path):
+def test_a_missing_or_wrong_font_is_refused_with_advice(tmp_path):
     with pytest.raises(UserError, match=r"no font .*none.ttf: apt install fonts-noto-color-emoji"):
         prepare_emoji(tmp_path / "none.ttf", tmp_path / "a.npz")
     (tmp_path / "other.ttf").write_bytes(b"not a font")

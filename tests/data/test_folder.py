@@ -1,4 +1,4 @@
-"""A folder of pictures as a source, and what becomes of files that cannot be used."""
+"""A folder of pictures as a source, and what happens to files that cannot be used."""
 
 import os
 from itertools import islice
@@ -33,7 +33,7 @@ def save_truncated(path):
 
 @pytest.fixture(params=["decoded at once", "inspected"])
 def few_or_many(request, monkeypatch):
-    """Few pictures are decoded when the folder is opened; if there are many, files are inspected."""
+    """Small folders are decoded when they are opened; in large ones the files are inspected."""
     if request.param == "inspected":
         monkeypatch.setattr(pictures, "IN_MEMORY", 0)
 
@@ -148,8 +148,8 @@ def test_pictures_decoded_at_once_and_on_demand_are_the_same(tmp_path, monkeypat
     assert isinstance(at_once.images, np.ndarray) and not isinstance(on_demand.images, np.ndarray)
 
 
-def test_a_rotated_picture_has_the_size_in_which_it_is_shown(tmp_path):
-    """Also if a PNG states its orientation after the pixels."""
+def test_a_rotated_picture_has_the_size_at_which_it_is_shown(tmp_path):
+    """Even if a PNG states its orientation after the pixels."""
     exif = Image.Exif()
     exif[0x0112] = 6
     save_picture(tmp_path / "a.jpg", (20, 30))
@@ -187,7 +187,7 @@ def test_a_picture_that_goes_bad_later_gives_one_sentence(tmp_path, monkeypatch)
 def test_training_stops_at_a_lost_picture_and_continues_when_it_is_back(
     tmp_path, monkeypatch, make_config, capsys
 ):
-    """Twelve steps use each of a hundred pictures at most once; the one of step 11 is lost."""
+    """Twelve steps use each of a hundred pictures at most once; one that step 11 needs is lost."""
     for i in range(100):
         pixels = RNG.integers(0, 256, (8, 8), dtype=np.uint8)
         (tmp_path / "data").mkdir(exist_ok=True)
@@ -228,7 +228,7 @@ def wide(tmp_path):
 
 
 def find_left_edges(source, count, **settings):
-    """The left edge of every cut, [batch, example]."""
+    """Find the left edge of every crop, [batch, example]."""
     found = list(islice(batches(source, 4, 0, **settings), count))
     assert all(batch.pixels.shape[1:] == (16, 16, 3) for batch in found)
     return np.stack([batch.pixels[:, 0, 0, 0] for batch in found])

@@ -1,4 +1,4 @@
-"""Every kind of picture file decodes to known pixels, in the form that was asked for."""
+"""Every kind of picture file decodes to known pixels, in the requested form."""
 
 import io
 import struct
@@ -31,7 +31,7 @@ def test_a_lossless_file_keeps_every_colour(tmp_path, suffix):
     np.testing.assert_array_equal(found, COLOURS)
 
 
-def test_a_jpeg_is_close(tmp_path):
+def test_a_jpeg_keeps_colours_to_rounding(tmp_path):
     flat = np.full((16, 16, 3), (200, 100, 50), np.uint8)
     found = decode(tmp_path, Image.fromarray(flat), "jpg", quality=95)
     assert np.abs(found.astype(int) - flat).max() <= 1  # measured: 0
@@ -182,7 +182,7 @@ def test_the_content_of_a_file_matters_and_not_its_name(tmp_path):
         read_picture(tmp_path / "b.png", Form())
 
 
-def test_a_decompression_bomb_is_refused_before_it_is_decode(tmp_path, monkeypatch):
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     Image.fromarray(COLOURS).save(tmp_path / "a.png")
     monkeypatch.setattr(pictures, "MAX_PIXELS", 5)
     with pytest.raises(UserError, match=r"a.png .*: 3x2 are more than 5 pixels"):
@@ -202,7 +202,7 @@ def test_crop_chooses_the_square():
     image = Image.fromarray(WIDE)
     assert (fit_picture(image, Form(4)) == GREEN).all()
     at_random = Form(4, crop="random")
-    assert (fit_picture(image, at_random) == GREEN).all()  # without a place, the centre
+    assert (fit_picture(image, at_random) == GREEN).all()  # the centre, if no place is given
     assert (fit_picture(image, at_random, (0.0, 0.5)) == RED).all()
     assert (fit_picture(image, at_random, (0.999, 0.5)) == BLUE).all()
     squeezed = fit_picture(image, Form(3, crop="none", resize="box"))

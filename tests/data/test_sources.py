@@ -26,7 +26,7 @@ def compute_sha256(array):
 
 
 @pytest.mark.parametrize("split", EMBEDDED)
-def test_the_embedded_images_are_the_ones_that_were_shipped(split):
+def test_the_embedded_images_never_change(split):
     source = open_source("embedded", split=split)
     n, images, labels = EMBEDDED[split]
     assert source.images.shape == (n, 28, 28, 1)
@@ -91,7 +91,7 @@ def test_an_incomplete_folder_is_refused(tmp_path, images, labels, message):
         open_source("fashion_mnist", folder)
 
 
-def test_a_missing_folder_is_refused_with_the_way_out(tmp_path):
+def test_a_missing_folder_is_refused_with_advice(tmp_path):
     with pytest.raises(UserError, match=r"no folder .*nowhere.* --data.path"):
         open_source("fashion_mnist", tmp_path / "nowhere")
 

@@ -65,7 +65,7 @@ def test_a_prepared_data_set_is_a_source(data_dir, monkeypatch, in_memory):
         np.testing.assert_array_equal(larger.images[i], expected.images[i])
 
 
-def test_its_batches_equal_those_of_the_same_images_in_memory(data_dir, monkeypatch):
+def test_its_batches_equal_batches_of_the_same_images_in_memory(data_dir, monkeypatch):
     monkeypatch.setattr(pictures, "IN_MEMORY", 0)
     source = open_source("extract", data_dir)
     for found, expected in islice(zip(batches(source, 8, 3), batches(FEW, 8, 3), strict=True), 6):
@@ -90,7 +90,7 @@ def test_a_record_is_decoded_once_for_image_and_label():
     assert examples.reads == 3
 
 
-def test_the_name_of_a_built_in_source_is_found_where_tfds_keeps_it(tmp_path):
+def test_a_data_set_named_like_a_built_in_source_is_found_by_tfds(tmp_path):
     """It gets the version number of TFDS's own data set of that name."""
     assert write_prepared({"train": FEW}, "fashion_mnist", tmp_path) == tmp_path / "fashion_mnist"
     stock = tfds.data_source("fashion_mnist", split="train", data_dir=tmp_path, download=False)
@@ -167,7 +167,7 @@ def test_the_validation_split_stands_in_for_a_missing_test_split(tmp_path):
     assert len(open_source("x", tmp_path, "test").images) == 7
 
 
-def test_another_format_is_refused_with_the_way_out(data_dir, tmp_path):
+def test_another_format_is_refused_with_advice(data_dir, tmp_path):
     """As if it had been prepared in the default format of TensorFlow Datasets."""
     folder = tmp_path / "extract/1.0.0"
     folder.mkdir(parents=True)
@@ -201,7 +201,7 @@ def test_without_tfds_the_error_says_what_to_install(monkeypatch):
         open_source("cifar10")
 
 
-# Preparing.
+# Preparing data sets.
 
 
 def test_the_command_prepares_any_source(tmp_path, tiny_folder, capsys):

@@ -15,7 +15,7 @@ from jax_ddpm.devices.compile_cache import (
 
 @pytest.fixture(autouse=True)
 def jax_settings(monkeypatch, tmp_path):
-    """An empty user's cache, and JAX's settings as before at the end."""
+    """Start with an empty user cache, and restore JAX's settings at the end."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
     for name in names:
@@ -74,7 +74,7 @@ def test_a_folder_of_another_user_is_refused(monkeypatch, capsys):
     assert "belongs to another user" in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_made_costs_nothing_but_a_sentence(tmp_path, capsys):
+def test_a_folder_that_cannot_be_made_gives_one_sentence_and_no_cache(tmp_path, capsys):
     (tmp_path / "cache").write_text("")
     assert enable_compilation_cache() is None
     assert "Not a directory" in capsys.readouterr().err
@@ -90,7 +90,7 @@ def test_half_written_entries_are_removed(tmp_path):
     assert {path.name for path in tmp_path.glob("*-cache")} == {"whole-cache", "other-cache"}
 
 
-def test_the_entries_used_longest_ago_go_first(tmp_path):
+def test_the_least_recently_used_entries_go_first(tmp_path):
     for i in range(4):
         path = tmp_path / f"{i}-cache"
         path.write_bytes(bytes(100))

@@ -1,7 +1,7 @@
-"""The gradient of a step on sharded arrays, array by array, is that of one device.
+"""On sharded arrays a step has the same gradient as on one device, array by array.
 
 An XLA fault is suspected of scaling the gradient of a convolution's kernel by a power of two when
-an axis of the mesh holds its input and output whole, so the networks here have every kind of
+an axis of the mesh shards neither its input nor its output, so the networks here have every kind of
 convolution: strided, transposed, and at one pixel.
 """
 
@@ -83,7 +83,7 @@ NETWORKS = {
 
 @cache
 def compute_gradient(name, mode="jit", fsdp=1, rules=RULES):
-    """The gradient of one step from the same parameters and key, by array, and the new state."""
+    """Compute the gradient of one step, by array, and the new state; the start is always the same."""
     init, apply_fn = NETWORKS[name]()
 
     def make_step(axis_name):
@@ -92,7 +92,7 @@ def compute_gradient(name, mode="jit", fsdp=1, rules=RULES):
 
     def start(key):
         leaves, treedef = jax.tree.flatten(init(key))
-        keys = jax.random.split(key, len(leaves))  # no zeros, which hide gradients
+        keys = jax.random.split(key, len(leaves))  # zeros would hide gradients
         pairs = zip(keys, leaves, strict=True)
         leaves = [jax.random.normal(key, leaf.shape, jnp.float64) / 5 for key, leaf in pairs]
         return create_state(jax.tree.unflatten(treedef, leaves), DESCENT)
@@ -118,7 +118,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "fsdp", "rules"), CASES)
-def test_the_gradient_of_every_array_is_that_of_one_device(name, fsdp, rules):
+def test_every_array_has_the_same_gradient_as_on_one_device(name, fsdp, rules):
     found, state = compute_gradient(name, "mesh", fsdp, rules)
     expected, _ = compute_gradient(name)
     assert found.keys() == expected.keys()

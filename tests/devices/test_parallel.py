@@ -1,4 +1,4 @@
-"""Every way of running a step on devices gives the numbers of one device."""
+"""Every way of running a step on devices gives the same numbers as one device."""
 
 from functools import cache, partial
 
@@ -46,7 +46,7 @@ def test_several_devices_are_used_if_there_are_any(monkeypatch, parallel, device
 
 
 @pytest.mark.parametrize("parallel", ["auto", "pmap"])
-def test_a_batch_that_does_not_divide_is_refused_with_the_way_out(parallel):
+def test_a_batch_that_does_not_divide_is_refused_with_advice(parallel):
     message = r"batch-size 12 does not divide over 8 devices.*parallel jit"
     with pytest.raises(UserError, match=message):
         choose_mode(parallel, 12)
@@ -58,7 +58,7 @@ def test_devices_that_do_not_divide_are_refused():
         choose_mode("mesh", 16, fsdp=3)
 
 
-def test_one_device_of_one_of_several_processes_is_refused(monkeypatch):
+def test_jit_on_one_device_is_refused_for_several_processes(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match=r"parallel jit runs on one device.*pmap or mesh"):
         choose_mode("jit", 16)
@@ -73,7 +73,7 @@ def test_cpu_programs_get_options_and_others_none(monkeypatch):
 
 
 def test_the_second_step_is_not_compiled_again():
-    """A state that is not committed to its device becomes so by a step with data that are."""
+    """A step with data that are committed to a device commits the state to it as well."""
     state = make_state(lambda key: jax.random.normal(key, (3,)), jax.random.key(0), Layout("jit"))
     data = replicate(np.ones(2), "jit")
     step = parallelize(lambda _: lambda state, batch, key: (state + batch.sum(), key), "jit")
@@ -82,8 +82,8 @@ def test_the_second_step_is_not_compiled_again():
     assert step._cache_size() == 1
 
 
-# A network that compiles in a blink, with every input that a network can have, and matrices that
-# can be sharded. With two losses per timestep, importance sampling starts at the third step.
+# A network that compiles quickly, with every input that a network can have, and matrices that can
+# be sharded. With two losses per timestep, importance sampling starts at the third step.
 T, CLASSES = 4, 5
 PIXELS = np.random.default_rng(0).integers(0, 256, (64, 4, 4, 1), dtype=np.uint8)
 LABELS = np.arange(64) % CLASSES
@@ -148,7 +148,7 @@ def make_step(axis_name, accumulate=1, per_call=1):
 
 @cache
 def train_from_scratch(mode="jit", fsdp=1, *, accumulate=1, per_call=1, indexed=False):
-    """The state and the losses of four steps."""
+    """Train a fresh state for four steps; return the state and the losses."""
     return train(
         make_state(init, jax.random.key(3), Layout(mode, fsdp, SPLIT)),
         mode,
@@ -201,14 +201,16 @@ QUICK = ("pmap, parts", "fsdp 4, scan, data on devices")
 @pytest.mark.parametrize(
     "way", [way if way in QUICK else pytest.param(way, marks=pytest.mark.slow) for way in WAYS]
 )
-def test_every_way_to_run_a_step_gives_the_numbers_of_one_device(way):
+def test_every_way_to_run_a_step_gives_the_same_numbers_as_one_device(way):
     mode, fsdp, options = WAYS[way]
     state, losses = train_from_scratch(mode, fsdp, **options)
     plain, expected = train_from_scratch()
-    assert jax.tree.leaves(to_one_device(plain.loss_history.counts))[0].min() == 2  # it decides t
-    # Measured: 3e-16. In parts, the losses of which importance sampling makes weights are rounded to
-    # float32 once more: 3e-7 in the history, 2e-8 elsewhere. A wrong mask, flip, label or noise of
-    # one image changes more than 1e-4.
+    assert (
+        jax.tree.leaves(to_one_device(plain.loss_history.counts))[0].min() == 2
+    )  # full, so it decides t
+    # Measured: 3e-16. If a batch is cut into parts, the losses behind the weights of importance
+    # sampling are rounded to float32 once more: 3e-7 in the history, 2e-8 elsewhere. A wrong mask,
+    # flip, label or noise of one image changes more than 1e-4.
     tolerance = 1e-6 if "accumulate" in options else 1e-13
     assert np.abs(losses - expected).max() < tolerance
     assert measure_difference(state, plain) < tolerance
@@ -217,8 +219,8 @@ def test_every_way_to_run_a_step_gives_the_numbers_of_one_device(way):
         assert len(leaf.addressable_shards) == (1 if mode == "jit" else 8)
 
 
-def test_eight_devices_draw_the_timesteps_of_one():
-    """With every way of sampling them, in one program."""
+def test_eight_devices_draw_the_same_timesteps_as_one():
+    """With every way of sampling them, all in one program."""
     schedule = named_schedule("linear_rescaled", 50, dtype=jnp.float64)
 
     def make_drawing(axis_name):
@@ -258,7 +260,7 @@ def test_eight_devices_draw_the_timesteps_of_one():
 )
 def test_a_state_goes_from_one_way_to_another_unchanged(before, after):
     state, _ = train_from_scratch(*before)
-    whole = jax.tree.map(np.array, to_one_device(state))  # a copy, which is not donated with it
+    whole = jax.tree.map(np.array, to_one_device(state))  # a copy, because the state is donated
     wanted = assign_shardings(after[0], jax.eval_shape(lambda: whole), after[1])
     moved = jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), whole, wanted)
     alone = jax.tree.map(jnp.asarray, whole)

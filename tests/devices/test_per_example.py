@@ -1,4 +1,4 @@
-"""Programs that treat every image alone give the same on one device and on several."""
+"""Programs that treat every image on its own give the same on one device and on several."""
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ def test_no_more_devices_than_images_are_used_and_the_number_is_rounded_up(num, 
 
 
 @pytest.mark.slow
-def test_eight_devices_draw_the_images_of_one(trained_run):
+def test_eight_devices_draw_the_same_images_as_one(trained_run):
     run = load(trained_run)
     parts = build(run.config, run.image_shape)
     params = load_state(run, parts).ema_params
@@ -68,6 +68,6 @@ def test_eight_devices_draw_the_images_of_one(trained_run):
     )
     assert one.images.shape == eight.images.shape == (12, 8, 8, 1)
     assert len(jax.tree.leaves(replicate_params(params, 12))[0].sharding.device_set) == 8
-    # Measured: 0, of the images and of all frames.
+    # Measured: 0, for the images and for all frames.
     for found, expected in zip(eight, one, strict=True):
         assert np.abs(found.astype(int) - expected).max() <= 1

@@ -96,7 +96,7 @@ def runs(make_config, tmp_path_factory, compile_once):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "rows"), [("pmap", 2), ("mesh", 3), ("four", 3)])
-def test_processes_log_the_losses_of_one_device(runs, name, rows):
+def test_processes_log_the_same_losses_as_one_device(runs, name, rows):
     found, expected = read_losses(runs / name), read_losses(runs / "one")[:rows]
     assert len(found) == rows
     np.testing.assert_allclose(found, expected, rtol=1e-5)  # measured: 4e-7
@@ -104,7 +104,7 @@ def test_processes_log_the_losses_of_one_device(runs, name, rows):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mesh", "four"])
-def test_a_run_that_moves_between_processes_ends_with_the_parameters_of_one_device(runs, name):
+def test_a_run_that_moves_between_processes_ends_with_the_same_parameters(runs, name):
     found, expected = load_arrays(runs / name), load_arrays(runs / "one")
     assert found.keys() == expected.keys()
     assert found[".step"] == 9
@@ -115,7 +115,7 @@ def test_a_run_that_moves_between_processes_ends_with_the_parameters_of_one_devi
 
 
 @pytest.mark.slow
-def test_processes_get_the_images_and_the_likelihoods_of_one_device(runs):
+def test_processes_get_the_same_images_and_likelihoods_as_one_device(runs):
     found, expected = (
         np.load(runs / f"{name}.npz")["arr_0"].astype(int) for name in ("two", "one")
     )

@@ -29,7 +29,7 @@ def test_the_largest_dimension_that_divides_is_split(shape, spec):
     assert split_largest_dimension(shape, 4) == spec
 
 
-def test_the_first_rule_that_fits_decides_and_what_does_not_divide_stays_whole():
+def test_the_first_matching_rule_applies_and_indivisible_dimensions_stay_whole():
     tree = {"mid": {"kernel": np.zeros((6, 8)), "bias": np.zeros(8)}, "out": np.zeros((8, 8))}
     rules = ((r"kernel$", P("fsdp", "data")), (r"^mid/", P(("data", "fsdp"))))
     found = make_partition_specs(tree, rules, MESH)
@@ -58,6 +58,6 @@ def test_nearly_all_of_a_preset_is_split(name):
         is_leaf=lambda leaf: isinstance(leaf, P),
     )
     part = sum(jax.tree.leaves(split)) / sum(leaf.size for leaf in jax.tree.leaves(params))
-    # Measured: at most 0.15; the rest are biases, norms and dimensions that do not divide. Of the
-    # smallest network, pulfer's with its tables and odd sizes, 0.437.
+    # Measured: at most 0.15; the rest are biases, norms and dimensions that do not divide. For
+    # pulfer's, the smallest network, with its tables and odd sizes: 0.437.
     assert 0.125 <= part < (0.45 if name == "pulfer" else 0.2)

@@ -16,7 +16,7 @@ from jax_ddpm.errors import UserError
 from jax_ddpm.files.untrusted import read_json, read_npz, require_bounded
 from jax_ddpm.interop.files import read_weights
 
-ZEROS = 2**28  # bytes that compress to a thousandth; a file may not unpack to so many
+ZEROS = 2**28  # they compress to a thousandth, and a file may not unpack to that many bytes
 # Measured: 4 to 3,872 KiB for the four; without the check the archive alone takes 263,340.
 LIMIT_KIB = 32 * 2**10
 ROOT = Path(jax_ddpm.__file__).parents[1]
@@ -55,7 +55,7 @@ def write_npz_bomb(path):
 
 
 def write_torch_bomb(path):
-    """A PyTorch file with a compressed storage, which PyTorch never writes."""
+    """Write a PyTorch file with a compressed storage, which PyTorch never does."""
     torch = pytest.importorskip("torch")
     plain = io.BytesIO()
     torch.save({"a": torch.zeros(4)}, plain)
@@ -68,7 +68,7 @@ def write_torch_bomb(path):
 
 
 def write_twins(path):
-    """Ten thousand names for one tensor of 128 KiB; copies would take 1.2 GiB."""
+    """Write ten thousand names for one tensor of 128 KiB; copies would take 1.2 GiB."""
     torch = pytest.importorskip("torch")
     one = torch.zeros(2**15)
     torch.save({f"a{i}": one for i in range(10_000)}, path)
@@ -214,7 +214,7 @@ def test_a_link_out_of_a_run_folder_is_refused(tmp_path):
         runs.load(run.folder)
 
 
-def test_a_lock_that_is_a_link_empties_nothing(tmp_path):
+def test_a_lock_that_is_a_link_leaves_its_target_alone(tmp_path):
     from jax_ddpm import runs
 
     (tmp_path / "precious").write_text("precious")

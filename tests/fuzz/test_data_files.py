@@ -37,7 +37,7 @@ def idx_files(draw):
 
 
 @given(raw=valid_or_damaged(idx_files()))
-def test_idx(scratch, raw):
+def test_idx_files_are_read_or_refused(scratch, raw):
     path = scratch / "any-idx3-ubyte"
     path.write_bytes(raw)
     array = read_or_refuse(lambda: read_idx(path))
@@ -54,7 +54,7 @@ DTYPES = [*NUMERIC, "|O", "<U3", "<U999999999", "V7", "<M8[s]", "nonsense", "<f4
 
 @st.composite
 def npy_files(draw):
-    """Headers of any dtype, order and shape, followed by as many bytes as one of them needs."""
+    """Headers of any dtype, order and shape, followed by about as many bytes as they announce."""
     shape = tuple(draw(st.lists(SIZES, max_size=4)))
     text = draw(st.sampled_from([repr(shape), repr(shape), "(-1, 4)", "(2.5,)", "4", "()" * 400]))
     order = draw(st.sampled_from(["False", "True", "None", "__import__('os')"]))
@@ -96,7 +96,7 @@ def npz_files(draw):
 
 @pytest.mark.filterwarnings("ignore:Duplicate name", "ignore:Stored array")
 @given(raw=valid_or_damaged(npz_files()))
-def test_npz(scratch, raw):
+def test_npz_files_are_read_or_refused(scratch, raw):
     path = scratch / "any.npz"
     path.write_bytes(raw)
     arrays = read_or_refuse(lambda: read_npz(path))
@@ -108,7 +108,7 @@ def test_npz(scratch, raw):
 
 @pytest.mark.filterwarnings("ignore:Stored array")
 @given(raw=valid_or_damaged(st.one_of(npy_files(), st.just(IMAGES))))
-def test_npy(scratch, raw):
+def test_npy_files_are_read_or_refused(scratch, raw):
     path = scratch / "any.npy"
     path.write_bytes(raw)
     open_images(path)
@@ -153,7 +153,7 @@ PICTURES = {
 
 
 def read_chunks(png):
-    """The (kind, body) of each chunk of a PNG."""
+    """Read the (kind, body) of each chunk of a PNG."""
     at = 8
     while at < len(png):
         (length,) = struct.unpack_from(">I", png, at)
@@ -163,7 +163,7 @@ def read_chunks(png):
 
 @st.composite
 def damaged_pngs(draw, png):
-    """A PNG with one chunk damaged, moved or repeated, and with correct checksums."""
+    """PNGs with one chunk damaged, moved or repeated, and with correct checksums."""
     found = list(read_chunks(png))
     i, j = draw(st.integers(0, len(found) - 1)), draw(st.integers(0, len(found) - 1))
     found.insert(j, (found[i][0], draw(corruptions(found[i][1]))))
@@ -176,10 +176,10 @@ def damaged_pngs(draw, png):
     return png[:8] + b"".join(packed)
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow warns about what it ignores
+@pytest.mark.filterwarnings("ignore")  # Pillow warns about data that it ignores
 @pytest.mark.parametrize("name", PICTURES)
 @given(data=st.data())
-def test_pictures(scratch, name, data):
+def test_pictures_are_read_or_refused(scratch, name, data):
     valid = data.draw(
         st.sampled_from(
             [one for ones in PICTURES.values() for one in ones[:2]] + 6 * PICTURES[name]

@@ -58,7 +58,7 @@ VALUES = st.recursive(SCALARS, nest, max_leaves=6)
 
 
 def list_paths(value, path=()):
-    """The path of every value in a JSON document."""
+    """List the path of every value in a JSON document."""
     yield path
     items = {dict: dict.items, list: enumerate}.get(type(value), lambda value: ())
     for key, inner in items(value):
@@ -104,7 +104,7 @@ def config_files():
 
 
 @given(raw=config_files())
-def test_config_json(scratch, raw):
+def test_configurations_are_read_or_refused(scratch, raw):
     (scratch / "run").mkdir(exist_ok=True)
     (scratch / "run" / "config.json").write_bytes(raw)
     run = read_or_refuse(lambda: runs.load(scratch / "run"))
@@ -117,7 +117,7 @@ def test_config_json(scratch, raw):
 
 @settings(max_examples=EXAMPLES // 20 or 3)
 @given(data=st.data())
-def test_a_configuration_that_is_read_can_be_built_or_is_refused(scratch, data):
+def test_a_configuration_that_is_read_is_built_or_refused(scratch, data):
     (scratch / "run").mkdir(exist_ok=True)
     document = data.draw(documents(runs.describe(runs.Run(CONFIG.folder, CONFIG, (8, 8, 1)))))
     (scratch / "run" / "config.json").write_bytes(to_json(document))
@@ -136,7 +136,7 @@ def logs(draw):
 
 
 @given(raw=valid_or_damaged(logs()))
-def test_metrics(scratch, raw):
+def test_metrics_are_read_or_refused(scratch, raw):
     path = scratch / "metrics.jsonl"
     path.write_bytes(raw)
     rows = read_or_refuse(lambda: metrics.read(path))
@@ -165,7 +165,7 @@ def snapshots(draw):
 
 
 @given(raw=valid_or_damaged(snapshots()))
-def test_snapshots(scratch, raw):
+def test_snapshots_are_read_or_refused(scratch, raw):
     path = scratch / "snapshot.safetensors"
     path.write_bytes(raw)
     params = read_or_refuse(lambda: read_snapshot(path, PARAMS))
@@ -183,7 +183,7 @@ STEPS = st.sampled_from(["0", "1", "0000005", "9" * 100, "2147483648", "-5", "10
     names=st.lists(st.tuples(WIDTHS, STEPS), max_size=4),
     width=st.sampled_from([0.1, 0.15, 0.3, 1e-9, -1.0]),
 )
-def test_names_of_snapshots(scratch, names, width):
+def test_names_of_snapshots_are_read_or_refused(scratch, names, width):
     folder = scratch / "ema"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -209,7 +209,7 @@ def saved(tmp_path_factory):
 @pytest.mark.filterwarnings("ignore")  # Orbax leaves coroutines behind if a file is damaged
 @settings(max_examples=EXAMPLES // 20 or 5)
 @given(data=st.data())
-def test_checkpoints(scratch, saved, data):
+def test_checkpoints_are_restored_or_refused(scratch, saved, data):
     folder, like = saved
     there = scratch / "checkpoints"
     shutil.rmtree(there, ignore_errors=True)

@@ -39,7 +39,7 @@ NETWORKS = {
 
 
 def draw_weights(source):
-    """A network's own weights, under its implementation's names."""
+    """Draw weights of a network, under its implementation's names."""
     config = NETWORKS[source]
     params = jax.tree.map(
         lambda leaf: RNG.normal(size=leaf.shape).astype(np.float32), parameter_shapes(config)
@@ -49,7 +49,7 @@ def draw_weights(source):
 
 @pytest.fixture(scope="module", autouse=True)
 def shapes_once():
-    """The shapes of a network take a second, and most examples are of the same network."""
+    """Compute each network's shapes once: it takes a second, and most examples share a network."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             jax_ddpm.interop.network, "parameter_shapes", functools.cache(parameter_shapes)
@@ -95,7 +95,7 @@ def check_arrays(found):
 
 
 @given(raw=valid_or_damaged(safetensors_files()))
-def test_safetensors(scratch, raw):
+def test_safetensors_files_are_read_or_refused(scratch, raw):
     path = scratch / "any.safetensors"
     path.write_bytes(raw)
     check_arrays(read_or_refuse(lambda: read_weights(path)))
@@ -108,7 +108,7 @@ def make_circle():
 
 
 def make_billion_laughs():
-    """2^40 tensors, if every reference to a mapping were a mapping of its own."""
+    """Make a mapping of 2^40 tensors, if every reference to a mapping is followed."""
     value = {"a": torch.zeros(1)}
     for _ in range(40):
         value = {"a": value, "b": value}
@@ -179,7 +179,7 @@ def torch_files(draw):
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch warns about sparse tensors and old formats
 @given(raw=valid_or_damaged(torch_files()))
-def test_torch(scratch, raw):
+def test_torch_files_are_read_or_refused(scratch, raw):
     path = scratch / "any.pt"
     path.write_bytes(raw)
     check_arrays(read_or_refuse(lambda: read_weights(path)))
@@ -237,7 +237,7 @@ VALUES = st.sampled_from([*NUMBERS, "", "x", None, [], [0], [1, 2], {}, [[1]]])
 
 @pytest.mark.parametrize("source", NETWORKS)
 @given(data=st.data())
-def test_state_dicts(source, data):
+def test_state_dicts_are_read_or_refused(source, data):
     weights = data.draw(state_dicts(source))
     given_arguments = st.none() | st.dictionaries(st.sampled_from(ARGUMENTS), VALUES, max_size=2)
     arguments = data.draw(given_arguments)
@@ -250,7 +250,7 @@ def test_state_dicts(source, data):
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pt"])
 @given(data=st.data())
-def test_damaged_weights_are_refused_or_fit(scratch, suffix, data):
+def test_damaged_weights_are_refused_or_fit_the_network(scratch, suffix, data):
     source = data.draw(st.sampled_from(sorted(NETWORKS)))
     path = scratch / f"whole {source}{suffix}"
     if not path.exists():

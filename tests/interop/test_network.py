@@ -1,4 +1,4 @@
-"""`from_torch` and `to_torch`: what they refuse, and that their networks are used like any other."""
+"""`from_torch` and `to_torch` refuse mistakes, and their networks work like any other."""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def weights():
 
 
 def test_the_network_is_trained_and_sampled_like_any_other(weights):
-    """Traced, not computed: the arguments are what could go wrong."""
+    """Only traced, because only the arguments could go wrong."""
     network, schedule = from_torch(weights, "lucidrains", ARGUMENTS), named_schedule("linear", T)
     optimizer = optax.sgd(0.1)
     update = make_update(make_loss_fn(network.apply, schedule), optimizer)

@@ -54,8 +54,8 @@ def test_labels_and_self_conditioning_come_from_the_network():
     assert not build(change_config(), (8, 8, 1)).self_condition
 
 
-def test_rescaled_timesteps_are_those_of_a_chain_of_a_thousand():
-    """The network is told 250 * 1000 / 500 = 500."""
+def test_rescaled_timesteps_count_to_a_thousand():
+    """The network gets 250 * 1000 / 500 = 500."""
     plain, rescaled = (
         build(change_config(num_timesteps=500, rescale_timesteps=on), (4, 4, 1), "float64")
         for on in (False, True)
@@ -63,9 +63,9 @@ def test_rescaled_timesteps_are_those_of_a_chain_of_a_thousand():
     shapes = jax.eval_shape(plain.network.init, jax.random.key(0))
     params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1, jnp.float64), shapes)
     x_t = jnp.arange(16.0).reshape(1, 4, 4, 1)
-    told = rescaled.network.apply_fn(params, x_t, jnp.array([250]))
-    assert jnp.array_equal(told, plain.network.apply_fn(params, x_t, jnp.array([500.0])))
-    assert not jnp.array_equal(told, plain.network.apply_fn(params, x_t, jnp.array([250.0])))
+    out = rescaled.network.apply_fn(params, x_t, jnp.array([250]))
+    assert jnp.array_equal(out, plain.network.apply_fn(params, x_t, jnp.array([500.0])))
+    assert not jnp.array_equal(out, plain.network.apply_fn(params, x_t, jnp.array([250.0])))
 
 
 def test_with_label_dropout_the_last_label_means_no_class():
@@ -94,7 +94,7 @@ def test_a_schedule_can_be_made_to_end_in_pure_noise():
 
 
 def make_plain_network(doubled=False):
-    """A network in plain JAX that knows nothing of training."""
+    """Make a network in plain JAX that knows nothing about training."""
 
     def apply_fn(params, x_t, t):
         out = params["w"] * x_t
@@ -103,7 +103,7 @@ def make_plain_network(doubled=False):
     return lambda key: {"w": jax.random.normal(key, ())}, apply_fn
 
 
-def test_a_network_of_ones_own_is_given_only_the_arguments_that_it_takes():
+def test_your_own_network_gets_only_the_arguments_that_it_takes():
     seen = []
 
     def apply_fn(params, x_t, t, *, label, train=False):
@@ -136,12 +136,12 @@ def test_a_network_of_ones_own_is_given_only_the_arguments_that_it_takes():
         (CustomConfig(num_classes=2), make_plain_network(), "does not take images .*'label'"),
     ],
 )
-def test_a_network_of_ones_own_that_does_not_fit_is_refused(model, network, message):
+def test_your_own_network_is_refused_if_it_does_not_fit(model, network, message):
     with pytest.raises(UserError, match=message):
         build(change_config(model), (8, 8, 1), network=network)
 
 
-def test_remat_is_refused_for_a_network_of_ones_own():
+def test_remat_is_refused_for_your_own_network():
     own = change_config(CustomConfig())
     own = replace(own, train=replace(own.train, remat="nothing_saveable"))
     with pytest.raises(UserError, match=r"remat is nothing_saveable.* must be none .*checkpoint"):

@@ -22,7 +22,7 @@ def test_a_sampler_takes_as_many_steps_as_the_evaluations_allow(name, evaluation
     assert SAMPLERS[name].evaluations(steps + 1) > evaluations >= SAMPLERS[name].evaluations(steps)
 
 
-def test_too_few_evaluations():
+def test_too_few_evaluations_are_refused():
     with pytest.raises(UserError, match=r"--evaluations 0 is too few for heun: .* takes 1"):
         most_steps("heun", 0)
 
@@ -37,7 +37,7 @@ def test_the_data_is_split_into_parts_that_share_no_image():
 
 
 @pytest.mark.slow
-def test_the_figure_and_its_numbers(trained_run, tmp_path):
+def test_the_figure_and_its_numbers_are_written(trained_run, tmp_path):
     job = CompareJob(
         samplers=("ddim", "heun"),
         evaluations=(5, 1),
@@ -55,14 +55,14 @@ def test_the_figure_and_its_numbers(trained_run, tmp_path):
     assert np.isfinite([*found["energy_distance"]["heun"].values()]).all()
 
 
-def test_half_the_data_is_as_far_from_the_other_half_as_chance_has_it():
+def test_two_halves_of_the_data_are_no_further_apart_than_by_chance():
     images = np.random.default_rng(0).integers(0, 255, (200, 3, 3, 1), np.uint8)
     data = split_data(ImageSource(images, None), 100)
     assert abs(energy_distance(data.others[0], data.reference)) < 0.05  # measured: -0.009
 
 
 @pytest.mark.usefixtures("unchecked_types")  # images of more than 256 values
-def test_of_much_data_several_groups_are_taken():
+def test_a_large_data_set_gives_several_groups():
     images = np.arange(5000, dtype=np.uint16).reshape(5000, 1, 1, 1)
     data = split_data(ImageSource(images, None), 100)
     assert (len(data.reference), [len(others) for others in data.others]) == (4000, [100] * 10)

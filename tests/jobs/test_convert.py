@@ -24,7 +24,7 @@ from jax_ddpm.process.schedules import BETAS, rescale_zero_terminal_snr
 
 
 def convert(*args):
-    """The run that the command makes of a weight file."""
+    """Convert a weight file with the command, and load the run that it makes."""
     command.run([str(arg) for arg in args])
     return runs.load(Path(args[list(args).index("--out") + 1]))
 
@@ -57,7 +57,7 @@ def test_a_run_becomes_a_weight_file_with_its_arguments_beside_it(trained_run, e
 
 
 @pytest.mark.slow
-def test_the_way_there_and_back_changes_no_bit(trained_run, exported, tmp_path):
+def test_a_round_trip_changes_no_bit(trained_run, exported, tmp_path):
     run = convert(exported, "--source", "torch_ref", "--out", tmp_path / "run")
     assert run.imported_from == "torch_ref"
     assert_equal_trees(load_parameters(tmp_path / "run"), load_parameters(trained_run))
@@ -66,13 +66,13 @@ def test_the_way_there_and_back_changes_no_bit(trained_run, exported, tmp_path):
 
 
 @pytest.mark.slow
-def test_images_have_the_size_of_the_data_that_fits_the_network(exported, tmp_path):
+def test_an_imported_run_takes_the_image_size_of_the_data_that_fits(exported, tmp_path):
     run = convert(exported, "--source", "torch_ref", "--out", tmp_path / "run")
     assert run.image_shape == (28, 28, 1)  # fashion-cpu's
 
 
 @pytest.mark.slow
-def test_raw_and_averaged_parameters_are_two_files(trained_run, exported, tmp_path):
+def test_raw_and_averaged_parameters_give_different_files(trained_run, exported, tmp_path):
     out = tmp_path / "raw.safetensors"
     export_weights(trained_run, out, weights=Weights("raw"))
     assert out.read_bytes() != exported.read_bytes()
@@ -82,14 +82,16 @@ SETTINGS = ("--data.image-size", "8", "--diffusion.num-timesteps", "8", "--sampl
 
 
 @pytest.mark.slow
-def test_an_imported_run_is_sampled(exported, tmp_path):
+def test_an_imported_run_can_be_sampled(exported, tmp_path):
     convert(exported, "--source", "torch_ref", "--out", tmp_path / "run", *SETTINGS)
     out = sample_run(tmp_path / "run", SampleJob(2, tmp_path / "s.npz"))
     assert np.load(out)["arr_0"].shape == (2, 8, 8, 1)
 
 
 @pytest.mark.slow
-def test_an_imported_run_is_trained_further_with_its_own_settings(exported, tmp_path, make_config):
+def test_an_imported_run_can_be_trained_further_with_its_own_settings(
+    exported, tmp_path, make_config
+):
     folder = tmp_path / "run"
     convert(exported, "--source", "torch_ref", "--out", folder, *SETTINGS)
     given = make_config(folder)

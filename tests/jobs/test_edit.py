@@ -19,7 +19,7 @@ def mark_slow(*cases):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A folder: two 8x8 pictures, masks of the upper half of that and of another size, and files."""
+    """Two 8x8 pictures, a larger one, masks of their upper halves, and other files."""
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for name in "ab":
@@ -98,13 +98,13 @@ def test_inpainting_keeps_what_is_black_in_the_mask_and_draws_the_rest(draw, pic
         "--interpolate a.png b.png --interpolation stochastic --sampler ddpm",
     ],
 )
-def test_an_image_does_not_depend_on_the_batch_that_it_is_drawn_in(draw, flags):
+def test_an_image_does_not_depend_on_its_batch(draw, flags):
     together, alone = (draw(f"--num 5 {flags} --batch-size {n}") for n in (5, 2))
     assert np.abs(together.astype(int) - alone).max() <= 1  # measured: 0
 
 
 @pytest.mark.slow
-def test_the_weaker_the_strength_the_closer_to_the_picture(draw, pictures):
+def test_a_lower_strength_stays_closer_to_the_picture(draw, pictures):
     image = read_pixels(pictures / "a.png").astype(int)
     weak, strong = (
         np.abs(draw(f"--num 4 --image a.png --strength {strength}") - image).mean()
@@ -125,8 +125,8 @@ def test_stochastic_interpolation_is_a_row_from_one_picture_to_the_other(draw, p
 
 
 @pytest.mark.slow
-def test_ddim_interpolation_begins_and_ends_with_what_the_pictures_alone_give(draw):
-    """The ends of a row of four are those of a row of two, and of the way back."""
+def test_the_ends_of_a_ddim_interpolation_depend_only_on_the_pictures(draw):
+    """A row of four has the same ends as a row of two, and as a row in reverse."""
     row, ends, back = (
         draw(f"--interpolate {pair} --num {num}")
         for pair, num in (("a.png b.png", 4), ("a.png b.png", 2), ("b.png a.png", 2))
@@ -136,7 +136,7 @@ def test_ddim_interpolation_begins_and_ends_with_what_the_pictures_alone_give(dr
     assert np.abs(np.diff(row.astype(int), axis=0)).max((1, 2, 3)).min() > 0
 
 
-def test_pictures_are_cut_and_resized_like_the_data_and_their_masks_with_them(pictures):
+def test_pictures_and_masks_are_cropped_and_resized_like_the_data(pictures):
     image, fill = read_with_mask(pictures / "large.png", pictures / "large_mask.png", (8, 8, 3))
     assert (image.shape, fill.shape) == ((8, 8, 3), (8, 8, 1))
     assert fill[:4].all()
@@ -148,7 +148,7 @@ def test_pictures_are_cut_and_resized_like_the_data_and_their_masks_with_them(pi
 
 @pytest.fixture(scope="module")
 def labelled_run(make_config, tmp_path_factory):
-    """A run of ten classes and one for none, which also learns its variance."""
+    """A run with ten classes and a label for none, which also learns its variance."""
     from jax_ddpm.jobs.train import train
 
     folder = tmp_path_factory.mktemp("runs") / "labelled"
@@ -163,7 +163,7 @@ def labelled_run(make_config, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_guidance_moves_the_images_of_a_class_away_from_those_of_none(draw, labelled_run):
+def test_guidance_changes_the_images_of_a_class(draw, labelled_run):
     def images(flags):
         return draw(f"--num 4 --label 3 --no-clip-x-0 {flags}", labelled_run).astype(int)
 
@@ -250,9 +250,9 @@ def test_a_classifier_pulls_images_its_way(draw, sampler):
         ("--classifier guide.py:raises --label 0", "KeyError: 'lost'"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_any_work(draw, monkeypatch, flags, message):
+def test_flags_that_make_no_sense_are_refused_before_any_work(draw, monkeypatch, flags, message):
     def forbid_work(*args, **kwargs):
-        raise AssertionError("worked before it looked at what was asked for")
+        raise AssertionError("it began to work before it checked the flags")
 
     for step in ("load_params", "make_generate_fn"):
         monkeypatch.setattr(generate, step, forbid_work)
@@ -260,7 +260,7 @@ def test_what_makes_no_sense_is_refused_before_any_work(draw, monkeypatch, flags
         draw(flags)
 
 
-def test_the_guidance_of_a_runs_own_pictures_is_checked_with_the_run():
+def test_the_guidance_in_a_runs_own_settings_is_checked_with_the_run():
     def config(dropout, **sample):
         plain = Config()
         model = replace(plain.model, num_classes=11)
@@ -274,7 +274,7 @@ def test_the_guidance_of_a_runs_own_pictures_is_checked_with_the_run():
         validate(config(0.1, guidance=3.0, guidance_rescale=1.5))
 
 
-def test_the_flags_are_those_that_other_programs_use():
+def test_the_flags_that_other_programs_use_exist():
     line = (
         "run --guidance 3.0 --guidance-interval 100 700 --guidance-rescale 0.7 --inpaint i.png "
         "--mask m.png --repaint-jump 10 --repaint-resample 10 --trajectory"

@@ -71,7 +71,7 @@ def test_the_job_computes_the_bound_of_the_runs_images(trained_run, bound):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["bound", "ode"])
-def test_an_image_does_not_depend_on_the_batch_that_it_is_in(evaluate, method):
+def test_an_image_does_not_depend_on_its_batch(evaluate, method):
     one, other = (evaluate(method=method, batch_size=size)["bits_of_each_image"] for size in (4, 6))
     np.testing.assert_allclose(one, other, rtol=1e-5)
     assert len(set(one)) == 6
@@ -125,7 +125,7 @@ def test_json_and_figure_go_into_the_run_folder(trained_run, tmp_path, capsys, a
 
 
 def forbid_work(*args, **kwargs):
-    raise AssertionError("worked before it looked at what was asked for")
+    raise AssertionError("it began to work before it checked the flags")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def forbid_work(*args, **kwargs):
         ({"out": "/dev/null/a.json", "num": 6}, "/dev/null/a.json could not be written"),
     ],
 )
-def test_what_cannot_work_is_refused_before_any_work(
+def test_flags_that_cannot_work_are_refused_before_any_work(
     trained_run, tmp_path, monkeypatch, args, message
 ):
     for step in ("build", "load_params"):
@@ -170,7 +170,7 @@ def test_a_folder_without_a_trained_run_is_refused(trained_run, tmp_path):
     assert not (tmp_path / "evaluation").exists()
 
 
-def test_a_learned_variance_cannot_be_chosen(make_config, tmp_path):
+def test_a_learned_variance_cannot_be_replaced(make_config, tmp_path):
     config = make_config(tmp_path, diffusion={"variance": "learned_range", "objective": "hybrid"})
     run = runs.Run(tmp_path, config, (8, 8, 1))
     assert command.choose_variance(EvaluateJob(), run) == "learned_range"
@@ -194,7 +194,7 @@ NETWORKS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["bound", "ode"])
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_networks_with_labels_or_self_conditioning_and_a_learned_variance(
+def test_likelihoods_work_with_labels_or_self_conditioning_and_a_learned_variance(
     make_config, tmp_path, kind, method
 ):
     config = replace(

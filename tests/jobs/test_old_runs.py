@@ -1,8 +1,8 @@
-"""Run folders of every earlier format, written by the versions that had it.
+"""Run folders of every earlier format, written by the versions that used it.
 
-`old_runs.zip` holds, for each format, the half of a run of twelve steps on the images of
-`tiny_folder` up to its checkpoint at step 6, the metrics of all twelve steps, and four images that
-the same version drew from that checkpoint.
+For each format, `old_runs.zip` holds a run of twelve steps on the images of `tiny_folder`, cut off
+after its checkpoint at step 6, with the metrics of all twelve steps and with four images that the
+same version drew from that checkpoint.
 """
 
 import shutil
@@ -24,14 +24,14 @@ FORMATS = (1, 2, 3)
 
 @pytest.fixture
 def old_runs(tmp_path, tiny_folder, monkeypatch):
-    """A folder with the old runs and the data that they name, as the current one."""
+    """Make a folder with the old runs and their data the current one."""
     zipfile.ZipFile(OLD).extractall(tmp_path)
     shutil.copytree(tiny_folder, tmp_path / "data")
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize("number", FORMATS)
-def test_images_are_drawn_from_it_as_then(old_runs, number):
+def test_an_old_run_draws_the_same_images(old_runs, number):
     run = Path(f"format_{number}")
     out = sample_run(run, SampleJob(num=4, seed=2, out=Path("found.npz")))
     found, expected = (np.load(path)["arr_0"].astype(int) for path in (out, run / "expected.npz"))
@@ -42,7 +42,7 @@ def test_images_are_drawn_from_it_as_then(old_runs, number):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", FORMATS)
-def test_its_training_is_continued_as_then(old_runs, number):
+def test_an_old_run_continues_with_the_same_metrics(old_runs, number):
     run = Path(f"format_{number}")
     expected = metrics.read(run / "metrics.jsonl")
     with jax.enable_x64(False):  # as on the command line: with 64 bits, other timesteps are drawn

@@ -23,7 +23,7 @@ def read_size(path):
         return image.size
 
 
-def test_the_tables_are_those_of_the_tutorials():
+def test_the_tables_follow_the_tutorials_formulas():
     schedule = make_schedule(linear_betas(600), dtype=jnp.float64)
     found = list_tables(schedule)
     betas = np.linspace(1e-4, 0.02, 600)
@@ -32,19 +32,19 @@ def test_the_tables_are_those_of_the_tutorials():
     np.testing.assert_allclose(found["sqrt_alphas_cumprod"] ** 2, np.cumprod(1 - betas))
 
 
-def test_several_schedules_in_one_figure(tmp_path):
+def test_several_schedules_share_one_figure(tmp_path):
     assert read_size(
         plot_schedules(tmp_path / "s.png", schedules=("linear", "cosine"), num_timesteps=30)
     ) > (900, 600)
 
 
-def test_a_schedule_that_is_not_valid_is_a_sentence(tmp_path):
+def test_an_invalid_schedule_gets_one_sentence(tmp_path):
     with pytest.raises(UserError, match="linear_rescaled with T = 20"):
         plot_schedules(tmp_path / "s.png", schedules=("linear_rescaled",), num_timesteps=20)
     assert not (tmp_path / "s.png").exists()
 
 
-def test_the_forward_process_of_a_picture_of_your_own(tmp_path):
+def test_the_forward_process_of_your_own_picture_is_drawn(tmp_path):
     Image.new("RGB", (9, 7), "red").save(tmp_path / "mine.png")
     wide = read_size(
         plot_forward(tmp_path / "f.png", image=tmp_path / "mine.png", steps=(0, 10, 999))
@@ -52,12 +52,12 @@ def test_the_forward_process_of_a_picture_of_your_own(tmp_path):
     assert wide[0] > 3 * wide[1]  # one row of four pictures
 
 
-def test_the_forward_process_of_the_data_at_percentages(tmp_path, capsys):
+def test_the_forward_process_of_the_data_is_drawn_at_percentages(tmp_path, capsys):
     plot_forward(tmp_path / "f.png", num=2, image_size=14)
     assert "t = 249, 499, 749, 999 of T = 1000" in capsys.readouterr().out
 
 
-def test_a_step_outside_the_chain_is_a_sentence(tmp_path):
+def test_a_step_outside_the_chain_gets_one_sentence(tmp_path):
     with pytest.raises(UserError, match="--steps is 1000, but it must be between 0 and 999"):
         plot_forward(tmp_path / "f.png", steps=(1000,))
 
@@ -73,7 +73,7 @@ def test_pictures_lose_their_content_along_the_chain():
 
 
 @pytest.mark.parametrize("num_timesteps", [-5, 0, 10**9])
-def test_a_chain_of_no_possible_length_is_refused(tmp_path, num_timesteps):
+def test_a_chain_of_impossible_length_is_refused(tmp_path, num_timesteps):
     with pytest.raises(UserError, match=f"--num-timesteps is {num_timesteps}, .* between 1 and"):
         plot_schedules(tmp_path / "s.png", num_timesteps=num_timesteps)
 

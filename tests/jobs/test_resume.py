@@ -1,4 +1,4 @@
-"""A run that was interrupted and continued is the same as one that was not."""
+"""A resumed run equals an uninterrupted one."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ from tests.shared.processes import make_flags
 from tests.shared.quick_compilation import LEVEL
 
 
-def test_a_run_stopped_half_way_and_continued_is_the_run_that_was_not_stopped(
+def test_a_resumed_run_equals_an_uninterrupted_one(
     trained_run, make_config, tmp_path, monkeypatch, capsys
 ):
     config = make_config(tmp_path / "stopped")
@@ -55,7 +55,7 @@ def test_a_run_stopped_half_way_and_continued_is_the_run_that_was_not_stopped(
 
 
 @pytest.mark.slow
-def test_a_run_in_slices_is_the_run_in_one_go(trained_run, make_config, tmp_path, capsys):
+def test_a_run_in_slices_equals_an_uninterrupted_one(trained_run, make_config, tmp_path, capsys):
     config = make_config(tmp_path / "sliced", train={"max_steps": 5})
     for step in (5, 10):
         with pytest.raises(Stopped, match=f"saved after step {step} in .*to continue") as caught:
@@ -67,7 +67,7 @@ def test_a_run_in_slices_is_the_run_in_one_go(trained_run, make_config, tmp_path
 
 
 @pytest.mark.slow
-def test_a_run_that_died_between_checkpoints_continues_as_if_it_had_not(
+def test_a_run_that_died_between_checkpoints_equals_an_uninterrupted_one(
     trained_run, make_config, tmp_path, monkeypatch
 ):
     class Died(Exception):
@@ -112,7 +112,7 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(
 def test_a_full_disk_ends_a_run_with_one_sentence_and_loses_nothing(
     trained_run, make_config, tmp_path
 ):
-    """Wherever the disk fills up: every file of the run is too large in one of the cases."""
+    """Wherever the disk fills up: each file of the run is too large for at least one limit."""
     config = make_config(tmp_path / "full")
     sizes = (0, 100, 1000, 3000, 10_000)
     causes = set()
@@ -150,7 +150,7 @@ def read_files(folder):
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_has_the_averages_and_snapshots_of_one_that_was_not(
+def test_an_interrupted_run_has_the_same_averages_and_snapshots(
     averaged_run, make_config, tmp_path, monkeypatch
 ):
     def die():
@@ -163,7 +163,9 @@ def test_an_interrupted_run_has_the_averages_and_snapshots_of_one_that_was_not(
             loop.train(config)
     assert list_saved_steps(config.run) == [6]
     early = read_files(load(config.run).snapshots)
-    assert len(early) == 6  # two of each of the steps 3, 6 and 9: 9 is written again
+    assert (
+        len(early) == 6
+    )  # two for each of the steps 3, 6 and 9; those of step 9 are written again
     for path in load(config.run).snapshots.glob("*_step_0000009.*"):
         path.write_bytes(b"")
     loop.train(config)
@@ -205,9 +207,7 @@ def test_images_are_drawn_with_any_average_of_a_run(averaged_run, tmp_path, caps
 
 
 @pytest.mark.slow
-def test_importance_sampling_on_eight_devices_is_continued_exactly(
-    make_config, tmp_path, monkeypatch
-):
+def test_importance_sampling_on_eight_devices_resumes_exactly(make_config, tmp_path, monkeypatch):
     """From step 10 on, all eight timesteps have ten losses: before and after the interruption."""
     settings = {
         "diffusion": {"timestep_sampling": "importance"},
@@ -246,8 +246,8 @@ COMBINED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", mark_others_long(COMBINED, keep=("mesh",)))
-def test_a_run_in_slices_is_exact_with_every_way_of_computing(make_config, tmp_path, name):
-    """A slice of five steps ends in the middle of a call, of a row and between checkpoints."""
+def test_a_run_in_slices_is_exact_in_every_parallel_mode(make_config, tmp_path, name):
+    """A slice of five steps ends within a call, within a row of the log, between checkpoints."""
     whole = make_config(tmp_path / "whole", **COMBINED[name])
     loop.train(whole)
     train = COMBINED[name]["train"] | {"max_steps": 5}
@@ -266,7 +266,7 @@ main("train")
 
 
 def start(config, cache):
-    """The training command in a process of its own, on one device and in float32."""
+    """Start the training command in a process of its own, on one device and in float32."""
     environment = os.environ | {
         "XLA_FLAGS": f"{LEVEL}=1",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -296,9 +296,7 @@ def wait_for_step(process, folder, step):
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_and_stopped_is_continued_exactly(
-    make_config, tmp_path, compile_once
-):
+def test_a_killed_and_stopped_process_resumes_exactly(make_config, tmp_path, compile_once):
     train = {"num_steps": 900, "checkpoint_every": 90, "sample_every": 900, "log_every": 9}
     whole, broken = (make_config(tmp_path / name, train=train) for name in ("whole", "broken"))
     output = start(whole, compile_once).communicate()

@@ -60,7 +60,7 @@ def test_another_seed_gives_other_images(draw, six):
     assert np.abs(draw(seed=1).astype(int) - six).max() > 10
 
 
-def test_raw_and_averaged_parameters_give_other_images(draw, six):
+def test_raw_and_averaged_parameters_give_different_images(draw, six):
     assert np.abs(draw(weights="raw").astype(int) - six).max() > 0
     np.testing.assert_array_equal(draw(weights="ema"), six)
 
@@ -94,7 +94,7 @@ def test_without_a_name_the_picture_goes_into_the_run_folder(trained_run, tmp_pa
 
 
 def forbid_work(*args, **kwargs):
-    raise AssertionError("worked before it looked at what was asked for")
+    raise AssertionError("it began to work before it checked the settings")
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a", "a.npz.gz"])

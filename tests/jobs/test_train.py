@@ -27,7 +27,7 @@ from tests.shared.long_tests import mark_others_long
 from tests.shared.processes import make_flags
 
 
-def test_a_finished_run_holds_everything_a_person_looks_for(trained_run):
+def test_a_finished_run_holds_every_file(trained_run):
     names = {path.name for path in trained_run.iterdir()}
     files = {"config.json", "metrics.jsonl", "samples.png", "sampling.gif", "loss.png", "lock"}
     assert names == files | {"tensorboard", "checkpoints", "samples"}
@@ -82,7 +82,7 @@ print("Loaded:", sorted({"torch", "tensorflow", "tensorboardX"} & sys.modules.ke
 def test_a_training_process_loads_no_other_framework_and_says_what_comes_next(
     make_config, trained_run, tmp_path, compile_once
 ):
-    """It has the settings of `trained_run`, so that its programs are compiled already."""
+    """The run has the settings of `trained_run`, so its programs are compiled already."""
     config = make_config(tmp_path / "run")
     environment = os.environ | {
         "JAX_ENABLE_X64": "1",
@@ -140,7 +140,7 @@ def test_missing_pictures_of_a_finished_run_are_drawn_again(make_config, tmp_pat
 
 
 def test_any_images_and_any_network_are_trained(make_config, tmp_path):
-    """From arrays and two functions, and continued."""
+    """From arrays and a pair of functions, with a stop in between."""
     images = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3), dtype=np.uint8)
     source = ImageSource(images, np.zeros(20, np.int64))
 
@@ -169,7 +169,7 @@ def test_a_batch_larger_than_the_data_set_is_refused_before_anything_is_written(
 
 
 @pytest.mark.slow
-def test_eight_devices_train_the_run_of_one(trained_run, make_config, tmp_path):
+def test_eight_devices_train_the_same_run_as_one(trained_run, make_config, tmp_path):
     folder = tmp_path / "pmap"
     loop.train(make_config(folder, train={"parallel": "pmap"}))
     rows, expected = (metrics.read(f / "metrics.jsonl") for f in (folder, trained_run))
@@ -179,7 +179,7 @@ def test_eight_devices_train_the_run_of_one(trained_run, make_config, tmp_path):
 
 
 def spoil(monkeypatch, is_bad):
-    """From now on, the images of the steps (0, 1, ...) that `is_bad` are NaN."""
+    """Make the images NaN in the steps (0, 1, ...) for which `is_bad` is true."""
     make_update = train_setup.make_update
 
     def spoiled(*args, **kwargs):
@@ -235,15 +235,15 @@ def test_bad_steps_are_skipped_and_too_many_in_a_row_end_the_run_with_the_last_g
 def test_steps_per_call_remat_and_data_on_devices_change_nothing(
     trained_run, make_config, tmp_path, train
 ):
-    """The run also stops within a call, and continues in the default way."""
+    """The run also stops within a call, and resumes with default settings."""
     folder = tmp_path / "run"
     with pytest.raises(Stopped, match="after step 5"):
         loop.train(make_config(folder, train=train | {"max_steps": 5}))
     loop.train(make_config(folder))
     found, expected = load_newest_state(folder), load_newest_state(trained_run)
     worst = max(np.abs(found[leaf] - array).max() for leaf, array in expected.items())
-    # Measured: 0 if only the data are elsewhere; otherwise 1e-4, because Adam amplifies the rounding
-    # noise of gradients near zero to steps of 0.01.
+    # Measured: 0 if only the data are in another place; otherwise 1e-4, because Adam amplifies the
+    # rounding noise of gradients near zero to steps of 0.01.
     assert worst <= (0 if train == {"data_on_device": "never"} else 1e-3)
 
 
@@ -273,7 +273,7 @@ OBJECTIVES = {
     "name",
     mark_others_long(OBJECTIVES, keep=("dropped labels", "importance bound", "pure noise v")),
 )
-def test_a_short_run_of_each_option(make_config, tmp_path, name):
+def test_a_short_run_works_with_every_objective(make_config, tmp_path, name):
     """Losses stay finite, and images are drawn at the end."""
     settings = {
         "diffusion": OBJECTIVES[name],

@@ -1,4 +1,4 @@
-"""In bfloat16 every family keeps in float32 what must not lose digits."""
+"""In bfloat16 every family still computes in float32 what must not lose digits."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def list_types(eqn):
 
 
 def trace_forward(config):
-    """The equations of the network in bfloat16, and the shapes of its parameters and output."""
+    """Trace a network in bfloat16: its equations, and the shapes of its parameters and output."""
     network = build_network(config, jnp.bfloat16)
     params = jax.eval_shape(network.init, jax.random.key(0))
     x_t, t, more = make_example(config)
@@ -49,7 +49,7 @@ def test_sums_and_softmax_are_float32_and_products_are_bfloat16(name):
     assert out.dtype == jnp.float32
     narrow = [e.primitive.name for e in equations if "bfloat16" in list_types(e)]
     assert WIDE & set(narrow) == set()
-    assert {e.primitive.name for e in equations} >= {"reduce_sum"}  # the norms' own
+    assert {e.primitive.name for e in equations} >= {"reduce_sum"}  # in the norms
     products = [list_types(e) for e in equations if e.primitive.name in PRODUCTS]
     assert products and all(found == {"bfloat16"} for found in products)
 
@@ -60,7 +60,7 @@ FAR = {"unet": 0.1, "pulfer": 0.2, "annotated_ws": 0.6}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", mark_others_long(FAR, keep=("unet",)))
-def test_the_loss_and_its_gradient_are_close_to_those_of_float32(name):
+def test_loss_and_gradient_are_close_to_float32(name):
     config = FAMILIES[name]
     x_t, t, more = make_example(config)
     numbers = np.random.default_rng(0)

@@ -57,7 +57,8 @@ def test_group_norm_keeps_its_digits_far_from_zero():
     x = draw_normal(0, 1, 8, 8, 4, dtype=jnp.float32)
     norm = jax.jit(GroupNorm(num_groups=2).apply)
     params = {"params": {"scale": jnp.ones(4), "bias": jnp.zeros(4)}}
-    # float32 keeps 4 digits of a deviation of 1 at 1000; the fast variance keeps none. Measured: 1e-4.
+    # At 1000, float32 keeps 4 digits of a deviation of 1; the fast variance keeps none.
+    # Measured: 1e-4.
     np.testing.assert_allclose(norm(params, x + 1000), norm(params, x), atol=5e-4)
 
 
@@ -116,11 +117,13 @@ class Layer(nn.Module):
         return self.layer(x, *self.args[:-1], "it", jnp.float32, **self.args[-1])
 
 
-def test_a_convolution_pads_where_it_is_told_to():
+def test_a_convolution_pads_on_the_requested_sides():
     x = jnp.zeros((1, 4, 4, 1)).at[0, 1, 1, 0].set(1)
     params = {"it": {"kernel": jnp.arange(9.0).reshape(3, 3, 1, 1), "bias": jnp.zeros(1)}}
     below = Layer(conv, (1, 3, {"stride": 2, "padding": (0, 1)})).apply({"params": params}, x)
-    np.testing.assert_array_equal(below[0, ..., 0], [[4, 0], [0, 0]])  # it meets the centre
+    np.testing.assert_array_equal(
+        below[0, ..., 0], [[4, 0], [0, 0]]
+    )  # the kernel's centre meets the pixel
     around = Layer(conv, (1, 3, {"stride": 2})).apply({"params": params}, x)
     np.testing.assert_array_equal(around[0, ..., 0], [[8, 6], [2, 0]])
 
@@ -172,7 +175,7 @@ def test_the_mask_of_an_example_depends_on_its_key_alone():
     assert not jnp.array_equal(together[0], together[1])
 
 
-def test_every_layer_has_a_mask_of_its_own():
+def test_every_layer_has_its_own_mask():
     class Two(nn.Module):
         @nn.compact
         def __call__(self, x, keys):

@@ -1,4 +1,4 @@
-"""A network is two functions; what they are given wrongly gets one sentence."""
+"""A network is a pair of functions; wrong arguments get one sentence."""
 
 import flax.linen as nn
 import jax
@@ -34,7 +34,7 @@ KEYS = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
 
 
 def trace_output(config, x_t=X, t=T, *, train=False, **arguments):
-    """The output's shape and dtype, without computing anything."""
+    """Trace the output's shape and dtype, without computing anything."""
     network = make_network(config, (8, 8, 1))
     params = jax.eval_shape(network.init, jax.random.key(0))
 
@@ -61,7 +61,7 @@ def make_struct(*shape, dtype=jnp.float32):
         (PLAIN, {"t": make_struct(2, dtype=jnp.float32)}),
     ],
 )
-def test_what_a_network_takes(config, arguments):
+def test_a_network_takes_all_of_its_arguments(config, arguments):
     out = trace_output(config, **arguments)
     assert out == make_struct(*arguments.get("x_t", X).shape)
 
@@ -94,7 +94,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("sentence", MISTAKES)
 @pytest.mark.usefixtures("unchecked_types")
-def test_what_it_does_not_take_is_refused_in_one_sentence(sentence):
+def test_wrong_arguments_get_one_sentence(sentence):
     config, arguments = MISTAKES[sentence]
     with pytest.raises(UserError, match=sentence):
         trace_output(config, **arguments)
@@ -104,7 +104,7 @@ HALVES = {"dim": 4, "dim_mults": (1, 2, 4)}
 SIZES = [
     (AnnotatedConfig(**HALVES), (6, 4, 3), "6x4, .* multiples of 4"),
     (AnnotatedConfig(**HALVES), (4, 3, 3), "4x3, .* multiples of 4"),
-    (AnnotatedConfig(**HALVES), (9, 4, 3), None),  # the side after a multiple, as published
+    (AnnotatedConfig(**HALVES), (9, 4, 3), None),  # one more than a multiple works, as published
     (AnnotatedWSConfig(**HALVES), (9, 4, 3), "9x4, .* multiples of 4"),
     (LucidrainsConfig(**HALVES), (8, 6, 3), "8x6, .* multiples of 4"),
     (GuidedDiffusionConfig(model_channels=32), (8, 12, 3), "8x12, .* multiples of 8"),
@@ -140,7 +140,7 @@ def test_image_sizes_are_checked_when_a_network_is_made(config, size, sentence):
         (UNet2DConfig(time_embedding_type=None), "time-embedding-type is None"),
     ],
 )
-def test_names_are_checked(config, sentence):
+def test_names_in_a_configuration_are_checked(config, sentence):
     with pytest.raises(UserError, match=f"--model.*{sentence}"):
         make_network(config, (32, 32, 3))
 

@@ -29,7 +29,7 @@ def trace_output_shape(config, size, dtype=jnp.float32, **kwargs):
     return jax.eval_shape(network.apply_fn, parameter_shapes(config), x_t, T, **kwargs)
 
 
-PUBLISHED = {  # counted in their code
+PUBLISHED = {  # parameters, counted in OpenAI's code
     52_546_438: ImprovedDiffusionConfig(
         model_channels=128,
         channel_mult=(1, 2, 2, 2),
@@ -66,14 +66,14 @@ PUBLISHED = {  # counted in their code
 
 @pytest.mark.slow
 @pytest.mark.parametrize("expected", PUBLISHED)
-def test_the_published_networks_have_as_many_parameters_as_theirs(expected):
+def test_published_networks_have_the_published_number_of_parameters(expected):
     config = PUBLISHED[expected]
     config.check()
     assert sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(config))) == expected
 
 
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])
-def test_shape_and_dtype_of_the_output(dtype):
+def test_the_output_has_the_expected_shape_and_dtype(dtype):
     flags = {"out_channels": 6, "resblock_updown": True, "use_scale_shift_norm": True}
     config = GuidedDiffusionConfig(**SMALL, **flags)
     out = trace_output_shape(config, (4, 6, 3), dtype)
@@ -104,7 +104,7 @@ def test_settings_that_cannot_work_are_named(config, sentence):
         config.check()
 
 
-def test_heads():
+def test_heads_are_counted_by_number_or_by_channels():
     config = GuidedDiffusionConfig(num_heads=2, num_heads_upsample=4)
     assert [config.count_heads(64, up=up) for up in (False, True)] == [2, 4]
     config = GuidedDiffusionConfig(num_heads=2, num_heads_upsample=4, num_head_channels=16)

@@ -1,4 +1,4 @@
-"""An architecture is one file and one line, a source of weights another; README says so."""
+"""As the README says, an architecture is a file and a line, and so is a source of weights."""
 
 import json
 import os
@@ -65,8 +65,8 @@ def register(path, after, line, imported):
 
 
 @pytest.mark.slow
-def test_the_command_line_knows_them(tmp_path):
-    """The recipe to the letter, in a copy of the package."""
+def test_the_command_line_knows_both(tmp_path):
+    """Follow the recipe to the letter, in a copy of the package."""
     copy = tmp_path / "jax_ddpm"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(architecture.__file__, copy / "models/tiny.py")

@@ -12,7 +12,7 @@ from tests.shared.long_tests import mark_others_long
 
 
 def make_squared_loss(apply_fn, config):
-    """A loss of the parameters, with dropout."""
+    """Make a loss of the parameters, with dropout."""
     x_t, t, more = make_example(config)
     keys = jax.random.split(jax.random.key(3), len(t))
 
@@ -24,7 +24,7 @@ def make_squared_loss(apply_fn, config):
 
 
 def count_convolutions(fn, params):
-    """How many convolutions the gradient of `fn` has."""
+    """Count the convolutions in the gradient of `fn`."""
     equations = list_equations(jax.grad(fn), params)
     return sum(eqn.primitive.name == "conv_general_dilated" for eqn in equations)
 
@@ -40,14 +40,14 @@ def test_the_blocks_of_every_family_are_computed_again(name):
         )
         for remat in ("none", "nothing_saveable", "dots_and_convs_saveable")
     )
-    forward = plain / 3  # the gradient has two more; a block's last needs no second time
+    forward = plain / 3  # the gradient adds two for each; the last of a block is not repeated
     assert plain + 0.25 * forward < again < plain + forward
     assert kept == plain
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", mark_others_long(["unet", "pulfer", "lucidrains"], keep=("unet",)))
-def test_gradients_and_parameters_stay_the_same(name):
+def test_loss_and_gradients_stay_the_same(name):
     config = FAMILIES[name]
     network = build_network(config, jnp.float64)
     shapes = jax.eval_shape(network.init, jax.random.key(0))
@@ -61,14 +61,14 @@ def test_gradients_and_parameters_stay_the_same(name):
     assert jax.tree.structure(found) == jax.tree.structure(plain)
 
 
-def test_none_is_the_function_itself():
+def test_remat_none_returns_the_function_itself():
     network = build_network(FAMILIES["unet"])
     assert recompute_segments(network.apply_fn, "none") is network.apply_fn
 
 
 @pytest.mark.slow
 def test_the_gradient_takes_less_memory():
-    """With XLA's scheduler for memory: that for speed, the default on CPUs, undoes the saving."""
+    """With XLA's memory scheduler, because the default scheduler on CPUs undoes the saving."""
     config = UNetConfig(
         channels=16, channel_mult=(1, 1), num_res_blocks=3, attn_levels=(), num_groups=4
     )

@@ -15,7 +15,7 @@ SMALL = {
     "num_groups": 2,
 }
 T = jnp.array([3, 700])
-# The network is tiny, so that compiling it takes most of the time.
+# The network is tiny: compiling it takes most of the time, so compile without optimising.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 KEYS = jax.random.split(jax.random.key(9), 2)
 
@@ -42,12 +42,12 @@ def small():
 
 
 def test_the_preset_for_256x256_images_has_the_network_of_ho_et_al():
-    """parity_tests/test_unet.py counts that for CIFAR-10."""
+    """parity_tests/test_unet.py counts the CIFAR-10 network."""
     shapes = trace_shapes(make_network(PRESETS["ddpm-256"].model, (256, 256, 3)))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 113_673_219
 
 
-def test_the_linen_module_is_built_of_a_configuration():
+def test_the_linen_module_is_built_from_a_configuration():
     module = UNet(UNetConfig(**SMALL), out_channels=1)
     assert UNetConfig(**SMALL).module(1, jnp.float32) == module
     assert UNet() == UNetConfig().module(3, jnp.float32)
@@ -61,7 +61,7 @@ def test_the_linen_module_is_built_of_a_configuration():
     [((7, 5, 3), (1, 2)), ((1, 1, 1), (1, 1, 1, 1)), ((28, 28, 1), (1, 1, 1, 1))],
 )
 def test_the_output_has_the_shape_of_the_images(size, channel_mult):
-    """Whatever their sides are, and in float64 if asked for."""
+    """Whatever their sides, and in float64 on request."""
     config = UNetConfig(**(SMALL | {"channel_mult": channel_mult}))
     network = make_network(config, size, dtype=jnp.float64)
     x_t, t = jax.ShapeDtypeStruct((2, *size), jnp.float64), jax.ShapeDtypeStruct((2,), jnp.int32)
@@ -70,7 +70,7 @@ def test_the_output_has_the_shape_of_the_images(size, channel_mult):
 
 
 @pytest.mark.parametrize(("size", "multiple"), [((7, 5), 4), ((8, 8), 8), ((1, 3), 4)])
-def test_padding_is_even_zero_and_undone(size, multiple):
+def test_padding_is_zero_and_can_be_cropped_again(size, multiple):
     x = draw_images(1, *size, 2)
     padded, crop = pad_to_multiple(x, multiple)
     assert padded.shape[1] % multiple == padded.shape[2] % multiple == 0
@@ -118,6 +118,6 @@ def test_gradients_are_finite_and_reach_every_parameter(small):
     grads = jax.jit(jax.grad(lambda p: (apply_fn(p, x_t, T) ** 2).mean()))(params)
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
         assert jnp.all(jnp.isfinite(grad)), path
-        # The keys' bias adds the same to every score of a row, which softmax takes away again.
+        # The keys' bias adds the same to every score of a row, which softmax cancels.
         keys_bias = jax.tree_util.keystr(path).endswith("['k']['bias']")
         assert keys_bias or jnp.all(jnp.abs(grad).max() > 1e-6), path

@@ -24,7 +24,7 @@ def test_the_half_life_is_counted_in_steps():
 
 @pytest.mark.parametrize("rampup", [0.05, None])
 def test_the_half_life_of_edm_grows_with_the_images_seen(rampup):
-    """Their loop, in their units: images, batch_size of which are seen in a step."""
+    """Their loop, in their unit: a step sees batch_size images."""
     half_life, batch_size = 100, 8
     (ema,) = make_averages(
         TrainConfig(
@@ -61,7 +61,7 @@ def test_the_warm_up_of_k_diffusion_is_stretched_by_inv_gamma():
 
 
 def make_quadratic_step(**averages):
-    """(state, target) -> state: one step of descent to a target, with some averages."""
+    """Make (state, target) -> state: one step of descent to a target, with some averages."""
 
     def loss(params, x_0, t, noise, **_):
         return ((params["w"] - x_0) ** 2).sum(axis=(1, 2, 3))
@@ -71,7 +71,7 @@ def make_quadratic_step(**averages):
     return lambda state, target: update(state, jnp.full((1, 1, 1, 1), target), *zeros)[0]
 
 
-def test_several_averages_are_the_same_as_each_alone():
+def test_several_averages_equal_each_one_alone():
     emas = [make_ema("constant", decay) for decay in (0.9, 0.5, 0.99)] + [make_posthoc_ema(0.1)]
     start = {"w": jnp.ones(())}
     together = create_state(start, optax.sgd(0.1), num_more_ema=2, num_posthoc_ema=1)
@@ -86,10 +86,10 @@ def test_several_averages_are_the_same_as_each_alone():
     assert len({float(tree["w"]) for tree in found}) == 4
 
 
-def test_every_average_has_buffers_of_its_own():
+def test_every_average_has_its_own_buffers():
     state = create_state({"w": jnp.ones(3)}, optax.sgd(0.1), num_more_ema=2, num_posthoc_ema=2)
     donate = jax.jit(lambda state: jax.tree.map(lambda a: a + 1, state), donate_argnums=0)
-    new = donate(state)  # a buffer that is there twice would be refused
+    new = donate(state)  # a shared buffer would be refused
     trees = [new.params, new.ema_params, *new.more_ema, *new.posthoc_ema]
     assert [tree["w"].tolist() for tree in trees] == [[2] * 3] * 6
 
@@ -112,7 +112,7 @@ def test_an_average_is_named_by_its_decay(weights, expected):
 
 
 @pytest.mark.parametrize("weights", ["0.9", "best", "", "nan"])
-def test_an_average_that_the_run_does_not_have_is_refused_with_those_that_it_has(weights):
+def test_an_unknown_average_is_refused_with_a_list_of_the_known_ones(weights):
     message = f"--weights is {weights}, but this run has ema, raw, 0.9999, 0.5, 0.99"
     with pytest.raises(UserError, match=message):
         select_average(STATE, make_config(), weights)
@@ -132,15 +132,15 @@ def test_a_half_life_has_no_decay_to_be_named_by():
         (("0.7", 0.08, None), "--weights is 0.7"),
     ],
 )
-def test_flags_that_cannot_be_followed_are_refused_before_any_work(flags, message):
+def test_flags_that_cannot_work_are_refused_before_any_work(flags, message):
     with pytest.raises(UserError, match=message):
         check_selection(make_config(), *flags)
     check_selection(make_config(posthoc_ema=(0.05, 0.1)), "ema", 0.08, 7)
     check_selection(make_config(), "0.5", None, None)
 
 
-@pytest.mark.usefixtures("unchecked_types")  # a part of a run takes its place
-def test_what_is_chosen_is_said_in_words():
+@pytest.mark.usefixtures("unchecked_types")  # a stand-in replaces the run
+def test_the_choice_is_described_in_words():
     state = STATE.replace(step=jnp.array(12))
     run = type("Run", (), {"config": make_config()})()
     assert select_params(run, state, "0.99") == ("0.99", "0.99 parameters of step 12")

@@ -64,13 +64,15 @@ def test_muon_orthogonalises_kernels_and_leaves_vectors_to_nadam():
     before = np.linalg.svd(np.reshape(gradient["kernel"], (36, 8)), compute_uv=False)
     after = np.linalg.svd(matrix, compute_uv=False)
     assert before.max() / before.min() > 2  # measured: 2.3
-    assert after.max() / after.min() < 1.8  # measured: 1.6; five steps come near 1, not to it
+    assert (
+        after.max() / after.min() < 1.8
+    )  # measured: 1.6; five steps come near 1 without reaching it
     assert np.sqrt((matrix**2).mean()) == pytest.approx(0.1 * 0.2, rel=0.1)  # measured: 0.03
     nadam = 0.1 * (0.9 * 0.1 / (1 - 0.9**2) + 1)  # Nesterov's look-ahead at step 1
     np.testing.assert_allclose(update["bias"], [-nadam, nadam], rtol=1e-6)  # measured: 3e-9
 
 
-def test_adamw_decays_weights_beside_the_gradient():
+def test_adamw_decays_weights_apart_from_the_gradient():
     adam, _ = take_first_update([1.0, -1.0], params=[5.0, 5.0])
     adamw, _ = take_first_update(
         [1.0, -1.0], params=[5.0, 5.0], optimizer="adamw", weight_decay=0.01
@@ -86,7 +88,7 @@ def test_the_average_moves_towards_the_parameters_and_keeps_their_dtype(dtype):
     np.testing.assert_array_equal(found, [1.5, 2.0])
 
 
-def test_the_first_state_has_an_average_of_its_own():
+def test_the_first_state_has_its_own_average():
     params = {"a": jnp.ones(3)}
     state = create_state(params, make_optimizer(0.1))
     assert state.step == 0

@@ -19,13 +19,13 @@ LENGTH = 4000
 
 
 def compute_profile_weights(sigma_rel, end, length=LENGTH):
-    """The weight of each step in the average after `end` steps: integrals of tau^gamma."""
+    """Compute each step's weight in the average after `end` steps: integrals of tau^gamma."""
     edges = np.minimum(np.arange(length + 1) / end, 1)
     return np.diff(edges ** (gamma_from_sigma_rel(sigma_rel) + 1))
 
 
 def space_snapshots(num_snapshots):
-    """Steps and exponents of evenly spaced snapshots of the pair, and their weights of each step."""
+    """Space snapshots of the pair evenly: their steps, exponents, and weights of each step."""
     ends = np.repeat(np.arange(1, num_snapshots + 1) * (LENGTH // num_snapshots), 2)
     gammas = np.tile([gamma_from_sigma_rel(width) for width in PAIR], num_snapshots)
     rows = [compute_profile_weights(PAIR[i % 2], end) for i, end in enumerate(ends)]
@@ -33,7 +33,7 @@ def space_snapshots(num_snapshots):
 
 
 def track(sigma_rel, params):
-    """The average after each update, step by step."""
+    """Track an average; return it after each update."""
     ema = make_posthoc_ema(sigma_rel)
 
     def update(average, now):
@@ -54,12 +54,12 @@ def walk():
 @pytest.mark.parametrize(
     ("sigma_rel", "gamma"), [(0.1, 6.94), (0.05, 16.97)]
 )  # section 3.1 of the paper
-def test_widths_of_the_paper(sigma_rel, gamma):
+def test_the_papers_widths_have_the_papers_exponents(sigma_rel, gamma):
     assert gamma_from_sigma_rel(sigma_rel) == pytest.approx(gamma, abs=0.005)
 
 
 @pytest.mark.parametrize("sigma_rel", [1e-4, 0.01, 0.05, 0.1, 0.25, 0.288])
-def test_width_and_exponent_are_inverse_and_the_width_is_that_of_the_profile(sigma_rel):
+def test_width_and_exponent_are_inverse_and_describe_the_profile(sigma_rel):
     gamma = gamma_from_sigma_rel(sigma_rel)
     # Measured: at most 2e-16 relative.
     assert sigma_rel_from_gamma(gamma) == pytest.approx(sigma_rel, rel=1e-12)
@@ -99,7 +99,7 @@ def test_rates_keep_their_digits_in_float32():
 
 
 @pytest.mark.parametrize("ends", [(4000, 4000), (4000, 1000), (1000, 4000)])
-def test_products_are_integrals(ends):
+def test_products_of_profiles_are_integrals(ends):
     gammas = [gamma_from_sigma_rel(width) for width in PAIR]
     tau = (np.arange(400_000) + 0.5) / 100
     densities = [
@@ -122,7 +122,7 @@ def test_a_stored_average_is_reconstructed_from_itself_alone(index):
 
 # The error of the parameters, over their spread, with 5 and with 40 snapshots of each width.
 # Measured: 0.026 and 2.3e-4 (width 0.03), 2.7e-3 and 1.0e-5 (0.07), 7.8e-3 and 1.0e-5 (0.15),
-# 0.026 and 2.9e-4 (0.2). That of the profile is of second order in the distance of snapshots.
+# 0.026 and 2.9e-4 (0.2). The profile's error is of second order in the distance between snapshots.
 @pytest.mark.parametrize(
     ("sigma_rel", "with_40"), [(0.03, 5e-4), (0.07, 3e-5), (0.15, 3e-5), (0.2, 6e-4)]
 )
@@ -143,7 +143,7 @@ def test_more_snapshots_reconstruct_other_averages_better(walk, sigma_rel, with_
 
 
 @pytest.mark.parametrize("step", [LENGTH, 3300, 100])
-def test_the_reported_error_is_the_distance_of_the_weights_of_all_steps(step):
+def test_the_reported_error_is_the_distance_between_the_weights_of_all_steps(step):
     """Also between snapshots, and before the first."""
     ends, gammas, rows = space_snapshots(20)
     weights = solve_weights(ends, gammas, step, gamma_from_sigma_rel(0.15))

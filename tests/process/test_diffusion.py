@@ -113,7 +113,7 @@ def test_conversions_are_inverse_to_each_other(t):
     x_0, eps = draw_normal(0), draw_normal(1)
     level = level_at(make_exact_schedule(), jnp.full(3, t))
     x_t, v = add_noise(level, x_0, eps), v_from(level, x_0, eps)
-    # Measured: at most 3e-14 absolute where the division by signal = 0.006 or sigma = 0.01 amplifies.
+    # Measured: at most 3e-14 absolute, where dividing by signal = 0.006 or sigma = 0.01 amplifies.
     for found, expected in [
         (x_0_from_eps(level, x_t, eps), x_0),
         (eps_from_x_0(level, x_t, x_0), eps),
@@ -171,7 +171,7 @@ def test_x_0_is_recovered_from_the_mean_of_the_posterior():
     np.testing.assert_allclose(found, x_0, rtol=0, atol=1e-9)  # measured: 2e-12
 
 
-def test_the_reverse_step_has_the_posterior_mean_and_the_variance_asked_for():
+def test_the_reverse_step_has_the_posterior_mean_and_the_requested_variance():
     schedule, t = make_exact_schedule(), jnp.array([0, 500, 999])
     x_0, x_t = draw_normal(0), draw_normal(1)
     posterior = q_posterior(schedule, x_0, x_t, t)

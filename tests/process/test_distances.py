@@ -16,7 +16,7 @@ def test_distances_cover_all_pairs():
     np.testing.assert_allclose(distances(x, y), expected, rtol=0, atol=1e-14)  # measured: 4e-16
 
 
-def test_a_distance_computed_by_hand():
+def test_the_distance_equals_one_computed_by_hand():
     x, y = np.array([[0.0], [1.0]]), np.array([[2.0], [4.0]])
     # Means of 2, 4, 1, 3; of 1; of 2.
     assert energy_distance(x, y) == pytest.approx(2 * 2.5 - 1 - 2, abs=1e-15)
@@ -32,7 +32,7 @@ def test_the_distance_is_unbiased_for_samples_of_one_distribution():
     assert min(found) < 0  # an estimate that is always positive would be biased
 
 
-def test_the_distance_of_two_normal_distributions_is_the_known_one():
+def test_the_distance_of_two_normal_distributions_equals_the_formula():
     """E|N(m, 2)| = 2/sqrt(pi) exp(-m^2/4) + m erf(m/2)."""
     m = 1.5
     across = 2 / math.sqrt(math.pi) * math.exp(-(m**2) / 4) + m * math.erf(m / 2)

@@ -23,7 +23,7 @@ from jax_ddpm.process.types import Gaussian, Prediction
 
 T = 50
 SHAPE = (3, 4, 4, 1)
-compute_term = jax.jit(vb_term)  # compiles once, and not each of its operations
+compute_term = jax.jit(vb_term)  # compiled once, instead of operation by operation
 SCHEDULE = named_schedule("cosine", T, dtype=jnp.float64)
 
 
@@ -139,7 +139,7 @@ def test_the_prior_term_measures_what_is_left_of_the_image():
     np.testing.assert_allclose(left, nats / np.log(2), rtol=1e-12)  # measured: 2e-16
 
 
-MU, STD = 0.1, 0.3  # of Gaussian pixels, which are then 8-bit; the bins are a hundredth as wide
+MU, STD = 0.1, 0.3  # of Gaussian pixels, which are then rounded to 8 bits
 
 
 def make_exact_denoiser(schedule):
@@ -159,7 +159,7 @@ def make_exact_denoiser(schedule):
 
 
 def draw_pixels(num):
-    """8-bit pixels, and their exact cost in bits."""
+    """Draw 8-bit pixels; return them and their exact cost in bits."""
     pixels = np.round((MU + STD * np.random.default_rng(0).standard_normal(num) + 1) * 127.5)
     pixels = np.clip(pixels, 0, 255).astype(int)
     edges = (np.arange(257) - 0.5) / 127.5 - 1
@@ -188,7 +188,7 @@ def test_the_bound_of_the_exact_model_is_the_entropy_of_the_pixels(num_timesteps
     assert bound.terms.shape == bound.x_0_mse.shape == bound.eps_mse.shape == (num_timesteps, 4)
     # measured: 1.4e-3 (5 terms) and 5e-4 (50) of 7.296 bits
     np.testing.assert_allclose(bound.total.mean(), exact, rtol=0, atol=4e-3)
-    for factor in (-0.5, 0.5):  # of the wrong variance: 0.39 bits more at the least
+    for factor in (-0.5, 0.5):  # a wrong variance costs at least 0.39 bits more
         assert compute_bound(factor).total.mean() > exact + 0.3
     variance = schedule.sqrt_one_minus_alphas_cumprod**2
     of_x_0 = STD**2 * variance / (schedule.alphas_cumprod * STD**2 + variance)
@@ -197,7 +197,7 @@ def test_the_bound_of_the_exact_model_is_the_entropy_of_the_pixels(num_timesteps
     np.testing.assert_allclose(bound.eps_mse.mean(1), of_eps, rtol=0.03)  # measured: 0.007
 
 
-def test_noise_depends_on_image_and_timestep_alone():
+def test_noise_depends_only_on_image_and_timestep():
     keys = jax.vmap(jax.random.key)(jnp.arange(5))
     noise_fn = jax.jit(make_noise_fn(keys, (2, 2, 1), jnp.float64))
     alone = make_noise_fn(keys[3:4], (2, 2, 1), jnp.float64)

@@ -121,7 +121,7 @@ def test_noise_is_standard_normal_and_independent_of_the_timestep():
 
 
 def compute_losses_of_one_prediction(**settings):
-    """The loss of the same x_0 and eps, predicted in each of the three ways."""
+    """Compute the loss of the same x_0 and eps, predicted in each of the three ways."""
     x_0, noise, t = jnp.clip(draw_images(0), -1, 1), draw_images(1), jnp.array([0, 50, 95])
     level = level_at(SCHEDULE, t)
     x_t = add_noise(level, x_0, noise)
@@ -173,7 +173,7 @@ def test_the_ceiling_lowers_the_weight_of_clean_timesteps_only():
     np.testing.assert_array_equal(loss_weight(SCHEDULE, "constant", "x_0"), np.ones(100))
 
 
-def test_weights_are_the_published_ones():
+def test_weights_follow_the_published_formulas():
     """Truncated: Salimans & Ho 2022. P2: Choi et al. 2022, Eq. 8."""
     truncated = loss_weight(SCHEDULE, "truncated_snr", "eps")
     np.testing.assert_allclose(truncated, np.maximum(1, 1 / SNR), rtol=1e-12)  # measured: 4e-16
@@ -243,7 +243,7 @@ def test_in_the_hybrid_loss_the_bound_trains_the_variance_alone():
     assert abs(of_bound["mean"]) > 1e-3
 
 
-def test_error_and_bound_are_available_apart():
+def test_error_and_bound_are_available_separately():
     x_0, noise, t = jnp.clip(draw_images(0), -1, 1), draw_images(1), jnp.array([0, 50, 99])
     settings = {"variance": "learned_range", "vb_weight": 0.5}
     hybrid = make_loss_fn(two_headed, SCHEDULE, objective="hybrid", **settings)

@@ -87,7 +87,7 @@ def test_sampling_the_respaced_schedule_equals_sampling_over_the_visited_timeste
         denoise_fn = make_denoise_fn(network, None, learned_variance=True)
         return sample(sampler, denoise_fn, levels, noises[10], lambda i: noises[i])[0]
 
-    # the network is told the timestep of the full chain in both
+    # in both, the network gets the timestep of the full chain
     full = chain(level_at(schedule, jnp.asarray(timesteps)), jnp.arange(90))
     padded = jnp.zeros(90, visited.dtype).at[:10].set(visited)
     few = chain(level_at(respaced, jnp.arange(9, -2, -1, dtype=jnp.int32)), padded)

@@ -25,7 +25,7 @@ def make_exact_tables(name="linear", T=1000, **settings):
 
 
 def list_lengths(name):
-    """Chains of every kind of length; the rescaled one has more than 20 timesteps."""
+    """List short and long chains; the rescaled schedule needs more than 20 timesteps."""
     return (50, 1000) if name == "linear_rescaled" else (1, 2, 50, 1000)
 
 
@@ -112,7 +112,7 @@ def test_the_logistic_schedule_rises_from_its_start_to_its_end():
     np.testing.assert_allclose((betas + betas[::-1]) / 2, (1e-4 + 0.02) / 2, rtol=ROUNDING)
 
 
-def test_the_schedules_of_the_tutorials():
+def test_the_tutorials_schedules_have_the_published_values():
     practical, page = (
         make_exact_tables("cosine_epita", 600)["betas"],
         make_exact_tables("cosine_clipped", 600)["betas"],
@@ -148,7 +148,7 @@ def test_rescaled_linear_schedule_refuses_short_chains():
             named_schedule("linear_rescaled", T)
 
 
-def test_the_rescaled_linear_schedule_ends_alike_at_every_length():
+def test_the_rescaled_linear_schedule_ends_the_same_at_every_length():
     # Both sums approximate the same integral: measured 6.7 % apart.
     short, long = (
         make_exact_tables("linear_rescaled", 100),

@@ -37,13 +37,13 @@ def draw_timesteps(sampling, schedule=SCHEDULE, keys=KEYS, history=None, **setti
 
 
 def compute_p_value(t, probabilities):
-    """The p-value of counts of `t` under the probabilities; it is 0 for a wrong distribution."""
+    """Compute the p-value of the counts of `t`; a wrong distribution gives 0."""
     counts = np.bincount(t, minlength=len(probabilities))
     assert counts.size == len(probabilities)
     return stats.chisquare(counts, len(t) * np.asarray(probabilities)).pvalue
 
 
-def test_uniform_timesteps_are_those_of_draw():
+def test_uniform_timesteps_equal_the_timesteps_of_draw():
     t, weight = draw_timesteps("uniform", keys=timestep_keys(KEYS))
     np.testing.assert_array_equal(t[:50], jax.jit(lambda keys: draw(keys, (), T)[0])(KEYS[:50]))
     assert weight is None
@@ -131,7 +131,7 @@ def test_importance_needs_a_history():
 
 
 def test_the_history_holds_the_last_losses_in_order():
-    """Against a queue for each timestep. A batch may hold more losses of one than its queue keeps."""
+    """Compared with a queue per timestep; a batch may hold more losses than a queue keeps."""
     numbers = np.random.default_rng(0)
     queues = [deque(maxlen=3) for _ in range(4)]
     history, add = empty_history(4, 3, jnp.float64), jax.jit(record)
@@ -148,7 +148,7 @@ def test_the_history_holds_the_last_losses_in_order():
 
 
 @pytest.mark.parametrize("sampling", ["stratified", "antithetic", "importance"])
-def test_half_a_batch_draws_the_same_as_in_the_whole(sampling):
+def test_half_a_batch_draws_the_same_as_the_whole_batch(sampling):
     history = FULL if sampling == "importance" else None
     timestep_fn, keys = make_timestep_fn(sampling, SCHEDULE), KEYS[:12]
 

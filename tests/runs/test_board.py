@@ -15,7 +15,7 @@ def read_events(folder):
     return events
 
 
-def test_curves_and_images_come_back(tmp_path):
+def test_tensorboard_reads_curves_and_images(tmp_path):
     grey, colour = (np.arange(3 * 5 * c, dtype=np.uint8).reshape(3, 5, c) for c in (1, 3))
     with Board(tmp_path) as board:
         for step in (0, 1, 300, 2**40):
@@ -44,7 +44,7 @@ def test_a_resumed_run_makes_tensorboard_forget_the_steps_after(tmp_path):
     assert found == [(1, 1), (2, 2), (3, 23), (4, 24)]
 
 
-def test_the_encoding_is_that_of_published_examples():
+def test_the_encoding_equals_published_examples():
     assert crc32c(b"123456789") == 0xE3069283  # the check value of CRC-32C
     assert encode_int(1, 150) == bytes.fromhex("089601")  # protobuf.dev, "Encoding"
     assert encode_bytes(2, b"testing") == bytes.fromhex("120774657374696e67")

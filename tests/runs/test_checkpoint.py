@@ -110,7 +110,7 @@ def test_without_losses_there_is_no_best(saved):
 
 
 def test_a_checkpoint_holds_no_field_that_is_not_in_use(saved):
-    """So a checkpoint from before the state had these fields can be restored too."""
+    """So checkpoints from before the state had these fields can still be restored."""
     with checkpoint.open_checkpoints(saved) as checkpoints:
         leaves = checkpoint.describe(checkpoints, 3)["leaves"]
     found = {name.split("/")[0] for name in leaves}
@@ -138,7 +138,7 @@ def test_only_the_parameters_are_restored_whatever_the_optimiser_was(saved):
 
 
 def wait_quietly(checkpoints):
-    """Wait until writing has ended, with or without an error, which is still to be reported."""
+    """Wait until writing ends, and leave any error to be reported later."""
     with suppress(Exception):
         checkpoints.pending.response.result()
 
@@ -248,7 +248,7 @@ def test_checkpoints_of_multiples_of_keep_every_stay_for_ever(tmp_path):
 
 
 def test_files_that_threads_write_after_a_failure_are_removed(tmp_path, monkeypatch):
-    """The first of TensorStore's threads to fail is reported at once, while the others go on."""
+    """TensorStore reports the first thread that fails at once, while the others go on."""
     unfinished = tmp_path / "2.orbax-checkpoint-tmp"
     waits = []
 

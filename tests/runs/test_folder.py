@@ -74,7 +74,7 @@ def test_a_folder_that_holds_something_else_is_refused_and_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_file_is_not_a_folder(tmp_path):
+def test_a_file_is_not_a_run_folder(tmp_path):
     (tmp_path / "file").write_text("precious")
     with pytest.raises(UserError, match="not a run folder"):
         runs.open_for_training(Config(run=tmp_path / "file"), SHAPE)
@@ -198,7 +198,7 @@ def test_a_run_of_the_first_format_is_read(tmp_path, warmup):
         (False, "none", "none"),
     ],
 )
-def test_a_run_of_the_third_format_recomputes_features_as_it_did(tmp_path, used, remat, expected):
+def test_a_run_of_the_third_format_recomputes_features_as_before(tmp_path, used, remat, expected):
     config = Config(run=tmp_path, model=GuidedDiffusionConfig(), train=TrainConfig(remat=remat))
     old = runs.describe(runs.Run(tmp_path, config, SHAPE)) | {"format": 3}
     old["config"]["model"]["use_checkpoint"] = used

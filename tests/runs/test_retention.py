@@ -18,7 +18,7 @@ LOSSES = {10: 3.0, 20: 1.0, 30: 1.0, 40: 2.0}
         (Keep(2, best=True, every=30), {20, 30, 40, 45}),
     ],
 )
-def test_the_right_checkpoints_stay(keep, expected):
+def test_the_newest_the_best_and_every_nth_checkpoint_stay(keep, expected):
     assert choose_kept(keep, STEPS, LOSSES) == expected
 
 

@@ -44,7 +44,7 @@ def stored(followed, tmp_path_factory):
     return folder
 
 
-def test_one_file_for_each_width_and_step(stored):
+def test_there_is_one_file_for_each_width_and_step(stored):
     found = list_snapshots(stored)
     assert [(s.step, s.sigma_rel) for s in found] == [(n, w) for n in range(4, 41, 4) for w in PAIR]
     assert found[0].path.name == "sigma_rel_0.05_step_0000004.safetensors"
@@ -62,7 +62,7 @@ def test_a_snapshot_is_read_bit_by_bit_and_describes_itself(stored, followed):
         assert file.metadata() == {"average": '{"sigma_rel": 0.1, "step": 8}'}
 
 
-def test_a_snapshot_written_again_is_the_same_file(stored, followed, tmp_path):
+def test_a_snapshot_that_is_written_again_is_the_same_file(stored, followed, tmp_path):
     write_snapshots(tmp_path, PAIR, [followed[width][7] for width in PAIR], 8)
     for snapshot in list_snapshots(tmp_path):
         assert snapshot.path.read_bytes() == (stored / snapshot.path.name).read_bytes()
@@ -81,7 +81,8 @@ def test_a_stored_average_is_reconstructed_exactly_and_another_closely(stored, f
         expected = followed[sigma_rel][39]
         assert (found.step, found.num_snapshots) == (40, 20)
         assert found.params["b"].dtype == np.float32
-        # Measured: 1.4e-6, rounding to float32 at 40, and 0.008; the pair itself is 2.1 or more apart.
+        # Measured: 1.4e-6, the rounding of numbers near 40 to float32, and 0.008; the stored pair is
+        # off by 2.1 or more.
         off = np.abs(found.params["a"]["kernel"] - expected["a"]["kernel"]).max()
         assert off < tolerance
     assert 0 < found.error < 0.02

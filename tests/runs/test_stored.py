@@ -42,7 +42,7 @@ def restore_newest(folder):
 
 
 def check_every_damage(two, folder, every, capsys, flips):
-    """Every restored state is, bit for bit, one that was saved, and damage is reported."""
+    """Check that every restored state equals a saved one, to the bit, and damage is reported."""
     found = {2: 0, 3: 0}
     shutil.copytree(two / "2", folder / "2")
     for damage in list(list_damages(two / "3", flips))[::every]:
@@ -63,14 +63,14 @@ def test_a_damaged_file_never_gives_a_wrong_state(two, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_no_damage_of_many_gives_a_wrong_state(two, tmp_path, capsys):
+def test_none_of_many_damages_gives_a_wrong_state(two, tmp_path, capsys):
     found = check_every_damage(two, tmp_path, 1, capsys, flips=100)
     assert min(found.values()) > 30
 
 
 @contextmanager
 def forbid_open_files():
-    """This process cannot open another file."""
+    """Keep this process from opening another file."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
     try:
@@ -79,7 +79,7 @@ def forbid_open_files():
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_a_checkpoint_that_may_not_be_read_now_is_not_skipped(copy, capsys):
+def test_a_checkpoint_that_cannot_be_read_at_the_moment_is_not_skipped(copy, capsys):
     message = r"checkpoint .*3 cannot be read \(Too many open files\): correct that"
     with checkpoint.open_checkpoints(copy) as checkpoints:
 
@@ -108,7 +108,7 @@ def test_a_checkpoint_that_may_not_be_read_now_is_not_skipped(copy, capsys):
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"), jax.errors.JaxRuntimeError, "EXHAUST"),
     ],
 )
-def test_an_error_of_reading_is_damage_only_if_it_says_so(two, monkeypatch, error, kind, message):
+def test_only_some_errors_of_reading_count_as_damage(two, monkeypatch, error, kind, message):
     monkeypatch.setattr(stored.ocp, "load", Mock(side_effect=error))
     with pytest.raises(kind, match=message) as found:
         stored.read(two / "3", make_state(0))

@@ -1,4 +1,4 @@
-"""What every sampler in the registry must fulfil, on data whose denoiser is known exactly.
+"""What every sampler in the registry must satisfy, on data whose denoiser is known exactly.
 
 A new sampler is one file and one entry in `SAMPLERS`; these tests then run over it as well.
 """
@@ -32,16 +32,16 @@ every_sampler = pytest.mark.parametrize("name", SAMPLERS)
 DETERMINISTIC = [name for name, entry in SAMPLERS.items() if not entry.claims.stochastic]
 # The largest error of 4096 particles in 16, 32 and 64 steps; its slope was measured as:
 # ddim 0.99, euler 0.99, heun 2.05, dpmpp_2s 1.92, dpmpp_2m 1.97, dpmpp_3m 2.61, unipc 3.03,
-# plms 2.87, pndm 2.87. In 512 and 1024 steps it is 2.0 of dpmpp_3m, plms and pndm too.
+# plms 2.87, pndm 2.87. In 512 and 1024 steps it is 2.0 for dpmpp_3m, plms and pndm too.
 SLACK = 0.15
-HARDEST = ("unipc", "pndm")  # by what they remember, and how often they ask
+HARDEST = ("unipc", "pndm")  # one remembers the most, the other evaluates most often
 hardest_first = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[] if n in HARDEST else pytest.mark.slow) for n in SAMPLERS]
 )
 
 
 def build(name, num_steps=1000, variance="fixed_small"):
-    """A sampler of the registry, by default for a long grid of which only the start is run."""
+    """Build a sampler of the registry, by default for a long grid that only begins here."""
     options = Options(num_steps, level_of_t, level_of_sigma, variance=variance)
     return SAMPLERS[name].make(options)
 
@@ -53,7 +53,7 @@ def compile_step(name, denoise_fn, num_steps=1000):
 
 
 def walk(name, denoise_fn, levels, x, noise_of=lambda i: None, num_steps=1000):
-    """x at the end of the levels, step by step, each step by the same compiled program."""
+    """Walk down the levels with one compiled step; return the last x."""
     sampler, step = compile_step(name, denoise_fn, num_steps)
     state = sampler.init(x)
     for i in range(len(levels.t) - 1):
@@ -64,22 +64,22 @@ def walk(name, denoise_fn, levels, x, noise_of=lambda i: None, num_steps=1000):
 
 
 def place_particles(level):
-    """Particles distributed as the mixture at a level, except for its tails."""
+    """Place particles like the mixture at a level, except for its tails."""
     parts = np.linspace(0.03, 0.97, SIDE**2)
     found = mixture_quantiles(parts, float(level.signal), float(level.sigma))
     return jnp.asarray(found).reshape(1, SIDE, SIDE, 1)
 
 
 def fit_slope(sizes, errors):
-    """The fitted p of errors that fall like S^-p."""
+    """Fit the p of errors that fall like S^-p."""
     return -np.polyfit(np.log(sizes), np.log(errors), 1)[0]
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_the_error_falls_with_the_declared_order(name):
-    """From quantiles of one level to those of another, neither of them the clean image.
+    """From the quantiles at one level to the quantiles at another, neither of them the clean image.
 
-    To the clean image goes a step of first order, whose error is that of the last level's sigma.
+    The step to the clean image is of first order, with an error that depends on the last sigma.
     """
     sizes, errors = (16, 32, 64), []
     for num_steps in sizes:
@@ -110,9 +110,10 @@ def test_particles_end_distributed_as_the_data(name):
 
 
 def measure_moments(name, num_steps):
-    """Exact moments of the final image of N(MU, STD^2): a chain is linear in x_T and all noise.
+    """Measure the errors of the final mean and standard deviation, exactly, for N(MU, STD^2).
 
-    One chain has a pixel for each of them, which is 1 there and 0 elsewhere, and one of zeros.
+    A chain is linear in x_T and in all noise. The chain here has a pixel for each of them, which is
+    1 there and 0 elsewhere, and a pixel of zeros.
     """
     pad = 130
     levels = make_levels(num_steps, SAMPLERS[name].claims.steps, clean=False)
@@ -197,7 +198,7 @@ def test_a_compiled_chain_equals_its_steps_one_by_one(name):
 def test_a_known_image_is_reached_in_the_declared_number_of_evaluations(name, num_steps):
     levels, calls = make_levels(num_steps, SAMPLERS[name].claims.steps, clean=True), []
     check_that_a_known_image_is_reached(name, levels, calls)
-    # tracing for shapes is no evaluation
+    # tracing for shapes does not count
     calls = [level for level in calls if not isinstance(level.sigma, jax.core.Tracer)]
     assert len(calls) == SAMPLERS[name].evaluations(num_steps)
     assert all(level.sigma > 0 for level in calls)
@@ -239,7 +240,7 @@ def check_that_a_known_image_is_reached(name, levels, calls):
 
 @every_sampler
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_dtype_and_shape_are_those_of_the_start(name, dtype):
+def test_the_result_has_the_dtype_and_shape_of_the_start(name, dtype):
     levels = make_levels(4, SAMPLERS[name].claims.steps, clean=True)
     given = jax.tree.map(lambda a: a.astype(dtype), (*levels, draw_noises(4, (2, 3, 5, 1))))
 
@@ -252,7 +253,7 @@ def test_dtype_and_shape_are_those_of_the_start(name, dtype):
 
 
 @hardest_first
-def test_self_conditioning_hands_on_the_prediction_of_the_step_before(name):
+def test_self_conditioning_passes_on_the_previous_prediction(name):
     levels, noises = make_levels(4, SAMPLERS[name].claims.steps, clean=True), draw_noises(4)
 
     def denoise(x_t, level, x_self_cond):

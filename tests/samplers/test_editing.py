@@ -43,7 +43,7 @@ def find_levels(timesteps):
 
 
 def compute_conditional():
-    """Mean and covariance of the last two pixels given the first."""
+    """Compute mean and covariance of the last two pixels given the first."""
     gain = COV[1:, 0] / COV[0, 0]
     return MEAN[1:] + gain * (0.8 - MEAN[0]), COV[1:, 1:] - np.outer(gain, COV[0, 1:])
 
@@ -71,7 +71,7 @@ def test_repaint_is_closer_to_the_conditional_distribution_than_replacement():
     "sampler",
     [ddpm("fixed_large"), *(pytest.param(ddim(eta), marks=pytest.mark.slow) for eta in (0, 0.5))],
 )
-def test_known_pixels_are_those_of_the_image_at_every_level(sampler):
+def test_known_pixels_equal_the_noised_image_at_every_level(sampler):
     rng = np.random.default_rng(0)
     image, x_T = jnp.asarray(rng.uniform(-1, 1, (2, 2, 3, 4, 1)))
     known = jnp.asarray(rng.random((1, 3, 4, 1)) < 0.5)
@@ -103,7 +103,7 @@ def test_known_pixels_are_those_of_the_image_at_every_level(sampler):
 
 
 def list_published_repaint_times(num_steps, jump_length, num_resamples):
-    """The list of times that the paper's appendix prints as code, t counted from 0."""
+    """List the times as the code in the paper's appendix does, with t counted from 0."""
     jumps = {j: num_resamples - 1 for j in range(0, num_steps - jump_length, jump_length)}
     t, times = num_steps, []
     while t >= 1:
@@ -118,7 +118,7 @@ def list_published_repaint_times(num_steps, jump_length, num_resamples):
 
 
 @pytest.mark.parametrize("settings", [(250, 10, 10), (20, 3, 4), (7, 6, 2), (5, 1, 3), (9, 2, 1)])
-def test_the_grid_of_repaint_is_the_published_one(settings):
+def test_the_grid_of_repaint_equals_the_published_one(settings):
     found = repaint_grid(timestep_grid(settings[0], settings[0]), *settings[1:])
     assert found.tolist() == list_published_repaint_times(*settings)
     assert (np.abs(np.diff(found)) == 1).all()
@@ -145,7 +145,7 @@ def test_noise_in_two_steps_is_noise_in_one():
 
 
 def make_counting_sampler():
-    """A sampler that counts its steps and shows the count in eps."""
+    """Make a sampler that counts its steps and shows the count in eps."""
 
     def step(state, noise, cur, nxt, denoise_fn):
         prediction = denoise_fn(state.x_t, cur)
@@ -196,7 +196,7 @@ def test_a_chain_from_a_noised_image_starts_below_the_strength():
 
 
 def test_a_lower_strength_keeps_more_of_the_image():
-    """Exact moments: the start is one noised image, and with more noise the end is closer to the data."""
+    """Exact moments: the start is one noised image; more noise ends closer to the data."""
     grid, image = timestep_grid(100, 100), np.array([-0.9])
     levels = jax.tree.map(np.asarray, find_levels(grid))
     steps = linearize_steps(ddpm("fixed_small"), make_gaussian_denoiser([0.3], [[0.25]]), levels, 1)
@@ -277,7 +277,7 @@ def two_peak_denoiser(x_t, level):
 
 
 def measure_inversion_error(num_steps):
-    """The distance between an image and what DDIM makes of its inversion."""
+    """Measure how far DDIM ends from an image that was inverted."""
     images = jnp.asarray(np.random.default_rng(0).choice([0.5, -0.7, 0.4], (2, 4, 4, 1)))
     grid = timestep_grid(1000, num_steps)
     levels = level_at(named_schedule("linear", 1000, dtype=jnp.float64), jnp.asarray(grid))
@@ -286,7 +286,7 @@ def measure_inversion_error(num_steps):
     return float(jnp.abs(found - images).max())
 
 
-def test_inversion_and_ddim_lead_back_to_the_image_with_an_error_that_falls_with_the_steps():
+def test_inversion_and_ddim_return_to_the_image_with_an_error_that_falls_with_the_steps():
     errors = [measure_inversion_error(num_steps) for num_steps in (50, 200)]
     assert errors[0] < 0.01  # measured: 0.0059
     assert errors[1] < 0.4 * errors[0]  # measured: 0.26

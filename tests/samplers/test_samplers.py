@@ -29,12 +29,12 @@ def make_levels(T, S, spacing="trailing", name="linear", dtype=jnp.float64):
 
 
 def draw_fixed_noise(S, shape):
-    """x_T, last, and the noise of S steps, drawn beforehand: that compiles faster."""
+    """Draw the noise of S steps and, last, x_T beforehand, which compiles faster."""
     return jnp.asarray(np.random.default_rng(0).standard_normal((S + 1, *shape)))
 
 
 def compute_moments(sampler, denoise, levels, start=(0.0, 1.0)):
-    """Exact moments of the final image: with Gaussian data every step is a x + b noise + c."""
+    """Compute the final image's moments: with Gaussian data each step is a x + b noise + c."""
 
     def coefficients(cur, nxt):
         x, noise = (jnp.array(v, jnp.float64).reshape(3, 1, 1, 1) for v in ([0, 1, 0], [0, 0, 1]))
@@ -51,7 +51,7 @@ def compute_moments(sampler, denoise, levels, start=(0.0, 1.0)):
 @every_sampler
 def test_a_thousand_steps_reach_gaussian_data(sampler):
     mean, std = compute_moments(sampler, make_gaussian_denoiser(0.3, 0.5), make_levels(1000, 1000))
-    # Measured, mean: -1e-3 for ddim 0 (x_T lacks signal_T mu = 0.002), -3e-6 for ancestral sampling.
+    # Measured, mean: -1e-3 for ddim 0 (x_T lacks signal_T mu = 0.002), -3e-6 for ancestral steps.
     # Measured, std: -4e-3 to 8e-4; the error is of order 1 / T.
     assert abs(mean - 0.3) < 2e-3
     assert abs(std - 0.5) < 5e-3
@@ -176,7 +176,7 @@ def test_there_are_at_most_as_many_frames_as_steps(num_steps, num_frames, expect
     assert choose_frames(num_steps, num_frames).tolist() == expected
 
 
-def test_a_hundred_frames_of_a_thousand_steps_are_those_of_pulfers_gifs():
+def test_a_hundred_frames_of_a_thousand_steps_are_chosen_as_in_pulfers_gifs():
     """His loop keeps step i where i is in linspace(0, T, 100).astype(uint), and the last."""
     T = 1000
     wanted = np.linspace(0, T, 100).astype(np.uint)

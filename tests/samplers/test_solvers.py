@@ -31,7 +31,7 @@ from tests.shared.mixture import (
 
 
 def measure_error(sampler, num_steps, h_first=False):
-    """The largest error of 64 particles; with `h_first` two very short steps come first."""
+    """Measure the largest error of 64 particles; with `h_first` two very short steps come first."""
     levels = make_levels(num_steps, "log_snr")
     if h_first:
         log_sigmas = np.log(np.asarray(levels.sigma / levels.signal))
@@ -62,7 +62,7 @@ def measure_error(sampler, num_steps, h_first=False):
         (unipc(order=3), 4),  # measured: 4.16
     ],
 )
-def test_the_order_of_a_solver_apart_from_its_first_steps(sampler, order):
+def test_a_solver_has_its_order_apart_from_its_first_steps(sampler, order):
     """A multistep solver begins with first order; two very short steps make that invisible."""
     coarse, fine = (measure_error(sampler, num_steps, h_first=True) for num_steps in (64, 128))
     np.testing.assert_allclose(np.log2(coarse / fine), order, atol=0.25)
@@ -87,7 +87,7 @@ def test_euler_is_ddim_where_the_variance_is_preserved(one, other):
 
 
 def measure_churned_std(churn, num_steps, **settings):
-    """The standard deviation of N(0, 1/4) after a chain with churn, relative to the exact one."""
+    """Measure the spread of N(0, 1/4) after churn, relative to the exact one, and the noise."""
     levels, mine = make_levels(num_steps, "log_snr", 600.0, 50.0), make_gaussian_denoiser(0.0, 0.5)
     sampler = heun(churn=churn, num_steps=num_steps, level_of_sigma=level_of_sigma, **settings)
 
@@ -120,7 +120,7 @@ def test_inversion_finds_the_noise_that_ddim_turns_into_the_image():
     up = type(levels)(*(field[::-1] for field in levels))
     image = jnp.asarray([-0.7, 0.1, 0.6]).reshape(1, 3, 1, 1)
 
-    def denoise(x_t, level):  # as a network that predicts eps: its x_0 needs no sigma
+    def denoise(x_t, level):  # like a network that predicts eps, whose x_0 needs no sigma
         told = pick_levels(levels, jnp.argmax(levels.t == level.t))
         x_0 = mixture_denoiser(x_t, told).x_0
         eps = eps_from_x_0(told, x_t, x_0)

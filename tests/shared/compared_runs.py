@@ -1,4 +1,4 @@
-"""The files of a run, and whether two runs have the same ones."""
+"""Read the files of a run, and compare two runs."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ STATE = {"step", "params", "ema_params", "opt_state", "skipped"}
 
 
 def load_newest_state(folder):
-    """Every array of the newest checkpoint of a run, by name."""
+    """Load every array of a run's newest checkpoint, by name."""
     run = load(folder)
     like = jax.eval_shape(build(run.config, run.image_shape).init_state, jax.random.key(0))
     with checkpoint.open_checkpoints(run.checkpoints) as checkpoints:
@@ -38,7 +38,7 @@ def assert_same_run(folder, expected):
 
 
 def raise_at_batch(monkeypatch, number, action):
-    """Call `action` when the loop asks for batch `number` (0 is the first of this call of train)."""
+    """Call `action` when the loop asks for batch `number`; 0 is the first of a call of train."""
     make_feed = loop.make_feed
 
     def watched(*args, **kwargs):

@@ -17,7 +17,7 @@ class Damage(NamedTuple):
 
 
 def list_damages(folder: Path, flips: int, seed: int = 0) -> Iterator[Damage]:
-    """Delete, empty, halve and shorten each file, and flip `flips` single bits.
+    """List ways to delete, empty, halve and shorten each file, and to flip `flips` single bits.
 
     The bits are spread evenly over all files; each file gets at least two.
     """

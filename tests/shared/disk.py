@@ -1,4 +1,4 @@
-"""A full disk, simulated."""
+"""Simulate a full disk."""
 
 import resource
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def limit_file_size(num_bytes: int) -> Iterator[None]:
-    """Larger files cannot be written, as on a full disk or with a quota."""
+    """Make writing larger files fail, as on a full disk or with a quota."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
     try:

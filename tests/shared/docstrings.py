@@ -1,4 +1,4 @@
-"""The examples in docstrings run; what they print by the way does not matter."""
+"""Run the examples in docstrings, whatever they print."""
 
 import doctest
 from typing import Any

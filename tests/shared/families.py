@@ -91,12 +91,12 @@ EACH = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FA
 
 
 def build_network(config, dtype=jnp.float32):
-    """The functions of the network of `config`."""
+    """Build the network of `config`."""
     return make_network(config, config.example_shape, dtype=dtype)
 
 
 def make_example(config, batch_size=2, dtype=jnp.float32):
-    """Noisy images, timesteps, and a label where the network takes one."""
+    """Make noisy images, timesteps, and a label if the network takes one."""
     shape = (batch_size, *config.example_shape)
     x_t = jnp.asarray(np.random.default_rng(1).standard_normal(shape), dtype)
     t = jnp.asarray([7, 31][:batch_size], jnp.int32)
@@ -105,7 +105,7 @@ def make_example(config, batch_size=2, dtype=jnp.float32):
 
 
 def walk_equations(jaxpr):
-    """Every equation of a jaxpr, including nested ones."""
+    """Walk through every equation of a jaxpr, including nested ones."""
     for eqn in jaxpr.eqns:
         yield eqn
         for param in eqn.params.values():
@@ -116,5 +116,5 @@ def walk_equations(jaxpr):
 
 
 def list_equations(fn, *args):
-    """All equations of `fn`; nothing is computed."""
+    """List all equations of `fn`; nothing is computed."""
     return list(walk_equations(jax.make_jaxpr(fn)(*args).jaxpr))

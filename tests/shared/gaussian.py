@@ -8,7 +8,7 @@ from jax_ddpm.process.types import Prediction
 
 
 def to_image(vector):
-    """One image with a single row of pixels."""
+    """Make a vector one image with a single row of pixels."""
     return jnp.asarray(vector, jnp.float64).reshape(1, 1, -1, 1)
 
 
@@ -26,9 +26,9 @@ def make_gaussian_denoiser(mean, cov):
 
 
 def linearize_steps(sampler, denoise, levels, size):
-    """Every step of a chain as x -> A x + B noise + c: all A, all B, all c.
+    """Write every step of a chain as x -> A x + B noise + c; return all A, all B and all c.
 
-    The state of the sampler must be x_t alone, or a fresh state must do as well.
+    The sampler's state must be x_t alone, or a fresh state must work as well.
     """
 
     def affine(cur, nxt):
@@ -44,14 +44,14 @@ def linearize_steps(sampler, denoise, levels, size):
 
 
 def propagate_moments(steps, mean, cov):
-    """Mean and covariance of the final image, from mean and covariance of x_T."""
+    """Turn mean and covariance of x_T into mean and covariance of the final image."""
     for a, b, c in zip(*steps, strict=True):
         mean, cov = a @ mean + c, a @ cov @ a.T + b @ b.T
     return mean, cov
 
 
 def compute_moments(sampler, denoise, levels, size):
-    """Mean and covariance of the final image if x_T is standard normal."""
+    """Compute mean and covariance of the final image if x_T is standard normal."""
     return propagate_moments(
         linearize_steps(sampler, denoise, levels, size), np.zeros(size), np.eye(size)
     )

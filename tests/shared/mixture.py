@@ -70,7 +70,7 @@ def level_of_sigma(sigma):
 
 
 def make_levels(num_steps, steps, start=600.0, end=50.0, *, clean=False):
-    """S + 1 levels in equal steps of log-SNR or t; with `clean`, the last is the clean image."""
+    """Make S + 1 levels in equal steps of log-SNR or t; `clean` makes the last the clean image."""
     parts = np.linspace(0, 1, num_steps + 1 - clean)
     if steps == "t":
         levels = level_of_t(start + parts * (end - start))
@@ -83,5 +83,5 @@ def make_levels(num_steps, steps, start=600.0, end=50.0, *, clean=False):
 
 
 def pick_levels(levels, i):
-    """Level number i of several."""
+    """Pick the level or levels `i` of several."""
     return jax.tree.map(lambda field: field[i], levels)

@@ -33,7 +33,7 @@ def offsets(draw: Any, length: int) -> int:
 
 @st.composite
 def corruptions(draw: Any, data: bytes, times: int = 4) -> bytes:
-    """`data` after up to `times` changes: flipped bits, other numbers, missing or repeated parts."""
+    """`data` after up to `times` changes: flipped bits, other numbers, lost or repeated parts."""
     for _ in range(draw(st.integers(1, times))):
         at, other = draw(offsets(len(data))), draw(offsets(len(data)))
         first, last = sorted([at, other])
@@ -83,7 +83,7 @@ def limit_time(seconds: float) -> Iterator[None]:
 
 
 def read_or_refuse(call: Callable[[], Any]) -> Any:
-    """What `call` returns; None if it raises a clear UserError without exhausting memory."""
+    """Return what `call` does, or None if it raises a clear UserError without exhausting memory."""
     try:
         with limit_time(SECONDS):
             return call()

@@ -1,4 +1,4 @@
-"""Real processes on this machine that work as one, over gloo."""
+"""Real processes on this machine that work together over gloo."""
 
 import json
 import os
@@ -58,7 +58,7 @@ exit_after(main)
 
 
 def make_flags(config):
-    """The command line that gives `config`."""
+    """Make the command line that gives `config`."""
     flags = ["--run", str(config.run), "--data.name", config.data.name]
     flags += ["--data.path", str(config.data.path)]
     flags += ["--data.random-flip"] if config.data.random_flip else []
@@ -98,7 +98,7 @@ def start(jobs, count, cache, *, devices=1):
 
 
 def wait_for_ends(processes, timeout):
-    """Wait for (exit code, stdout, stderr) of each; kill all that take longer."""
+    """Wait for (exit code, stdout, stderr) of each process; kill those that take longer."""
     found = []
     try:
         for process in processes:
@@ -111,7 +111,7 @@ def wait_for_ends(processes, timeout):
 
 
 def run_together(jobs, count, cache, *, devices=1, timeout=280):
-    """Do `jobs` with `count` processes, none of which may fail; return what process 0 prints."""
+    """Run `jobs` with `count` processes; none may fail. Return what process 0 prints."""
     found = wait_for_ends(start(jobs, count, cache, devices=devices), timeout)
     assert [code for code, _, _ in found] == [0] * count, found
     said = [line for _, out, _ in found[1:] for line in out.splitlines()]

@@ -1,7 +1,7 @@
-"""Most of a test is the compilation of programs that run once: leave out most of LLVM's passes.
+"""Skip most of LLVM's passes, because tests mostly compile programs that run once.
 
-At level 1 products and sums are fused as for users, which comparisons bit by bit need.
-XLA_FLAGS=--xla_backend_optimization_level=3 brings all passes back. To be imported before JAX finds
+Level 1 still fuses products and sums as for users, which bit-by-bit comparisons need.
+XLA_FLAGS=--xla_backend_optimization_level=3 brings all passes back. Import this before JAX finds
 its devices.
 """
 

@@ -1,6 +1,6 @@
-"""Annotations of jax_ddpm are checked when a function is called, shapes and dtypes included.
+"""Check the annotations of jax_ddpm at run time, shapes and dtypes included.
 
-To be imported before jax_ddpm is.
+Import this before jax_ddpm.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,12 +11,12 @@ import jaxtyping
 import pytest
 from beartype.roar import BeartypeDecorHintPepUnsupportedException
 
-# As PEP 484 has it, an int is also a float.
+# As in PEP 484, an int is also a float.
 check_function = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 
 
 def check_types(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Check what `function` takes and returns.
+    """Check the arguments of `function` and what it returns.
 
     Fields of dataclasses are left alone: JAX puts placeholders into pytrees, and configurations
     have checks of their own, which tests have to reach. So are the few functions with types that
@@ -35,7 +35,7 @@ jaxtyping.install_import_hook("jax_ddpm", f"{__name__}.check_types")
 
 @pytest.fixture
 def unchecked_types() -> Iterator[None]:
-    """Types are not checked, as for users: for tests of what the library itself refuses."""
+    """Leave types unchecked, as for users, to test what the library itself refuses."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,4 +1,4 @@
-"""What each call of the compiled step is given."""
+"""The data that each call of the compiled step gets."""
 
 from itertools import islice
 

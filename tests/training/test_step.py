@@ -38,7 +38,7 @@ def make_first_state():
 
 
 def return_arguments(state, x_0, t, noise, dropout_keys, **options):
-    """In place of an update: what it is given, as numbers."""
+    """Stand in for an update: return its arguments as numbers."""
     options = {name: value.astype(jnp.int32) for name, value in options.items()}
     dropout = jax.random.key_data(dropout_keys)
     return state, {"x_0": x_0, "t": t, "noise": noise, "dropout": dropout, **options}
@@ -80,7 +80,7 @@ RECORDED = {
 
 
 def test_the_random_bits_of_a_seed_never_change():
-    """Recorded when the domains of keys were numbers: old runs are continued with these."""
+    """Recorded with an earlier version: old runs must continue with the same bits."""
     found = draw_numbers(step=3)
     assert found["t"].tolist() == RECORDED["t"]
     assert found["label"].tolist() == RECORDED["label"]
@@ -134,7 +134,7 @@ def test_labels_are_dropped_with_the_given_probability_by_the_examples_own_key()
 
 @pytest.mark.parametrize("batch", [PIXELS, Batch(PIXELS, None), Batch(PIXELS, LABELS)])
 @pytest.mark.parametrize("option", [None, "self_condition", "class_conditional"])
-def test_the_update_is_given_only_what_is_asked_for(batch, option):
+def test_the_update_gets_only_what_it_needs(batch, option):
     """Labels are ignored unless they are wanted, so there need not be any."""
     if option == "class_conditional" and getattr(batch, "labels", None) is None:
         return
@@ -155,7 +155,7 @@ def network(params, x_t, t, *, label, train=False, dropout_keys=None):
     return jnp.where(label[:, None, None, None] == 4, jnp.inf, params["w"]) * x_t
 
 
-def test_several_steps_in_a_call_and_images_picked_on_the_device_are_the_plain_steps():
+def test_several_steps_in_a_call_and_images_picked_on_the_device_equal_plain_steps():
     """With bad steps among them: the third and the fourth of six have a label 4."""
     update = make_update(make_loss_fn(network, named_schedule("linear", T)), DESCENT)
     step = make_train_step(update, T, random_flip=True, class_conditional=True)

@@ -40,7 +40,7 @@ def make_first_state(optimizer=DESCENT, **more):
     return create_state(params, optimizer, **more)
 
 
-def test_an_update_is_a_step_down_the_gradient_and_then_of_the_averages():
+def test_an_update_moves_the_parameters_and_then_the_averages():
     """Every number is worked out by hand."""
     emas = {"ema": make_ema("constant", 0.75), "more_ema": [make_ema("ramp", 0.75)]}
     update = jax.jit(make_update(LOSS, DESCENT, **emas))

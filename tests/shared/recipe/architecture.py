@@ -16,7 +16,7 @@ class TinyConfig(Architecture):
     width: int = 8
     """Channels between the convolutions."""
     channels: int | None = None
-    """Channels of the images; None: those of the data."""
+    """Channels of the images; None takes the data's."""
 
     def module(self, out_channels, dtype):
         return Tiny(self, out_channels, dtype)

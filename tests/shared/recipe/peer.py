@@ -1,4 +1,4 @@
-"""A PyTorch network like tiny's under other names: the recipe's new file in jax_ddpm/interop."""
+"""PyTorch weights of the tiny network, under other names: the new file in jax_ddpm/interop."""
 
 from jax_ddpm.interop.peer import Peer
 from tests.shared.recipe.architecture import TinyConfig

@@ -129,12 +129,12 @@ def test_shapes_reveal_the_configuration(case):
     """They give the same configuration, with every default spelled out."""
     weights = load_recorded(case)[3]
     shapes = {name: array.shape for name, array in weights.items()}
-    given, told = load_network(case).config, PEER.make_config(**PEER.infer(shapes))
-    assert told.widths == given.widths and told.full_attention == given.full_attention
+    given, inferred = load_network(case).config, PEER.make_config(**PEER.infer(shapes))
+    assert inferred.widths == given.widths and inferred.full_attention == given.full_attention
     spelled_out = {"init_dim", "attn_heads", "attn_dim_head", "full_attn"}
     for name in PEER.arguments:
         if name not in spelled_out:
-            assert getattr(told, name) == getattr(given, name), name
+            assert getattr(inferred, name) == getattr(given, name), name
 
 
 def test_a_configuration_is_not_needed():
@@ -166,11 +166,11 @@ READINGS = [
 @pytest.mark.parametrize(("arguments", "given"), READINGS)
 def test_shapes_and_given_arguments_reveal_the_rest(arguments, given):
     shapes = list_shapes(**arguments)
-    told = PEER.make_config(**PEER.infer(shapes), **given)
+    inferred = PEER.make_config(**PEER.infer(shapes), **given)
     for name, value in arguments.items():
-        if name != "out_dim" or not told.learned_variance:
-            assert getattr(told, name) == value, name
-    assert list_shapes(**{name: getattr(told, name) for name in PEER.arguments}) == shapes
+        if name != "out_dim" or not inferred.learned_variance:
+            assert getattr(inferred, name) == value, name
+    assert list_shapes(**{name: getattr(inferred, name) for name in PEER.arguments}) == shapes
 
 
 # What GaussianDiffusion saves beside the network's weights.

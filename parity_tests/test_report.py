@@ -79,7 +79,7 @@ def test_ulp_are_counted_only_for_large_entries():
 
 @pytest.fixture
 def quantity(monkeypatch):
-    """quantity(gap): a quantity whose float32 result is off by `gap` in the second step of three."""
+    """quantity(gap): its float32 result is off by `gap` in the second of three steps."""
 
     def make(gap):
         def pairs(dtype, seed):

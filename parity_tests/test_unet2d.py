@@ -131,10 +131,10 @@ def test_the_earliest_names_of_blocks_are_understood():
 def test_shapes_reveal_what_they_can(case):
     config, _, _, weights = load_recorded(case)
     complete = from_torch(weights, "diffusers", config).config
-    told = PEERS["diffusers"].infer({name: array.shape for name, array in weights.items()})
-    assert len(told) >= 11
+    inferred = PEERS["diffusers"].infer({name: array.shape for name, array in weights.items()})
+    assert len(inferred) >= 11
     fallback = {"time_embedding_dim": 4 * config["block_out_channels"][0]}
-    for name, value in told.items():
+    for name, value in inferred.items():
         expected = getattr(complete, name)
         assert value == (fallback.get(name) if expected is None else expected), name
     needed = {name: config[name] for name in PEERS["diffusers"].unknowable}

@@ -4,7 +4,7 @@ was never killed.
     python tests/kill_harness.py --kills 100 --seed 0 -- --train.parallel pmap
 
 What follows the last `--` goes to the run's command line. The processes that are killed are forks
-of one that has imported the libraries, so that a start takes a fraction of a second.
+of one that has imported the libraries, so a start takes a fraction of a second.
 """
 
 import argparse

@@ -62,8 +62,8 @@ def test_a_run_folder_stays_and_can_be_resumed(config, tmp_path, capsys):
     folder = tmp_path / "mine"
     settings = {"config": config(), "network": OWN}
     first = jd.fit(IMAGES, **settings, run=folder, max_steps=6)
-    told = capsys.readouterr().out
-    assert "Stopped early, with the ema parameters of step 6; call fit again to resume" in told
+    printed = capsys.readouterr().out
+    assert "Stopped early, with the ema parameters of step 6; call fit again to resume" in printed
     assert "step 6" in repr(first)
     second = jd.fit(IMAGES, **settings, run=folder)
     assert "step 12" in repr(second)

@@ -119,10 +119,10 @@ def test_only_the_first_bad_files_are_listed(mixed):
 
 
 def test_bad_files_are_skipped_on_request_and_one_line_says_how_many(mixed, few_or_many):
-    said = []
-    source = open_source("folder", mixed, image_size=8, skip_bad=True, tell=said.append)
-    assert len(said) == 1 and "\n" not in said[0]
-    assert said[0].startswith(f"Skipping 12 of 18 pictures in {mixed} (bad/bomb.gif: ")
+    printed = []
+    source = open_source("folder", mixed, image_size=8, skip_bad=True, tell=printed.append)
+    assert len(printed) == 1 and "\n" not in printed[0]
+    assert printed[0].startswith(f"Skipping 12 of 18 pictures in {mixed} (bad/bomb.gif: ")
     assert source.labels.tolist() == [1, 1, 2, 2, 4, 0]  # the root 0, a 1, b 2, bad keeps 3, c 4
     images = np.stack([source.images[i] for i in range(6)])
     assert images.shape == (6, 8, 8, 3)

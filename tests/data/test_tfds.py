@@ -207,9 +207,9 @@ def test_without_tfds_the_error_says_what_to_install(monkeypatch):
 def test_the_command_prepares_any_source(tmp_path, tiny_folder, capsys):
     flags = f"--name tiny --out {tmp_path} --data.name idx --data.path {tiny_folder}"
     prepare.run(flags.split())
-    said = capsys.readouterr().out
-    assert "40 train, 40 test images" in said
-    assert f"--data.name tiny --data.path {tmp_path}" in said
+    printed = capsys.readouterr().out
+    assert "40 train, 40 test images" in printed
+    assert f"--data.name tiny --data.path {tmp_path}" in printed
     expected = open_source("idx", tiny_folder)
     found = open_source("tiny", tmp_path)
     np.testing.assert_array_equal(found.images, expected.images)

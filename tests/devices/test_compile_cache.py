@@ -62,9 +62,9 @@ def test_a_folder_that_others_can_write_to_is_refused(tmp_path, capsys, mode, gi
     folder.mkdir(parents=True)
     folder.chmod(mode)
     assert enable_compilation_cache(folder if given else None) is get_chosen_folder() is None
-    said = capsys.readouterr().err
-    assert f"not cached: {folder} can be written to by others: chmod go-w" in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert f"not cached: {folder} can be written to by others: chmod go-w" in printed
+    assert printed.count("\n") == 1
 
 
 def test_a_folder_of_another_user_is_refused(monkeypatch, capsys):

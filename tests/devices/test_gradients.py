@@ -83,7 +83,7 @@ NETWORKS = {
 
 @cache
 def compute_gradient(name, mode="jit", fsdp=1, rules=RULES):
-    """Compute the gradient of one step, by array, and the new state; the start is always the same."""
+    """Compute the gradient of one step, by array, and the new state; the start is fixed."""
     init, apply_fn = NETWORKS[name]()
 
     def make_step(axis_name):

@@ -165,10 +165,10 @@ def test_a_checkpoint_that_one_process_cannot_read_is_skipped_by_all(
     job = ["train", *make_flags(make_config(run, model=MODEL, train={**train, "max_steps": 6}))]
     found = wait_for_ends(start([["spoil", 1, 6], job], 2, compile_once, devices=2), 200)
     assert [code for code, _, _ in found] == [0, 0], found
-    (_, said, error), (_, _, other) = found
+    (_, printed, error), (_, _, other) = found
     assert "6 is damaged (as another process found), so it is skipped" in error
     assert "6 is damaged (a hole), so it is skipped" in other
-    assert "Continuing after step 3 of" in said
+    assert "Continuing after step 3 of" in printed
     np.testing.assert_allclose(
         read_losses(run), read_losses(runs / "one")[:3], rtol=1e-5
     )  # measured: 2e-7

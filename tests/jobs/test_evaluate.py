@@ -100,7 +100,7 @@ def test_every_flag_changes_the_number(evaluate, bound, args):
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "printed"),
     [
         ({"num": 6, "batch_size": 4}, "6 training images of fashion_mnist, variational bound of 8"),
         pytest.param(
@@ -110,7 +110,7 @@ def test_every_flag_changes_the_number(evaluate, bound, args):
         ),
     ],
 )
-def test_json_and_figure_go_into_the_run_folder(trained_run, tmp_path, capsys, args, said):
+def test_json_and_figure_go_into_the_run_folder(trained_run, tmp_path, capsys, args, printed):
     folder = tmp_path / "run"
     shutil.copytree(trained_run, folder)
     out = evaluate_run(folder, EvaluateJob(**args))
@@ -120,7 +120,7 @@ def test_json_and_figure_go_into_the_run_folder(trained_run, tmp_path, capsys, a
     with Image.open(out.with_suffix(".png")) as image:
         assert min(image.size) > 300
     output = capsys.readouterr().out
-    assert said in output
+    assert printed in output
     assert "bits/dim" in output
 
 

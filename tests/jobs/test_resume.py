@@ -163,9 +163,7 @@ def test_an_interrupted_run_has_the_same_averages_and_snapshots(
             loop.train(config)
     assert list_saved_steps(config.run) == [6]
     early = read_files(load(config.run).snapshots)
-    assert (
-        len(early) == 6
-    )  # two for each of the steps 3, 6 and 9; those of step 9 are written again
+    assert len(early) == 6  # two for each of steps 3, 6 and 9; the two for 9 are written again
     for path in load(config.run).snapshots.glob("*_step_0000009.*"):
         path.write_bytes(b"")
     loop.train(config)

@@ -150,8 +150,8 @@ def test_the_reported_error_is_the_distance_between_the_weights_of_all_steps(ste
     assert weights.sum() == pytest.approx(1, abs=1e-12)
     expected = compute_profile_weights(0.15, step)
     found = np.linalg.norm(weights @ rows - expected) / np.linalg.norm(expected)
-    told = profile_error(weights, ends, gammas, step, gamma_from_sigma_rel(0.15))
-    assert told == pytest.approx(found, rel=5e-3)  # measured: 4e-5, 6e-5 and 3e-4
+    reported = profile_error(weights, ends, gammas, step, gamma_from_sigma_rel(0.15))
+    assert reported == pytest.approx(found, rel=5e-3)  # measured: 4e-5, 6e-5 and 3e-4
 
 
 def test_constant_parameters_are_reproduced_from_few_snapshots():

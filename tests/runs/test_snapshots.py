@@ -81,8 +81,8 @@ def test_a_stored_average_is_reconstructed_exactly_and_another_closely(stored, f
         expected = followed[sigma_rel][39]
         assert (found.step, found.num_snapshots) == (40, 20)
         assert found.params["b"].dtype == np.float32
-        # Measured: 1.4e-6, the rounding of numbers near 40 to float32, and 0.008; the stored pair is
-        # off by 2.1 or more.
+        # Measured: 1.4e-6, the rounding of numbers near 40 to float32, and 0.008. The
+        # averages of the pair are at least 2.1 apart.
         off = np.abs(found.params["a"]["kernel"] - expected["a"]["kernel"]).max()
         assert off < tolerance
     assert 0 < found.error < 0.02

@@ -51,9 +51,9 @@ def check_every_damage(two, folder, every, capsys, flips):
         step = int(state.step)
         assert_same_bits(state, make_state(step))
         found[step] += 1
-        said = capsys.readouterr().err
-        assert ("3 is damaged (" in said) == (step == 2), damage
-        assert said.count("\n") == (2 if step == 2 else 0), said
+        printed = capsys.readouterr().err
+        assert ("3 is damaged (" in printed) == (step == 2), damage
+        assert printed.count("\n") == (2 if step == 2 else 0), printed
     return found
 
 

@@ -132,7 +132,7 @@ def test_traced_levels_are_not_checked():
 
 
 def test_levels_are_never_applied_to_channels():
-    """Two images of two channels, each image at a level of its own."""
+    """Two images of two channels, each at its own level."""
     x = jnp.ones((2, 4, 4, 2))
     levels = jax.tree.map(
         lambda a, b: jnp.stack([a, b], 1), LEVELS, make_levels(4, "t", 500.0, 5.0, clean=True)

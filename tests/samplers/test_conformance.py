@@ -109,7 +109,7 @@ def test_particles_end_distributed_as_the_data(name):
     assert distance < 1.63 / SIDE
 
 
-def measure_moments(name, num_steps):
+def measure_moment_errors(name, num_steps):
     """Measure the errors of the final mean and standard deviation, exactly, for N(MU, STD^2).
 
     A chain is linear in x_T and in all noise. The chain here has a pixel for each of them, which is
@@ -139,7 +139,7 @@ def marginal_variance(level):
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in DETERMINISTIC])
 def test_the_moments_of_gaussian_data_converge_with_the_declared_order(name):
     sizes = (32, 64, 128)
-    errors = np.array([measure_moments(name, num_steps) for num_steps in sizes])
+    errors = np.array([measure_moment_errors(name, num_steps) for num_steps in sizes])
     np.testing.assert_allclose(errors[:, 0], 0, atol=1e-12)  # the mean is exact: measured 1e-16
     # Measured: ddpm 0.98, euler_ancestral 0.98, dpmpp_2m_sde 1.73
     assert fit_slope(sizes, np.abs(errors[:, 1])) > SAMPLERS[name].claims.order - SLACK
@@ -148,8 +148,8 @@ def test_the_moments_of_gaussian_data_converge_with_the_declared_order(name):
 def spy(x_t, level):
     """The mixture's denoiser, which also returns the level it was called for."""
     where = jnp.stack([level.t.astype(x_t.dtype), level.signal, level.sigma])
-    said = jnp.broadcast_to(where.reshape(1, 1, 1, 3), (*x_t.shape[:3], 3))
-    return mixture_denoiser(x_t, level)._replace(raw_variance=said)
+    reported = jnp.broadcast_to(where.reshape(1, 1, 1, 3), (*x_t.shape[:3], 3))
+    return mixture_denoiser(x_t, level)._replace(raw_variance=reported)
 
 
 @cache

@@ -121,10 +121,10 @@ def test_inversion_finds_the_noise_that_ddim_turns_into_the_image():
     image = jnp.asarray([-0.7, 0.1, 0.6]).reshape(1, 3, 1, 1)
 
     def denoise(x_t, level):  # like a network that predicts eps, whose x_0 needs no sigma
-        told = pick_levels(levels, jnp.argmax(levels.t == level.t))
-        x_0 = mixture_denoiser(x_t, told).x_0
-        eps = eps_from_x_0(told, x_t, x_0)
-        return mixture_denoiser(x_t, told)._replace(
+        exact = pick_levels(levels, jnp.argmax(levels.t == level.t))
+        x_0 = mixture_denoiser(x_t, exact).x_0
+        eps = eps_from_x_0(exact, x_t, x_0)
+        return mixture_denoiser(x_t, exact)._replace(
             x_0=(x_t - level.sigma * eps) / level.signal, eps=eps
         )
 

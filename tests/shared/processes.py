@@ -114,6 +114,6 @@ def run_together(jobs, count, cache, *, devices=1, timeout=280):
     """Run `jobs` with `count` processes; none may fail. Return what process 0 prints."""
     found = wait_for_ends(start(jobs, count, cache, devices=devices), timeout)
     assert [code for code, _, _ in found] == [0] * count, found
-    said = [line for _, out, _ in found[1:] for line in out.splitlines()]
-    assert [line for line in said if not line.startswith("[Gloo]")] == []
+    printed = [line for _, out, _ in found[1:] for line in out.splitlines()]
+    assert [line for line in printed if not line.startswith("[Gloo]")] == []
     return found[0][1]

@@ -32,7 +32,7 @@ FLAGS = f"""
 --train.keep-best --train.posthoc-ema 0.05 0.1 --train.snapshot-every 12
 --sample.sampler ddim --sample.num-steps 4
 """.split()
-GIVE_UP = 1800  # an attempt that nobody kills and that takes more seconds hangs
+GIVE_UP = 1800  # seconds after which an attempt that nobody kills counts as hung
 
 
 class Figures(NamedTuple):

@@ -1,4 +1,4 @@
-"""Every mistake in the arguments of the maths is one sentence that says what to do."""
+"""Every mistake in the arguments of the maths gets one sentence that says what to do."""
 
 import jax
 import jax.numpy as jnp
@@ -151,7 +151,7 @@ TABLE = WRONG_NAMES | WRONG_ARGUMENTS | WRONG_IMAGES | WRONG_TIMESTEPS
 
 @pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("sentence", TABLE)
-def test_a_mistake_is_one_sentence(sentence):
+def test_a_mistake_gets_one_sentence(sentence):
     for call in TABLE[sentence]:
         with pytest.raises(UserError) as error:
             call()

@@ -1,4 +1,4 @@
-"""Every mistake in the arguments of the samplers is one sentence that says what to do."""
+"""Every mistake in the arguments of the samplers gets one sentence that says what to do."""
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +106,7 @@ MISTAKES = {
 
 @pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("sentence", MISTAKES)
-def test_a_mistake_is_one_sentence(sentence):
+def test_a_mistake_gets_one_sentence(sentence):
     for call in MISTAKES[sentence]:
         with pytest.raises(UserError) as error:
             call()

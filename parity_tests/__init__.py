@@ -1,1 +1,4 @@
-"""Comparisons of two frameworks: jax_ddpm beside PyTorch code."""
+"""Comparisons of two frameworks: jax_ddpm beside PyTorch code.
+
+A test that compares a quantity is named after that quantity.
+"""

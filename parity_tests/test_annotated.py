@@ -300,7 +300,7 @@ def test_pixel_unshuffle_equals_torch():
     np.testing.assert_array_equal(pixel_unshuffle(jnp.asarray(x)), to_jax(expected))
 
 
-def test_weight_standardization():
+def test_weight_standardization_follows_its_formula():
     kernel = jnp.asarray(np.random.default_rng(0).normal(3, 0.5, (3, 3, 8, 4)))
     variance = kernel.var((0, 1, 2))
     right = standardize(kernel, "multiply", jnp.float64)

@@ -154,7 +154,7 @@ def test_one_sampler_step(compare, recorded, dtype):
         compare("one recorded sampler step", ours, recorded[name], dtype)
 
 
-def test_one_reverse_step(compare, recorded, dtype):
+def test_one_step_of_ddim_inversion(compare, recorded, dtype):
     """From each example's t up to t + 1; the level above the last timestep is pure noise."""
     if "ddim_reverse" not in recorded:
         pytest.skip("recorded for networks that predict eps or x_0")

@@ -1,1 +1,1 @@
-"""Processes and devices: layouts of states, sharding rules, the mapped train step."""
+"""Processes and devices: joining a job, layouts and sharding of the state, compiled programs."""

@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk, so that a command compiles them only the first time."""
+"""Keep compiled programs on disk, so that a command compiles them only the first time."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ import jax
 
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"  # JAX's own
 OFF = "off"
-MIN_SECONDS = 0.1  # compilation that takes less is not worth a file
+MIN_SECONDS = 0.1  # a program that compiles faster is not worth a file
 MAX_BYTES = 2 * 2**30
 STAMP = ".checked"
 
@@ -21,16 +21,16 @@ STAMP = ".checked"
 def enable_compilation_cache(where: str | Path | None = None) -> Path | str | None:
     """Keep compiled programs in the folder `where`, and return it; None if they are not kept.
 
-    By default, the environment variable JAX_COMPILATION_CACHE_DIR names the folder; without it, it
-    is a private one in the user's cache. "off" turns the cache off. Whoever can write to the folder
-    can run code in this process, so a folder that others can write to is refused with a sentence on
-    stderr, and programs are compiled as without a cache. Several processes may share a folder.
+    The default is the folder in the environment variable JAX_COMPILATION_CACHE_DIR, or else a
+    private one in the user's cache. "off" turns the cache off. Whoever can write to the folder can
+    run code in this process. So a folder that others can write to is refused: a message on stderr
+    says why, and the cache stays off. Several processes may share a folder.
     """
     given = str(where or os.environ.get(VARIABLE, ""))
     if given == OFF:
         jax.config.update("jax_compilation_cache_dir", None)
         return None
-    if "://" in given:  # a bucket, which JAX reads and writes
+    if "://" in given:  # a storage bucket, which JAX itself reads and writes
         jax.config.update("jax_compilation_cache_dir", given)
         return given
     folder = Path(given).expanduser() if given else find_default_folder()
@@ -46,13 +46,13 @@ def enable_compilation_cache(where: str | Path | None = None) -> Path | str | No
 
 
 def find_default_folder() -> Path:
-    """The folder for programs compiled for this kind of machine, in the user's cache."""
+    """The folder in the user's cache for programs compiled for this kind of machine."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "jax_ddpm" / "xla" / hash_processor()
 
 
 def hash_processor() -> str:
-    """A short name for what the processor can do: on another one, a program may be illegal."""
+    """Hash the processor's features; a program may use instructions that another one lacks."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
         features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
@@ -64,8 +64,8 @@ def hash_processor() -> str:
 def prepare_folder(folder: Path, *, private: bool) -> None:
     """Make `folder` if it does not exist, check who can write to it, and tidy it up.
 
-    A `private` one must belong to this user alone; any other must not be writable by everybody.
-    Raises OSError, its text the end of a sentence that begins with the folder.
+    A `private` folder must belong to this user alone; any other must not be writable by everybody.
+    Raises OSError whose text completes a sentence that begins with the folder.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.stat()
@@ -81,7 +81,7 @@ def prepare_folder(folder: Path, *, private: bool) -> None:
 def remove_broken_entries(folder: Path) -> None:
     """Remove entries that a killed process left half-written since the last check.
 
-    JAX would complain about them at every start and never replace them.
+    JAX would warn about them at every start and never replace them.
     """
     stamp = folder / STAMP
     checked = stamp.stat().st_mtime if stamp.exists() else 0.0
@@ -92,7 +92,7 @@ def remove_broken_entries(folder: Path) -> None:
 
 
 def is_readable(entry: Path) -> bool:
-    """Whether an entry that JAX compressed with zlib is whole; of any other kind, True."""
+    """Whether an entry is complete, as far as can be told: zlib data can be checked, others not."""
     data = entry.read_bytes()
     if data[:1] != b"\x78":
         return len(data) > 0
@@ -104,9 +104,9 @@ def is_readable(entry: Path) -> bool:
 
 
 def remove_oldest_entries(folder: Path, limit: int = MAX_BYTES) -> None:
-    """Remove the entries that were used longest ago until the rest takes at most `limit` bytes.
+    """Remove the least recently used entries until the rest takes at most `limit` bytes.
 
-    JAX's own limit needs a package that this one does not, and locks that some disks lack.
+    JAX's own limit would need another package, and file locks that some disks lack.
     """
     found = [(entry, entry.stat()) for entry in list_entries(folder)]
     total = sum(about.st_size for _, about in found)
@@ -118,14 +118,14 @@ def remove_oldest_entries(folder: Path, limit: int = MAX_BYTES) -> None:
 
 
 def list_entries(folder: Path) -> list[Path]:
-    """The files of compiled programs in `folder`."""
+    """List the files of compiled programs in `folder`."""
     return sorted(folder.glob("*-cache"))
 
 
 def configure_jax(folder: Path) -> None:
-    """Have JAX use `folder`, also for programs that compile fast, and never stop at an error."""
+    """Make JAX use `folder`, also for fast compilations; its errors cost only a compilation."""
     jax.config.update("jax_compilation_cache_dir", str(folder))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS)
-    # Another process may be writing the entry that this one reads: it compiles for itself then.
+    # Another process may be writing the entry that this one reads; JAX then compiles again.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")

@@ -29,8 +29,8 @@ Parallel = Literal["auto", "jit", "pmap", "mesh"]
 class Layout:
     """How a train state is distributed: on one device, replicated, or sharded.
 
-    `fsdp` (only with mode "mesh") is how many devices each array selected by `rules` is sharded
-    over (see `make_partition_specs`); with 1, no array is.
+    `fsdp`, only for mode "mesh", is the number of devices that each array selected by `rules` is
+    sharded over (see `make_partition_specs`); with 1, no array is sharded.
     """
 
     mode: Mode
@@ -46,7 +46,7 @@ class Layout:
         return Mesh(devices, (AXIS,))
 
     def of(self, tree: Any) -> Any:
-        """The sharding of each array, or shape, of a train state."""
+        """The sharding of each array (or shape) of a train state."""
         if self.mode == "jit":
             sharding = SingleDeviceSharding(jax.local_devices()[0])
             return jax.tree.map(lambda _: sharding, tree)
@@ -57,10 +57,10 @@ class Layout:
 
 
 def choose_mode(parallel: Parallel, batch_size: int, fsdp: int = 1) -> Mode:
-    """Choose the mode: `parallel` itself, or for "auto" pmap on several devices, else jit.
+    """Choose the mode: `parallel` itself; for "auto", pmap on several devices, else jit.
 
-    Raises UserError if the batch size is not a multiple of the number of devices, if that is not a
-    multiple of `fsdp`, and for jit in one of several processes.
+    Raises UserError if the batch does not divide over the devices, if the number of devices is not
+    a multiple of `fsdp`, and for jit in one of several processes.
     """
     several = jax.local_device_count() > 1 or is_distributed()
     mode: Mode = ("pmap" if several else "jit") if parallel == "auto" else parallel
@@ -90,7 +90,7 @@ def count_devices(mode: Mode) -> int:
 
 
 def place_state(tree: Any, layout: Layout) -> Any:
-    """Distribute a train state as `layout` says; leave one that is on those devices as it is."""
+    """Distribute a train state according to `layout`, unless it is on those devices already."""
     first = jax.tree.leaves(tree)[0]
     devices = getattr(first, "sharding", None) and first.sharding.device_set
     if devices == set(layout.mesh.devices.flat):
@@ -99,7 +99,7 @@ def place_state(tree: Any, layout: Layout) -> Any:
 
 
 def place_array(leaf: Any, sharding: Any) -> Any:
-    """Put an array that every process has on the devices of `sharding`."""
+    """Move an array that every process holds to the devices of `sharding`."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = jax.random.key_data(leaf)
         return jax.random.wrap_key_data(place_array(data, sharding), impl=jax.random.key_impl(leaf))
@@ -113,27 +113,27 @@ def place_array(leaf: Any, sharding: Any) -> Any:
 
 @cache
 def make_reshard_fn(sharding: Any) -> Callable[[Any], Any]:
-    """Build a program that moves an array of several processes to `sharding`."""
+    """Build a program that moves an array spread over several processes to `sharding`."""
     program = jax.jit(lambda a: a, out_shardings=sharding)
     return lambda a: finish_in_turn(program(a))
 
 
 def make_state(init: Callable[[Any], TrainState], start: Any, layout: Layout) -> Any:
-    """Compute `init(start)`, of a key or parameters, distributed as `layout` says.
+    """Compute the state `init(start)`, from a key or parameters, distributed according to `layout`.
 
-    A sharded state is never whole on one device.
+    No device ever holds the whole of a sharded state.
     """
     if layout.fsdp == 1:
         state = jax.jit(init)(start)
         if layout.mode != "jit":
             return place_state(state, layout)
-        # Committed to the device, as a step leaves it; otherwise the second step compiles again.
+        # Commit it to the device, as a step does; otherwise the second step would compile again.
         return jax.tree.map(jax.device_put, state, layout.of(state))
     return jax.jit(init, out_shardings=layout.of(jax.eval_shape(init, start)))(start)
 
 
 def assign_shardings(mode: Mode, shapes: Any, fsdp: int = 1) -> Any:
-    """Add shardings to shapes, so that arrays are loaded to the devices of this process."""
+    """Add shardings to shapes, so that arrays are loaded straight to their devices."""
     shardings = Layout(mode, fsdp).of(shapes)
     return jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
@@ -143,7 +143,7 @@ def assign_shardings(mode: Mode, shapes: Any, fsdp: int = 1) -> Any:
 
 
 def replicate(tree: Any, mode: Mode) -> Any:
-    """Copy arrays that every process has to each device of a step."""
+    """Copy arrays that every process holds to each device that a step runs on."""
     if mode == "jit":
         return jax.device_put(tree, jax.local_devices()[0])
     everywhere = NamedSharding(Layout(mode).mesh, PartitionSpec())
@@ -151,7 +151,7 @@ def replicate(tree: Any, mode: Mode) -> Any:
 
 
 def to_one_device(tree: Any) -> Any:
-    """Gather arrays, however they are distributed, on the first local device."""
+    """Gather whole arrays on the first local device, however they are distributed."""
 
     def whole(leaf: Any) -> Any:
         if not leaf.is_fully_replicated:
@@ -162,10 +162,10 @@ def to_one_device(tree: Any) -> Any:
 
 
 def shapes_to_load(shapes: Any) -> Any:
-    """Add shardings to shapes: one device, or all devices of several processes."""
+    """Add shardings to shapes: one device, or every device if there are several processes."""
     return assign_shardings("pmap" if is_distributed() else "jit", shapes)
 
 
 def get_device_name() -> str:
-    """Return the kind of the default device, as its maker calls it."""
+    """Return the model name of the default device."""
     return str(jax.devices()[0].device_kind)

@@ -18,14 +18,14 @@ from jax_ddpm.training.update import Metrics
 MakeStep = Callable[[str | None], TrainStep]
 
 
-# On CPUs, XLA runs element-wise chains and reductions as fused library calls only on request.
+# On CPUs, XLA fuses element-wise chains and reductions into library calls only on request.
 CPU_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_ELTWISE,LIBRARY_FUSION_TYPE_REDUCE"
 }
 
 
 def get_compiler_options() -> dict[str, Any] | None:
-    """Return the options for jax.jit that suit the default backend."""
+    """Return options for jax.jit that make programs faster on the default backend."""
     return CPU_OPTIONS if jax.default_backend() == "cpu" else None
 
 
@@ -39,11 +39,11 @@ def parallelize(
 ) -> TrainStep:
     """Compile the step that `make_step(axis_name)` builds. The step donates the state.
 
-    jit: one device. pmap: data parallel; `make_step` is given the name of the devices' axis. mesh:
-    one program on sharded arrays, the state as `Layout(mode, fsdp, rules)` says. The state never
-    has an axis of devices.
+    jit: one device. pmap: data parallel; `make_step` is given the name of the device axis. mesh:
+    one program on sharded arrays, with the state sharded as in `Layout(mode, fsdp, rules)`. The
+    state never has a device axis.
 
-    NumPy arrays in a batch hold the examples of this process, along `batch_axis` (1 after
+    NumPy arrays in a batch hold the examples of this process along `batch_axis` (1 after
     `scan_steps`). JAX arrays are data that every device holds whole (see `replicate`).
     """
     if mode == "jit":
@@ -110,7 +110,7 @@ def compile_by_pmap(step: TrainStep, layout: Layout, batch_axis: int) -> TrainSt
 
 
 def join_shards(tree: Any, layout: Layout) -> Any:
-    """Make what pmap returns in one of several processes arrays of all devices, without a copy."""
+    """Turn what pmap returns in each process into arrays over all devices, without copying."""
     everywhere = NamedSharding(layout.mesh, PartitionSpec())
 
     def join(leaf: Any) -> Any:

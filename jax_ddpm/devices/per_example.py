@@ -1,4 +1,4 @@
-"""Programs that treat every example alone, on the devices where the parameters are."""
+"""Programs that treat each example independently, on the devices that hold the parameters."""
 
 from collections.abc import Callable
 from functools import cache
@@ -13,10 +13,10 @@ from jax_ddpm.devices.processes import AXIS, finish_in_turn, is_distributed, sor
 
 
 def compile_per_example(fn: Callable[[Any, Any, Any], Any]) -> Callable[..., Any]:
-    """Compile `fn(params, examples, shared)`, in which no example affects the result of another.
+    """Compile `fn(params, examples, shared)`, in which examples do not affect each other's results.
 
-    Every array of the tree `examples` has the examples as its first axis; `shared`, () by default,
-    is the same for all of them. The program runs where the parameters are: on one device, or on all
+    Every array in `examples` has the examples along its first axis; `shared`, () by default, is the
+    same for all. The program runs on the devices that hold the parameters: on one device, or on all
     devices of their mesh, each with its part of the examples. The number of examples must then be a
     multiple of the number of devices (see `round_up`). Every device gets the whole result.
     """
@@ -25,7 +25,7 @@ def compile_per_example(fn: Callable[[Any, Any, Any], Any]) -> Callable[..., Any
     @cache
     def compile_on_mesh(mesh: Mesh, whole: bool) -> Any:
         everywhere = NamedSharding(mesh, PartitionSpec())
-        # With sharded parameters, XLA gives arrays layouts that its CPU library calls refuse.
+        # With sharded parameters, XLA chooses array layouts that its CPU library calls refuse.
         options = get_compiler_options() if whole else None
         return jax.jit(fn, out_shardings=everywhere, compiler_options=options)
 
@@ -43,14 +43,15 @@ def compile_per_example(fn: Callable[[Any, Any, Any], Any]) -> Callable[..., Any
 
 
 def place_tree(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
-    """The arrays of `tree` on the devices of `mesh`, each split as `spec` says."""
+    """Move the arrays of `tree` to the devices of `mesh`, each split according to `spec`."""
     return jax.tree.map(lambda leaf: place_array(leaf, NamedSharding(mesh, spec)), tree)
 
 
 def replicate_params(params: Any, num_examples: int) -> Any:
-    """Copy `params` to as many devices as there are examples; with several processes, to all.
+    """Copy `params` to at most as many devices as there are examples.
 
-    Parameters that are on several devices already stay as they are.
+    If there are several processes, copies to all devices. Parameters that are on several devices
+    already stay as they are.
     """
     count = jax.device_count() if is_distributed() else min(jax.device_count(), num_examples)
     if count == 1 or find_mesh(params) is not None:
@@ -59,14 +60,14 @@ def replicate_params(params: Any, num_examples: int) -> Any:
 
 
 def round_up(num_examples: int, params: Any) -> int:
-    """`num_examples`, or the next multiple of the number of devices that hold `params`."""
+    """Round `num_examples` up to a multiple of the number of devices that hold `params`."""
     mesh = find_mesh(params)
     count = 1 if mesh is None else mesh.size
     return -(-num_examples // count) * count
 
 
 def find_mesh(params: Any) -> Mesh | None:
-    """The mesh of devices that hold `params`; None if they are on a single device."""
+    """Find the mesh of devices that hold `params`; None if they are on a single device."""
     for leaf in jax.tree.leaves(params):
         sharding = getattr(leaf, "sharding", None)
         if isinstance(sharding, NamedSharding) and isinstance(mesh := sharding.mesh, Mesh):

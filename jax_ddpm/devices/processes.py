@@ -1,4 +1,4 @@
-"""Several processes that work as one: how they meet, agree, and end."""
+"""Several processes that work on one job: how they join, agree on values, and exit."""
 
 import os
 import sys
@@ -17,20 +17,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_ddpm.errors import Stopped, UserError, flag_name
 
-HEARTBEAT = 20  # seconds without a sign of life until a process counts as dead
+HEARTBEAT = 20  # seconds without a heartbeat after which a process counts as dead
 AXIS = "devices"
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Launch:
-    """This process among those of one job; it does not change what the job computes."""
+    """How this process joins the others of one job. It does not change what the job computes."""
 
     distributed: bool = False
-    """This is one of several processes of one job. On SLURM, Open MPI, Cloud TPUs and Kubernetes
-    the rest is detected; elsewhere the three flags below tell it."""
+    """Join the other processes of one job. SLURM, Open MPI, Cloud TPUs and Kubernetes are detected;
+    elsewhere, also give --coordinator, --num-processes and --process-id."""
     coordinator: str | None = None
-    """HOST:PORT of process 0, the same for all processes; the port must be free there."""
+    """HOST:PORT of process 0, the same for all processes; the port must be free on that host."""
     num_processes: int | None = None
     """The number of processes."""
     process_id: int | None = None
@@ -45,7 +45,7 @@ def require_complete(launch: Launch) -> None:
     given = {name: getattr(launch, name) for name in names}
     present = [flag_name(name) for name, value in given.items() if value is not None]
     if not launch.distributed and present:
-        raise UserError(f"{present[0]} needs --distributed: add it, or leave out all such flags")
+        raise UserError(f"{present[0]} needs --distributed: add it, or leave out {present[0]}")
     if present and len(present) < len(names):
         missing = [flag_name(name) for name, value in given.items() if value is None]
         raise UserError(
@@ -66,17 +66,17 @@ def require_complete(launch: Launch) -> None:
 
 
 def join(launch: Launch) -> None:
-    """Meet the other processes, if there are any; from then on, only process 0 prints.
+    """Join the other processes, if there are any; from then on, only process 0 prints.
 
-    Call this before anything touches a device. Raises UserError for incomplete flags, if no cluster
-    is found, and if the others do not arrive in time.
+    Call this before anything uses a device. Raises UserError for incomplete flags, if no cluster is
+    detected, and if the other processes do not join in time.
     """
     require_complete(launch)
     if launch.connect_timeout < 1:
         raise UserError(f"--connect-timeout is {launch.connect_timeout}, but must be at least 1")
     if not launch.distributed:
         return
-    # JAX's own handler of SIGTERM would take the signal from the training loop.
+    # JAX's own handler for SIGTERM would take the signal away from the training loop.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -95,19 +95,19 @@ def join(launch: Launch) -> None:
         where = launch.coordinator or "the detected coordinator"
         raise UserError(
             f"not all processes reached {where} within {launch.connect_timeout} s: start all of "
-            f"them, and check address and port ({' '.join(str(error).split())[:200]})"
+            f"them, and check the address and port ({' '.join(str(error).split())[:200]})"
         ) from error
     if not is_main_process():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the end of the process
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
 
 
 @contextmanager
 def leave_on_exit() -> Iterator[None]:
-    """Leave the job, if this process is part of one, as the program ends.
+    """Leave the job, if this process is part of one, when the program ends.
 
-    If all went well or all stopped, the processes leave together. A process that fails exits at
-    once with code 1, because it cannot wait for others that wait for it. They notice the broken
-    connection, after HEARTBEAT seconds at the latest, and end too.
+    After success, or if all were stopped, the processes leave together. A process that fails exits
+    immediately with code 1, because the others may be waiting for it. They notice the broken
+    connection within HEARTBEAT seconds and exit too.
     """
     try:
         yield
@@ -116,14 +116,14 @@ def leave_on_exit() -> Iterator[None]:
             raise
         together = isinstance(end, SystemExit) and not end.code
         if together or isinstance(end.__context__, Stopped):
-            with suppress(RuntimeError):  # another has failed and has reported it
+            with suppress(RuntimeError):  # another process failed, and has reported it
                 jax.distributed.shutdown()
             raise
         exit_with_error(end)
 
 
 def exit_with_error(end: BaseException) -> None:
-    """Print why and exit, whatever the other processes do."""
+    """Print the reason and exit immediately, without waiting for the other processes."""
     if isinstance(end, SystemExit):
         message = end.code if isinstance(end.code, str) else "interrupted"
     elif isinstance(end, jax.errors.JaxRuntimeError):
@@ -133,9 +133,8 @@ def exit_with_error(end: BaseException) -> None:
     number = jax.process_index()
     print(message if number == 0 else f"process {number}: {message}", file=sys.stderr, flush=True)
     if number == 0:
-        time.sleep(
-            1
-        )  # others that fail for the same reason can report it before the connection breaks
+        # Lets others that fail for the same reason report it before the connection breaks.
+        time.sleep(1)
     os._exit(1)
 
 
@@ -145,7 +144,7 @@ def get_process() -> tuple[int, int]:
 
 
 def is_main_process() -> bool:
-    """Whether this is process 0, which prints and writes."""
+    """Whether this is process 0, the only one that prints and writes."""
     return jax.process_index() == 0
 
 
@@ -155,7 +154,7 @@ def is_distributed() -> bool:
 
 
 def wait_for_all(name: str) -> None:
-    """Wait until every process has reached this place, which has the name `name`."""
+    """Wait until every process has reached this point; `name` identifies it in errors."""
     if is_distributed():
         multihost_utils.sync_global_devices(name)
 
@@ -171,16 +170,16 @@ def finish_in_turn(tree: T) -> T:
 
 
 class Agreement:
-    """Tells every process, at the same call, what any of them asked for one call earlier.
+    """Share a value between processes: each call returns the largest value of the previous call.
 
-    Answers lag one call behind, so no process blocks.
+    Answers lag one call behind, so that no process waits for another.
     """
 
     def __init__(self) -> None:
         self._asked: Any = None
 
     def __call__(self, value: int) -> int:
-        """Return the largest `value` (0 or more) of the previous call, or of this, if alone."""
+        """Return the largest `value` (0 or more) of the previous call; `value` if alone."""
         if not is_distributed():
             return value
         before, self._asked = self._asked, _start_maximum(value)
@@ -188,12 +187,12 @@ class Agreement:
 
 
 def max_over_processes(value: int) -> int:
-    """Return the largest `value` of all processes; each must call this and waits for all."""
+    """Return the largest `value` of all processes. All must call this, and wait for each other."""
     return int(_start_maximum(value)) if is_distributed() else value
 
 
 def _start_maximum(value: int) -> Any:
-    """Start to compute the largest value of all processes; the array may be pending."""
+    """Start computing the largest value of all processes; the array returned may be pending."""
     mesh = Mesh(sort_devices(), (AXIS,))
     rows = np.full(jax.local_device_count(), value, np.int32)
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
@@ -206,8 +205,8 @@ def _maximum(mesh: Mesh) -> Any:
 
 
 def sort_devices() -> Any:
-    """Return all devices as an array, those of process 0 first, then those of process 1, and so on.
+    """Return all devices as an array, ordered by process.
 
-    The i-th part of a batch is then the part that process i holds.
+    Process i then holds the i-th part of a batch.
     """
     return np.array(sorted(jax.devices(), key=lambda device: (device.process_index, device.id)))

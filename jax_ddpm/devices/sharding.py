@@ -1,4 +1,4 @@
-"""Rules that say, by an array's path, how each array of a train state is sharded."""
+"""Rules for sharding the arrays of a train state, matched by each array's path."""
 
 import math
 import re
@@ -9,7 +9,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 DATA, FSDP = "data", "fsdp"  # the axes of the mesh
-MIN_SIZE = 1024  # elements; to shard a smaller array is not worth a message
+MIN_SIZE = 1024  # elements; sharding a smaller array is not worth the communication
 
 Shape = tuple[int, ...]
 SpecOfShape = Callable[[Shape, int], PartitionSpec]
@@ -17,7 +17,7 @@ Rule = tuple[str, PartitionSpec | SpecOfShape]
 
 
 def split_largest_dimension(shape: Shape, parts: int, *, min_size: int = MIN_SIZE) -> PartitionSpec:
-    """Split the largest dimension that `parts` divides, the last of equals; small arrays: none."""
+    """Split the largest dimension that `parts` divides, the last if several; none if small."""
     fitting = [(length, i) for i, length in enumerate(shape) if length % parts == 0 and length]
     if math.prod(shape) < min_size or not fitting:
         return PartitionSpec()
@@ -25,9 +25,9 @@ def split_largest_dimension(shape: Shape, parts: int, *, min_size: int = MIN_SIZ
     return PartitionSpec(*(FSDP if i == chosen else None for i in range(chosen + 1)))
 
 
-# The first rule whose pattern is found in the path decides; an array that no rule matches is whole
-# on every device. Paths look like params/mid/conv1/kernel, with ema_params/ or opt_state/1/0/mu/ in
-# place of params/, so that a rule for a parameter holds for its averages and moments too.
+# The first rule whose pattern is found in the path decides; every device holds the whole of an
+# array that no rule matches. Paths look like params/mid/conv1/kernel, with ema_params/ or
+# opt_state/1/0/mu/ in place of params/, so a rule for a parameter covers its averages and moments.
 RULES: tuple[Rule, ...] = (
     (r"^(step|skipped|loss_history)\b", PartitionSpec()),
     (r"", split_largest_dimension),
@@ -35,10 +35,10 @@ RULES: tuple[Rule, ...] = (
 
 
 def make_partition_specs(tree: Any, rules: Sequence[Rule], mesh_shape: Mapping[str, int]) -> Any:
-    """Make a PartitionSpec for each array (or shape) of `tree`, by the first rule that matches.
+    """Make a PartitionSpec for each array (or shape) of `tree`, from the first rule that matches.
 
-    A rule is a regular expression for the path, and a spec or a function (shape, size of the axis
-    "fsdp") -> spec. A dimension that its axes do not divide stays whole.
+    A rule is a regular expression for the path, with a spec or a function (shape, size of the axis
+    "fsdp") -> spec. A dimension that its mesh axes do not divide stays whole.
     """
 
     def spec(path: Any, leaf: Any) -> PartitionSpec:
@@ -54,9 +54,9 @@ def make_partition_specs(tree: Any, rules: Sequence[Rule], mesh_shape: Mapping[s
 def drop_uneven_axes(
     spec: PartitionSpec, shape: Shape, mesh_shape: Mapping[str, int]
 ) -> PartitionSpec:
-    """Drop the axes of `spec` that do not divide their dimension of `shape`, or have one device.
+    """Drop the mesh axes in `spec` that do not divide their dimension or have only one device.
 
-    A spec that is longer than the shape loses its end.
+    A spec longer than the shape is cut off.
     """
     kept = []
     for length, axes in zip(shape, spec, strict=False):

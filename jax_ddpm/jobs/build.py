@@ -1,4 +1,4 @@
-"""From the configuration of a run to the parts that train and sample it."""
+"""Build the functions and tables that train and sample a run from its configuration."""
 
 from math import inf
 from typing import Any, NamedTuple
@@ -48,20 +48,20 @@ class Parts(NamedTuple):
 
     @property
     def learned_variance(self) -> bool:
-        """Whether the second half of the output's channels is a variance."""
+        """Whether the second half of the network's output channels holds the variance."""
         return self.diffusion.variance != "fixed"
 
     @property
     def null_label(self) -> int | None:
-        """The network's label for "no class", if it has one: the last."""
+        """The network's label for "no class", which is its last, if it has one."""
         return self.num_labels if self.diffusion.label_dropout else None
 
     def init_state(self, key: Key[Array, ""]) -> TrainState:
-        """Make the train state before the first step, with parameters drawn with `key`."""
+        """Make the train state before the first step, with random parameters from `key`."""
         return self.start_state(self.network.init(key))
 
     def start_state(self, params: Params) -> TrainState:
-        """Make the train state before the first step, starting from `params`."""
+        """Make the train state before the first step from given `params`."""
         state = create_state(
             params,
             self.optimizer,
@@ -80,11 +80,11 @@ def build(
     *,
     network: tuple[Any, Any] | None = None,
 ) -> Parts:
-    """Build network, schedule and optimiser of `config` for images of `image_shape`.
+    """Build the network, schedule, optimiser and averages of `config` for images of `image_shape`.
 
-    With `dtype` (float64, where JAX allows it), tables and network are of that type. `network` is
-    one's own (init, apply_fn), for a `config` whose model is `CustomConfig`. Raises UserError if
-    the network does not take such images.
+    `dtype`, such as float64, replaces the dtypes of tables and network. `network` is the user's own
+    (init, apply_fn), for a `config` whose model is `CustomConfig`. Raises UserError if the network
+    does not take such images.
     """
     train, model, diffusion = config.train, config.model, config.diffusion
     learning_rate = make_learning_rate(
@@ -123,13 +123,13 @@ def build(
 
 
 def make_betas(diffusion: DiffusionConfig) -> Betas:
-    """The betas of the run's chain, in float64. Raises ValueError for a schedule not valid at T."""
+    """The betas of the chain, in float64. Raises ValueError if the schedule is not valid at T."""
     betas = BETAS[diffusion.schedule](diffusion.num_timesteps)
     return rescale_zero_terminal_snr(betas) if diffusion.zero_terminal_snr else betas
 
 
 def open_data(data: SourceConfig, split: Split = "train") -> ImageSource:
-    """Open the images that `data` describes. Raises UserError if that is impossible."""
+    """Open the images that `data` describes. Raises UserError if they cannot be opened."""
     return open_source(
         data.name,
         data.path,
@@ -143,13 +143,13 @@ def open_data(data: SourceConfig, split: Split = "train") -> ImageSource:
 
 
 def count_classes(config: Config) -> int | None:
-    """Count the network's labels for classes: all of them, except the one for "no class"."""
+    """Count the network's labels, except the one for "no class"; None without labels."""
     labels = config.model.num_labels
     return labels - 1 if labels is not None and config.diffusion.label_dropout else labels
 
 
 def make_averages(train: TrainConfig) -> tuple[EmaFn, ...]:
-    """Make the averages of `train`: first with ema_decay, then with each of ema_decays."""
+    """Make the moving averages of `train`: one for ema_decay, then one for each of ema_decays."""
     return tuple(
         make_ema(
             train.ema_form,
@@ -168,7 +168,7 @@ def make_averages(train: TrainConfig) -> tuple[EmaFn, ...]:
 def build_network(
     config: Config, image_shape: tuple[int, int, int], dtype: Any, own: tuple[Any, Any] | None
 ) -> NetworkFns:
-    """Build the network of `config`, or adapt one's own, and check it against the image shape."""
+    """Build the network of `config`, or adapt the user's own, and check it with the image shape."""
     out_channels = image_shape[-1] * (2 if config.diffusion.variance != "fixed" else 1)
     if own is None:
         network = make_network(config.model, image_shape, out_channels=out_channels, dtype=dtype)
@@ -183,7 +183,7 @@ def build_network(
 
 
 def require_custom(config: Config) -> None:
-    """Raise UserError unless `config` is for a network of one's own."""
+    """Raise UserError unless `config` suits a network of the user's own."""
     if not isinstance(config.model, CustomConfig):
         raise UserError(
             f"model is {type(config.model).__name__}, but it must be CustomConfig() for a network "
@@ -216,10 +216,10 @@ def require_output(
 def infer_output_shape(
     network: NetworkFns, image_shape: tuple[int, int, int], num_labels: int | None
 ) -> tuple[int, ...]:
-    """Infer (height, width, channels) of the network's output for an image, without computing."""
+    """Infer (height, width, channels) of the network's output from shapes alone."""
 
     def output(key: Key[Array, ""]) -> Any:
-        x_t, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)  # only shapes in here
+        x_t, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
         label = None if num_labels is None else t
         return network.apply_fn(network.init(key), x_t, t, label=label)
 
@@ -227,7 +227,7 @@ def infer_output_shape(
 
 
 def make_sampling_levels(sample: SampleConfig, schedule: Schedule) -> Level:
-    """Make the S + 1 levels that `sample` visits, from noise to the clean image."""
+    """Make the S + 1 noise levels that sampling visits, from noise to the clean image."""
     match sample.spacing:
         case ("log_snr" | "karras") as spacing if not visits_timesteps(sample):
             return continuous_levels(schedule, sample.num_steps, spacing)
@@ -243,7 +243,7 @@ def make_sampler(
 ) -> Sampler:
     """Make the sampler that `sample` names, for a grid of `num_steps` steps.
 
-    A learned variance takes precedence over the fixed one. `gradient_fn` is a classifier's
+    A learned variance takes precedence over `sample.variance`. `gradient_fn` is a classifier's
     gradient, for samplers that add it to their mean.
     """
     learned = diffusion.variance

@@ -1,4 +1,4 @@
-"""Guidance by a classifier of noisy images from the user's own file: FILE.py:FUNCTION."""
+"""Guide sampling by a classifier of noisy images from the user's own file: FILE.py:FUNCTION."""
 
 import importlib.util
 from collections.abc import Collection
@@ -17,15 +17,13 @@ from jax_ddpm.process.guidance import LogProbFn, classifier_gradient
 
 
 def check_guidance(config: Config, label: int | None, changes: Collection[str]) -> None:
-    """Raise UserError where a classifier cannot guide a run of `config`.
+    """Raise UserError if a classifier cannot guide a run of `config`.
 
-    `changes` names the settings of sampling that the user asked for.
+    `changes` holds the names of the sampling settings that the user gave.
     """
     for name in ("guidance_interval", "guidance_rescale"):
         if name in changes:
-            raise UserError(
-                f"{flag_name(name)} belongs to guidance without a classifier: leave it out"
-            )
+            raise UserError(f"{flag_name(name)} is for guidance without a classifier: leave it out")
     if config.diffusion.zero_terminal_snr:
         raise UserError(
             "--classifier needs some signal in x_T, which diffusion.zero-terminal-snr removes"
@@ -35,16 +33,16 @@ def check_guidance(config: Config, label: int | None, changes: Collection[str]) 
 
 
 def without_guidance(settings: SampleConfig) -> SampleConfig:
-    """`settings` without classifier-free guidance, whose place the classifier takes."""
+    """Turn classifier-free guidance off, because the classifier replaces it."""
     return replace(settings, guidance=None, guidance_interval=None, guidance_rescale=0.0)
 
 
 def make_gradient(
     place: str, image_shape: tuple[int, int, int], dtype: Any, scale: float
 ) -> GradientOf:
-    """A function from labels to the scaled gradient of the user's classifier.
+    """Make a function from labels to the scaled gradient of the user's classifier.
 
-    Raises UserError if `place` is not a classifier.
+    Raises UserError if `place`, FILE.py:FUNCTION, is not a classifier.
     """
     log_prob = load_classifier(place)
     require_classifier(log_prob, place, image_shape, dtype)
@@ -52,9 +50,9 @@ def make_gradient(
 
 
 def load_classifier(place: str) -> LogProbFn:
-    """The function that `place`, FILE.py:FUNCTION, names. The file is executed, as by `import`.
+    """Load the function that `place`, FILE.py:FUNCTION, names. Executes the file, as `import` does.
 
-    Raises UserError if there is no such file or function, and if the file fails.
+    Raises UserError if there is no such file or function, or if executing the file fails.
     """
     file, _, name = place.rpartition(":")
     path = Path(file)

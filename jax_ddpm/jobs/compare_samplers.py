@@ -1,4 +1,4 @@
-"""The comparison of samplers: image quality against network evaluations."""
+"""Compare samplers: image quality against network evaluations."""
 
 import json
 from collections.abc import Mapping
@@ -26,14 +26,14 @@ from jax_ddpm.optim.averages import Params
 from jax_ddpm.process.distances import Points, energy_distance
 from jax_ddpm.samplers import SAMPLERS, SamplerName
 
-REFERENCE = 4000  # at most this many images of the data are compared with
-GROUPS = 10  # at most this many groups of other images of the data
+REFERENCE = 4000  # the most images from the data to compare with
+GROUPS = 10  # the most groups of other images from the data
 
 
 class Data(NamedTuple):
     """Disjoint parts of the data, as points in [-1, 1].
 
-    Each of `others` has as many images as are drawn from the run.
+    Each group in `others` has as many images as are drawn from the run.
     """
 
     reference: Points
@@ -43,9 +43,9 @@ class Data(NamedTuple):
 def compare_samplers(folder: Path, job: CompareJob) -> Path:
     """Plot the distance between a run's images and its data, per sampler and number of evaluations.
 
-    It is the energy distance between pixels. A band shows its value for as many other images of the
-    data: around 0, and as wide as chance makes it. The numbers go into a JSON file beside the
-    figure. Raises UserError for settings that cannot work.
+    It is the energy distance between pixels. A band shows its value for groups of other images from
+    the data, of the same number: values inside the band are due to chance. The numbers go into a
+    JSON file beside the figure. Raises UserError for settings that cannot work.
     """
     validate_seed(job.seed)
     require(job.num >= 2, "--num", job.num, "at least 2")
@@ -78,7 +78,7 @@ def compare_samplers(folder: Path, job: CompareJob) -> Path:
 def choose_settings(
     config: Config, job: CompareJob, name: SamplerName, evaluations: int
 ) -> SampleConfig:
-    """The settings of a sampler that evaluates the network at most `evaluations` times."""
+    """The settings for a sampler that may evaluate the network at most `evaluations` times."""
     num_steps = most_steps(name, evaluations)
     spacing = job.spacing or SAMPLERS[name].spacing or config.sample.spacing
     settings = replace(config.sample, sampler=name, num_steps=num_steps, spacing=spacing)
@@ -88,7 +88,7 @@ def choose_settings(
 
 
 def most_steps(name: SamplerName, evaluations: int) -> int:
-    """The most steps that take at most `evaluations`. Raises UserError if one step takes more."""
+    """The most steps possible in `evaluations`. Raises UserError if one step takes more."""
     cost = SAMPLERS[name].evaluations
     fitting = [steps for steps in range(1, evaluations + 1) if cost(steps) <= evaluations]
     if not fitting:
@@ -105,7 +105,7 @@ def draw_images(
     image_shape: tuple[int, int, int],
     job: CompareJob,
 ) -> Pixels:
-    """The images of one setting, uint8 [n, h, w, c]."""
+    """Draw the images for one setting, uint8 [n, h, w, c]."""
     batches = generate_images(
         make_generate_fn(parts, settings, image_shape),
         replicate_params(params, min(job.batch_size, job.num)),
@@ -118,7 +118,7 @@ def draw_images(
 
 
 def split_data(source: ImageSource, num: int) -> Data:
-    """Images spread evenly over the data. Raises UserError if there are fewer than 2 num."""
+    """Pick images spread evenly over the data. Raises UserError for fewer than 2 * num images."""
     total = len(source.images)
     require(total >= 2 * num, "--num", num, f"at most half the {total} images of the data")
     chosen = np.linspace(0, total - 1, min(total, REFERENCE + num)).astype(int)
@@ -133,14 +133,14 @@ def split_data(source: ImageSource, num: int) -> Data:
 
 
 def to_points(images: Pixels) -> Points:
-    """uint8 images [n, h, w, c] as points [n, d] in [-1, 1]."""
+    """Flatten uint8 images [n, h, w, c] to points [n, h * w * c] in [-1, 1]."""
     return images.reshape(len(images), -1) / 127.5 - 1
 
 
 def write_comparison(
     out: Path, curves: Mapping[str, Mapping[int, float]], by_chance: list[float], job: CompareJob
 ) -> None:
-    """Write the figure, and the numbers as JSON beside it."""
+    """Write the figure to `out`, and the numbers as JSON beside it."""
     document: dict[str, Any] = {
         "energy_distance": curves,
         "data_against_data": by_chance,

@@ -1,4 +1,4 @@
-"""Weights of other implementations as run folders, and runs as weight files."""
+"""Import weights of other implementations as runs, and export runs as weight files."""
 
 import json
 import shutil
@@ -30,10 +30,11 @@ from jax_ddpm.runs.checkpoint import open_checkpoints, save
 def import_weights(
     file: Path, source: PeerName, out: Path, settings: Config, arguments: Path | None = None
 ) -> runs.Run:
-    """Make a run folder of a weight file, ready to be sampled or trained further.
+    """Make a run folder from a weight file, ready to be sampled or trained further.
 
-    `settings` is everything but the network, such as the preset of `source`. `arguments` is a JSON
-    file with the constructor arguments of the network, for what its weights do not tell.
+    `settings` provides everything but the network; use the preset of `source`, for example.
+    `arguments` is a JSON file with the constructor arguments of the network that its weights do not
+    reveal.
 
     Raises UserError if the weights do not fit the network, or if `out` exists. The folder is
     written completely or not at all.
@@ -54,7 +55,7 @@ def import_weights(
 
 
 def make_config(settings: Config, network: Network, given: Mapping[str, Any]) -> Config:
-    """`settings` with the network, and with the schedule if the file holds betas."""
+    """Put the network into `settings`, and the schedule if the weight file holds betas."""
     config = replace(settings, model=network.config, run=None)
     betas = find_tensor(given, "betas")
     if betas is None:
@@ -72,13 +73,13 @@ def make_config(settings: Config, network: Network, given: Mapping[str, Any]) ->
 
 
 def find_schedule(betas: np.ndarray) -> tuple[ScheduleName, bool]:
-    """The schedule with these betas, up to float32, and whether it is rescaled to end in noise.
+    """Find the schedule with these betas, and whether it is rescaled to zero terminal SNR.
 
-    Raises UserError if there is none.
+    Betas are compared with float32's precision. Raises UserError if no schedule has them.
     """
     if betas.ndim != 1 or not 1 <= len(betas) <= MAX_TIMESTEPS:
         raise UserError(
-            f"the file's betas have shape {betas.shape}: expected one for each timestep"
+            f"the file's betas have shape {betas.shape}, but there must be one for each timestep"
         )
     zero = bool(betas[-1] == 1)
     for name, make_betas in BETAS.items():
@@ -89,11 +90,11 @@ def find_schedule(betas: np.ndarray) -> tuple[ScheduleName, bool]:
             continue
         if np.allclose(ours, betas, rtol=1e-4, atol=1e-7):
             return name, zero
-    raise UserError(f"the file's {len(betas)} betas match no schedule: not {join_or(list(BETAS))}")
+    raise UserError(f"the file's {len(betas)} betas do not match {join_or(list(BETAS))}")
 
 
 def choose_image_shape(data: DataConfig, network: Network) -> tuple[int, int, int]:
-    """The shape of the images that the run draws."""
+    """Choose the shape of the run's images: from the settings, the data, or the network."""
     height, width, channels = network.config.example_shape
     if data.image_size is not None:
         return data.image_size, data.image_size, channels
@@ -102,7 +103,7 @@ def choose_image_shape(data: DataConfig, network: Network) -> tuple[int, int, in
 
 
 def write_run(run: runs.Run, network: Network) -> None:
-    """Write the folder of a run at step 0, whose parameters and averages are those of `network`."""
+    """Write a run folder at step 0, with the parameters of `network` as all averages too."""
     temporary = run.folder.with_name(f".{run.folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -125,11 +126,11 @@ def export_weights(
 ) -> "Exported":
     """Write the weights of a run for another implementation.
 
-    A JSON file beside it, of the same name, holds the constructor arguments of the network. `out`
-    is by default SOURCE.safetensors in the run folder; `source` the implementation that the run was
-    imported from, else the first that has its network.
+    A JSON file of the same name, beside it, holds the constructor arguments of the network. `out`
+    defaults to SOURCE.safetensors in the run folder. `source` defaults to the implementation that
+    the run was imported from, or else the first that has its network.
 
-    Raises UserError for a folder that is not a trained run, and if that implementation does not
+    Raises UserError for a folder that is not a trained run, and for an implementation that does not
     have the run's network.
     """
     run = runs.load(folder)
@@ -154,7 +155,7 @@ class Exported(NamedTuple):
 
 
 class Translation(NamedTuple):
-    """Weights as another implementation has them, and the constructor arguments of its network."""
+    """Weights in another implementation's format, and its network's constructor arguments."""
 
     source: PeerName
     state_dict: dict[str, np.ndarray]
@@ -162,9 +163,10 @@ class Translation(NamedTuple):
 
 
 def find_translation(run: runs.Run, params: Any, source: PeerName | None) -> Translation:
-    """The weights for `source`. Raises UserError if it does not have the run's network.
+    """Translate the weights for `source`. Raises UserError if it does not have the run's network.
 
-    If None: for the implementation that the run came from, else the first that has its network.
+    If `source` is None, use the implementation that the run was imported from, or else the first
+    that has its network.
     """
     imported_from = run.imported_from if run.imported_from in PEERS else None
     wanted = source or imported_from
@@ -177,9 +179,9 @@ def find_translation(run: runs.Run, params: Any, source: PeerName | None) -> Tra
 
 
 def translate(params: Any, config: Architecture, source: PeerName) -> Translation | None:
-    """`params` for `source`; None if it does not have this network.
+    """Translate `params` for `source`; None if it does not have this network.
 
-    Proved by reading the result back: the same configuration must come out.
+    As a check, reads the result back: it must give the same configuration.
     """
     peer = PEERS[source]
     ours = asdict(config)

@@ -1,4 +1,4 @@
-"""A dry run: what a training would compute and write, without doing it."""
+"""A dry run: what training would compute and write, without doing it."""
 
 import textwrap
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ WIDTH, NAME = 98, 11
 
 
 def describe_run(config: Config) -> str:
-    """What training `config` would do, and every setting. Raises UserError if it cannot work.
+    """Describe what training with `config` would do, and list every setting.
 
-    Reads the data, and writes nothing.
+    Opens the data but writes nothing. Raises UserError if training cannot work.
     """
     validate(config)
     source = open_data(config.data)
@@ -34,9 +34,9 @@ def describe_run(config: Config) -> str:
         "network": f"{names[type(config.model)]}, {count:,} parameters",
         "training": f"{train.num_steps:,} steps of {train.batch_size} images, which is "
         f"{epochs:.3g} epochs of {images / train.batch_size:,.4g} steps",
-        "folder": f"{config.folder}, a run to {'resume' if exists else 'begin'}",
+        "folder": f"{config.folder}, {'an existing run to resume' if exists else 'a new run'}",
         "writes": f"metrics every {train.log_every} steps, a checkpoint every "
-        f"{train.checkpoint_every} (the newest {train.keep_checkpoints} stay), samples every "
+        f"{train.checkpoint_every} (the newest {train.keep_checkpoints} are kept), samples every "
         f"{train.sample_every}, and at the end samples.png, sampling.gif and loss.png",
     }
     lines = ["This is a dry run: nothing is computed or written.", ""]
@@ -56,7 +56,7 @@ def _list_settings(settings: Any) -> Iterator[str]:
 
 
 def _format(name: str, text: str) -> list[str]:
-    """`text` in lines, with `name` before the first."""
+    """Wrap `text` to lines, with `name` before the first."""
     indent = " " * (NAME + 2)
     wrapped = textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent)
     return [f"  {name:{NAME}}{wrapped[0].lstrip()}", *wrapped[1:]]

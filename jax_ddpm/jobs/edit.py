@@ -1,4 +1,4 @@
-"""Edits of given images: what is asked for, and the functions that the sampling program calls."""
+"""Edits of given images, and the functions with which the sampling program makes them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -37,15 +37,16 @@ DenoiseFirst = Callable[[int], DenoiseFn]
 
 @dataclass(frozen=True)
 class Inpaint:
-    """Draw the white part of a mask anew; all other pixels stay exactly as they are."""
+    """Redraw the white part of a mask; all other pixels stay exactly as they are."""
 
     name: ClassVar[str] = "inpaint"
     image: Path
-    """The picture."""
+    """The picture to edit."""
     mask: Path
-    """A picture of the same size: white is drawn anew, black stays."""
+    """A picture of the same size: white is redrawn, black stays."""
     repaint: tuple[int, int] | None = None
-    """(jump, resample): go back up by `jump` steps, `resample` - 1 times (RePaint); None: never."""
+    """(jump, resample): jump back towards noise by `jump` steps, `resample` - 1 times (RePaint);
+    None: never."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,9 @@ class ImageToImage:
 
     name: ClassVar[str] = "image"
     image: Path
-    """The picture."""
+    """The picture to start from."""
     strength: float = 0.5
-    """The part of the chain that is run, above 0 and at most 1. Less keeps more of the picture."""
+    """Fraction of the chain to run, above 0 and at most 1. Less keeps more of the picture."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,10 @@ class Interpolation:
     images: tuple[Path, Path]
     """The ends of the row."""
     method: Literal["ddim", "stochastic"] = "ddim"
-    """ddim: between the noises that DDIM traces both pictures back to. stochastic: between both
-    pictures, noised alike."""
+    """ddim: trace both pictures back to noise with DDIM, and interpolate the noise. stochastic: add
+    the same noise to both pictures, and interpolate the noisy pictures."""
     strength: float = 0.5
-    """stochastic: the part of the chain that is run, above 0 and at most 1."""
+    """stochastic: fraction of the chain to run, above 0 and at most 1."""
 
     @property
     def between_latents(self) -> bool:
@@ -93,9 +94,9 @@ def check_edit(edit: Edit | None, num: int) -> None:
 def adapt_settings(
     edit: Edit | None, settings: SampleConfig, changes: Mapping[str, Any]
 ) -> SampleConfig:
-    """`settings`, with deterministic DDIM where `edit` traces pictures back to their noise.
+    """Choose deterministic DDIM if `edit` traces pictures back to noise; else keep `settings`.
 
-    Raises UserError if the user's own `changes` ask for another sampler there.
+    Raises UserError if the user's own `changes` then ask for another sampler.
     """
     if not isinstance(edit, Interpolation) or not edit.between_latents:
         return settings
@@ -113,10 +114,10 @@ def adapt_settings(
 def make_edit_fns(
     edit: Edit | None, parts: Parts, settings: SampleConfig, image_shape: ImageShape, num: int
 ) -> EditFns:
-    """Read the pictures of `edit`, which makes `num` images, and return what the program needs.
+    """Read the pictures of `edit`, which makes `num` images, and make the program's functions.
 
-    Raises UserError for a file that is not a fitting picture, and for a grid that cannot start or
-    be repeated there.
+    Raises UserError for a file that is not a suitable picture, and for a grid of timesteps that
+    cannot start at this strength or jump back by this many steps.
     """
     timesteps = np.asarray(make_sampling_levels(settings, parts.schedule).t)
     num_timesteps = parts.schedule.num_timesteps
@@ -141,19 +142,19 @@ def make_edit_fns(
 
 
 def _require_no_memory(parts: Parts, settings: SampleConfig, image_shape: ImageShape) -> None:
-    """Raise UserError for a sampler that cannot go back up."""
+    """Raise UserError for a sampler that cannot jump back towards noise."""
     sampler = make_sampler(settings, parts.diffusion, parts.schedule, num_steps=1)
     if jax.tree.leaves(sampler.init(jnp.zeros((1, *image_shape))).memory):
         raise UserError(
-            f"--repaint-jump goes back up, which --sampler {settings.sampler} cannot do: it builds "
-            "on earlier steps (ddpm and ddim do not)"
+            f"--repaint-jump jumps back towards noise, which --sampler {settings.sampler} cannot "
+            "do: it builds on earlier steps (use ddpm or ddim)"
         )
 
 
 def inpainting_fns(
     image: Picture, fill: Mask, repaint: tuple[int, int] | None, num_steps: int
 ) -> EditFns:
-    """Draw the pixels of `fill` anew on a grid of `num_steps` steps; `repaint` goes back up."""
+    """Redraw the pixels of `fill` on a grid of `num_steps` steps, jumping back as in `repaint`."""
     order = np.arange(num_steps + 1) if repaint is None else repaint_order(num_steps, *repaint)
 
     def wrap(sampler: Sampler, pictures: Any) -> Sampler:
@@ -169,7 +170,7 @@ def inpainting_fns(
 
 
 def image_to_image_fns(image: Picture, first: int) -> EditFns:
-    """Start from `image`, noised to level number `first` of the grid (SDEdit)."""
+    """Start from `image`, noised to level `first` of the grid (SDEdit)."""
 
     def start(
         x_T: Images, levels: Level, denoise_first: DenoiseFirst, pictures: Any, positions: Any
@@ -180,7 +181,7 @@ def image_to_image_fns(image: Picture, first: int) -> EditFns:
 
 
 def stochastic_fns(a: Picture, b: Picture, num: int, first: int) -> EditFns:
-    """A row from `a` to `b`, mixed at level number `first` of the grid with the same noise."""
+    """Draw a row from `a` to `b`, mixed at level `first` of the grid with the same noise."""
 
     def start(
         x_T: Images, levels: Level, denoise_first: DenoiseFirst, pictures: Any, positions: Any
@@ -192,7 +193,7 @@ def stochastic_fns(a: Picture, b: Picture, num: int, first: int) -> EditFns:
 
 
 def latent_fns(a: Picture, b: Picture, num: int, *, self_condition: bool = False) -> EditFns:
-    """A row from `a` to `b` along the great circle between the noises that DDIM finds for both."""
+    """Draw a row from `a` to `b`: DDIM finds the noise of each, and slerp interpolates the two."""
 
     def start(
         x_T: Images, levels: Level, denoise_first: DenoiseFirst, pictures: Any, positions: Any
@@ -206,7 +207,7 @@ def latent_fns(a: Picture, b: Picture, num: int, *, self_condition: bool = False
 
 
 def make_row_fns(a: Picture, b: Picture, num: int) -> EditFns:
-    """`num` images with the same noise, at positions 0 to 1 between `a` and `b`."""
+    """Draw `num` images with the same noise, at positions 0 to 1 between `a` and `b`."""
 
     def positions(indices: Indices) -> Any:
         return np.minimum(indices / (num - 1), 1.0)
@@ -215,22 +216,22 @@ def make_row_fns(a: Picture, b: Picture, num: int) -> EditFns:
 
 
 def start_at(first: int) -> Callable[[Level], Level]:
-    """A function that cuts a grid of levels to those from number `first` on."""
+    """Return a function that drops the levels before number `first` from a grid."""
     return lambda levels: jax.tree.map(lambda field: field[first:], levels)
 
 
 def pick_first(levels: Level) -> Level:
-    """The level at which a chain starts."""
+    """The first level of a grid, where the chain starts."""
     return jax.tree.map(lambda field: field[0], levels)
 
 
 def to_floats(image: Picture) -> Float[np.ndarray, "1 h w c"]:
-    """0..255 to [-1, 1], as a batch of one image."""
+    """Scale uint8 pixels to [-1, 1], as a batch of one image."""
     return image[None] / 127.5 - 1
 
 
 def read_image(path: Path, image_shape: ImageShape) -> Picture:
-    """The picture in a file, in the run's size and colours. Raises UserError if it does not fit."""
+    """Read a picture, in the size and colours of the run. Raises UserError if it does not fit."""
     height, width, channels = image_shape
     image = read_picture(path, Form(height if height == width else None, channels))
     if image.shape != image_shape:
@@ -242,21 +243,21 @@ def read_image(path: Path, image_shape: ImageShape) -> Picture:
 
 
 def read_with_mask(image: Path, mask: Path, image_shape: ImageShape) -> tuple[Picture, Mask]:
-    """The picture, and which pixels to draw anew. Raises UserError for a mask of another size."""
+    """Read a picture and which pixels to redraw. Raises UserError for a mask of another size."""
     (width, height), (mask_width, mask_height) = read_size(image), read_size(mask)
     if (mask_width, mask_height) not in ((width, height), (image_shape[1], image_shape[0])):
         raise UserError(
             f"--mask {mask} is {mask_width}x{mask_height}, but --inpaint {image} is "
-            f"{width}x{height}: draw the mask on a copy of the picture"
+            f"{width}x{height}: make the mask from a copy of the picture"
         )
     pixels, shades = read_image(image, image_shape), read_image(mask, (*image_shape[:2], 1))
     fill = shades >= 128
     if not fill.any():
-        raise UserError(f"--mask {mask} has no white pixel, so nothing would be drawn anew")
+        raise UserError(f"--mask {mask} has no white pixel, so nothing would be redrawn")
     return pixels, fill
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """(width, height) of the picture in a file, as it is displayed."""
+    """Read (width, height) of the picture in a file, as it is displayed."""
     height, width, _ = read_picture(path, Form(channels=1)).shape
     return width, height

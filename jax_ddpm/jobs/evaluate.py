@@ -1,4 +1,4 @@
-"""The evaluation job: the likelihood of images under a run, as numbers and a figure."""
+"""The evaluation job: the likelihood of images under a run's model, as numbers and a figure."""
 
 import json
 import math
@@ -59,7 +59,7 @@ def evaluate_run(folder: Path, job: EvaluateJob, weights: Weights = EMA) -> Path
 
 
 def check_numbers(job: EvaluateJob) -> None:
-    """Raise UserError for numbers below 1, and for settings of the method that is not used."""
+    """Raise UserError for numbers below 1, and for settings of the other method."""
     for name in ("num", "batch_size", "steps", "probes"):
         value = getattr(job, name)
         require(value is None or value >= 1, flag_name(name), value, "at least 1")
@@ -77,14 +77,14 @@ class Plan(NamedTuple):
 
     how: str
     timesteps: Int[np.ndarray, " S"]
-    """Ascending: the timesteps of the terms, or those between the steps."""
+    """Ascending: the timesteps of the bound's terms, or the points between the flow's steps."""
     method: Literal["bound", "ode"]
     clip_x_0: bool
     variance: Variance
     num_probes: int
 
     def make(self, parts: Parts) -> LikelihoodFn:
-        """The compiled program."""
+        """Make the compiled program that computes the likelihood."""
         if self.method == "bound":
             grid = np.append(self.timesteps[::-1], -1)
             return make_bound_fn(
@@ -96,7 +96,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(job: EvaluateJob, run: runs.Run) -> Plan:
-    """The plan for `job`. Raises UserError for what cannot be done with the run's chain."""
+    """Make the plan for `job`. Raises UserError for timesteps that the run's chain lacks."""
     T, bound = run.config.diffusion.num_timesteps, job.method == "bound"
     variance = choose_variance(job, run)
     clip = job.clip_x_0 if job.clip_x_0 is not None else bound and run.config.sample.clip_x_0
@@ -117,25 +117,28 @@ def make_plan(job: EvaluateJob, run: runs.Run) -> Plan:
 
 
 def choose_variance(job: EvaluateJob, run: runs.Run) -> Variance:
-    """The variance of the reverse process. Raises UserError if one is asked for but learned."""
+    """Choose the variance of the reverse process.
+
+    Raises UserError if the user chose a variance but the run has learned its own.
+    """
     learned = run.config.diffusion.variance
     if learned == "fixed":
         return job.variance or run.config.sample.variance
     if job.variance is not None:
         raise UserError(
-            f"--variance {job.variance}: this run has learned its variance, leave it out"
+            f"--variance {job.variance}: leave it out, because this run has learned its variance"
         )
     return learned
 
 
 def open_images(job: EvaluateJob, run: runs.Run) -> ImageSource:
-    """The images of the run's data. Raises UserError if they are too few or not the run's size."""
+    """Open the images of the run's data. Raises UserError for too few, or of another size."""
     source = open_data(run.config.data, job.split)
     count = len(source.images)
     require(job.num <= count, "--num", job.num, f"at most {count}, the number of images")
     if source.image_shape != run.image_shape:
         raise UserError(
-            f"the data has images of {source.image_shape}, but {run.folder} was made with "
+            f"the data has images of {source.image_shape}, but {run.folder} was trained on "
             f"{run.image_shape}"
         )
     return source
@@ -144,13 +147,13 @@ def open_images(job: EvaluateJob, run: runs.Run) -> ImageSource:
 def collect(
     likelihood_fn: LikelihoodFn, params: Any, parts: Parts, source: ImageSource, job: EvaluateJob
 ) -> Values:
-    """The results of `likelihood_fn` for each image, batch by batch, with a progress bar."""
+    """Collect the results of `likelihood_fn` for all images, with a progress bar."""
     done: list[Values] = []
     size = min(job.batch_size, job.num)
     params = replicate_params(params, size)
     with make_bar(job.num, "img") as bar:
         for indices in split_evenly(len(source.images), job.num, job.batch_size):
-            padded = np.resize(indices, round_up(size, params))  # one shape, one program
+            padded = np.resize(indices, round_up(size, params))  # one shape compiles once
             pixels = np.stack([source.images[i] for i in padded])
             labels = None
             if parts.num_labels is not None:
@@ -164,15 +167,14 @@ def collect(
 
 
 def split_evenly(num_images: int, num: int, batch_size: int) -> Iterator[Int[np.ndarray, " b"]]:
-    """The indices of `num` images, spread evenly over all, in batches."""
+    """Yield the indices of `num` images, spread evenly over all of them, in batches."""
     indices = np.arange(num) * num_images // num
     yield from (indices[first : first + batch_size] for first in range(0, num, batch_size))
 
 
 def summarize(values: Values, timesteps: Int[np.ndarray, " S"]) -> dict[str, Any]:
-    """Means over the images, in bits per dimension; those of the bound also by timestep."""
+    """Average over the images, in bits per dimension, and for the bound also by timestep."""
     bits, n = values["bits"], len(values["bits"])
-    # One image says nothing about the spread.
     error = float(bits.std(ddof=1) / math.sqrt(n)) if n > 1 else None
     report: dict[str, Any] = {
         "num_images": n,
@@ -192,9 +194,9 @@ def summarize(values: Values, timesteps: Int[np.ndarray, " S"]) -> dict[str, Any
 
 
 def write_report(out: Path, report: dict[str, Any]) -> None:
-    """Write `report` as JSON, its figure beside it, and print the main numbers.
+    """Write `report` as JSON with a figure beside it, and print the main numbers.
 
-    Only process 0 does.
+    Only process 0 writes and prints.
     """
     if not is_main_process():
         return

@@ -1,4 +1,4 @@
-"""One compiled program from parameters and keys to images, and the batches it is called for."""
+"""The compiled program that draws images from parameters and keys, and the loop over batches."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ Indices = Int[np.ndarray, " b"]
 
 
 class Samples(NamedTuple):
-    """Finished images, and the frames from noise to them."""
+    """Finished images, and the frames of the way from noise to images."""
 
     images: UInt8[np.ndarray, "n h w c"]
     frames: UInt8[np.ndarray, "f n h w c"]
@@ -37,12 +37,12 @@ GradientOf = Callable[[Any], GradientFn]  # labels -> gradient of a classifier
 def start_from_noise(
     x_T: Images, levels: Level, denoise_first: Any, pictures: Any, positions: Any
 ) -> Images:
-    """The start of images that are made from noise alone."""
+    """Start from pure noise: the default `start` of EditFns."""
     return x_T
 
 
 class EditFns(NamedTuple):
-    """How images are made from given ones; by default from noise alone.
+    """How the sampling program edits given images; by default, it starts from noise alone.
 
     The compiled program takes as arguments the arrays `pictures`, which all images share, and
     `positions(indices)`, one number per image. `levels(grid)` returns the levels to visit.
@@ -70,12 +70,12 @@ def make_generate_fn(
     edit: EditFns = NO_EDIT,
     gradient_of: GradientOf | None = None,
 ) -> GenerateFn:
-    """One compiled program (params, (keys, labels, positions), pictures) -> images, frames.
+    """Make one compiled program (params, (keys, labels, positions), pictures) -> images, frames.
 
     It computes in the dtype of the schedule in `parts` and runs on the devices that hold the
     parameters (see `compile_per_example`). Images are uint8 [b, h, w, c]; the frames
-    [f, b, h, w, c] begin with the first x_t.
-    `gradient_of(labels)` is the gradient of a classifier that guides (see `classifier_gradient`).
+    [f, b, h, w, c] begin with the first x_t. `gradient_of(labels)` returns the gradient of the
+    classifier to guide by (see `classifier_gradient`).
     """
     levels = edit.levels(make_sampling_levels(settings, parts.schedule))
     dtype, num_steps = parts.schedule.betas.dtype, len(levels.t) - 1
@@ -120,7 +120,7 @@ def make_denoiser(
     labels: Labels | None,
     gradient_of: GradientOf | None = None,
 ) -> DenoiseFn:
-    """The denoiser for images of the given classes, clipped and guided as `settings` say."""
+    """Make the denoiser for images of the given classes, clipped and guided as in `settings`."""
     apply_fn = parts.network.apply_fn
     if settings.guidance is not None:
         assert parts.null_label is not None
@@ -148,12 +148,12 @@ def make_denoiser(
 
 
 def image_keys(seed: int, indices: Indices) -> Key[Array, " b"]:
-    """One key per image, from the seed and the image's index: image 5 is the same in any batch."""
+    """Make one key per image from the seed and the image's index, whatever the batch."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(indices))
 
 
 def image_labels(num_labels: int | None, label: int | None, indices: Indices) -> Labels | None:
-    """The class of each image: `label`, or all in turn; None for a network without labels."""
+    """The class of each image: `label`, or all classes in turn; None for a network without any."""
     if label is not None:
         return np.full_like(indices, label)
     return None if num_labels is None else indices % num_labels
@@ -170,9 +170,9 @@ def generate_images(
     label: int | None = None,
     edit: EditFns = NO_EDIT,
 ) -> Iterator[Samples]:
-    """Images 0..num_images-1 of `seed`, batch by batch, on the devices that hold `params`.
+    """Draw images 0 to num_images - 1 of `seed` in batches, on the devices that hold `params`.
 
-    A batch that is too small, or does not divide over the devices, is filled up and cut afterwards.
+    A batch that is too small, or does not divide over the devices, is padded and then cut.
     """
     batch_size = min(batch_size, num_images)
     for first in range(0, num_images, batch_size):
@@ -186,7 +186,7 @@ def generate_images(
 
 
 def collect(batches: Iterable[Samples], num_images: int) -> Samples:
-    """All batches as one, with a progress bar."""
+    """Concatenate all batches, with a progress bar."""
     done = []
     with make_bar(num_images, "img") as bar:
         for batch in batches:

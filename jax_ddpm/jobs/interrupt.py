@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop at the next good moment."""
+"""Treat Ctrl-C and SIGTERM as a request to stop when the current step is done."""
 
 import os
 import signal
@@ -7,9 +7,9 @@ from types import FrameType, TracebackType
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM sets `signum`; a second one interrupts at once.
+    """Inside this context, the first SIGINT or SIGTERM sets `signum`; a second one interrupts.
 
-    Outside the main thread, where Python allows no handlers, nothing is changed.
+    Outside the main thread, where Python allows no signal handlers, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -35,5 +35,5 @@ class StopRequest:
         if self.signum is not None:
             raise KeyboardInterrupt
         self.signum = number
-        # Not print: the signal may arrive in the middle of another one.
+        # The signal may arrive inside a print, which must not be entered twice.
         os.write(2, b"\nStopping after this step; press Ctrl-C again to stop without saving.\n")

@@ -35,10 +35,10 @@ LikelihoodFn = Callable[[Any, Examples], dict[str, Array]]
 def make_bound_fn(
     parts: Parts, *, variance: Variance, clip_x_0: bool, timesteps: Int[np.ndarray, " S1"]
 ) -> LikelihoodFn:
-    """One compiled program (params, (pixels, labels, keys)) -> the variational bound of each image.
+    """Make one compiled program (params, (pixels, labels, keys)) -> each image's variational bound.
 
-    `timesteps` are those to visit, descending and ending in -1: all of the chain, or fewer.
-    The program returns bits per dimension, as bits [b], prior [b] and terms [b, S], and the errors
+    `timesteps` are the ones to visit, descending and ending in -1: the whole chain, or fewer. The
+    program returns, in bits per dimension, bits [b], prior [b] and terms [b, S], and the errors
     x_0_mse and eps_mse [b, S].
     """
     schedule = make_respaced_schedule(parts, timesteps)
@@ -60,9 +60,10 @@ def make_bound_fn(
 def make_flow_fn(
     parts: Parts, *, clip_x_0: bool, timesteps: Int[np.ndarray, " S"], num_probes: int
 ) -> LikelihoodFn:
-    """One compiled program (params, (pixels, labels, keys)) -> bits [b] by the probability flow.
+    """Make one compiled program (params, (pixels, labels, keys)) -> bits [b], with the ODE.
 
-    `timesteps` are those that Heun's method steps between, ascending.
+    `timesteps`, ascending, are the points between which Heun's method steps along the probability
+    flow.
     """
     levels = level_at(parts.schedule, jnp.asarray(timesteps))
 
@@ -83,9 +84,9 @@ def make_flow_fn(
 def make_plain_denoiser(
     parts: Parts, params: Any, labels: Labels | None, x_0: Images, clip_x_0: bool
 ) -> DenoiseFn:
-    """The denoiser of a run without guidance, given the labels of the images `x_0`.
+    """Make the run's denoiser, without guidance, for images `x_0` with their labels.
 
-    A self-conditioned network gets zeros for an earlier x_0, as in the first step of sampling.
+    A self-conditioned network gets zeros as the earlier x_0, as in the first step of sampling.
     """
     denoise_fn = make_denoiser(parts, SampleConfig(clip_x_0=clip_x_0), params, labels)
     if not parts.self_condition:
@@ -94,15 +95,15 @@ def make_plain_denoiser(
 
 
 def make_respaced_schedule(parts: Parts, timesteps: Int[np.ndarray, " S1"]) -> Schedule:
-    """The tables of the run's chain, cut to the `timesteps` that are visited."""
+    """Make the tables of the run's chain, shortened to the given `timesteps`."""
     betas = respace_betas(make_betas(parts.diffusion), timesteps)
     return make_schedule(betas, clipped_log_variance=parts.diffusion.clipped_log_variance)
 
 
 def flow_timesteps(num_timesteps: int, num_steps: int) -> Int[np.ndarray, " N1"]:
-    """The N + 1 timesteps between which the flow is followed, from 0 to T - 1, dense near 0.
+    """The N + 1 timesteps that the flow steps between, from 0 to T - 1.
 
-    They grow quadratically because the density changes most close to the images, but by at least
+    They grow quadratically, because the density changes most close to the images, but by at least
     one per step.
     """
     i = np.arange(num_steps + 1)

@@ -1,4 +1,4 @@
-"""How much memory a training step takes, as the compiled program reports it from shapes."""
+"""How much memory a training step takes, as reported by the compiled program."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -21,16 +21,16 @@ class StepMemory(NamedTuple):
 
     @property
     def peak(self) -> int:
-        """The most that is in use at once, without the program itself."""
+        """The most memory in use at once, not counting the program itself."""
         return self.arguments + self.outputs - self.alias + self.temporaries
 
 
 def measure_step_memory(config: Config, image_shape: tuple[int, int, int]) -> StepMemory:
-    """Measure what one call of the train step of `config` takes on one device.
+    """Measure the memory that one call of the train step of `config` takes on one device.
 
-    Nothing is computed and no array is made. `train.batch_size` is the number of images on that
-    device, whatever `train.parallel` is. A data set on the device comes on top. Raises UserError if
-    the network does not take images of `image_shape`.
+    Only compiles: nothing is computed and no array is made. `train.batch_size` is the number of
+    images on that device, whatever `train.parallel` is. A data set kept on the device takes memory
+    besides. Raises UserError if the network does not take images of `image_shape`.
     """
     config = replace(config, train=replace(config.train, parallel="jit", fsdp=1))
     train, parts = config.train, build(config, image_shape)

@@ -1,4 +1,4 @@
-"""What a job tells while it works: sentences, how long things took, and a progress bar."""
+"""Messages of a working job: sentences, how long things took, and a progress bar."""
 
 import sys
 import threading
@@ -18,14 +18,14 @@ SLOW = 1.0  # seconds after which a wait is worth a sentence
 
 
 def tell(message: str) -> None:
-    """Print `message` at once, above the progress bar if there is one."""
+    """Print `message` immediately, above the progress bar if there is one."""
     tqdm.write(message)
     sys.stdout.flush()
 
 
 @contextmanager
 def tell_if_slow(message: str, *, delay: float = SLOW) -> Iterator[None]:
-    """Print `message` if the block takes longer than `delay`, and at its end how long it took."""
+    """Print `message` if the block takes longer than `delay` seconds, and then how long it took."""
     start, told = time.monotonic(), threading.Event()
 
     def tell_now() -> None:
@@ -43,9 +43,10 @@ def tell_if_slow(message: str, *, delay: float = SLOW) -> Iterator[None]:
 
 
 def announce_compilation(program: Callable[..., T], what: str) -> Callable[..., T]:
-    """Make `program`, a compiled function, tell when it is compiled: at the first call per shape.
+    """Wrap the compiled function `program` to print a message whenever it compiles.
 
-    The first argument, the parameters or the state, always has the same shapes.
+    It compiles at the first call for each shape of its arguments, except for the first argument,
+    the parameters or the state, whose shapes never change.
     """
     seen = set()
 
@@ -62,9 +63,9 @@ def announce_compilation(program: Callable[..., T], what: str) -> Callable[..., 
 
 
 def make_bar(total: int, unit: str, *, initial: int = 0) -> Any:
-    """Make a progress bar for a terminal or a Jupyter notebook; only the first process shows it.
+    """Make a progress bar for a terminal or a Jupyter notebook; only process 0 shows it.
 
-    Where nobody watches, as in a log file, it is printed every ten seconds.
+    If the output goes elsewhere, such as to a log file, it is printed every ten seconds.
     """
     watched = sys.stderr.isatty() or "ipykernel" in sys.modules
     return tqdm(

@@ -1,4 +1,4 @@
-"""The parameters of a run that a job uses: from which checkpoint, and which average."""
+"""Load a run's parameters: from the newest or the best checkpoint, averaged or not."""
 
 import jax
 
@@ -15,7 +15,7 @@ from jax_ddpm.training.state import TrainState
 
 
 def load_params(run: runs.Run, parts: Parts, weights: Weights = EMA) -> tuple[Params, str]:
-    """The parameters that `weights` asks for, on one device, and a description of them.
+    """Load the parameters that `weights` asks for, on one device, with a description of them.
 
     Raises UserError if the run does not have them.
     """
@@ -24,12 +24,12 @@ def load_params(run: runs.Run, parts: Parts, weights: Weights = EMA) -> tuple[Pa
 
 
 def check_weights(config: Config, weights: Weights) -> None:
-    """Raise UserError, before anything is read, if a run of `config` cannot have `weights`."""
+    """Raise UserError if a run of `config` cannot have `weights`. Reads no checkpoint."""
     check_selection(config, weights.weights, weights.posthoc_ema, weights.posthoc_step)
 
 
 def load_state(run: runs.Run, parts: Parts, *, best: bool = False) -> TrainState:
-    """The train state of the newest intact checkpoint, or of the best one, on one device.
+    """Load the train state from the newest intact checkpoint, or from the best, on one device.
 
     Raises UserError if the run has no such checkpoint.
     """

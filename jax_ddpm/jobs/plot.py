@@ -1,4 +1,4 @@
-"""Figures of schedules and of pictures on their way to noise."""
+"""Figures of noise schedules and of the forward process."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,8 +28,8 @@ def plot_schedules(
 ) -> Path:
     """Plot the tables of one or several schedules over t.
 
-    Without `schedules`, that of the preset; T is the preset's unless given. Raises UserError for a
-    schedule that is not valid at this T.
+    The default schedule and T are the preset's. Raises UserError for a schedule that is not valid
+    at this T.
     """
     diffusion = find_preset(preset).diffusion
     T = diffusion.num_timesteps if num_timesteps is None else num_timesteps
@@ -52,9 +52,9 @@ def plot_schedules(
 
 
 def list_tables(schedule: Schedule) -> Mapping[str, Float[np.ndarray, " T"]]:
-    """The tables that tutorials compute before they train, under their names there."""
+    """The tables that tutorials compute before training, under the names used there."""
     betas, alphas_cumprod = np.asarray(schedule.betas), np.asarray(schedule.alphas_cumprod)
-    with np.errstate(divide="ignore"):  # where the chain ends in pure noise
+    with np.errstate(divide="ignore"):  # the chain may end in pure noise
         sqrt_recip_alphas = 1 / np.sqrt(1 - betas)
         log_snr = np.log(alphas_cumprod / (1 - alphas_cumprod))
     return {
@@ -80,10 +80,10 @@ def plot_forward(
     num: int = 4,
     seed: int = 0,
 ) -> Path:
-    """Draw pictures at several timesteps on their way to noise.
+    """Draw pictures at several timesteps of the forward process.
 
-    The schedule is that of the preset, and so are the pictures unless `image` is given. Timesteps
-    are `steps`, or else `percent` of T. Raises UserError for a timestep outside the chain and for a
+    The preset provides the schedule and, unless `image` is given, the pictures. Timesteps are
+    `steps`, or else `percent` of T. Raises UserError for a timestep outside the chain and for a
     picture that cannot be read.
     """
     validate_seed(seed)
@@ -105,7 +105,7 @@ def plot_forward(
 def read_pictures(
     config: Config, image: Path | None, image_size: int | None, num: int
 ) -> UInt8[np.ndarray, "n h w c"]:
-    """The picture `image`, or the first `num` pictures of the data of `config`."""
+    """Read the picture `image`, or else the first `num` pictures from the data of `config`."""
     if image is not None:
         picture: Picture = read_picture(image, Form(image_size))
         return picture[None]
@@ -119,7 +119,7 @@ def read_pictures(
 def diffuse(
     schedule: Schedule, pictures: UInt8[np.ndarray, "n h w c"], steps: Sequence[int], seed: int
 ) -> UInt8[np.ndarray, "n s h w c"]:
-    """Every picture at every timestep, with one draw of noise per picture and timestep."""
+    """Noise every picture to every timestep, with independent noise for each."""
     x_0 = from_uint8(jnp.asarray(pictures))
     columns = []
     for i, t in enumerate(steps):

@@ -10,9 +10,9 @@ from jax_ddpm.jobs.build import open_data
 
 
 def prepare_dataset(name: str, out: Path, data: SourceConfig) -> Path:
-    """Write `data` as the data set `name` in the folder `out`, and return its folder.
+    """Write `data` as the data set `name` in the folder `out`, and return the data set's folder.
 
-    Raises UserError if it exists, and for data that cannot be read or written.
+    Raises UserError if the data set exists, and for data that cannot be read or written.
     """
     fixed = data.crop != "random"
     require(fixed, "--data.crop", "random", "center or none: each image is written only once")

@@ -7,7 +7,7 @@ from jax_ddpm.errors import require
 
 
 def prepare_emoji(font: Path, out: Path) -> Path:
-    """Draw the emoji in `font` and write them to `out`. Raises UserError without the font."""
+    """Draw the emoji in `font` and write them to `out`. Raises UserError if the font is missing."""
     require(out.suffix == ".npz", "--out", out, "a file that ends in .npz")
     images = draw_emoji(font)
     save_emoji(out, images)

@@ -1,4 +1,4 @@
-"""What the training loop carries beside the state, so that a resumed run logs the same rows."""
+"""Metrics that the training loop carries, so that a resumed run logs the same rows."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,9 +8,9 @@ import numpy as np
 
 
 class Progress(NamedTuple):
-    """Metrics of the steps since the last row, and the rows' losses since the last checkpoint.
+    """Metrics of the steps since the last row, and losses of the rows since the last checkpoint.
 
-    Checkpoints on request, by a signal or --train.max-steps, do not count as the last one.
+    Checkpoints on request, by a signal or --train.max-steps, do not count.
     """
 
     window: tuple[dict[str, Any], ...] = ()
@@ -21,12 +21,12 @@ class Progress(NamedTuple):
         return self._replace(window=(*self.window, metrics))
 
     def close_row(self, loss: float) -> "Progress":
-        """Start a new row after one with mean `loss`."""
+        """Note the mean `loss` of the row just written, and start a new row."""
         return Progress((), (*self.losses, loss))
 
 
 def join_metrics(window: Sequence[Any]) -> dict[str, Any]:
-    """Join the metrics of several calls, each of one or more steps, to one array per name."""
+    """Join the metrics of several calls, of one or more steps each, to one array per name."""
     rows = jax.device_get(tuple(window))
     return {name: np.concatenate([np.atleast_1d(row[name]) for row in rows]) for name in rows[0]}
 
@@ -39,7 +39,7 @@ def to_json(progress: Progress) -> dict[str, Any]:
 
 
 def from_json(values: dict[str, Any] | None) -> Progress:
-    """Convert what `to_json` returned back; None, as in older checkpoints, is no progress."""
+    """Convert back what `to_json` returned; None, as in older checkpoints, is no progress."""
     if not values:
         return Progress()
     window = {name: np.array(list(map(float, v))) for name, v in values["window"].items()}

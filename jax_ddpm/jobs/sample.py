@@ -43,7 +43,7 @@ def sample_run(
 ) -> Path:
     """Draw images from a run, write them to a file, and return its path.
 
-    `changes` are settings of sampling that differ from the run's: see `change_settings`. Raises
+    `changes` are sampling settings that differ from the run's; see `change_settings`. Raises
     UserError for a folder that is not a trained run, and for settings that cannot work.
     """
     changes, run = changes or {}, runs.load(folder)
@@ -61,7 +61,7 @@ def sample_run(
 
 
 def make_name(run: runs.Run, job: SampleJob, settings: SampleConfig, edit: Edit | None) -> str:
-    """The name of the PNG file if none is given; an edit or another sampler comes first."""
+    """The default name of the PNG file; it starts with the edit or a sampler unlike the run's."""
     another = settings.sampler != run.config.sample.sampler
     first = edit.name if edit is not None else settings.sampler if another else None
     return f"{first}_seed_{job.seed}.png" if first else f"seed_{job.seed}.png"
@@ -157,9 +157,10 @@ def check_suffix(out: Path) -> None:
 
 
 def write_samples(out: Path, samples: Samples, columns: int | None = None) -> None:
-    """Write `samples` as an image grid (PNG), an animated grid (GIF) or an array (NPZ), by suffix.
+    """Write `samples` as an image grid (PNG), an animated grid (GIF) or an array (NPZ).
 
-    The grid has `columns` columns, by default as many as rows. Only process 0 writes.
+    The suffix of `out` decides. The grid has `columns` columns; by default it is square. Only
+    process 0 writes.
     """
     if not is_main_process():
         return
@@ -173,5 +174,5 @@ def write_samples(out: Path, samples: Samples, columns: int | None = None) -> No
 
 
 def _save_npz(path: Path, images: Pixels) -> None:
-    with path.open("wb") as file:  # given a name, NumPy would append .npz to it
+    with path.open("wb") as file:  # NumPy would append .npz to a file name
         np.savez_compressed(file, images)

@@ -1,4 +1,4 @@
-"""The training job: from a configuration to a run folder with checkpoints, metrics and pictures."""
+"""The training job, which fills a run folder with checkpoints, metrics and pictures."""
 
 from contextlib import ExitStack
 from typing import Any
@@ -32,16 +32,17 @@ from jax_ddpm.runs.folder import Run
 from jax_ddpm.training.feed import load_into_memory, make_feed
 from jax_ddpm.training.state import TrainState
 
-TRAINING = 1  # folded into the key of the seed; that key itself draws the parameters
+TRAINING = 1  # folded into the seed's key; the unfolded key draws the initial parameters
 
 
 def train(config: Config) -> Run:
-    """Train what `config` describes in its run folder, from the newest checkpoint there on.
+    """Train with `config` in its run folder, resuming from the newest checkpoint there.
 
-    Raises UserError if that is impossible, and Stopped after Ctrl-C or SIGTERM.
+    Raises UserError if training is impossible, and Stopped after Ctrl-C, SIGTERM or
+    train.max_steps.
     """
     validate(config)
-    choose_layout(config.train)  # refuses a batch that does not divide over the devices
+    choose_layout(config.train)  # raises for a batch that does not divide over the devices
     run = find_finished_run(config)
     if run is None:
         with tell_if_slow("Opening the images"):
@@ -59,9 +60,9 @@ def train(config: Config) -> Run:
 def train_run(config: Config, source: ImageSource, parts: Parts) -> Run:
     """Train `parts` on the images of `source` in the run folder of `config`.
 
-    `parts` are those of `build(config, source.image_shape)`, or with a network of one's own. The
-    run continues from its newest checkpoint. Raises UserError if that is impossible, and Stopped
-    after Ctrl-C or SIGTERM.
+    `parts` come from `build(config, source.image_shape)`, perhaps with a network of the user's own.
+    Resumes from the newest checkpoint. Raises UserError if training is impossible, and Stopped
+    after Ctrl-C, SIGTERM or train.max_steps.
     """
     validate(config)
     require_full_batch(source, config.train.batch_size)
@@ -84,11 +85,11 @@ def train_run(config: Config, source: ImageSource, parts: Parts) -> Run:
 
 
 def find_finished_run(config: Config) -> Run | None:
-    """Find the run of `config` if nothing is left to do, without opening data or building anything.
+    """Find the run of `config` if it is finished, without opening data or building a network.
 
     Raises UserError if its folder holds something else, or a run with other settings.
     """
-    if is_distributed():  # the others may see the folder a moment later
+    if is_distributed():  # other processes may see the files a moment later and disagree
         return None
     run = runs.load_for_training(config)
     if run is None or not has_pictures(run):
@@ -99,12 +100,12 @@ def find_finished_run(config: Config) -> Run | None:
 
 
 def has_pictures(run: Run) -> bool:
-    """Whether the pictures that end a run are there."""
+    """Whether the pictures that a finished run has are there."""
     return all(path.exists() for path in (run.final_grid, run.final_gif, run.loss_curve))
 
 
 def tell_summary(job: Job) -> None:
-    """Tell what is trained, on what, and where."""
+    """Tell which network is trained, on which data, devices and folder."""
     config, layout = job.run.config, job.layout
     shapes = jax.eval_shape(job.parts.network.init, jax.random.key(0))
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
@@ -116,7 +117,7 @@ def tell_summary(job: Job) -> None:
 
 
 def tell_next_commands(run: Run) -> None:
-    """Tell what can be done with a finished run."""
+    """Suggest commands to use a finished run."""
     tell(f"More images:  jax-ddpm sample {run.folder} --num 64 --seed 1")
     tell(f"Likelihood:   jax-ddpm evaluate {run.folder}")
 
@@ -132,7 +133,7 @@ def load_or_make_state(job: Job) -> tuple[TrainState, Progress]:
     like = assign_shardings(layout.mode, shapes, layout.fsdp)
 
     def read(step: int) -> tuple[TrainState, Progress]:
-        if step == 0:  # imported, maybe with another optimiser and other averages
+        if step == 0:  # imported weights, perhaps for another optimiser or other averages
             params = checkpoint.restore_params(job.checkpoints, like.params, step=step)
             return make_state(job.parts.start_state, params, layout), Progress()
         about = checkpoint.describe(job.checkpoints, step)
@@ -144,7 +145,10 @@ def load_or_make_state(job: Job) -> tuple[TrainState, Progress]:
 
 
 def take_steps(job: Job, state: TrainState, progress: Progress) -> TrainState:
-    """Take the remaining steps; log, draw and save when due, or on request."""
+    """Take the remaining steps, and log, draw and save when due or on request.
+
+    Raises Stopped if the user stops training, and UserError if too many steps fail.
+    """
     train, step = job.run.config.train, int(state.step)
     end = min(train.num_steps, step + (train.max_steps or train.num_steps))
     if job.stop.signum and step < end and not is_distributed():
@@ -155,9 +159,9 @@ def take_steps(job: Job, state: TrainState, progress: Progress) -> TrainState:
         bar: Any = None
         for batch, count in open_feed(job, step, end):
             state, values = job.train_step(state, batch, key)
-            jax.block_until_ready(progress.window[-1:])  # no more than two calls at a time
+            jax.block_until_ready(progress.window[-1:])  # at most two calls are in flight
             step, progress = step + count, progress.add(values)
-            if bar is None:  # opened here, so that compilation does not count in the time left
+            if bar is None:  # opened late, so that its estimate leaves out compilation
                 bar = stack.enter_context(make_bar(train.num_steps, "step", initial=step))
             else:
                 bar.update(count)
@@ -181,9 +185,10 @@ def take_steps(job: Job, state: TrainState, progress: Progress) -> TrainState:
 def log_if_due(
     job: Job, state: TrainState, step: int, progress: Progress, bar: Any
 ) -> tuple[Progress, UserError | None]:
-    """Write a row, and averages, when due; return the progress and what ends the run, if anything.
+    """Write a row and averages when due; return the progress and the error that ends the run.
 
-    The averages are written before the checkpoint, so that no resumed run lacks them.
+    The error is None if training can go on. The averages are written before the checkpoint, so that
+    a resumed run never lacks them.
     """
     train, last = job.run.config.train, step == job.run.config.train.num_steps
     if step % train.log_every != 0 and not last:
@@ -197,7 +202,7 @@ def log_if_due(
 
 
 def open_feed(job: Job, step: int, end: int) -> Any:
-    """Open the stream of batches from `step` to before `end`, and how many steps each is for."""
+    """Open the stream of (batch, number of steps it is for), from `step` up to `end`."""
     train = job.run.config.train
     return make_feed(
         job.source,

@@ -1,4 +1,4 @@
-"""What a training job writes on its way: rows of metrics, averages, checkpoints and pictures."""
+"""What a training job writes: rows of metrics, averages, checkpoints and pictures."""
 
 import math
 from pathlib import Path
@@ -27,14 +27,14 @@ GRID_IMAGES = 64
 
 
 def drop_later_records(job: Job, step: int) -> None:
-    """Drop what was written about steps after `step`, where training continues."""
+    """Drop the records of steps after `step`, where training resumes."""
     if is_main_process():
         metrics.drop_rows_after(job.run.metrics, step)
         job.board.start_after(step)
 
 
 def write_row(job: Job, step: int, values: dict[str, Any], steps_per_second: float | None) -> float:
-    """Write the means over the steps of `values` that were not skipped; return the mean loss."""
+    """Write the means of `values` over the steps that were not skipped; return the mean loss."""
     good = values["skipped"] == 0
     means = {name: average_finite(values[name][good]) for name in ("loss", "grad_norm")}
     skipped = len(good) - int(good.sum())
@@ -56,7 +56,7 @@ def write_row(job: Job, step: int, values: dict[str, Any], steps_per_second: flo
 
 
 def average_finite(values: Any) -> float:
-    """Average the values that are finite numbers; NaN if none is."""
+    """Average the finite values; NaN if there are none."""
     values = np.asarray(values)
     finite = values[np.isfinite(values)]
     return float(np.mean(finite, dtype=np.float64)) if len(finite) else math.nan
@@ -75,16 +75,15 @@ def find_failure(job: Job, step: int, values: dict[str, Any]) -> UserError | Non
     half = config.model.compute_dtype != "float32"
     dtype = " or --model.compute-dtype float32" if half else ""
     return UserError(
-        f"{reached - first + 1} steps in a row, {first} to {reached}, had a loss or gradient that "
-        "is not a finite number and were skipped. The state after the last good step is saved as "
+        f"{reached - first + 1} steps in a row, {first} to {reached}, were skipped because their "
+        "loss or gradient was not a finite number. The state after the last good step is saved as "
         f"checkpoint {step}. Try a lower --train.learning-rate{dtype} in another --run, and look "
-        f"at the images of step {first}, which are numbers {', '.join(map(str, images))}... of the "
-        "data"
+        f"at the images of step {first}: numbers {', '.join(map(str, images))}... of the data"
     )
 
 
 def write_averages(job: Job, state: TrainState, step: int) -> None:
-    """Write the averages from which others are reconstructed, if the run has any."""
+    """Write a snapshot of the averages for train.posthoc_ema, if the run has any."""
     averages = to_one_device(state.posthoc_ema)
     if is_main_process():
         write_snapshots(job.run.snapshots, job.run.config.train.posthoc_ema, averages, step)
@@ -93,8 +92,8 @@ def write_averages(job: Job, state: TrainState, step: int) -> None:
 def save_checkpoint(job: Job, state: TrainState, progress: Progress, *, due: bool) -> Progress:
     """Start saving a checkpoint that holds the configuration and `progress`.
 
-    If it is `due`, not only on request, the mean loss since the last one goes with it and counts
-    as used: the progress returned is without it.
+    A checkpoint that is `due`, not only made on request, is saved with the mean loss since the last
+    one, and the progress returned no longer holds these losses.
     """
     loss = average_finite(progress.losses) if due else math.nan
     progress = progress._replace(losses=()) if due else progress
@@ -105,7 +104,7 @@ def save_checkpoint(job: Job, state: TrainState, progress: Progress, *, due: boo
 
 
 def make_stopped(job: Job, step: int, signum: int) -> Stopped:
-    """Wait for the checkpoint of `step`, and return the exception that ends the run there."""
+    """Wait until the checkpoint of `step` is saved; return the exception that ends the run."""
     tell(f"Stopping: saving step {step}")
     checkpoint.wait(job.checkpoints)
     message = f"Stopped and saved after step {step} in {job.run.folder}"
@@ -113,7 +112,7 @@ def make_stopped(job: Job, step: int, signum: int) -> Stopped:
 
 
 def draw_grid(job: Job, state: TrainState, step: int) -> Samples:
-    """Draw a sample grid with the averaged parameters, on their devices, and save it."""
+    """Draw a grid of samples with the averaged parameters, and save it."""
     path = path_of_grid(job.run, step)
     tell(f"Drawing {GRID_IMAGES} samples: {path}")
     batches = generate_images(
@@ -131,7 +130,7 @@ def draw_grid(job: Job, state: TrainState, step: int) -> Samples:
 
 
 def draw_missing_grid(job: Job, state: TrainState, step: int) -> None:
-    """Draw the grid of `step`, where training continues, if the run ended just before it."""
+    """Draw the grid of `step`, where training resumes, if it is due but was not drawn."""
     train = job.run.config.train
     due = 0 < step < train.num_steps and step % train.sample_every == 0
     if due and not path_of_grid(job.run, step).exists():
@@ -139,7 +138,7 @@ def draw_missing_grid(job: Job, state: TrainState, step: int) -> None:
 
 
 def path_of_grid(run: Run, step: int) -> Path:
-    """The file of the sample grid of `step`."""
+    """The file for the sample grid of `step`."""
     return run.samples / f"step_{step:07d}.png"
 
 

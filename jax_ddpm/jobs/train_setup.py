@@ -1,4 +1,4 @@
-"""What a training job works with: the run folder, the compiled programs, the data, the signals."""
+"""Set up a training job: its run folder, compiled programs, data and signal handlers."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,7 +27,7 @@ from jax_ddpm.training.update import make_update
 
 
 class Job(NamedTuple):
-    """A run and everything that works on it."""
+    """A run, and everything that training it needs."""
 
     run: Run
     parts: Parts
@@ -38,9 +38,9 @@ class Job(NamedTuple):
     board: Board
     stop: StopRequest
     on_device: Any | None = None
-    """All images and labels, if they are on the devices."""
+    """All images and labels, if they are kept on the devices."""
     agree: Callable[[int], int] = int
-    """Returns the signal that any of several processes has received."""
+    """Exchanges signals between processes: returns one that any of them has received, or 0."""
 
     @property
     def layout(self) -> Layout:
@@ -50,7 +50,7 @@ class Job(NamedTuple):
 
 @contextmanager
 def open_job(run: Run, parts: Parts, source: ImageSource) -> Iterator[Job]:
-    """Open the job of `run`; until it is left, it holds the checkpoints and handles the signals."""
+    """Open the job of `run`. Inside this context, checkpoints are open and signals are handled."""
     train = run.config.train
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
@@ -87,7 +87,7 @@ def choose_layout(train: TrainConfig) -> Layout:
 
 
 def put_data_on_devices(train: TrainConfig, source: ImageSource) -> Any | None:
-    """Copy all images and labels to the devices of a step, if the settings say so."""
+    """Copy all images and labels to every device, if the settings ask for it."""
     if not fits_on_device(source, train.data_on_device):
         return None
     mode = choose_layout(train).mode
@@ -95,7 +95,7 @@ def put_data_on_devices(train: TrainConfig, source: ImageSource) -> Any | None:
 
 
 def build_loss(config: Config, parts: Parts) -> LossFn:
-    """Build the loss of `config`: one value per example."""
+    """Build the loss function of `config`, which returns one loss per image."""
     diffusion = config.diffusion
     variance = diffusion.variance
     return make_loss_fn(
@@ -114,7 +114,7 @@ def build_loss(config: Config, parts: Parts) -> LossFn:
 
 
 def build_step(config: Config, parts: Parts, axis_name: str | None) -> TrainStep:
-    """Build the pure train step of `config`, or several steps as one."""
+    """Build the pure train step of `config`, or a scan over steps_per_call of them."""
     diffusion, train = config.diffusion, config.train
     update = make_update(
         build_loss(config, parts),
@@ -147,7 +147,7 @@ def build_step(config: Config, parts: Parts, axis_name: str | None) -> TrainStep
 
 
 def compile_step(config: Config, parts: Parts) -> TrainStep:
-    """Compile the train step of `config` for the devices."""
+    """Compile the train step of `config` for all devices that take part."""
     train = config.train
     return parallelize(
         lambda axis_name: build_step(config, parts, axis_name),

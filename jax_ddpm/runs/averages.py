@@ -1,4 +1,4 @@
-"""Choose the parameters of a run: the last ones, a moving average, or a reconstructed average."""
+"""Select a run's parameters: raw, a moving average, or an average made from snapshots."""
 
 from jax_ddpm.config.run import Config
 from jax_ddpm.errors import UserError
@@ -49,8 +49,8 @@ def select_params(
     """Select the parameters that a job asks for, and describe them in words.
 
     `weights` names an average of `state` (see `select_average`). With `posthoc_ema`, the average of
-    that relative width after `posthoc_step` steps is reconstructed from the snapshots of `run`; by
-    default after the step of the last snapshot. Raises UserError if that is impossible.
+    that relative width after `posthoc_step` steps (by default, at the last snapshot) is
+    reconstructed from the snapshots of `run`. Raises UserError if that is impossible.
     """
     if posthoc_ema is None:
         params = select_average(state, run.config, weights)
@@ -63,7 +63,7 @@ def select_params(
 def check_selection(
     config: Config, weights: str, posthoc_ema: float | None, posthoc_step: int | None
 ) -> None:
-    """Raise UserError, before any work, for choices that `select_params` cannot follow."""
+    """Raise UserError for choices that `select_params` would refuse, before any work is done."""
     check_weights(config, weights)
     if posthoc_ema is None and posthoc_step is not None:
         raise UserError(f"--posthoc-step {posthoc_step} needs --posthoc-ema WIDTH")

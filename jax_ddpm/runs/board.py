@@ -1,7 +1,7 @@
-"""TensorBoard's event files, written directly: the usual writers load PyTorch if it is installed.
+"""Write TensorBoard's event files directly: the usual writers load PyTorch if it is installed.
 
-A file is a series of records: a length, a checksum of the length, an `Event` message encoded by
-Protocol Buffers, and a checksum of the message. Sources: TensorFlow's event.proto, summary.proto
+A file is a series of records: a length, a checksum of the length, an `Event` message in Protocol
+Buffers encoding, and a checksum of the message. Sources: TensorFlow's event.proto, summary.proto
 and record_writer.cc.
 """
 
@@ -27,7 +27,7 @@ SESSION_START = 1
 class Board:
     """An event file in `folder`, created with the first event.
 
-    Every event is on disk when the method returns. Raises UserError if the disk does not take it.
+    Every method writes its event before it returns, and raises UserError if it cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,7 +35,7 @@ class Board:
         self._file: BinaryIO | None = None
 
     def start_after(self, step: int) -> None:
-        """Have TensorBoard forget what older files say about steps after `step`."""
+        """Make TensorBoard discard the events after `step` in older files."""
         self._write(step + 1, encode_bytes(3, b"brain.Event:2"))
         self._write(step + 1, encode_bytes(7, encode_int(1, SESSION_START)))
 
@@ -76,7 +76,7 @@ class Board:
 
 
 def open_event_file(folder: Path) -> BinaryIO:
-    """Open a new file with a name that TensorBoard looks for, unique to this process."""
+    """Open a new file under a name that TensorBoard recognises and no other process uses."""
     name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
     return (folder / name).open("wb")
 
@@ -115,7 +115,7 @@ def encode_bytes(field: int, value: bytes) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    """An integer, 0 or more, in groups of seven bits, the lowest first."""
+    """Encode an integer, 0 or more, in groups of seven bits, lowest first."""
     groups = []
     while value > 0x7F:
         groups.append(value & 0x7F | 0x80)
@@ -124,13 +124,13 @@ def _varint(value: int) -> bytes:
 
 
 def _masked_checksum(data: bytes) -> bytes:
-    """CRC-32C, rotated and shifted, so that checksums of checksums are not weak."""
+    """CRC-32C, rotated and offset, because a CRC of data that contains CRCs would be weak."""
     crc = crc32c(data)
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def crc32c(data: bytes) -> int:
-    """The checksum CRC-32C (Castagnoli) of `data`."""
+    """Compute the checksum CRC-32C (Castagnoli) of `data`."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = crc >> 8 ^ TABLE[(crc ^ byte) & 0xFF]

@@ -1,7 +1,7 @@
 """Save, keep and remove checkpoints of the train state and the configuration, with Orbax.
 
-A checkpoint is a folder named by its step. It gets that name only when it is complete, and loses it
-in one move before it is removed, so a killed process never leaves half a checkpoint.
+A checkpoint is a folder named after its step. It gets that name only when it is complete, and is
+renamed before it is removed, so a killed process never leaves half a checkpoint under that name.
 """
 
 import shutil
@@ -36,14 +36,15 @@ class Pending(NamedTuple):
 
 @dataclass
 class Checkpoints:
-    """A folder of checkpoints, which of them to keep, and what this process knows about them."""
+    """A folder of checkpoints, which ones to keep, and what this process knows about them."""
 
     directory: Path
     keep: Keep
     pending: Pending | None = None
     damaged: dict[int, str] = field(default_factory=dict)
-    """Steps whose checkpoint cannot be read, and why."""
+    """Step of each checkpoint that cannot be read -> the reason."""
     losses: dict[int, float | None] = field(default_factory=dict)
+    """Step of each checkpoint -> its loss, if it was saved with one."""
 
 
 @contextmanager
@@ -56,9 +57,9 @@ def open_checkpoints(
 ) -> Iterator[Checkpoints]:
     """Open the checkpoints in `folder`. Reading changes nothing there; saving makes the folder.
 
-    After each save, the newest `keep` stay (None: all), with `keep_best` the one with the lowest
-    loss, and those of the multiples of `keep_every`. Leaving the context waits for the checkpoint
-    that is being written, and raises UserError if that fails.
+    After each save, these stay: the newest `keep` (None: all); with `keep_best`, the one with the
+    lowest loss; and every multiple of `keep_every` steps. Leaving the context waits until the last
+    checkpoint is written, and raises UserError if writing fails.
     """
     checkpoints = Checkpoints(folder.absolute(), Keep(keep, keep_best, keep_every))
     try:
@@ -79,12 +80,12 @@ def save(
     *,
     loss: float | None = None,
 ) -> None:
-    """Write `state` and the JSON values `about` as the checkpoint of a step, all or nothing.
+    """Write `state` and the JSON values `about` as the checkpoint of its step, all or nothing.
 
-    `loss` is the mean training loss since the previous checkpoint; the best checkpoint is chosen
-    by it. Returns when the state is copied, so that its buffers can be donated; the rest happens in
-    the background. A complete checkpoint of the same step is left as it is. Raises UserError if
-    writing cannot start, or if the previous save failed (see `wait`).
+    `loss` is the mean training loss since the previous checkpoint; the best checkpoint is the one
+    with the lowest. Returns once the state is copied, so its buffers can then be donated; the rest
+    happens in the background. Does nothing if there is a complete checkpoint of this step. Raises
+    UserError if writing cannot start, or if the previous save failed (see `wait`).
     """
     wait(checkpoints)
     step = int(state.step)
@@ -103,8 +104,8 @@ def save(
 def wait(checkpoints: Checkpoints) -> None:
     """Wait until the last save is on disk, then remove the checkpoints that are not kept.
 
-    Raises UserError if the checkpoint could not be written, which leaves the earlier ones as they
-    were, or if an old one could not be removed.
+    Raises UserError if the checkpoint could not be written (earlier ones stay as they are), or if
+    an old one could not be removed.
     """
     pending, checkpoints.pending = checkpoints.pending, None
     if pending is None:
@@ -119,7 +120,7 @@ def wait(checkpoints: Checkpoints) -> None:
 
 
 def list_steps(checkpoints: Checkpoints) -> list[int]:
-    """List the steps on disk in ascending order, without those found damaged."""
+    """List the steps of the checkpoints on disk, ascending, without those found damaged."""
     if not checkpoints.directory.is_dir():
         return []
     names = [path.name for path in checkpoints.directory.iterdir() if path.is_dir()]
@@ -128,12 +129,12 @@ def list_steps(checkpoints: Checkpoints) -> list[int]:
 
 
 def find_latest_step(checkpoints: Checkpoints) -> int | None:
-    """Find the newest checkpoint that has not been found damaged; return its step."""
+    """The step of the newest checkpoint, not counting those found damaged; None without any."""
     return max(list_steps(checkpoints), default=None)
 
 
 def find_best_step(checkpoints: Checkpoints) -> int | None:
-    """Find the checkpoint with the lowest loss; return its step."""
+    """The step of the checkpoint with the lowest loss; None if no checkpoint has a loss."""
     wait(checkpoints)
     return find_best(list_steps(checkpoints), _losses(checkpoints))
 
@@ -141,8 +142,9 @@ def find_best_step(checkpoints: Checkpoints) -> int | None:
 def restore(checkpoints: Checkpoints, like: TrainState, *, step: int | None = None) -> TrainState:
     """Restore a checkpoint with the shapes, dtypes and devices of `like`, and verify it.
 
-    By default, it is the newest intact one (see `read_newest`). Raises UserError if there is none,
-    or if it belongs to another network or a newer version; Damaged if that of `step` is damaged.
+    By default, this is the newest intact one (see `read_newest`). Raises UserError if there is none
+    or if it belongs to another network or a newer version, and Damaged if the checkpoint of `step`
+    is damaged.
     """
     wait(checkpoints)
     if step is None:
@@ -159,7 +161,7 @@ def restore_params(checkpoints: Checkpoints, like: Params, *, step: int) -> Para
 
 
 def is_intact(checkpoints: Checkpoints, step: int) -> bool:
-    """Whether the checkpoint of `step` exists and every array in it has its checksum."""
+    """Whether the checkpoint of `step` exists and the checksums of all its arrays are right."""
     if step not in list_steps(checkpoints):
         return False
     try:
@@ -170,7 +172,7 @@ def is_intact(checkpoints: Checkpoints, step: int) -> bool:
 
 
 def describe(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
-    """Return the description of the checkpoint of `step`: what `save` was given, and more."""
+    """Read the description of the checkpoint of `step`: `about` as given to `save`, and more."""
     path = _path(checkpoints, step)
     with stored.agree_on_damage(path):
         return stored.describe(path)
@@ -179,9 +181,8 @@ def describe(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
 def read_newest(checkpoints: Checkpoints, read: Callable[[int], T]) -> T:
     """Call `read(step)` for the newest step, then for older ones as long as it raises Damaged.
 
-    Reports damaged checkpoints on stderr. Checkpoints that another process removes meanwhile are
-    skipped. Several processes that read together all read the same one. Raises UserError if no
-    checkpoint is intact.
+    Reports damaged checkpoints on stderr. Skips checkpoints that another process removes meanwhile.
+    The processes of one job all read the same checkpoint. Raises UserError if none is intact.
     """
     gone: set[int] = set()
     while True:
@@ -215,7 +216,7 @@ def _path(checkpoints: Checkpoints, step: int) -> Path:
 
 
 def _losses(checkpoints: Checkpoints) -> dict[int, float]:
-    """The losses of those checkpoints on disk that have one."""
+    """Read the losses of the checkpoints on disk that were saved with one."""
     known = checkpoints.losses
     for step in list_steps(checkpoints):
         if step not in known:
@@ -272,10 +273,10 @@ def _failed(checkpoints: Checkpoints, step: int, error: Exception) -> UserError:
 
 
 def _remove_unfinished(path: Path) -> None:
-    """Remove what was written before the failure, as space may be what is missing.
+    """Remove what was written before the failure, because the disk may be full.
 
-    TensorStore's threads go on for a moment after the first of them fails. If they take longer than
-    this waits, the next save removes the rest.
+    TensorStore's threads continue for a moment after the first of them fails. If they take longer
+    than this function waits, the next save removes the rest.
     """
     for _ in range(10):
         shutil.rmtree(path, ignore_errors=True)

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt32
 
-LANES = (0x9E3779B9, 0x7F4A7C15)  # two odd numbers, where the two sums start counting
+LANES = (0x9E3779B9, 0x7F4A7C15)  # two odd numbers, added to the indices in the two sums
 WORD = 4  # bytes
-BLOCK = 2**16  # words; they fit into a processor's cache
+BLOCK = 2**16  # words; they fit in a processor's cache
 
 Sums = UInt32[Array | np.ndarray, " lanes"]
 
@@ -20,9 +20,9 @@ Sums = UInt32[Array | np.ndarray, " lanes"]
 def checksum(array: Any) -> Sums:
     """Compute two 32-bit sums over the elements of `array`, each mixed with its own index.
 
-    The mixing is one-to-one, so a change of one 32-bit word always shows; in particular, every
-    single flipped bit does. Any other change is missed with a probability of about 2^-64. The sums
-    are the same for every sharding, and a sharded array is not gathered for them.
+    The mixing is one-to-one, so a change in a single 32-bit word, such as a flipped bit, is always
+    detected. Any other change is missed with a probability of about 2^-64. The sums do not depend
+    on the sharding, and a sharded array is not gathered.
     """
     if isinstance(array, jax.Array) and not _is_on_host(array):
         return _checksum_on_device(array)
@@ -30,7 +30,7 @@ def checksum(array: Any) -> Sums:
 
 
 def _is_on_host(array: jax.Array) -> bool:
-    """Whether NumPy can read all of `array` in place, which needs no compilation."""
+    """Whether NumPy can read all of `array` in place, without compilation."""
     whole = array.is_fully_replicated and array.is_fully_addressable
     return whole and next(iter(array.devices())).platform == "cpu"
 
@@ -47,7 +47,7 @@ def _checksum_on_host(array: Any) -> Sums:
 
 
 def _to_words_on_host(array: Any) -> np.ndarray:
-    """The bits of `array` as uint32 [n], two for each element of 64 bits."""
+    """The bits of `array` as uint32 [n], with two words for each 64-bit element."""
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     flat = np.asarray(array).reshape(-1)
@@ -68,12 +68,12 @@ def _checksum_on_device(array: Array) -> Sums:
 
 @jax.jit
 def copy_array(array: Array) -> Array:
-    """Copy `array` to memory of its own."""
+    """Copy `array` to new memory, which it shares with no other array."""
     return jnp.copy(array)
 
 
 def _to_words(array: Array) -> Array:
-    """The bits of `array` as uint32, two along a last axis where an element has 64."""
+    """The bits of `array` as uint32, with two words along a last axis for 64-bit elements."""
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
@@ -87,7 +87,7 @@ def _to_words(array: Array) -> Array:
 
 
 def _make_index(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
-    """Each element's flat index in the whole array, mod 2^32; a reshape would gather shards."""
+    """Each element's flat index in the whole array, mod 2^32. (A reshape would gather shards.)"""
     index = jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape)):
         stride = math.prod(shape[axis + 1 :]) % 2**32
@@ -108,12 +108,12 @@ def _mix(word: Any) -> Any:
 
 
 def seal(document: dict[str, Any]) -> dict[str, Any]:
-    """Add a checksum of itself to `document`, which holds JSON values."""
+    """Add a checksum of `document`, which holds JSON values, to it as "seal"."""
     return {**document, "seal": _checksum_text(document)}
 
 
 def is_whole(document: dict[str, Any]) -> bool:
-    """Whether `document` has a seal and matches it."""
+    """Whether `document` has a seal that matches its content."""
     rest = {name: value for name, value in document.items() if name != "seal"}
     return document.get("seal") == _checksum_text(rest)
 

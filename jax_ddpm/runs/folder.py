@@ -1,4 +1,4 @@
-"""The run folder: its files, its configuration, and a lock against a second writer."""
+"""The run folder: its files, its configuration, and a lock that keeps out a second writer."""
 
 import fcntl
 import json
@@ -64,12 +64,12 @@ class Run:
 
     @property
     def samples(self) -> Path:
-        """The folder of the sample grids drawn during training."""
+        """Folder of the sample grids drawn during training."""
         return self.folder / "samples"
 
     @property
     def snapshots(self) -> Path:
-        """The folder of the averages from which others are reconstructed."""
+        """Folder of the snapshots of moving averages (see train.posthoc_ema)."""
         return self.folder / "ema"
 
     @property
@@ -90,10 +90,10 @@ class Run:
 
 @contextmanager
 def lock_for_training(config: Config, image_shape: tuple[int, int, int]) -> Iterator[Run]:
-    """Open the run folder of `config` and lock it until this context is left.
+    """Open the run folder of `config`, and lock it until this context is left.
 
-    Of several processes, the first one writes and locks. Raises UserError as `open_for_training`
-    and `lock_folder` do; nothing is written in a folder that is refused.
+    Of several processes, only the first writes and locks. Raises UserError as `open_for_training`
+    and `lock_folder` do, and then writes nothing in the folder.
     """
     run, _ = _opened(config, image_shape)
     with ExitStack() as stack:
@@ -120,14 +120,14 @@ def load_for_training(config: Config) -> Run | None:
 
 
 def load_from_first_process(config: Config, image_shape: tuple[int, int, int]) -> Run:
-    """Load the run that the first of several processes has opened.
+    """Load the run that the first process of the job has opened.
 
     Raises UserError if this process does not see it, or was started with other settings.
     """
     if not (config.folder / "config.json").exists():
         raise UserError(
-            f"this process does not see {config.folder}, which the first process has opened: all "
-            "processes need the same folder, on a file system that they share"
+            f"this process does not see {config.folder}, which the first process has opened: give "
+            "all processes the same folder, on a file system that they share"
         )
     run, _ = _opened(config, image_shape)
     return run
@@ -136,7 +136,7 @@ def load_from_first_process(config: Config, image_shape: tuple[int, int, int]) -
 def open_for_training(config: Config, image_shape: tuple[int, int, int]) -> Run:
     """Open the run folder of `config`; make it if it does not exist.
 
-    A run of imported weights that has not been trained yet takes the settings of `config`, except
+    A run of imported weights that has not been trained yet takes all settings from `config`, except
     for the network. Raises UserError if the folder holds something else, or a run with other
     settings.
     """
@@ -147,7 +147,7 @@ def open_for_training(config: Config, image_shape: tuple[int, int, int]) -> Run:
 
 
 def _opened(config: Config, image_shape: tuple[int, int, int]) -> tuple[Run, bool]:
-    """The run, and whether its config.json has yet to be written."""
+    """Return the run, and whether its config.json must still be written."""
     folder = config.folder
     run = Run(folder, config, image_shape)
     if not (folder / "config.json").exists():
@@ -163,7 +163,7 @@ def _opened(config: Config, image_shape: tuple[int, int, int]) -> tuple[Run, boo
 
 
 def remove_leftovers(run: Run) -> None:
-    """Remove the temporary files of processes that were killed while they were writing."""
+    """Remove the temporary files of processes that were killed while writing."""
     for folder in (run.folder, run.samples, run.snapshots):
         for path in folder.glob(".*"):
             if is_leftover(path):
@@ -171,9 +171,9 @@ def remove_leftovers(run: Run) -> None:
 
 
 def require_free(folder: Path, flag: str) -> None:
-    """Raise UserError if `folder`, which is not a run, contains anything; `flag` is named.
+    """Raise UserError, naming `flag`, if `folder`, which is not a run, contains anything.
 
-    The files of a process that was killed at its very start do not count.
+    Files that a process killed at its very start has left behind do not count.
     """
 
     def is_nothing(path: Path) -> bool:
@@ -182,12 +182,12 @@ def require_free(folder: Path, flag: str) -> None:
     if folder.exists() and not (folder.is_dir() and all(map(is_nothing, folder.iterdir()))):
         raise UserError(
             f"{folder} exists and is not a run folder (it has no config.json): "
-            f"choose another with {flag}"
+            f"choose another folder with {flag}"
         )
 
 
 def describe(run: Run) -> dict[str, Any]:
-    """Describe `run` as config.json and every checkpoint do."""
+    """Describe `run` in JSON values, for config.json and for every checkpoint."""
     document: dict[str, Any] = {"format": FORMAT, "image_shape": run.image_shape}
     if run.imported_from is not None:
         document["imported_from"] = run.imported_from
@@ -195,13 +195,13 @@ def describe(run: Run) -> dict[str, Any]:
 
 
 def write_config(run: Run) -> None:
-    """Write config.json."""
+    """Write config.json, atomically."""
     text = json.dumps(describe(run), indent=2) + "\n"
     write_atomically(run.folder / "config.json", lambda temporary: temporary.write_text(text))
 
 
 def load(folder: Path) -> Run:
-    """Load the run in `folder`. Raises UserError if there is none, or it cannot be read."""
+    """Load the run in `folder`. Raises UserError if there is none or it cannot be read."""
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder: it has no config.json")
@@ -224,7 +224,7 @@ def load(folder: Path) -> Run:
 
 
 def require_no_outward_links(folder: Path) -> None:
-    """Raise UserError if anything in a run folder is a link to a place outside it."""
+    """Raise UserError if anything in a run folder is a link to somewhere outside it."""
     home = folder.resolve()
     for path in folder.iterdir():
         if path.is_symlink() and not path.resolve().is_relative_to(home):
@@ -235,10 +235,10 @@ def require_no_outward_links(folder: Path) -> None:
 
 
 def _image_shape(values: Any) -> tuple[int, int, int]:
-    """(height, width, channels). Raises ValueError for anything else, or for too many values."""
+    """Check (height, width, channels) from JSON. Raises ValueError for anything else."""
     whole = isinstance(values, list) and all(type(n) is int and n >= 1 for n in values)
     if not whole or len(values) != 3 or math.prod(values) > MAX_PIXELS:
-        raise ValueError(f"image_shape is {values}, not height, width and channels of an image")
+        raise ValueError(f"image_shape is {values}, but it must be [height, width, channels]")
     height, width, channels = values
     return height, width, channels
 
@@ -252,7 +252,10 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """Convert what `to_dict` returned back to a Config. Raises what `load` catches."""
+    """Convert what `to_dict` returned back to a Config.
+
+    Raises ValueError, KeyError, TypeError, AttributeError or DaciteError for anything else.
+    """
     settings = dacite.Config(strict=True, cast=[tuple, Path], type_hooks={float: _number})
     model = dict(values["model"])
     architecture = model.pop("architecture")
@@ -296,10 +299,10 @@ def _differences(
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder, which is made if necessary. A killed process releases it.
+    """Hold the lock of a run folder, and make the folder if necessary.
 
-    It works between the processes of one machine, and over NFS that supports locks. Raises
-    UserError that names the other process if one is training there.
+    If this process is killed, the lock is released. It works between processes on one machine, and
+    over NFS with lock support. Raises UserError if another process is training there, naming it.
     """
     with ExitStack() as stack:
         with report_disk_errors(folder / LOCK):
@@ -321,5 +324,5 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def _open_no_link(path: str, flags: int) -> int:
-    """Open without following links: a lock that is a link would empty another file."""
+    """Open without following links: if the lock were a link, another file would be emptied."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)

@@ -1,4 +1,4 @@
-"""The format of config.json and of the description in a checkpoint, and older formats."""
+"""Read older formats of config.json and of the description in a checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ FORMAT = 4
 
 
 def check_format(number: object, where: object) -> None:
-    """Raise UserError unless `number`, the format of `where`, is one that this version reads."""
+    """Raise UserError unless this version can read format `number`, found in `where`."""
     if isinstance(number, bool) or number not in range(1, FORMAT + 1):
         newer = isinstance(number, int) and number > FORMAT
         hint = ": it was written by a newer version of this package, so update it"
@@ -22,8 +22,8 @@ def check_format(number: object, where: object) -> None:
 def migrate(document: dict[str, Any], path: Path) -> dict[str, Any]:
     """Convert `document` to the current format.
 
-    Format 2 brought a choice of architectures and of warm-ups of the moving average, format 3
-    checksums in checkpoints. Format 4 dropped the networks' own use_checkpoint.
+    Format 2 added a choice of architectures and of warm-ups of the moving average. Format 3 added
+    checksums to checkpoints. Format 4 dropped the networks' own use_checkpoint.
 
     Raises UserError for an unknown format.
     """
@@ -44,7 +44,7 @@ def _migrate_from_1(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _migrate_from_3(config: dict[str, Any]) -> dict[str, Any]:
-    """`model.use_checkpoint` becomes `train.remat`, which did the same for every network."""
+    """Replace `model.use_checkpoint` by `train.remat`, which does the same for every network."""
     model, train = dict(config["model"]), dict(config["train"])
     if model.pop("use_checkpoint", False) and train.get("remat", "none") == "none":
         train["remat"] = "nothing_saveable"

@@ -1,4 +1,4 @@
-"""metrics.jsonl, which is the same for an interrupted run as for an uninterrupted one."""
+"""Read and write metrics.jsonl, which does not depend on whether a run was interrupted."""
 
 import itertools
 import json
@@ -15,10 +15,10 @@ MAX_LINE, MAX_VALUE = 10_000, sys.float_info.max
 
 
 class Row(NamedTuple):
-    """Means over the steps since the last row, after `step` steps. There is no clock in it.
+    """Means over the steps since the last row, after `step` steps. It holds no times.
 
-    Skipped steps do not count; if all steps were skipped, loss and grad_norm are NaN (null in the
-    file).
+    Means leave out skipped steps; if all steps were skipped, loss and grad_norm are NaN (null in
+    the file).
     """
 
     step: int
@@ -29,15 +29,15 @@ class Row(NamedTuple):
 
 
 def append(path: Path, row: Row) -> None:
-    """Add one line to the file. Raises UserError if it cannot be written."""
+    """Append `row` to the file as one line. Raises UserError if it cannot be written."""
     with report_disk_errors(path), path.open("a") as file:
         file.write(_line(row))
 
 
 def read(path: Path) -> list[Row]:
-    """Read every row of the file; none if it does not exist. Ignores a half-written last line.
+    """Read all rows of the file; an empty list if it does not exist.
 
-    Raises UserError that names the line for anything else.
+    Ignores a half-written last line. Raises UserError, naming the line, for any other bad line.
     """
     if not path.exists():
         return []
@@ -58,7 +58,7 @@ def read(path: Path) -> list[Row]:
 
 
 def drop_rows_after(path: Path, step: int) -> None:
-    """Drop the rows after `step`, where training continues."""
+    """Drop the rows after `step`, where training resumes."""
     lines = [_line(row) for row in read(path) if row.step <= step]
     write_atomically(path, lambda temporary: temporary.write_text("".join(lines)))
 

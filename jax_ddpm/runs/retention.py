@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 class Keep(NamedTuple):
-    """What to keep: the newest `last` (None: all), the best, and multiples of `every` steps."""
+    """What to keep: the `last` newest (None: all), the best one, and multiples of `every` steps."""
 
     last: int | None = None
     best: bool = False
@@ -13,9 +13,9 @@ class Keep(NamedTuple):
 
 
 def choose_kept(keep: Keep, steps: Sequence[int], losses: Mapping[int, float]) -> set[int]:
-    """Choose the steps to keep of `steps`, in ascending order; `losses` are the known ones.
+    """Choose which of `steps`, in ascending order, to keep; the newest always stays.
 
-    The newest always stays.
+    `losses` maps steps to their loss, where it is known.
     """
     found = set(steps if keep.last is None else steps[-max(keep.last, 1) :])
     if keep.every is not None:
@@ -25,5 +25,5 @@ def choose_kept(keep: Keep, steps: Sequence[int], losses: Mapping[int, float]) -
 
 
 def find_best(steps: Sequence[int], losses: Mapping[int, float]) -> int | None:
-    """Find the step with the lowest loss, the first of equal ones; None if no loss is known."""
+    """Find the step with the lowest loss, the first if several; None if no loss is known."""
     return min((step for step in steps if step in losses), key=losses.__getitem__, default=None)

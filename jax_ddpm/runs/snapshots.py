@@ -1,4 +1,4 @@
-"""Stored power-function averages of a run: one safetensors file for each width and step."""
+"""Snapshots of a run's power-function averages: one safetensors file for each width and step."""
 
 import itertools
 import json
@@ -31,7 +31,7 @@ FLOATS = (np.float32, np.float64)
 
 
 class Snapshot(NamedTuple):
-    """A stored average: the steps it has seen, its relative width, and its file."""
+    """A stored average: its step, its relative width, and its file."""
 
     step: int
     sigma_rel: float
@@ -60,16 +60,16 @@ def write_snapshots(
 
 
 def _write(path: Path, average: Params, about: dict[str, Any]) -> None:
-    metadata = {"average": json.dumps(about)}  # one entry: several would be in random order
+    metadata = {"average": json.dumps(about)}  # one entry, because the order of several varies
     data = safetensors.numpy.save(name_leaves(jax.device_get(average)), metadata)
     write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
 def list_snapshots(folder: Path) -> list[Snapshot]:
-    """List the snapshots in `folder` in the order of their steps; none if it does not exist.
+    """List the snapshots in `folder` by step; an empty list if it does not exist.
 
-    Raises UserError for a name with an impossible step or width, and for two names that mean the
-    same.
+    Raises UserError for a name with an impossible step or width, and for two names with the same
+    step and width.
     """
     found = ((NAME.fullmatch(path.name), path) for path in sorted(folder.glob("*.safetensors")))
     snapshots = sorted(_snapshot(match, path) for match, path in found if match)
@@ -113,10 +113,10 @@ def read_snapshot(path: Path, like: Params) -> Params:
 
 
 def select_snapshots(folder: Path, step: int | None = None) -> tuple[list[Snapshot], int]:
-    """Select the snapshots for an average at `step` (default: the last one's); return both.
+    """Select the snapshots for an average at `step`, by default the last snapshot's; return both.
 
-    They are all up to the first that is not before `step`, so later training changes nothing.
-    Raises UserError if there are none, or none that late.
+    Selects all snapshots up to the first at or after `step`, so later training does not change the
+    average. Raises UserError if there are no snapshots, or none at or after `step`.
     """
     snapshots = list_snapshots(folder)
     if not snapshots:
@@ -134,8 +134,8 @@ def reconstruct_average(
 ) -> Reconstruction:
     """Reconstruct the average of relative width `sigma_rel` after `step` steps.
 
-    By default, the step is that of the last snapshot. Source: Karras et al. 2024, section 3.2.
-    Raises UserError if there are no snapshots, or none that late, and for an impossible width.
+    `step` defaults to the last snapshot's. Source: Karras et al. 2024, section 3.2. Raises
+    UserError if there are no snapshots, or none at or after `step`, and for an impossible width.
     """
     try:
         gamma = gamma_from_sigma_rel(sigma_rel)

@@ -1,4 +1,4 @@
-"""One checkpoint on disk, as Orbax writes and reads it, with a checksum of every leaf."""
+"""Write and read one checkpoint with Orbax, with a checksum of every leaf."""
 
 import errno
 import json
@@ -27,23 +27,17 @@ from jax_ddpm.runs.checksums import checksum, copy_array, is_whole, seal
 from jax_ddpm.runs.formats import check_format
 from jax_ddpm.training.state import TrainState
 
-LATER_FIELDS = {
-    "loss_history",
-    "skipped",
-}  # of the state; where a checkpoint lacks them, they are zeros
+# Fields of the state that older checkpoints lack; they are then zeros.
+LATER_FIELDS = {"loss_history", "skipped"}
 DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
-REFUSED = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EMFILE,
-    errno.ENFILE,
-)  # say nothing about what is on disk
+# Errors that do not mean that the checkpoint is damaged.
+REFUSED = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
 DESCRIPTION = "_CHECKPOINT_METADATA"
-UNCHECKED_FORMATS = (1, 2)  # had no checksums
+UNCHECKED_FORMATS = (1, 2)  # without checksums
 
 
 class Damaged(UserError):
-    """A checkpoint that differs from what was written."""
+    """A checkpoint that cannot be read, or differs from what was written."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"the checkpoint {path} is damaged ({reason})")
@@ -51,15 +45,14 @@ class Damaged(UserError):
 
 
 def write(path: Path, state: TrainState, about: dict[str, Any], loss: float | None) -> Any:
-    """Start writing `state` to `path`, which does not exist; result() of the answer waits for it.
+    """Start writing `state` to `path`, which must not exist. Returns an object to wait on.
 
-    The buffers of `state` are no longer needed when this returns. Raises whatever Orbax raises.
+    Its result() waits until the checkpoint is written. The buffers of `state` are no longer needed
+    when this function returns. Raises whatever Orbax raises.
     """
     held = jax.tree.map(_without_empty, _fields_with_arrays(state))
     document = seal({**about, "loss": loss, "leaves": _described(held)})
-    if (
-        jax.default_backend() == "cpu"
-    ):  # where Orbax may share memory that it takes for its own copy
+    if jax.default_backend() == "cpu":  # there, what Orbax takes for its copy may be no copy
         held = jax.tree.map(copy_array, held)
     with _orbax():
         return ocp.save_async(path, held, custom_metadata=document)
@@ -68,8 +61,8 @@ def write(path: Path, state: TrainState, about: dict[str, Any], loss: float | No
 def read(path: Path, like: TrainState) -> TrainState:
     """Read the state in `path`, with the shapes, dtypes and devices of `like`.
 
-    Raises Damaged, or UserError if the checkpoint belongs to another network or a newer version, or
-    may not be read.
+    Raises Damaged, or UserError if the checkpoint belongs to another network or a newer version or
+    reading it is not permitted.
     """
     expected = _fields_with_arrays(like)
     with agree_on_damage(path):
@@ -81,7 +74,7 @@ def read(path: Path, like: TrainState) -> TrainState:
 
 
 def read_params(path: Path, like: Params) -> Params:
-    """Read only the parameters of the state in `path`. Raises as `read` does."""
+    """Read only the parameters of the state in `path`. Raises the errors that `read` does."""
     with agree_on_damage(path):
         leaves = _leaves_of(path, describe(path))
     leaves = {name: leaf for name, leaf in leaves.items() if name.split("/")[0] == "params"}
@@ -89,7 +82,7 @@ def read_params(path: Path, like: Params) -> Params:
 
 
 def verify(path: Path) -> None:
-    """Check every array in `path`, whatever network it belongs to. Raises as `read` does."""
+    """Check every array in `path`, of any network. Raises the errors that `read` does."""
     with agree_on_damage(path):
         leaves, tree = _leaves_of(path, describe(path)), _stored_tree(path)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
@@ -98,22 +91,22 @@ def verify(path: Path) -> None:
 
 @contextmanager
 def agree_on_damage(path: Path) -> Iterator[None]:
-    """Raise Damaged in every process if one of them does, so that all go on with the same."""
+    """If one process raises Damaged, raise it in all, so that all try the same checkpoint next."""
     damaged = None
     try:
         yield
     except Damaged as error:
         damaged = error
     if max_over_processes(int(damaged is not None)):
-        raise damaged or Damaged(path, "as another process found")
+        raise damaged or Damaged(path, "found by another process")
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Read the description of a checkpoint: what `write` was given, and the loss.
+    """Read the description of a checkpoint: `about` as given to `write`, and the loss.
 
     Raises Damaged, or UserError if it was written by a newer version.
     """
-    try:  # as ocp.metadata does, which also reads a description of every array
+    try:  # ocp.metadata would also read a description of every array
         document = dict(json.loads((path / DESCRIPTION).read_text())["custom_metadata"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _unreadable(path, error) from error
@@ -123,7 +116,7 @@ def describe(path: Path) -> dict[str, Any]:
         raise Damaged(path, "the checksum of its description is wrong")
     check_format(document.get("format", 1), path)
     if not _is_well_formed(document):
-        raise Damaged(path, "its description is not that of a checkpoint")
+        raise Damaged(path, "its description does not describe a checkpoint")
     return document
 
 
@@ -132,7 +125,7 @@ def _num_bytes(like: Any) -> int:
 
 
 def _is_well_formed(document: dict[str, Any]) -> bool:
-    """Whether loss and leaves have the types that `write` gives them; anyone can seal a text."""
+    """Whether loss and leaves have the right types; a valid seal does not prove that."""
     leaves, loss = document.get("leaves", {}), document.get("loss")
     if not isinstance(leaves, dict) or not (loss is None or type(loss) in (int, float)):
         return False
@@ -147,14 +140,14 @@ def read_loss(path: Path) -> float | None:
     document = describe(path)
     if "leaves" in document:
         return document.get("loss")
-    try:  # older formats have it in its own file, if at all
+    try:  # older formats may have it in a separate file
         return float(json.loads((path / "metrics" / "metrics").read_text())["loss"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def explain_error(error: BaseException) -> str:
-    """The message of `error` in at most 160 characters, without the libraries' words around it."""
+    """The message of `error` in at most 160 characters, without what libraries wrap around it."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error).split("[tensorstore_spec")[0].rsplit(": Error ", 1)[-1].split()
@@ -171,21 +164,21 @@ def warn(message: str) -> None:
 
 
 def _orbax() -> ocp.Context:
-    """The settings of Orbax: it fails at once if it cannot make a folder."""
+    """Make Orbax's settings, with which it fails immediately if it cannot make a folder."""
     for name in ("absl", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # they log what is raised anyway
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # they only repeat what is raised
     directly = ocp.options.AsyncOptions(create_directories_asynchronously=False)
     return ocp.Context(async_options=directly)
 
 
 def _fields_with_arrays(state: TrainState) -> dict[str, Any]:
-    """The fields of `state` that are in use, so that older checkpoints need no new fields."""
+    """The fields of `state` that hold arrays; older checkpoints lack those that are not in use."""
     values = {field.name: getattr(state, field.name) for field in fields(state)}
     return {name: value for name, value in values.items() if jax.tree.leaves(value)}
 
 
 def _described(held: dict[str, Any]) -> dict[str, Any]:
-    """Shape, dtype and checksum of each leaf, by name."""
+    """The shape, dtype and checksum of each leaf, by name."""
     leaves = name_leaves(held)
     sums = jax.device_get({name: finish_in_turn(checksum(leaf)) for name, leaf in leaves.items()})
     return {
@@ -195,7 +188,7 @@ def _described(held: dict[str, Any]) -> dict[str, Any]:
 
 
 def _leaves_of(path: Path, document: dict[str, Any]) -> dict[str, Any]:
-    """Shape, dtype and checksum of each leaf; of older formats, only the shape."""
+    """The shape, dtype and checksum of each leaf, by name; in older formats, only the shape."""
     if "leaves" in document:
         return document["leaves"]
     tree = _stored_tree(path)
@@ -203,7 +196,7 @@ def _leaves_of(path: Path, document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stored_tree(path: Path) -> Any:
-    """The tree of the arrays in `path`: their shapes and dtypes."""
+    """Read the tree of the arrays' shapes and dtypes in `path`."""
     try:
         with _orbax():
             return ocp.metadata(path).metadata
@@ -214,7 +207,7 @@ def _stored_tree(path: Path) -> Any:
 def _load(path: Path, like: Any, leaves: dict[str, Any]) -> Any:
     """Load the arrays of `like` from `path`, and verify their checksums.
 
-    Raises Damaged, or UserError if `path` has other shapes or may not be read.
+    Raises Damaged, or UserError if `path` has other shapes or reading it is not permitted.
     """
     _require_same_shapes(path, leaves, like)
     require_bounded(_num_bytes(like), path)
@@ -231,10 +224,10 @@ def _load(path: Path, like: Any, leaves: dict[str, Any]) -> Any:
 
 
 def _as_stored(path: Path, like: Any, leaves: dict[str, Any]) -> Any:
-    """The arrays of `like`, with the dtypes that they have in `path`; None for empty ones."""
+    """Load the arrays of `like` with the dtypes that they have in `path`; None for empty ones."""
     context = _orbax()
     context.pytree.loading.partial_load = True
-    # Otherwise Orbax waits for all processes at the end, and one may have failed.
+    # Otherwise Orbax waits for all processes at the end, even if one of them has failed.
     context.multiprocessing.active_processes = {jax.process_index()}
     context.multiprocessing.primary_host = jax.process_index()
 
@@ -255,13 +248,13 @@ def _as_stored(path: Path, like: Any, leaves: dict[str, Any]) -> Any:
 
 
 def _unreadable(path: Path, error: Exception) -> Exception:
-    """Damaged, unless `error` says nothing about what is in `path`."""
+    """Convert `error` to Damaged, or to another error if it does not prove damage."""
     if isinstance(error, jax.errors.JaxRuntimeError):
         return error
     reason = explain_error(error)
     if getattr(error, "errno", None) in REFUSED or reason in map(os.strerror, REFUSED):
         return UserError(
-            f"the checkpoint {path} cannot be read ({reason}): correct that, then run the same "
+            f"the checkpoint {path} cannot be read ({reason}): make it readable, then run the same "
             "command again"
         )
     return Damaged(path, reason)
@@ -278,12 +271,12 @@ def _zeros(like: Any) -> Any:
 
 
 def _without_empty(leaf: Any) -> Any:
-    """`leaf`, or None if it has no elements, which Orbax refuses."""
+    """Replace `leaf` by None if it has no elements, because Orbax refuses empty arrays."""
     return leaf if np.prod(leaf.shape) else None
 
 
 def _names(tree: Any) -> Any:
-    """`tree` with the name of each leaf in place of the leaf."""
+    """Replace each leaf of `tree` by its name."""
     return jax.tree.unflatten(jax.tree.structure(tree), list(name_leaves(tree)))
 
 

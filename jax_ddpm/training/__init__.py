@@ -1,1 +1,1 @@
-"""Training: the state, the pure step, its mapping onto devices, checkpoints, the loop."""
+"""Training: the state, the pure train step, and the batches that feed it."""

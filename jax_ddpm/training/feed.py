@@ -1,4 +1,4 @@
-"""What each call of the compiled step is given: batches, or their indices, for one step or more."""
+"""Feed each call of the compiled step: batches, or their indices, for one step or more."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -12,13 +12,13 @@ from jax_ddpm.errors import UserError
 from jax_ddpm.training.step import Indexed, StepInput
 
 DataOnDevice = Literal["auto", "always", "never"]
-AUTO_BYTES = 2**30  # data sets of at most one GiB go to the devices by default
+AUTO_BYTES = 2**30  # "auto" keeps data sets of at most 1 GiB on the devices
 
 
 def fits_on_device(source: ImageSource, wanted: DataOnDevice) -> bool:
-    """Whether all images go to the devices: always, never, or if they are small ("auto").
+    """Whether to keep all images on the devices: "always", "never", or if they are small ("auto").
 
-    Only images in memory can go there; `load_into_memory` decodes the others.
+    Only images in memory can be kept there; `load_into_memory` decodes the others.
     """
     images = source.images
     if wanted == "never" or not isinstance(images, np.ndarray):
@@ -41,14 +41,13 @@ def load_into_memory(source: ImageSource, wanted: DataOnDevice) -> ImageSource:
     except MemoryError as error:
         raise UserError(
             f"--train.data-on-device always: {shape[0]:,} images take "
-            f"{np.prod(shape) / 2**30:.1f} GiB, which is more than the free memory: use auto or "
-            "never"
+            f"{np.prod(shape) / 2**30:.1f} GiB, more than the free memory: use auto or never"
         ) from error
     return source._replace(images=pixels)
 
 
 def plan_calls(first_step: int, last_step: int, steps_per_call: int) -> Iterator[range]:
-    """Plan the steps of each call, which starts at a multiple of `steps_per_call`, or first."""
+    """Plan the steps of each call; all but the first start at a multiple of `steps_per_call`."""
     step = first_step
     while step < last_step:
         end = min((step // steps_per_call + 1) * steps_per_call, last_step)
@@ -67,13 +66,13 @@ def make_feed(
     on_device: tuple[Any, Any] | None = None,
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[StepInput, int]]:
-    """Yield the batch and the number of steps of each call from `start_step` to before `end_step`.
+    """Yield the batch and number of steps for each call, from `start_step` up to `end_step`.
 
     With `steps_per_call` 1, arrays are [b, ...]; else [k, b, ...], where k is smaller for a call
-    that is cut short. If the images and labels are on the devices, as `on_device`, a batch is
-    `Indexed`. `process` (index, count) gets only its part of every batch.
+    that is cut short. If the images and labels are on the devices, given as `on_device`, a batch is
+    `Indexed`. `process` is (index, count); each process gets only its part of every batch.
     """
-    if on_device is not None:  # indices take the place of the images
+    if on_device is not None:  # batches are then made of indices
         source = ImageSource(np.arange(len(source.images), dtype=np.int32), source.labels)
     stream = batches(source, batch_size, seed, start_step=start_step, process=process)
     for steps in plan_calls(start_step, end_step, steps_per_call):

@@ -1,4 +1,4 @@
-"""The train state: arrays only."""
+"""The train state, which consists only of arrays."""
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,16 @@ from jax_ddpm.process.timesteps import LossHistory
 
 
 class Skipped(struct.PyTreeNode):
-    """The number of steps that changed nothing because a number was not finite."""
+    """The number of steps that were skipped because a loss or gradient was not finite."""
 
     total: Int[Array, ""]
-    in_a_row: Int[Array, ""]  # without a good step since
+    in_a_row: Int[Array, ""]  # since the last good step
 
 
 class TrainState(struct.PyTreeNode):
     """The arrays that training carries from step to step, and that a checkpoint holds."""
 
-    step: Int[Array, ""]  # counts the skipped steps too
+    step: Int[Array, ""]  # counts skipped steps too
     params: Params
     ema_params: Params
     opt_state: optax.OptState
@@ -40,7 +40,7 @@ def create_state(
     """Make the state before the first step; every moving average starts as a copy of `params`."""
 
     def copy_params() -> Params:
-        return jax.tree.map(jnp.copy, params)  # each its own: a buffer can be donated only once
+        return jax.tree.map(jnp.copy, params)  # separate copies: a buffer is donated only once
 
     return TrainState(
         step=jnp.zeros((), jnp.int32),

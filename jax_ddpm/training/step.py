@@ -1,4 +1,4 @@
-"""The train step: draw what is random about a batch, then update the state."""
+"""The train step: draw timesteps, noise and other random choices, then update the state."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,14 +19,14 @@ from jax_ddpm.training.update import Metrics, UpdateFn
 BatchImages = UInt8[Array | np.ndarray, "*steps b h w c"]
 BatchLabels = Int[Array | np.ndarray, "*steps b"]
 
-# The uses of one example's key, and what the key is folded with for each.
+# What an example's key is folded with for each use.
 FLIP, NOISE, DROPOUT, LABEL = range(4)
-# The uses of a step's key beside the examples, which take their places 0, 1, ... in the batch.
+# What a step's key is folded with for uses other than the examples, which take 0, 1, ...
 SELF_CONDITION, SHARED = 2**32 - 1, 2**32 - 2
 
 
 class Indexed(NamedTuple):
-    """A batch given by the indices of its images in a data set that is on the devices."""
+    """A batch given as indices into a data set that is on the devices."""
 
     indices: Int[Array | np.ndarray, "*steps b"]
     pixels: UInt8[Array | np.ndarray, "n h w c"]
@@ -55,11 +55,11 @@ def make_train_step(
     A batch is uint8 images, a pair of images and labels, or `Indexed`. If `class_conditional`, the
     network is given the labels; each is replaced by `null_label` with probability `label_dropout`
     (Ho & Salimans 2022, algorithm 1). `timestep_fn` draws t (see `make_timestep_fn`; default:
-    uniform). With `self_condition`, one coin flip per step decides whether the network is given its
-    own first guess, for the whole global batch: so half of the steps do not pay for the guess.
+    uniform). With `self_condition`, one coin flip per step decides for the whole global batch
+    whether the network is given its own first guess, so half of the steps skip making the guess.
 
-    All randomness of an example comes from fold_in(fold_in(key, step), its index in the global
-    batch), so the numbers do not depend on how the batch is spread over devices or parts.
+    All random numbers for an example come from fold_in(fold_in(key, step), its index in the global
+    batch), so they do not depend on how the batch is split over devices or parts.
 
     Raises ValueError if `class_conditional` and the batch has no labels.
     """
@@ -112,7 +112,7 @@ def scan_steps(train_step: TrainStep) -> TrainStep:
 
 
 def unpack_batch(batch: StepInput) -> tuple[BatchImages, BatchLabels | None]:
-    """Return the images and the labels of a batch, None if it has no labels."""
+    """Return the images and labels of a batch; the labels are None if it has none."""
     if isinstance(batch, Indexed):
         pixels, labels = (jnp.take(a, batch.indices, axis=0, mode="clip") for a in batch[1:])
         return pixels, labels
@@ -120,7 +120,7 @@ def unpack_batch(batch: StepInput) -> tuple[BatchImages, BatchLabels | None]:
 
 
 def example_keys(key: Key[Array, ""], num_local: int, axis_name: str | None) -> Key[Array, " b"]:
-    """Make one key for each example on this device, from its index in the global batch."""
+    """Make one key for each example on this device from its index in the global batch."""
     indices = locate_in_batch(key, num_local, axis_name).indices
     return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
 

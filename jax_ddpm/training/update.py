@@ -32,14 +32,15 @@ def make_update(
 ) -> UpdateFn:
     """Build (state, x_0, t, noise, dropout_keys=None, **options) -> (state, metrics).
 
-    One step of gradient descent on the mean of `loss_fn` (Ho et al. 2020, algorithm 1), which gives
-    one loss per example (see `make_loss_fn`). x_0 is in [-1, 1]. The options are label [b],
-    self_condition (a truth value for the whole batch) and weight [b], a factor for each loss.
+    It takes one step of gradient descent on the mean of `loss_fn` (Ho et al. 2020, algorithm 1),
+    which returns one loss per example (see `make_loss_fn`). x_0 is in [-1, 1]. The options are
+    label [b], self_condition (one boolean for the whole batch) and weight [b], a factor for each
+    loss.
 
     The batch is processed in `accumulate` equal parts, one after the other, to save memory; the
-    gradient is averaged over the parts and over the devices of `axis_name`. The moving averages of
-    the state follow by the rules `ema`, `more_ema` and `posthoc_ema`. If the state has a
-    `loss_history`, the unweighted losses are added to it.
+    gradient is averaged over the parts and over the devices of `axis_name`. `ema`, `more_ema` and
+    `posthoc_ema` update the moving averages of the state. If the state has a `loss_history`, the
+    unweighted losses are added to it.
 
     If the loss, the gradient or the update is not finite, only the state's `step` and `skipped`
     change. Raises ValueError if the batch does not divide into the parts.
@@ -94,7 +95,7 @@ def make_gradient(loss_fn: LossFn, **options: Any) -> Callable[[Params, Any], An
 def apply_gradient(
     optimizer: optax.GradientTransformation, state: TrainState, grads: Params
 ) -> tuple[TrainState, Params]:
-    """Move the parameters of `state` as `optimizer` says; return the state and the change."""
+    """Let `optimizer` change the parameters of `state`; return the new state and the change."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return state.replace(params=params, opt_state=opt_state), updates
@@ -111,9 +112,9 @@ def update_averages(
 def keep_if_finite(
     old: TrainState, new: TrainState, loss: Float[Array, ""], grads: Params, updates: Params
 ) -> tuple[TrainState, Metrics]:
-    """Return the state after a step, and its metrics: `new` if all is finite, else `old`.
+    """Return `new` if everything is finite, else `old`, with the metrics of the step.
 
-    The step counts either way.
+    The step is counted either way.
     """
     norm = optax.tree.norm(grads)
     good = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
@@ -128,13 +129,14 @@ def keep_if_finite(
 
 
 def select_by_element(good: Bool[Array, ""], new: TrainState, old: TrainState) -> TrainState:
-    """Return `new` if it is good, else `old`; on accelerators, this does not wait for the host."""
+    """Select `new` if `good`, else `old`; accelerators do not wait for the host."""
     return jax.tree.map(lambda one, other: jnp.where(good, one, other), new, old)
 
 
 def select_by_branch(good: Bool[Array, ""], new: TrainState, old: TrainState) -> TrainState:
-    """`select_by_element` with lax.cond: on CPU, `where` would fuse with the update and change its
-    rounding.
+    """Select as `select_by_element` does, but with lax.cond.
+
+    On CPUs, `where` would fuse with the update and change its rounding.
     """
     return jax.lax.cond(good, lambda one, _: one, lambda _, other: other, new, old)
 

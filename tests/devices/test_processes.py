@@ -166,7 +166,7 @@ def test_a_checkpoint_that_one_process_cannot_read_is_skipped_by_all(
     found = wait_for_ends(start([["spoil", 1, 6], job], 2, compile_once, devices=2), 200)
     assert [code for code, _, _ in found] == [0, 0], found
     (_, printed, error), (_, _, other) = found
-    assert "6 is damaged (as another process found), so it is skipped" in error
+    assert "6 is damaged (found by another process), so it is skipped" in error
     assert "6 is damaged (a hole), so it is skipped" in other
     assert "Continuing after step 3 of" in printed
     np.testing.assert_allclose(

@@ -136,7 +136,7 @@ def test_the_betas_in_a_file_choose_the_schedule():
         assert find_schedule(make_betas(300).astype(np.float32)) == (name, False)
     rescaled = rescale_zero_terminal_snr(BETAS["sigmoid"](300))
     assert find_schedule(rescaled.astype(np.float32)) == ("sigmoid", True)
-    with pytest.raises(UserError, match="3 betas match no schedule: not linear"):
+    with pytest.raises(UserError, match="3 betas do not match linear"):
         find_schedule(np.array([0.5, 0.1, 0.9]))
 
 

@@ -240,7 +240,7 @@ def test_a_classifier_pulls_images_its_way(draw, sampler):
         ("--guidance-rescale 0.7", "guidance-rescale is 0.7, but it must be 0 without --guidance"),
         ("--guidance 2 --guidance-interval 5 3", "two timesteps between 0 and 7"),
         ("--classifier guide.py:bright", "--classifier needs --label N"),
-        ("--classifier guide.py:bright --label 0 --guidance-rescale 0.5", "leave it out"),
+        ("--classifier guide.py:bright --label 0 --guidance-rescale 0.5", "without a classifier"),
         ("--classifier guide --label 0", "must name a file and a function"),
         ("--classifier nofile.py:bright --label 0", "there is no file .*nofile.py"),
         ("--classifier guide.py:dark --label 0", "guide.py has no function dark"),

@@ -1,4 +1,4 @@
-"""Images per second on every way from the disk, or the device's memory, to a batch."""
+"""Measure how fast batches can be read from each kind of source and from device memory."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,24 +20,26 @@ from jax_ddpm.jobs.bench import timing
 
 @dataclass(frozen=True)
 class DataArgs:
-    """Read the embedded images as arrays, as files, prepared for TFDS, and on the device."""
+    """Read the embedded images as arrays, from files, prepared for TFDS, and on the device."""
 
     batch_size: int = 128
+    """Images per batch."""
     batches: int = 40
     """Batches per round."""
     rounds: int = 5
+    """Number of times that each source is measured."""
     images: int = 4000
-    """How many images to write to files."""
+    """Number of images to write to files."""
     image_size: int | None = None
-    """Side to which every image is resized when it is read. None: they keep their 28 pixels."""
+    """Side to which images are resized when they are read; None: keep their 28 pixels."""
     channels: int | None = None
     """1: grey, 3: colour; None: grey."""
     out: Path | None = None
-    """JSON file for the figures."""
+    """JSON file to write the results to."""
 
 
 def bench_data(args: DataArgs) -> list[dict[str, Any]]:
-    """Measure, print a table, and return its rows."""
+    """Measure reading from every source, print a table, and return its rows."""
     with tempfile.TemporaryDirectory() as folder:
         sources = dict(open_every_source(args, Path(folder)))
         contestants = {name: make_reader(source, args) for name, source in sources.items()}
@@ -50,7 +52,7 @@ def bench_data(args: DataArgs) -> list[dict[str, Any]]:
 
 
 def open_every_source(args: DataArgs, folder: Path) -> Iterator[tuple[str, ImageSource]]:
-    """The same images from each kind of source, opened as training opens them."""
+    """Write the same images for each kind of source, and open them as training does."""
     images, labels = open_source("embedded")
     images, labels = images[: args.images], labels[: args.images]
     form: dict[str, Any] = {"image_size": args.image_size, "channels": args.channels or 1}
@@ -65,14 +67,14 @@ def open_every_source(args: DataArgs, folder: Path) -> Iterator[tuple[str, Image
     yield "npz", open_source("arrays", folder / "images.npz", **form)
     yield "folder of PNG", open_source("folder", pictures, **form)
     yield "TFDS array_record", open_source("prepared_images", folder / "tfds", **form)
-    # Random crops are decoded on demand, like data that do not fit in memory.
+    # Random crops force decoding on demand, as for data that does not fit in memory.
     form |= {"crop": "random", "image_size": args.image_size or images.shape[1]}
     yield "folder of PNG, on demand", open_source("folder", pictures, **form)
     yield "TFDS array_record, on demand", open_source("prepared_images", folder / "tfds", **form)
 
 
 def make_reader(source: ImageSource, args: DataArgs) -> Callable[[], object]:
-    """A function that reads the next shuffled batches, as training does."""
+    """Make a function that reads the next shuffled batches, as training does."""
     stream = batches(source, args.batch_size, seed=0)
 
     def run() -> None:
@@ -83,7 +85,7 @@ def make_reader(source: ImageSource, args: DataArgs) -> Callable[[], object]:
 
 
 def make_gatherer(source: ImageSource, args: DataArgs) -> Callable[[], object]:
-    """A function that gathers batches of images on the device."""
+    """Make a function that gathers batches from images on the device."""
     pixels = replicate(np.asarray(source.images), "jit")
     numbers = np.random.default_rng(0).integers(0, len(pixels), (args.batches, args.batch_size))
     gather = jax.jit(lambda pixels, numbers: jnp.take(pixels, numbers, axis=0))

@@ -1,4 +1,4 @@
-"""How much of a device's memory a training step takes, according to the compiled program."""
+"""Measure how much of a device's memory a training step takes, from the compiled program."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,20 +19,20 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class MemoryArgs:
-    """Memory of a training step: of presets, with and without each setting that changes it."""
+    """Memory of a training step of each preset, with and without settings that change it."""
 
     presets: tuple[str, ...] = ("fashion-cpu",)
-    """Which presets; all: every preset."""
+    """Presets to measure; all: every preset."""
     settings: bool = True
-    """Measure also with each setting that changes the memory."""
+    """Also measure with each setting that changes the memory."""
     batch_size: int | None = None
     """Images per device; None: the preset's."""
     out: Path | None = None
-    """JSON file for the figures."""
+    """JSON file to write the results to."""
 
 
 def bench_memory(args: MemoryArgs) -> list[dict[str, Any]]:
-    """Compile, print a table, and return its rows."""
+    """Compile each variant, print a table of its memory, and return the rows."""
     names = tuple(PRESETS) if args.presets == ("all",) else args.presets
     rows = [row for name in names for row in measure_preset(find_preset(name), args)]
     timing.print_rows(rows)
@@ -42,7 +42,7 @@ def bench_memory(args: MemoryArgs) -> list[dict[str, Any]]:
 
 
 def measure_preset(config: Config, args: MemoryArgs) -> Iterator[dict[str, Any]]:
-    """The rows of one preset."""
+    """Measure the variants of one preset, and yield a row for each."""
     size = args.batch_size or config.train.batch_size
     config = replace(config, train=replace(config.train, batch_size=size))
     side, channels = config.data.image_size or 28, config.data.channels or 1
@@ -60,7 +60,7 @@ def measure_preset(config: Config, args: MemoryArgs) -> Iterator[dict[str, Any]]
 
 
 def list_variants(config: Config) -> Iterator[tuple[str, Config]]:
-    """`config` unchanged, and with one setting changed at a time."""
+    """Yield `config` unchanged, and with one setting changed at a time."""
     train = config.train
     yield "unchanged", config
     if train.batch_size % (4 * train.accumulate) == 0:

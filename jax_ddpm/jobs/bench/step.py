@@ -1,4 +1,4 @@
-"""Training steps and sampling with diffusers' CIFAR-10 network, in both frameworks in turn."""
+"""Time training steps and sampling of diffusers' CIFAR-10 network, in JAX and PyTorch by turns."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,31 +31,36 @@ class StepArgs:
     """Training steps of google/ddpm-cifar10-32's network: forward, backward, clip, AdamW, EMA."""
 
     batch_size: int = 16
+    """Images per step."""
     image_size: int = 32
+    """Side of the images in pixels."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: compute_dtype in JAX, autocast in PyTorch. Parameters are float32 in both."""
     channels: tuple[int, ...] = (128, 256, 256, 256)
-    """Channels of each resolution. The published network has 35.7 million parameters."""
+    """Channels at each resolution. The default is the published network, with 35.7 million
+    parameters."""
     peers: tuple[Peer, ...] = ("eager", "channels_last", "compile")
-    """How PyTorch runs the network. None: only JAX is measured."""
+    """How PyTorch runs the network, one contestant each. None: measure only JAX."""
     steps: int = 4
     """Steps per round."""
     rounds: int = 5
+    """Number of times that each contestant is measured."""
     steps_per_call: int = 1
     """Steps that JAX scans in one program."""
     out: Path | None = None
-    """JSON file for the figures."""
+    """JSON file to write the results to."""
 
 
 @dataclass(frozen=True)
 class SamplingArgs(StepArgs):
-    """DDIM sampling with the same network; --steps counts network evaluations."""
+    """DDIM sampling with the same network; --steps is the number of network evaluations."""
 
     steps: int = 50
+    """Sampling steps, of one network evaluation each."""
 
 
 def make_work(args: StepArgs) -> Work:
-    """The work of one call. Raises UserError for a network of a single resolution."""
+    """Describe the work of one call. Raises UserError for a network of a single resolution."""
     enough = len(args.channels) >= 2  # the second one has attention
     require(enough, "--channels", args.channels, "at least two numbers, one per resolution")
     return Work(args.batch_size, args.image_size, args.channels, args.dtype, args.steps)
@@ -94,7 +99,7 @@ def report_times(
 
 
 def make_config(args: StepArgs) -> Config:
-    """The preset diffusers-ddpm with the requested sizes, on one device."""
+    """Change the preset diffusers-ddpm to the requested sizes, on one device."""
     config = find_preset("diffusers-ddpm")
     train = replace(
         config.train, batch_size=args.batch_size, steps_per_call=args.steps_per_call, parallel="jit"
@@ -110,7 +115,7 @@ def make_config(args: StepArgs) -> Config:
 
 
 def make_our_steps(args: StepArgs) -> Callable[[], object]:
-    """A function that takes `args.steps` training steps in JAX."""
+    """Make a function that takes `args.steps` training steps in JAX."""
     if args.steps % args.steps_per_call:
         raise UserError(
             f"--steps {args.steps} is not a multiple of --steps-per-call {args.steps_per_call}"
@@ -133,7 +138,7 @@ def make_our_steps(args: StepArgs) -> Callable[[], object]:
 
 
 def make_our_sampling(args: SamplingArgs) -> Callable[[], object]:
-    """A function that draws one batch in JAX."""
+    """Make a function that draws one batch in JAX."""
     shape = (args.image_size, args.image_size, 3)
     parts = build(make_config(args), shape)
     params = jax.jit(parts.network.init)(jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Times several contestants in turn, in rounds; medians and ratios of their rates."""
+"""Time several contestants by turns, in rounds, and compare their median rates."""
 
 import json
 import statistics
@@ -15,10 +15,10 @@ Times = dict[str, list[float]]
 def time_in_turn(
     contestants: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1
 ) -> Times:
-    """The seconds of each call: each contestant once per round, after `warmup` calls.
+    """Time each contestant once per round, after `warmup` calls. Returns seconds per call.
 
-    A contestant must return when its work is done, on the accelerator too. Prints how long each one
-    took to warm up, which is mostly compilation.
+    A contestant must return only when its work is done, on the accelerator too. Prints how long
+    each took to warm up, which is mostly compilation.
     """
     for name, call in contestants.items():
         took = sum(measure_seconds(call) for _ in range(warmup))
@@ -31,7 +31,7 @@ def time_in_turn(
 
 
 def measure_seconds(call: Callable[[], object]) -> float:
-    """How long `call` takes."""
+    """Measure how long `call` takes."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
@@ -40,7 +40,7 @@ def measure_seconds(call: Callable[[], object]) -> float:
 def make_rows(
     times: Times, work: float, unit: str, rival: str | None = None
 ) -> list[dict[str, Any]]:
-    """One row per contestant: the median rate in `unit` per second, its range, and a ratio.
+    """Make one row per contestant: the median rate in `unit` per second, its range, and a ratio.
 
     `work` is the number of units in one call. The ratio says how many times faster the contestant
     was than `rival` in the same round, as the median over the rounds.
@@ -66,7 +66,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 
 
 def save_rows(path: Path | None, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Write the rows and what they are about as JSON, unless `path` is None."""
+    """Write the rows and `about`, how they were measured, as JSON, unless `path` is None."""
     if path is not None:
         text = json.dumps({**about, "rows": rows}, indent=2) + "\n"
         write_atomically(path, lambda temporary: temporary.write_text(text))

@@ -253,7 +253,7 @@ WRONG = [
     ({"out_dim": 0}, {}, "out-dim is 0"),
     ({"learned_variances": True}, {}, "did you mean 'learned_variance'"),
     ({}, {"init_conv.weight": None}, "there is no init_conv.weight"),
-    ({}, {"mid_attn.mem_kv": None}, "nothing for mid.attn_1.mem_kv"),
+    ({}, {"mid_attn.mem_kv": None}, "the weights lack mid.attn_1.mem_kv"),
     ({}, {"extra.weight": np.ones(3)}, "extra.weight .* does not fit"),
     ({}, {"downs.0.0.block1.norm.weight": np.ones(8)}, "before version 2"),
 ]

@@ -273,7 +273,7 @@ MISTAKES = {
     "no argument 'num_head', did you mean 'num_heads'?": {"num_head": 1},
     "--model.channel-mult is .*multiples of 32": {"channel_mult": [1, 0.3]},
     "does not fit: temb.dense_0.kernel is": {"model_channels": 64},
-    "nothing for label_emb.embedding": {"num_classes": 7},
+    "the weights lack label_emb.embedding": {"num_classes": 7},
 }
 
 
@@ -298,7 +298,7 @@ def test_a_missing_and_a_foreign_weight_are_named():
     with pytest.raises(UserError, match=r"weight input_blocks.0.1.weight of shape \(3,\)"):
         from_torch(foreign, IMPROVED, {})
     del weights["middle_block.1.qkv.bias"]
-    with pytest.raises(UserError, match=r"nothing for mid_1\.qkv\.bias"):
+    with pytest.raises(UserError, match=r"the weights lack mid_1\.qkv\.bias"):
         from_torch(weights, IMPROVED, {})
 
 

@@ -166,7 +166,7 @@ WRONG = [
     ({"time_embedding_type": "learned"}, {}, "num-train-timesteps is None"),
     ({"class_embed_type": "projection"}, {}, "timestep or identity"),
     ({}, {"conv_in.weight": None}, "there is no conv_in.weight"),
-    ({}, {"conv_out.bias": None}, "nothing for conv_out.bias"),
+    ({}, {"conv_out.bias": None}, "the weights lack conv_out.bias"),
     ({}, {"extra.weight": np.ones(3)}, "extra.weight .* does not fit"),
 ]
 

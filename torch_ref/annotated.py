@@ -165,7 +165,7 @@ class AnnotatedUNet(nn.Module):
         *,
         layer: bool = False,
     ):
-        """`resnet_block_groups` concerns ResNet blocks, `convnext_mult` ConvNeXt blocks."""
+        """`resnet_block_groups` is for ResNet blocks, `convnext_mult` for ConvNeXt blocks."""
         super().__init__()
         init_dim = dim // 3 * 2 if init_dim is None else init_dim
         temb_size = 4 * dim if with_time_emb else None

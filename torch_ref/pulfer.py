@@ -20,7 +20,7 @@ class _Block(nn.Module):
 
     def __init__(self, in_size: int, size: int, side: int, normalize: bool = True):
         super().__init__()
-        self.ln = nn.LayerNorm((in_size, side, side))  # it exists even if it is not used
+        self.ln = nn.LayerNorm((in_size, side, side))  # has parameters even if it is unused
         self.conv1 = nn.Conv2d(in_size, size, 3, padding=1)
         self.conv2 = nn.Conv2d(size, size, 3, padding=1)
         self.normalize = normalize

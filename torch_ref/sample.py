@@ -27,7 +27,7 @@ from .unet import UNet
 
 Settings = dict[str, Any]
 Shape = tuple[int, int, int]
-FORMATS = 1, 2, 3, 4  # of config.json; they differ in settings of training
+FORMATS = 1, 2, 3, 4  # of config.json; they differ only in training settings
 
 
 def make_unet(model: Settings, channels: int) -> UNet:

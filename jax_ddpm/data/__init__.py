@@ -1,1 +1,1 @@
-"""Image sources, the loader, and the images that ship with the package."""
+"""Data sources, the batch loader, and the images that ship with the package."""

@@ -1,4 +1,4 @@
-"""Images in NumPy files: an .npz with the usual names, or an .npy, which is memory-mapped."""
+"""Read images from NumPy files: an .npz with common array names, or a memory-mapped .npy."""
 
 from pathlib import Path
 
@@ -14,17 +14,17 @@ LABEL_NAMES = ("labels", "y", "arr_1")
 
 
 def open_arrays(path: Path) -> ImageSource:
-    """The images in a NumPy file, with their labels if an .npz has them; otherwise the class is 0.
+    """Open the images in a NumPy file, and the labels if an .npz has them; otherwise they are 0.
 
-    Raises UserError for anything but uint8 [n, h, w, c] or [n, h, w], with 1 or 3 channels.
+    Raises UserError unless images are uint8 [n, h, w, c] or [n, h, w], with 1 or 3 channels.
     """
     if not path.is_file():
-        raise UserError(f"there is no file {path}: give an .npz or .npy of images, --data.path")
+        raise UserError(f"there is no file {path}: give an .npz or .npy of images with --data.path")
     if path.suffix == ".npy":
         images = check_images(map_npy(path), path)
         return ImageSource(images, np.zeros(len(images), np.int32))
     if path.suffix != ".npz":
-        raise UserError(f"{path} ends in neither .npz nor .npy: give such a file, --data.path")
+        raise UserError(f"{path} ends in neither .npz nor .npy: give such a file with --data.path")
     arrays = read_npz(path)
     images = check_images(_find_images(arrays, path), path)
     name = next((name for name in LABEL_NAMES if name in arrays), None)
@@ -34,7 +34,7 @@ def open_arrays(path: Path) -> ImageSource:
 
 
 def map_npy(path: Path) -> np.ndarray:
-    """The array in an .npy file, mapped into memory.
+    """Memory-map the array in an .npy file.
 
     Raises UserError for a damaged file and for Python objects, which could run code.
     """
@@ -47,11 +47,11 @@ def map_npy(path: Path) -> np.ndarray:
 
 
 def check_images(images: np.ndarray, path: Path) -> UInt8[np.ndarray, "n h w c"]:
-    """`images` with a channel axis. Raises UserError unless they are uint8 images."""
+    """Add a channel axis if there is none. Raises UserError unless these are uint8 images."""
     if images.dtype != np.uint8:
         raise UserError(
             f"{path} holds images of {images.dtype}, expected uint8 from 0 to 255: convert them, "
-            "for instance with (255 * images).round().astype(numpy.uint8) if they go from 0 to 1"
+            "for example with (255 * images).round().astype(numpy.uint8) if they go from 0 to 1"
         )
     shaped = images[..., None] if images.ndim == 3 else images
     if shaped.ndim != 4 or 0 in shaped.shape or shaped.shape[-1] not in (1, 3):

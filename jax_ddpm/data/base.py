@@ -1,4 +1,4 @@
-"""What every kind of data becomes, and what can be asked of it."""
+"""The types that all kinds of data share: the image source, and the request for one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +10,12 @@ Split = Literal["train", "test"]
 
 
 class ImageSource(NamedTuple):
-    """Images by number with their class labels, in memory or decoded on demand."""
+    """Images and their class labels, by index, in memory or decoded on demand."""
 
     images: Any
-    """`len(images)` and `images[i]`, uint8 [h, w, c]."""
+    """Supports `len(images)`, and `images[i]`, uint8 [h, w, c]."""
     labels: Any
-    """`labels[i]`, an integer; also `labels.max()`."""
+    """Supports `labels[i]`, an integer, and `labels.max()`."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -30,16 +30,16 @@ class Request(NamedTuple):
     path: Path | None = None
     split: Split = "train"
     size: int | None = None
-    """Side of the images; None: as they are."""
+    """Side of the images; None: keep their size."""
     channels: int | None = None
-    """1: grey, 3: colour; None: as they are."""
+    """1: grey, 3: colour; None: keep their channels."""
     crop: Crop = "center"
     resize: Resize = "bicubic"
     skip_bad: bool = False
     """Leave out unreadable files of a folder."""
     tell: Callable[[str], object] = print
-    """Receives the sentence that says what was left out."""
+    """Called with a sentence that says what was left out."""
 
     def form(self, channels: int) -> Form:
-        """The form of the images, if those of the data have `channels`."""
+        """The form of the images, given that the data has `channels` channels."""
         return Form(self.size, self.channels or channels, self.crop, self.resize)

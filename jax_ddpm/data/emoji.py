@@ -1,4 +1,4 @@
-"""A colour data set for tests and demos: the emoji of Noto Color Emoji, 32x32."""
+"""A colour data set for tests and demos: Noto Color Emoji, 32x32."""
 
 import io
 from pathlib import Path
@@ -16,7 +16,7 @@ SIDE = 32
 
 
 def draw_emoji(font: Path) -> UInt8[np.ndarray, "n 32 32 3"]:
-    """Every different picture in a font of bitmaps (CBDT), on white, in the order of the font.
+    """Draw the different pictures in a bitmap font (CBDT), on white, in the font's order.
 
     Raises UserError if there is no such font.
     """
@@ -26,13 +26,13 @@ def draw_emoji(font: Path) -> UInt8[np.ndarray, "n 32 32 3"]:
         )
     try:
         pictures = [draw_bitmap(png) for png in read_bitmaps(font)]
-    except Exception as error:  # fontTools raises many kinds for other or damaged fonts
+    except Exception as error:  # fontTools raises many kinds of errors for unsuitable fonts
         raise UserError(f"{font} holds no coloured bitmaps (CBDT): {explain(error)}") from error
     return np.stack(list({picture.tobytes(): picture for picture in pictures}.values()))
 
 
 def read_bitmaps(font: Path) -> list[bytes]:
-    """The PNG files in a font, in the order of its glyphs."""
+    """Read the PNG files in a font, in the order of its glyphs."""
     from fontTools.ttLib import TTFont
 
     with TTFont(font, lazy=True) as opened:
@@ -41,7 +41,7 @@ def read_bitmaps(font: Path) -> list[bytes]:
 
 
 def draw_bitmap(png: bytes) -> Picture:
-    """A bitmap in the middle of a white square, 32x32."""
+    """Draw a bitmap in the middle of a white square, 32x32."""
     with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
         side = max(image.size)
         square = Image.new("RGBA", (side, side), "white")
@@ -51,7 +51,7 @@ def draw_bitmap(png: bytes) -> Picture:
 
 
 def save_emoji(path: Path, images: UInt8[np.ndarray, "n 32 32 3"]) -> None:
-    """Write an .npz that `--data.name arrays` reads. The same images give the same bytes."""
+    """Write an .npz file for `--data.name arrays`. The same images give the same bytes."""
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:

@@ -1,4 +1,4 @@
-"""A folder of pictures as an image source: what is in it, and which of its files can be used."""
+"""A folder of pictures as an image source: find the files, and check which can be used."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 SHOWN = 10
 JPEG_END, JPEG_END_IS_IN_LAST = b"\xff\xd9", 4096
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-# Bytes in every PNG that states an orientation, perhaps after its pixels.
+# A PNG that states an orientation contains one of these, perhaps after its pixels.
 PNG_ORIENTATIONS = (b"eXIf", b"Raw profile type exif", b"tiff:Orientation")
 EXIF_ORIENTATION = 0x0112
 
@@ -42,10 +42,10 @@ def open_folder(
     skip_bad: bool = False,
     tell: Callable[[str], object] = print,
 ) -> ImageSource:
-    """The pictures in `folder` and its subfolders, after looking at each of them.
+    """Open the pictures in `folder` and its subfolders, and check each of them.
 
     Raises UserError if there are none, if they differ in size and `form` sets no size, or if files
-    cannot be used. With `skip_bad` such files are left out, and `tell` says how many.
+    cannot be used. With `skip_bad`, such files are left out, and `tell` says how many.
     """
     paths, bad = find_pictures(folder)
     labels = dict(zip(paths, number_classes(paths, folder), strict=True))
@@ -62,7 +62,10 @@ def open_folder(
 def open_pictures(
     paths: Sequence[Path], form: Form
 ) -> tuple[list[Path], np.ndarray | FolderPictures, list[Bad]]:
-    """The usable paths, their pictures, and the other paths; few pictures are decoded at once."""
+    """Open files: the usable paths, their pictures, and the unusable paths with reasons.
+
+    Pictures are decoded immediately if they are few, otherwise on demand.
+    """
     if form.size is not None and are_few(paths, form, (form.size, form.size)):
         return decode_all(paths, form)
     good, bad, sizes = inspect_all(paths)
@@ -76,13 +79,13 @@ def open_pictures(
 
 
 def find_pictures(folder: Path) -> tuple[list[Path], list[Bad]]:
-    """Every picture file in `folder` and below it, in order of name, and the unusable ones.
+    """Find all picture files in `folder` and below it, sorted by name, and the unusable ones.
 
     A link counts as the picture that it points to, if that lies in the folder. Raises UserError if
-    there is nothing.
+    there are no picture files.
     """
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: give one that holds pictures, --data.path")
+        raise UserError(f"there is no folder {folder}: give a folder of pictures with --data.path")
     root, paths, bad = folder.resolve(), [], []
     for path in sorted(_walk(folder)):
         if not path.is_dir():
@@ -95,7 +98,7 @@ def find_pictures(folder: Path) -> tuple[list[Path], list[Bad]]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files with the suffix of a picture, and links to folders that lie elsewhere."""
+    """Yield files with a picture's suffix, and links to folders outside `folder`."""
     root = folder.resolve()
     for parent, folders, files in os.walk(folder, onerror=_raise):
         below = Path(parent)
@@ -110,33 +113,33 @@ def _raise(error: OSError) -> None:
 
 
 def _find_refusal(path: Path, root: Path) -> str | None:
-    """Why a file is not even opened; None if it is."""
+    """The reason not to open a file; None if there is none."""
     try:
         if path.is_symlink() and not path.resolve(strict=True).is_relative_to(root):
             return "a link that leaves the folder"
         if not path.is_file():
             return "not a file"
         return "an empty file" if path.stat().st_size == 0 else None
-    except (OSError, RuntimeError):  # a circle of links raises either, depending on Python
+    except (OSError, RuntimeError):  # a loop of links raises either, depending on Python
         return "a link to nothing"
 
 
 def number_classes(paths: Sequence[Path], folder: Path) -> Int[np.ndarray, " n"]:
-    """Class numbers: the position of each picture's first subfolder among all subfolders."""
+    """Number the classes: each picture's top subfolder, by its position among all of them."""
     classes = [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in paths]
     numbers = {name: i for i, name in enumerate(sorted(set(classes)))}
     return np.array([numbers[name] for name in classes], np.int32)
 
 
 def are_few(paths: Sequence[Path], form: Form, size: Size) -> bool:
-    """Whether the pictures are small enough, as files and decoded, to decode them all at once."""
+    """Whether the pictures, as files and decoded, are small enough to decode immediately."""
     if not form.fits_in_memory(len(paths), size):
         return False
     return sum(path.stat().st_size for path in paths) <= pictures.IN_MEMORY
 
 
 def decode_all(paths: Sequence[Path], form: Form) -> tuple[list[Path], np.ndarray, list[Bad]]:
-    """The paths that can be read, their pictures, and the paths that cannot."""
+    """Decode pictures: the paths that can be read, their pictures, and the paths that cannot."""
 
     def decode(path: Path) -> Picture | Bad:
         try:
@@ -149,7 +152,7 @@ def decode_all(paths: Sequence[Path], form: Form) -> tuple[list[Path], np.ndarra
 
 
 def inspect_all(paths: Sequence[Path]) -> tuple[list[Path], list[Bad], dict[Size, Path]]:
-    """The paths of complete pictures, the other paths, and one path for each size."""
+    """Inspect files: the paths of complete pictures, the other paths, and one path per size."""
 
     def inspect(path: Path) -> Size | Bad:
         try:
@@ -167,7 +170,7 @@ def inspect_all(paths: Sequence[Path]) -> tuple[list[Path], list[Bad], dict[Size
 def _split(
     paths: Sequence[Path], results: Iterator[T | Bad]
 ) -> tuple[list[Path], list[T], list[Bad]]:
-    """The paths with a result, these results, and the bad ones."""
+    """Separate the paths with a result, their results, and the bad paths."""
     good: list[Path] = []
     found: list[T] = []
     bad: list[Bad] = []
@@ -186,16 +189,16 @@ def require_one_size(sizes: dict[Size, Path]) -> Size:
         ((one, first), (other, second)) = list(sizes.items())[:2]
         raise UserError(
             f"{first} is {one[0]}x{one[1]} and {second} is {other[0]}x{other[1]}: "
-            "choose one size for all pictures, --data.image-size"
+            "choose one size for all pictures with --data.image-size"
         )
     return next(iter(sizes))
 
 
 def inspect_picture(path: Path) -> Size:
-    """The size of the picture as it is shown.
+    """Return the size of the picture as it is displayed, after checking the file.
 
     Raises errors of many kinds unless the header can be read and the file is complete: the
-    checksums of a PNG are verified, a JPEG must have an end, and other formats are decoded.
+    checksums of a PNG are verified, a JPEG must have an end marker, and other formats are decoded.
     """
     with Image.open(path, formats=pictures.FORMATS) as image:
         pictures.require_few_pixels(image)
@@ -218,7 +221,7 @@ def _has_jpeg_end(path: Path) -> bool:
 def report_bad(
     folder: Path, bad: Sequence[Bad], total: int, skip_bad: bool, tell: Callable[[str], object]
 ) -> None:
-    """Tell which files cannot be used and are skipped; without `skip_bad` that is a UserError."""
+    """Tell which unusable files are skipped; without `skip_bad`, raise UserError instead."""
     shown = "; ".join(f"{path.relative_to(folder)}: {reason}" for path, reason in bad[:SHOWN])
     more = f"; and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else ""
     count = f"{len(bad):,} of {total:,} pictures in {folder}"

@@ -19,10 +19,10 @@ PIECE = 2**20
 
 
 def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
-    """The array in an IDX file, plain or gzipped.
+    """Read the array in an IDX file, plain or gzipped.
 
-    Raises UserError unless the file holds unsigned bytes in IDX format, and as many as its header
-    announces. Never reads more than that.
+    Raises UserError unless the file holds unsigned bytes in IDX format, exactly as many as its
+    header announces. Never reads much more than that.
     """
     with path.open("rb") as file:
         gzipped = file.read(2) == b"\x1f\x8b"
@@ -58,17 +58,17 @@ def _read_array(stream: Any, path: Path, gzipped: bool) -> UInt8[np.ndarray, "..
         holds = "more" if len(found) > expected else str(len(found))
         raise UserError(
             f"{path} is damaged: its header announces {expected} bytes of shape {shape}, "
-            f"it holds {holds}; download it again"
+            f"but it holds {holds}; download it again"
         )
     if math.prod(max(n, 1) for n in shape) > np.iinfo(np.intp).max:  # no bytes, but too large
-        raise UserError(f"{path} is damaged: no array can have the shape {shape} that it announces")
+        raise UserError(f"{path} is damaged: its header announces the impossible shape {shape}")
     array = np.frombuffer(found, np.uint8).reshape(shape)
     array.flags.writeable = False
     return array
 
 
 def _read_at_most(stream: Any, count: int) -> bytearray:
-    """The next `count` bytes, or fewer if there are fewer; in pieces, as `count` may be huge."""
+    """Read up to `count` bytes, in pieces, because a damaged header may announce far too many."""
     found = bytearray()
     while len(found) < count and (piece := stream.read(min(PIECE, count - len(found)))):
         found += piece

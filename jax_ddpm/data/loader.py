@@ -1,4 +1,4 @@
-"""Batches of uint8 images and labels, shuffled per epoch, as a pure function of seed and step."""
+"""Batches of uint8 images and labels, shuffled per epoch; they depend only on seed and step."""
 
 import os
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ class Batch(NamedTuple):
 
 
 class Examples:
-    """Image and label by number, as Grain wants them."""
+    """Images with their labels by index, as Grain expects them."""
 
     def __init__(self, source: ImageSource) -> None:
         self.source = source
@@ -41,14 +41,14 @@ def batches(
     start_step: int = 0,
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """An endless iterator of batches, starting with the batch of `start_step`.
+    """Iterate over batches without end, starting with the batch of `start_step`.
 
     Each epoch has its own order and no image is dropped: a batch may span two epochs. The batch of
-    a step depends only on `seed` and the step, so a resumed run sees the data that an uninterrupted
-    one would have seen. `process` is (index, count): only part `index` of `count` equal parts of
-    each batch is read. Raises UserError if the batch cannot be divided into that many parts.
+    a step depends only on `seed` and the step, so a resumed run sees the same data as an
+    uninterrupted one. `process` is (index, count): only part `index` of `count` equal parts of each
+    batch is read. Raises UserError if the batch does not divide into that many parts.
     """
-    import grain  # it takes a second
+    import grain  # importing it takes a second
 
     index, count = process
     if batch_size % count:
@@ -63,13 +63,13 @@ def batches(
 
 
 def batch_indices(num_images: int, batch_size: int, seed: int, step: int) -> Int[np.ndarray, " b"]:
-    """The numbers of the images in the batch of step 0, 1, ..., as `batches` reads it."""
+    """The indices of the images in the batch of `step`, as in `batches`. Steps count from 0."""
     first, order = step * batch_size, _shuffle_indices(num_images, seed)
     return np.array([order[i] for i in range(first, first + batch_size)], np.int32)
 
 
 def _stream_examples(source: ImageSource, seed: int) -> Any:
-    """The endless stream of examples, a grain.MapDataset."""
+    """Make the endless stream of examples, a grain.MapDataset."""
     import grain
 
     form = getattr(source.images, "form", None)
@@ -81,20 +81,20 @@ def _stream_examples(source: ImageSource, seed: int) -> Any:
         pixels = source.images.cut_at(index, (horizontal, vertical))
         return Batch(pixels, np.asarray(source.labels[index], np.int32))
 
-    # The generator depends on the position in the stream alone.
+    # The random generator depends only on the position in the stream.
     return _shuffle_indices(len(source.images), seed).random_map(cut)
 
 
 @lru_cache(maxsize=4)
 def _shuffle_indices(num_images: int, seed: int) -> Any:
-    """The endless stream of image numbers, a grain.MapDataset."""
+    """Make the endless stream of image indices, a grain.MapDataset."""
     import grain
 
     return grain.MapDataset.range(num_images).seed(seed).shuffle().repeat()
 
 
 def _count_threads(source: ImageSource) -> int:
-    """One thread copies arrays fast enough; decoding keeps every core busy."""
+    """One thread is enough to copy arrays; decoding uses every core, up to 16."""
     return 1 if isinstance(source.images, np.ndarray) else min(16, os.cpu_count() or 1)
 
 
@@ -110,7 +110,7 @@ def require_full_batch(source: ImageSource, batch_size: int) -> None:
 def require_labels(
     source: ImageSource, num_labels: int | None, null_label: int | None = None
 ) -> None:
-    """Raise UserError if the data have a class that a network of `num_labels` labels lacks.
+    """Raise UserError if the data has a class that a network with `num_labels` labels lacks.
 
     `null_label` is the additional label that the network reserves for "no class".
     """
@@ -118,6 +118,6 @@ def require_labels(
         return
     reserved = "" if null_label is None else f", because {null_label} stands for no class"
     raise UserError(
-        f"the data have class {largest}, but the network only 0 to {num_labels - 1}{reserved}: "
+        f"the data has class {largest}, but the network has only 0 to {num_labels - 1}{reserved}: "
         "give it more classes (see --model)"
     )

@@ -1,4 +1,4 @@
-"""Many files at a time."""
+"""Read many files in parallel."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,10 @@ R = TypeVar("R")
 
 
 def map_in_parallel(function: Callable[[T], R], values: Sequence[T]) -> Iterator[R]:
-    """`function` of each value, in order, on all cores; shows a progress bar if that takes long."""
+    """Yield `function(value)` for each value, in order, computed by threads on all cores.
+
+    Shows a progress bar if that takes more than two seconds.
+    """
     from tqdm.auto import tqdm
 
     bar = tqdm(

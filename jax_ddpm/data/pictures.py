@@ -1,4 +1,4 @@
-"""Decoded pictures of one size and one number of channels, from files or arrays."""
+"""Bring pictures from files or arrays to one size and one number of channels."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,23 +14,23 @@ from jax_ddpm.files.untrusted import explain
 
 Picture = UInt8[np.ndarray, "h w c"]
 Position = tuple[float, float]
-"""Where a square lies in a picture: two numbers in [0, 1), from the left and from the top."""
+"""Where a square lies in a picture: distances from the left and the top, in [0, 1)."""
 
 MODES = {1: "L", 3: "RGB"}
-# Only these are decoded, whatever a file is called: Pillow starts other programs for some formats.
+# Only these are decoded, whatever a file is called: Pillow runs other programs for some formats.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # they are refused here
-IN_MEMORY = 2**28  # data sets of at most 256 MiB are decoded at once and kept in memory
+MAX_PIXELS = 89_478_485  # above this, Pillow warns of decompression bombs
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # we refuse them
+IN_MEMORY = 2**28  # data sets of at most 256 MiB are decoded immediately and kept in memory
 
 
 def crop_center(image: Image.Image, position: Position | None) -> Image.Image:
-    """The largest square in the centre of `image`."""
+    """Crop the largest square in the centre of `image`."""
     return crop_at(image, None)
 
 
 def crop_at(image: Image.Image, position: Position | None) -> Image.Image:
-    """The largest square of `image` at `position`, or in the centre if that is None."""
+    """Crop the largest square of `image` at `position`, or in the centre if that is None."""
     side = min(image.size)
     spare = (image.width - side, image.height - side)
     if position is None:
@@ -54,7 +54,7 @@ def _make_resize(filter_: Image.Resampling) -> Callable[[Image.Image, int], Imag
 def halve_and_resize(image: Image.Image, size: int) -> Image.Image:
     """Halve `image` with a box filter while it is at least twice as large, then resize it.
 
-    OpenAI's improved-diffusion and guided-diffusion shrink their pictures in this way.
+    OpenAI's improved-diffusion and guided-diffusion do this.
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -77,7 +77,7 @@ else:
 
 
 class Form(NamedTuple):
-    """The form that pictures are brought to, and how."""
+    """The size and channels that pictures are brought to, and how."""
 
     size: int | None = None
     """Side of the square; None: pictures keep their size."""
@@ -86,7 +86,7 @@ class Form(NamedTuple):
     resize: Resize = "bicubic"
 
     def check(self) -> "Form":
-        """This form. Raises UserError for a crop or a filter that does not exist."""
+        """Return this form. Raises UserError for a crop or filter that does not exist."""
         return self._replace(
             crop=check_choice("crop", self.crop, CROPS),
             resize=check_choice("resize", self.resize, RESIZES),
@@ -94,22 +94,22 @@ class Form(NamedTuple):
 
     @property
     def is_random(self) -> bool:
-        """Whether a picture is another one each time it is asked for."""
+        """Whether a picture is cropped differently each time it is read."""
         return self.size is not None and self.crop == "random"
 
     def fits(self, images: UInt8[np.ndarray, "n h w c"]) -> bool:
-        """Whether `images` have this size and number of channels already."""
+        """Whether `images` already have this size and number of channels."""
         right_size = self.size is None or images.shape[1:3] == (self.size, self.size)
         return right_size and images.shape[-1] == self.channels
 
     def fits_in_memory(self, count: int, size: tuple[int, int]) -> bool:
-        """Whether `count` pictures of `size` are decoded at once, rather than on demand."""
+        """Whether to decode `count` pictures of `size` immediately, not on demand."""
         height, width = size
         return not self.is_random and count * height * width * self.channels <= IN_MEMORY
 
 
 def fit_picture(image: Image.Image, form: Form, position: Position | None = None) -> Picture:
-    """`image` in `form`; only a random crop uses `position`. Transparency becomes white."""
+    """Bring `image` to `form`, on white. Only a random crop uses `position`."""
     image = flatten_to_8_bits(image).convert(MODES[form.channels])
     if form.size is not None and image.size != (form.size, form.size):
         image = RESIZES[form.resize](CROPS[form.crop](image, position), form.size)
@@ -118,7 +118,7 @@ def fit_picture(image: Image.Image, form: Form, position: Position | None = None
 
 
 def flatten_to_8_bits(image: Image.Image) -> Image.Image:
-    """`image` with 8 bits per channel, laid on white where it is transparent."""
+    """Convert `image` to 8 bits per channel, with white behind transparent parts."""
     if image.mode.startswith("I"):
         image = _reduce_16_bits(image)
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
@@ -128,7 +128,7 @@ def flatten_to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _reduce_16_bits(image: Image.Image) -> Image.Image:
-    """Grey of 0..65535 as 0..255; Pillow itself would clip it at 255."""
+    """Scale grey values from 0..65535 to 0..255; Pillow itself would clip them at 255."""
     shades = np.asarray(image).astype(np.int64)
     if shades.min() < 0 or shades.max() > 65535:
         raise ValueError("it has more than 16 bits per channel")
@@ -140,9 +140,9 @@ def _reduce_16_bits(image: Image.Image) -> Image.Image:
 
 
 def open_upright(file: Any) -> Image.Image:
-    """The picture in a path or binary file, turned as EXIF says; the first of several frames.
+    """Open the picture in a path or binary file, rotated as EXIF says; the first of its frames.
 
-    Raises errors of many kinds unless it is a picture in one of FORMATS of at most MAX_PIXELS.
+    Raises errors of many kinds unless it is in one of FORMATS and has at most MAX_PIXELS pixels.
     """
     with Image.open(file, formats=FORMATS) as image:
         require_few_pixels(image)
@@ -152,13 +152,13 @@ def open_upright(file: Any) -> Image.Image:
 
 
 def require_few_pixels(image: Image.Image) -> None:
-    """Raise ValueError for a picture that would take more memory than any photograph does."""
+    """Raise ValueError for a picture with more than MAX_PIXELS pixels, larger than any photo."""
     if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width}x{image.height} are more than {MAX_PIXELS:,} pixels")
+        raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
 
 
 def read_picture(path: Path, form: Form, position: Position | None = None) -> Picture:
-    """The picture in a file, in `form`. Raises UserError if the file holds no picture."""
+    """Read the picture in a file and bring it to `form`. Raises UserError if there is none."""
     try:
         return fit_picture(open_upright(path), form, position)
     except Exception as error:  # decoders raise errors of every kind for damaged data
@@ -166,19 +166,19 @@ def read_picture(path: Path, form: Form, position: Position | None = None) -> Pi
 
 
 def explain_decoding(error: BaseException) -> str:
-    """What is wrong with a picture, without its path."""
+    """Explain why a picture cannot be decoded, without its path."""
     if isinstance(error, UnidentifiedImageError):
         return f"it is none of {', '.join(FORMATS)}"
     return explain(error)
 
 
 def from_array(array: UInt8[np.ndarray, "h w *c"]) -> Image.Image:
-    """The picture of an array with 1, 3 or 4 channels, or without a channel axis if it is grey."""
+    """Convert an array [h, w] or [h, w, c] with 1, 3 or 4 channels to a picture."""
     return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
 
 
 class FittedArrays(Sequence[Picture]):
-    """Arrays by number, each brought to a form on demand."""
+    """Pictures from arrays, each brought to a form on demand."""
 
     def __init__(self, arrays: Sequence[np.ndarray] | np.ndarray, form: Form) -> None:
         self.arrays, self.form = arrays, form
@@ -190,12 +190,12 @@ class FittedArrays(Sequence[Picture]):
         return self.cut_at(index, None)
 
     def cut_at(self, index: Any, position: Position | None) -> Any:
-        """Picture number `index`, cut at `position`."""
+        """Return picture number `index`, cropped at `position`."""
         return fit_picture(from_array(np.asarray(self.arrays[index])), self.form, position)
 
 
 class FolderPictures(Sequence[Picture]):
-    """The pictures in files, each decoded on demand."""
+    """Pictures from files, each decoded on demand."""
 
     def __init__(
         self, paths: Sequence[Path], form: Form, size: tuple[int, int] | None = None
@@ -210,9 +210,12 @@ class FolderPictures(Sequence[Picture]):
         return self.cut_at(index, None)
 
     def cut_at(self, index: Any, position: Position | None) -> Any:
-        """Picture number `index`, cut at `position`. Raises UserError if it is gone or damaged."""
+        """Return picture number `index`, cropped at `position`.
+
+        Raises UserError if the file is gone, damaged or of another size.
+        """
         picture = read_picture(self.paths[index], self.form, position)
         if self.size is not None and picture.shape[1::-1] != self.size:
             width, height = self.size
-            raise UserError(f"{self.paths[index]} was {width}x{height} and has been replaced")
+            raise UserError(f"{self.paths[index]} is no longer {width}x{height}: restore it")
         return picture

@@ -1,4 +1,4 @@
-"""Image sources: random access to uint8 images [h, w, c], which is all that the loader needs."""
+"""Open image sources: the loader needs only random access to uint8 images [h, w, c]."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -36,19 +36,19 @@ def open_source(
     skip_bad: bool = False,
     tell: Callable[[str], object] = print,
 ) -> ImageSource:
-    """The data set called `name`.
+    """Open the data set called `name`.
 
-    `embedded`: 10,000 + 2,000 Fashion-MNIST images that ship with the package. `idx`: the IDX files
-    with MNIST's names in the folder `path`. `fashion_mnist`: the same; `path` defaults to where
-    Debian installs them. `arrays`: the .npz or .npy file `path`. `folder`: all pictures in `path`
-    and its subfolders, of which the first is the class. With `skip_bad`, unreadable files are left
-    out and `tell` says how many. Any other name: a data set of TensorFlow Datasets that has been
-    prepared in `path`.
+    `embedded`: the 10,000 training and 2,000 test images of Fashion-MNIST that ship with the
+    package. `idx`: IDX files with MNIST's names in the folder `path`. `fashion_mnist`: the same;
+    `path` defaults to where Debian installs them. `arrays`: the .npz or .npy file `path`. `folder`:
+    all pictures in `path` and its subfolders; the top subfolder is the class. With `skip_bad`,
+    unreadable files are left out and `tell` says how many. Any other name: a data set that
+    TensorFlow Datasets has prepared in `path`.
 
-    `image_size`, `crop` and `resize` set the side of the square, which part of the image it shows,
-    and the filter. `channels` makes images grey (1) or colour (3, the default of a folder).
+    `image_size` is the side of square images; `crop` and `resize` choose the part of the picture
+    and the filter. `channels` makes images grey (1) or colour (3, the default for a folder).
 
-    Raises UserError if the data are missing or damaged, or have no such split.
+    Raises UserError if the data is missing or damaged, or has no such split.
     """
     path = None if path is None else Path(path)
     require_known(name, path, split)
@@ -60,11 +60,11 @@ def open_source(
 
 
 class Source(NamedTuple):
-    """A kind of data."""
+    """A kind of data, and how to open it."""
 
     open: Callable[[Request], ImageSource]
     path: str = ""
-    """What its path must be; empty if it needs none."""
+    """Describes the path that it needs; empty if it needs none."""
     has_test_split: bool = True
 
 
@@ -102,7 +102,7 @@ SOURCES = {
 
 
 def require_known(name: SourceName, path: Path | None, split: Split = "train") -> None:
-    """Raise UserError for a misspelt name, a path that is missing or useless, or no such split."""
+    """Raise UserError for a misspelt name, a missing or superfluous path, or a missing split."""
     if name not in SOURCES and not (path is not None and (path / name).is_dir()):
         near = nearest(name, SOURCES, cutoff=0.85)
         if near is not None:
@@ -120,13 +120,13 @@ def require_known(name: SourceName, path: Path | None, split: Split = "train") -
 
 
 def fit_source(source: ImageSource, request: Request) -> ImageSource:
-    """`source`, its images in the requested form."""
+    """Bring the images of `source` to the requested form."""
     images: UInt8[np.ndarray, "n h w c"] = source.images
     return source._replace(images=fit_images(images, request.form(images.shape[-1])))
 
 
 def fit_images(images: UInt8[np.ndarray, "n h w c"], form: Form) -> Any:
-    """`images` in `form`: all at once if they fit in memory, otherwise each one on demand."""
+    """Bring `images` to `form`: immediately if they fit in memory, otherwise on demand."""
     if form.fits(images):
         return images
     fitted = FittedArrays(images, form)
@@ -135,12 +135,15 @@ def fit_images(images: UInt8[np.ndarray, "n h w c"], form: Form) -> Any:
 
 
 def _holds_prepared(name: SourceName, path: Path | None) -> bool:
-    """Whether TensorFlow Datasets keeps a data set in `path` that is called like one of SOURCES."""
+    """Whether `path` holds a prepared TFDS data set with the same name as one of SOURCES."""
     return path is not None and name in SOURCES and any(path.glob(f"{name}/*/dataset_info.json"))
 
 
 def read_idx_folder(folder: Path, split: Split = "train") -> ImageSource:
-    """The images and labels in a folder of IDX files with MNIST's names, plain or gzipped."""
+    """Read images and labels from a folder of IDX files with MNIST's names, plain or gzipped.
+
+    Raises UserError if files are missing or damaged, or do not belong together.
+    """
     if not folder.is_dir():
         raise UserError(
             f"there is no folder {folder}: give one that holds "

@@ -1,4 +1,4 @@
-"""Data sets that TensorFlow Datasets has prepared as array_record, read without TensorFlow."""
+"""Read data sets that TensorFlow Datasets has prepared as array_record, without TensorFlow."""
 
 import logging
 import threading
@@ -18,11 +18,11 @@ from jax_ddpm.files.untrusted import explain
 
 
 def open_prepared(name: str, request: Request) -> ImageSource:
-    """The data set `name`, prepared in the requested folder, by default the one that TFDS uses.
+    """Open the data set `name`, prepared in the requested folder, which defaults to TFDS's own.
 
-    If there is no split "test", the split "validation" is read. Without a class label, the class is
-    0. Raises UserError if TFDS is not installed, does not know the data set, has not prepared it as
-    array_record, or finds no image in it.
+    If there is no split "test", opens the split "validation". Without class labels, the class is 0.
+    Raises UserError if TFDS is not installed or does not know the data set, or if the data set has
+    not been prepared as array_record or has no image.
     """
     tfds = import_tfds(f"--data.name {name}")
     with silence_warnings():
@@ -30,13 +30,13 @@ def open_prepared(name: str, request: Request) -> ImageSource:
         features = builder.info.features
         image, label = find_image(tfds, features, name), find_label(tfds, features)
         records = Records(_open_records(tfds, builder, name, request))
-        Field(records, image)[0]  # TFDS says once that it uses Pillow
+        Field(records, image)[0]  # the first access makes TFDS log that it uses Pillow
     height, width, channels = features[image].shape
     form = request.form(channels=1 if channels == 1 else 3)
     size = (height, width) if form.size is None else (form.size, form.size)
     if None in size:
         raise UserError(
-            f"the images of {name} differ in size: choose one size for all, --data.image-size"
+            f"the images of {name} differ in size: choose one size for all with --data.image-size"
         )
     images = FittedArrays(Field(records, image), form)
     labels: Any = np.zeros(len(records), np.int32)
@@ -48,7 +48,7 @@ def open_prepared(name: str, request: Request) -> ImageSource:
 
 @contextmanager
 def silence_warnings() -> Iterator[None]:
-    """Suppress TFDS's warnings: our own errors say in one sentence what is wrong."""
+    """Suppress TFDS's warnings, because our own errors say what is wrong."""
     logger = logging.getLogger("absl")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -59,7 +59,7 @@ def silence_warnings() -> Iterator[None]:
 
 
 def find_image(tfds: Any, features: Any, name: str) -> str:
-    """The name of an example's image: "image", or the only image there is."""
+    """The name of the image feature: "image", or the only image. Raises UserError without one."""
     found = [key for key, kind in features.items() if isinstance(kind, tfds.features.Image)]
     found = ["image"] if "image" in found else found
     if len(found) != 1 or features[found[0]].np_dtype != np.uint8:
@@ -71,13 +71,13 @@ def find_image(tfds: Any, features: Any, name: str) -> str:
 
 
 def find_label(tfds: Any, features: Any) -> str | None:
-    """The name of an example's class, if it has one."""
+    """The name of the class label feature; None if there is none."""
     has_one = "label" in features and isinstance(features["label"], tfds.features.ClassLabel)
     return "label" if has_one else None
 
 
 def read_all(source: ImageSource) -> ImageSource:
-    """`source` with every image and every label in memory."""
+    """Read every image and label of `source` into memory."""
     images, labels = source
     pairs = list(map_in_parallel(lambda i: (images[i], labels[i]), range(len(images))))
     pictures, classes = zip(*pairs, strict=True)
@@ -85,10 +85,10 @@ def read_all(source: ImageSource) -> ImageSource:
 
 
 class Records:
-    """Examples by number. Each thread keeps its last one, because it is asked for twice."""
+    """Examples by index. Each thread keeps its last one, for the label after the image."""
 
     def __init__(self, examples: Any) -> None:
-        """`examples`: the data source of TFDS."""
+        """`examples` is a data source of TFDS."""
         self.examples, self.last = examples, threading.local()
 
     def __len__(self) -> int:
@@ -101,7 +101,7 @@ class Records:
 
 
 class Field(Sequence[Any]):
-    """One feature of every example."""
+    """One feature, such as the image, of every example."""
 
     def __init__(self, records: Records, name: str) -> None:
         self.records, self.name = records, name
@@ -110,7 +110,7 @@ class Field(Sequence[Any]):
         return len(self.records)
 
     def __getitem__(self, index: Any) -> Any:
-        """The feature of example number `index`. Raises UserError if it cannot be read."""
+        """Read the feature of example `index`. Raises UserError if it cannot be read."""
         try:
             return self.records[int(index)][self.name]
         except Exception as error:  # a damaged file raises errors of many kinds
@@ -123,21 +123,21 @@ class Labels(Field):
     """Labels, read lazily: reading all of them would decode every record."""
 
     def __init__(self, records: Records, name: str, num_classes: int) -> None:
-        """All labels of the feature `name` are less than `num_classes`."""
+        """The labels in the feature `name` must be less than `num_classes`."""
         super().__init__(records, name)
         self.num_classes = num_classes
 
     def max(self) -> int:
-        """The highest class that is possible."""
+        """The largest possible label."""
         return self.num_classes - 1
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Int[np.ndarray, " n"]:
-        """Every label; this reads every record."""
+        """All labels as an array. Reads every record."""
         return np.array([int(self[i]) for i in range(len(self))], dtype or np.int32)
 
 
 def import_tfds(what: str) -> Any:
-    """TensorFlow Datasets. Raises UserError, saying that `what` needs it, if it is missing."""
+    """Import TensorFlow Datasets. If it is missing, raises UserError: `what` needs it."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -156,7 +156,7 @@ def _find_builder(tfds: Any, name: str, path: Path | None) -> Any:
             f"there is no data set {name}: neither this program nor TensorFlow Datasets knows it, "
             f"and it has not been prepared in {_name_folder(path)}"
         ) from error
-    except Exception as error:  # for instance for a configuration that the data set lacks
+    except Exception as error:  # for example, for a configuration that the data set lacks
         raise UserError(f"--data.name {name} cannot be opened: {explain(error)}") from error
 
 
@@ -174,18 +174,18 @@ def _open_records(tfds: Any, builder: Any, name: str, request: Request) -> Any:
 
 
 def _explain_missing(name: str, path: Path | None, builder: Any, error: Exception) -> str:
-    """Why TFDS cannot open a data set, and what to do."""
+    """Explain why TFDS cannot open a data set, and what to do."""
     folder = _name_folder(path)
     command = f"tfds build {name} --file_format=array_record --data_dir="
     if not (Path(builder.data_dir) / "dataset_info.json").is_file():
         return (
             f"{name} has not been prepared in {folder}: run {command}{folder} where TensorFlow is "
-            "installed; for images of your own, see jax-ddpm prepare"
+            "installed; for your own images, see jax-ddpm prepare"
         )
     if isinstance(error, NotImplementedError):
         return (
             f"{builder.data_dir} holds {name} in a format without random access: prepare it as "
-            f"array_record in another folder, {command}OTHER_FOLDER"
+            f"array_record in another folder with {command}OTHER_FOLDER"
         )
     return f"{name} in {folder} cannot be read: {explain(error)}"
 

@@ -1,4 +1,4 @@
-"""Images written as a data set that TensorFlow Datasets reads, without TensorFlow."""
+"""Write images as a data set that TensorFlow Datasets can read, without TensorFlow."""
 
 import io
 import os
@@ -25,8 +25,9 @@ def write_prepared(splits: Mapping[str, ImageSource], name: str, out: Path) -> P
     """Write `splits` as the data set `name` in the folder `out`; return the data set's own folder.
 
     `tfds.data_source(name, data_dir=out, download=False)` and --data.name read it, with the images
-    in the same order. The data set appears complete or not at all. Raises UserError if `out` has
-    one of that name, or if the name has characters other than lower-case letters, digits and _.
+    in the same order. The data set appears completely or not at all. Raises UserError if `out` has
+    a data set of that name already, or for a name with characters other than lower-case letters,
+    digits and _.
     """
     require_new(name, out)
     tfds = import_tfds("preparing data")
@@ -49,7 +50,7 @@ def write_prepared(splits: Mapping[str, ImageSource], name: str, out: Path) -> P
 
 
 def require_new(name: str, out: Path) -> None:
-    """Raise UserError if `out` has a data set `name` already, or if that is no valid name."""
+    """Raise UserError if `out` has a data set `name` already, or if `name` is not valid."""
     if not NAME.fullmatch(name):
         raise UserError(
             f"--name {name} is not the name of a data set: use lower-case letters, digits and _"
@@ -59,9 +60,9 @@ def require_new(name: str, out: Path) -> None:
 
 
 def find_version(tfds: Any, name: str) -> str:
-    """The version that TFDS looks for if it knows a data set of this name; otherwise 1.0.0.
+    """Find the version to write: TFDS's own, if it knows a data set of this name; else 1.0.0.
 
-    Raises UserError if it knows several configurations.
+    Raises UserError if TFDS's data set has several configurations.
     """
     try:
         known = tfds.builder_cls(name)
@@ -78,7 +79,7 @@ def find_version(tfds: Any, name: str) -> str:
 def _make_builder_class(
     tfds: Any, splits: Mapping[str, ImageSource], name: str, version: str
 ) -> Any:
-    """A TFDS builder that writes `splits`."""
+    """Make a TFDS builder that writes `splits`."""
     shape = next(iter(splits.values())).image_shape
     num_classes = 1 + max(int(np.asarray(source.labels).max()) for source in splits.values())
 
@@ -109,7 +110,7 @@ def _make_builder_class(
 
 
 def encode_png(image: Image.Image) -> io.BytesIO:
-    """`image` as a PNG file in memory."""
+    """Encode `image` as a PNG file in memory."""
     file = io.BytesIO()
     image.save(file, "PNG")
     file.seek(0)

@@ -1,1 +1,1 @@
-"""Files: written atomically, read from strangers without risk, images and figures."""
+"""Files: atomic writing, safe reading of untrusted files, images and figures."""

@@ -1,4 +1,4 @@
-"""Files that are either complete or not there."""
+"""Write files atomically: they appear completely or not at all."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Raise UserError unless `path` can be written: call this before hours of work, not after.
+    """Raise UserError unless `path` can be written. Call it before long work, not after.
 
     Creates a temporary file in the folder, or in the nearest parent that exists, and removes it.
     """
@@ -39,10 +39,10 @@ def require_writable(path: Path) -> None:
 
 
 def refuse_folder_or_device(path: Path) -> None:
-    """Raise UserError for a folder, and for a device or pipe, which a file would replace."""
+    """Raise UserError for a folder, and for a device or pipe, which writing would replace."""
     try:
         other = path.exists() and not path.is_file()
-    except OSError:  # writing will tell what is wrong
+    except OSError:  # writing the file will report what is wrong
         return
     if other:
         kind = "a folder" if path.is_dir() else "not a file but a device or pipe"
@@ -62,5 +62,5 @@ def report_disk_errors(path: Path) -> Iterator[None]:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether `path` is a temporary file of `write_atomically` that a killed process left."""
+    """Whether `path` is a temporary file that `write_atomically` left when it was killed."""
     return path.name.startswith(".") and path.suffix == ".tmp"

@@ -1,6 +1,6 @@
-"""Figures as PNG files: losses, tables of schedules, rows of pictures, quality, likelihood.
+"""Save figures as PNG files: losses, schedule tables, rows of pictures, quality, likelihood.
 
-matplotlib takes most of a second to import, so it is imported when a figure is drawn.
+Importing matplotlib takes most of a second, so it is imported only when a figure is drawn.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +16,7 @@ Curves = Mapping[str, Float[np.ndarray, " T"]]
 
 
 def save_loss_curve(path: Path, steps: Sequence[int], losses: Sequence[float]) -> None:
-    """Plot the logged losses, and their running mean over a twentieth of the run."""
+    """Plot the logged losses, and their running mean over a twentieth of the rows."""
     figure = _make_figure(7, 4)
     axes = figure.subplots()
     axes.plot(steps, losses, color="0.75", linewidth=1, label="logged")
@@ -49,7 +49,7 @@ def save_curves(path: Path, panels: Mapping[str, Curves]) -> None:
 
 
 def _is_steep(curves: Curves) -> bool:
-    """Whether the values need a logarithmic axis."""
+    """Whether the values span so wide a range that they need a logarithmic axis."""
     largest = max(float(np.max(values)) for values in curves.values())
     middle = max(float(np.median(values)) for values in curves.values())
     return middle > 0 and largest > 20 * middle
@@ -78,9 +78,10 @@ def save_quality(
     by_chance: Sequence[float],
     dashed: Collection[str] = (),
 ) -> None:
-    """Plot the distance to the data over the number of network evaluations, a curve per sampler.
+    """Plot the distance to the data against network evaluations, with a curve per sampler.
 
-    `by_chance` holds distances between parts of the data, which are drawn as a band.
+    `by_chance` holds distances between parts of the data, whose range is drawn as a band. The
+    samplers in `dashed` get dashed lines.
     """
     figure = _make_figure(8.5, 5)
     axes = figure.subplots()
@@ -102,10 +103,10 @@ def save_quality(
 
 
 def save_likelihood(path: Path, report: Mapping[str, Any]) -> None:
-    """Plot a histogram of the bits of each image and, for a bound, its terms over t.
+    """Plot a histogram of all images' bits per dimension and, for a bound, its terms over t.
 
-    `report` holds bits_per_dimension and bits_of_each_image; for a bound also timesteps, terms and
-    prior.
+    `report` holds bits_per_dimension and bits_of_each_image, and for a bound also timesteps, terms
+    and prior.
     """
     bound = "terms" in report
     figure = _make_figure(10.5 if bound else 5.5, 4.2)
@@ -122,12 +123,12 @@ def save_likelihood(path: Path, report: Mapping[str, Any]) -> None:
 
 
 def _plot_terms(axes: Any, report: Mapping[str, Any]) -> None:
-    """The terms over t + 1 on logarithmic axes, with L_0 and the prior as points."""
+    """Plot the terms over t + 1 on logarithmic axes, with L_0 and the prior as points."""
     t, terms = np.asarray(report["timesteps"]) + 1, np.asarray(report["terms"])
     axes.plot(t[1:], terms[1:], color="C0", linewidth=1.5, label="$L_t$")
     axes.plot(t[:1], terms[:1], "o", color="C1", label=f"$L_0$, the pixels: {terms[0]:.3g}")
     prior, lowest = report["prior"], 0.3 * float(terms.min())
-    below = prior < lowest  # then it is drawn at the edge, to keep the terms legible
+    below = prior < lowest  # if so, it is drawn at the edge, to keep the terms legible
     marker, label = "v" if below else "s", f"prior: {prior:.3g}"
     axes.plot(t[-1:], [max(prior, lowest)], marker, color="C2", clip_on=False, label=label)
     title = f"Terms of the bound, {report['bits_per_dimension']:.3f} in all"
@@ -139,7 +140,7 @@ def _plot_terms(axes: Any, report: Mapping[str, Any]) -> None:
 
 
 def _make_figure(width: float, height: float) -> Any:
-    """A matplotlib Figure, in inches."""
+    """Make a matplotlib Figure of this size in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

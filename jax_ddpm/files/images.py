@@ -1,4 +1,4 @@
-"""uint8 pixels <-> [-1, 1], image grids, PNG and GIF files."""
+"""Convert pixels between uint8 and [-1, 1], make image grids, write PNG and GIF files."""
 
 import math
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ MIN_TILE = 56  # smaller images are enlarged in image grids, so that people can 
 
 
 def from_uint8(pixels: UInt8[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
-    """0..255 as [-1, 1]: x / 127.5 - 1."""
+    """Scale 0..255 to [-1, 1]: x / 127.5 - 1."""
     return pixels.astype(jnp.float32) / 127.5 - 1
 
 
 def to_uint8(images: Float[Array, "*b h w c"]) -> UInt8[Array, "*b h w c"]:
-    """[-1, 1] as 0..255, clipped and rounded."""
+    """Scale [-1, 1] to 0..255, rounding and clipping."""
     return jnp.clip(jnp.round((images + 1) * 127.5), 0, 255).astype(jnp.uint8)
 
 
@@ -35,7 +35,7 @@ def stretch_to_uint8(images: Float[Array, "*b h w c"]) -> UInt8[Array, "*b h w c
 def make_image_grid(
     pixels: Pixels, *, columns: int | None = None, padding: int = 2
 ) -> UInt8[np.ndarray, "H W c"]:
-    """One image with all `pixels` in rows, by default in a square; small ones are enlarged."""
+    """Arrange images in rows in one large image, by default a square; enlarge small ones."""
     n, height, width, channels = pixels.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)

@@ -1,4 +1,4 @@
-"""Files from strangers: read without running code and in bounded memory, or refused by name."""
+"""Read untrusted files without running code and in bounded memory, or refuse them."""
 
 import json
 import math
@@ -11,8 +11,8 @@ import numpy as np
 
 from jax_ddpm.errors import UserError
 
-# How much larger a file may be in memory. Weights barely compress; pictures and masks compress by
-# a factor of less than 20.
+# How many times larger a file may be in memory than on disk. Weights barely compress; pictures and
+# masks compress by a factor of less than 20.
 EXPANSION = 100
 ALWAYS_ALLOWED = 2**26
 MAX_JSON = 2**24
@@ -20,27 +20,27 @@ MAX_ENTRIES = 100_000
 
 
 def require_bounded(num_bytes: int, path: Path) -> None:
-    """Raise UserError if the file or folder `path` announces far more bytes than it can hold.
+    """Raise UserError if the file or folder `path` would take far more bytes than it has on disk.
 
-    It may unpack to 64 MiB, or to a hundred times its size on disk.
+    64 MiB are always allowed, and beyond that a hundred times its size.
     """
     files = path.rglob("*") if path.is_dir() else [path]
     size = sum(file.stat().st_size for file in files if file.is_file())
     if num_bytes > max(ALWAYS_ALLOWED, EXPANSION * size):
         raise UserError(
-            f"{path} has {size:,} bytes and would take {num_bytes:,} in memory: it is refused as a "
-            "decompression bomb; if you trust it, store it uncompressed"
+            f"{path} has {size:,} bytes and would take {num_bytes:,} in memory, so it is refused "
+            "as a decompression bomb: if you trust it, store it uncompressed"
         )
 
 
 def read_json(path: Path, what: str) -> Any:
-    """The JSON value in `path`; messages call the file `what`.
+    """Read the JSON value in `path`; error messages call the file `what`.
 
     Raises UserError for more than 16 MiB, and for anything but strict JSON (no NaN, no Infinity).
     """
     try:
         if path.stat().st_size > MAX_JSON:
-            raise UserError(f"{path} has more than {MAX_JSON:,} bytes: that is not {what}")
+            raise UserError(f"{path} has more than {MAX_JSON:,} bytes: it cannot be {what}")
         return json.loads(path.read_text("utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}: expected {what}") from error
@@ -55,7 +55,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 def explain(error: BaseException) -> str:
-    """The message of a library's error as part of a sentence; its kind if it has no message."""
+    """The message of a library's error as part of a sentence, or its type if it has no message."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).strip().splitlines()
@@ -63,7 +63,7 @@ def explain(error: BaseException) -> str:
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays in an .npz file, by name.
+    """Read the arrays in an .npz file, by name.
 
     Raises UserError for a damaged file, for arrays of objects, and for a file that would unpack to
     more than `require_bounded` allows.
@@ -75,12 +75,12 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             return dict(arrays)
     except UserError:
         raise
-    except Exception as error:  # zipfile, zlib and NumPy raise many kinds for damaged files
+    except Exception as error:  # zipfile, zlib and NumPy raise many kinds of errors
         raise UserError(f"{path} is not a complete .npz file: {explain(error)}") from error
 
 
 def _require_consistent(file: zipfile.ZipFile, path: Path) -> None:
-    """Raise ValueError unless every member is a plain array as large as the directory says."""
+    """Raise ValueError unless every member is a plain array of the size in the directory."""
     members = file.infolist()
     if len(members) > MAX_ENTRIES or len({m.filename for m in members}) < len(members):
         raise ValueError(f"it has {len(members)} entries: too many, or two of the same name")
@@ -100,7 +100,7 @@ def _require_consistent(file: zipfile.ZipFile, path: Path) -> None:
 
 
 def read_npy_header(stream: Any) -> tuple[Sequence[int], bool, np.dtype]:
-    """(shape, whether in Fortran order, dtype) in a binary file; leaves it where the data begin.
+    """Read (shape, whether in Fortran order, dtype), and leave `stream` where the data begins.
 
     Raises ValueError for anything but an array of numbers, booleans or fixed-length strings.
     """

@@ -1,4 +1,4 @@
-"""Weights of other implementations: a table of names per peer, one strict reader for all."""
+"""Weights of other implementations: a table of names for each, one strict reader for all."""
 
 from jax_ddpm.interop.network import PEERS, Network, PeerName, from_torch, to_torch
 from jax_ddpm.interop.state_dict import from_state_dict, to_state_dict

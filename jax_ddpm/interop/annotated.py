@@ -27,7 +27,7 @@ WS_ARGUMENTS = (
     "channels",
     "self_condition",
     "resnet_block_groups",
-    "weight_standardization",  # ours: which of two published texts the weights belong to
+    "weight_standardization",  # our own: which of two published versions the weights belong to
 )
 
 SHARED = [
@@ -71,7 +71,7 @@ WS_NAMES = [
     ("final_res_block", "block_out"),
     ("final_conv", "conv_out"),
 ]
-# The text's own LayerNorm calls scale and bias g and b; the norms of ResNet blocks are torch's.
+# The text's own LayerNorm calls scale and bias g and b; ResNet blocks use PyTorch's norms.
 LAYER_NORMS = [
     (f"{theirs}.{short}", f"{ours}.{leaf}")
     for theirs, ours in {
@@ -86,7 +86,7 @@ LAYER_NORMS = [
 
 
 def infer(shapes: Shapes) -> dict[str, Any]:
-    """Infer everything but the number of groups, which ConvNeXt blocks do not have."""
+    """Infer all arguments but the number of groups, which does not matter for ConvNeXt blocks."""
     out_dim, dim = shapes["final_conv.1.weight"][:2]
     found = {
         "init_dim": shapes["init_conv.weight"][0],
@@ -104,7 +104,7 @@ def infer(shapes: Shapes) -> dict[str, Any]:
 
 
 def infer_ws(shapes: Shapes) -> dict[str, Any]:
-    """Infer all but groups and weight standardisation; `in_channels` is for `make_ws_config`."""
+    """Infer all arguments but groups and weight standardisation, for `make_ws_config`."""
     out_dim, dim = shapes["final_conv.weight"][:2]
     return {
         "init_dim": shapes["init_conv.weight"][0],
@@ -116,7 +116,7 @@ def infer_ws(shapes: Shapes) -> dict[str, Any]:
 
 
 def find_widths(shapes: Shapes, pattern: str, dim: int) -> tuple[int, ...]:
-    """The output channels of the tensors of that pattern, by stage, as multiples of `dim`."""
+    """The output channels of tensors named like `pattern`, by stage, as multiples of `dim`."""
     sizes = {int(m[1]): s[0] for name, s in shapes.items() if (m := re.fullmatch(pattern, name))}
     return tuple(sizes[stage] // dim for stage in sorted(sizes))
 
@@ -128,9 +128,10 @@ def make_ws_config(
     self_condition: bool | None = None,
     **arguments: Any,
 ) -> AnnotatedWSConfig:
-    """Find channels and self_condition: there are channels * (1 + self_condition) input channels.
+    """Make the configuration, deriving channels and self_condition from the input channels.
 
-    If neither is given, the images have as many channels as the output.
+    in_channels is channels * (1 + self_condition). If neither is given, images are assumed to have
+    as many channels as the output.
     """
     if self_condition is None:
         self_condition = in_channels == 2 * (channels or arguments["out_dim"])

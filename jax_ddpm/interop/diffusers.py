@@ -1,4 +1,4 @@
-"""diffusers' UNet2DModel: google's DDPM checkpoints, and what its training script saves."""
+"""diffusers' UNet2DModel, as in Google's DDPM checkpoints and diffusers' training script."""
 
 import re
 from typing import Any
@@ -21,7 +21,7 @@ UNKNOWABLE = (
 
 
 def infer(shapes: Shapes) -> dict[str, Any]:
-    """Infer channels, resolutions, blocks, attention, and how t and the classes are embedded."""
+    """Infer channels, resolutions, blocks, attention, and the embeddings of t and classes."""
     stages = 1 + max(_find_numbers(shapes, r"down_blocks\.(\d+)\."), default=-1)
     widths = [_get(shapes, f"down_blocks.{i}.resnets.0.conv2.weight")[0] for i in range(stages)]
     return {
@@ -57,7 +57,7 @@ def _infer_embeddings(shapes: Shapes) -> dict[str, Any]:
 
 
 def _infer_blocks(shapes: Shapes, stages: int) -> dict[str, Any]:
-    """Infer the types of plain blocks; the names of other blocks do not reveal theirs."""
+    """Infer the types of plain blocks; the types of other blocks cannot be told from names."""
     if any("skip_conv" in name or "norm1.linear" in name for name in shapes):
         return {}
     found: dict[str, Any] = {}
@@ -86,12 +86,12 @@ def _get(shapes: Shapes, name: str) -> tuple[int, ...]:
 
 
 def make_config(**arguments: Any) -> UNet2DConfig:
-    """Accept its own arguments, and the names that blocks had in its first versions."""
+    """Make the configuration from diffusers' arguments; old names of blocks are accepted too."""
     for name in ("down_block_types", "up_block_types"):
         if name in arguments:
             arguments[name] = tuple(kind.removeprefix("UNetRes") for kind in arguments[name])
     if arguments.get("mid_block_type") is not None:
-        arguments["mid_block_type"] = "UNetMidBlock2D"  # as theirs, whatever its name
+        arguments["mid_block_type"] = "UNetMidBlock2D"  # diffusers ignores the name, too
     return UNet2DConfig(**arguments)
 
 
@@ -100,8 +100,8 @@ DIFFUSERS = Peer(
     arguments=tuple(name for name in UNet2DConfig.__dataclass_fields__ if name != "compute_dtype"),
     infer=infer,
     preset="diffusers-ddpm",
-    # The way up is numbered from the lowest resolution. Attention has two sets of names: the first
-    # is written, the second was used by the first versions.
+    # Up blocks are numbered from the lowest resolution. Attention has two sets of names: we write
+    # the first; old versions of diffusers used the second.
     names=[
         ("time_embedding.linear_1", "temb.dense_0"),
         ("time_embedding.linear_2", "temb.dense_1"),

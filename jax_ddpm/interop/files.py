@@ -22,11 +22,11 @@ MAX_DEPTH = 16  # mappings inside mappings
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """Read a weight file: names -> arrays, nested where a trainer nests.
+    """Read a weight file: names -> arrays, nested if the file is.
 
     PyTorch's files are read by its weights-only loader, which executes no code. Raises UserError
-    for another kind of file, a damaged file, a pickle that would run code, and a file that would
-    need far more memory than disk space.
+    for other kinds of files, damaged files, pickles that would run code, and files that would take
+    far more space in memory than on disk.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the weight file in it, {', '.join(SUFFIXES)}")
@@ -43,9 +43,9 @@ def read_weights(path: Path) -> dict[str, Any]:
 
 
 def read_arguments(weights: Path, config: Path | None = None) -> dict[str, Any] | None:
-    """Read the constructor arguments in the JSON file `config`, or in the one beside `weights`.
+    """Read the constructor arguments from the JSON file `config`, or from one beside `weights`.
 
-    None if neither is there. A run's config.json does not count.
+    Returns None if there is neither. A run's config.json does not count.
     """
     beside = weights.with_suffix(".json")
     path = config or (beside if beside.is_file() else weights.with_name("config.json"))
@@ -53,21 +53,21 @@ def read_arguments(weights: Path, config: Path | None = None) -> dict[str, Any] 
         return None
     values = read_json(path, "the JSON file of a network's arguments")
     if not isinstance(values, dict):
-        raise UserError(f"{path} must hold a JSON object, argument -> value")
+        raise UserError(f"{path} must hold a JSON object that maps arguments to values")
     is_of_a_run = "format" in values and config is None
     return None if is_of_a_run else values
 
 
 def require_suffix(path: Path, name: str = "") -> None:
-    """Raise UserError unless `path`, given by the flag `name`, ends like a weight file."""
+    """Raise UserError unless `path`, given by the flag `name`, has a weight file's suffix."""
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{name} {path} must end in one of {', '.join(SUFFIXES)}".lstrip())
 
 
 def write_weights(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
-    """Write a state dict as a file of the kind that its suffix names.
+    """Write a state dict in the format that the suffix of `path` names.
 
-    Raises UserError for another suffix.
+    Raises UserError for an unknown suffix.
     """
     match path.suffix.lower():
         case ".safetensors":
@@ -99,11 +99,11 @@ def _read_torch(path: Path) -> dict[str, Any]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
-    except Exception as error:  # PyTorch raises many kinds for damaged and for hostile files
+    except Exception as error:  # PyTorch raises many kinds of errors for damaged and hostile files
         if isinstance(error, pickle.UnpicklingError):
             raise UserError(
-                f"{path} is damaged, or a pickle of more than tensors, which could run code when "
-                "loaded: it is refused. Ask for the state dict alone, as .safetensors or from "
+                f"{path} is refused: it is damaged, or a pickle of more than tensors, which could "
+                "run code when loaded. Ask for the state dict alone, as .safetensors or from "
                 "torch.save(model.state_dict())"
             ) from error
         raise UserError(
@@ -115,7 +115,7 @@ def _read_torch(path: Path) -> dict[str, Any]:
 
 
 def _require_bounded_zip(path: Path) -> None:
-    """Raise UserError for a decompression bomb; PyTorch's older files are uncompressed."""
+    """Raise UserError for a decompression bomb. PyTorch's older files are not zip files."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as file:
             require_bounded(sum(member.file_size for member in file.infolist()), path)
@@ -134,7 +134,7 @@ def _import_torch(path: Path) -> Any:
 def _to_arrays(torch: Any, values: Mapping[Any, Any], path: Path) -> dict[str, Any]:
     """Convert tensors to arrays and keep mappings; drop numbers, strings and lists.
 
-    Raises UserError for a mapping that contains itself, or another one too often.
+    Raises UserError for a mapping that contains itself, and for too many entries.
     """
     arrays: dict[str, Any] = {}
     waiting = [(values, arrays, 0)]
@@ -155,10 +155,10 @@ def _to_arrays(torch: Any, values: Mapping[Any, Any], path: Path) -> dict[str, A
 
 
 def _to_array(torch: Any, tensor: Any, name: str, path: Path) -> np.ndarray:
-    """Convert a tensor. Raises UserError if it is not dense, or NumPy does not have its dtype."""
+    """Convert a tensor. Raises UserError if it is not dense or NumPy lacks its dtype."""
     try:
         tensor = tensor.detach()
-        if tensor.nbytes > tensor.untyped_storage().nbytes():  # its elements lie over each other
+        if tensor.nbytes > tensor.untyped_storage().nbytes():  # its elements share memory
             raise ValueError("it claims more elements than are stored")
         if tensor.dtype == torch.bfloat16:
             return tensor.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)

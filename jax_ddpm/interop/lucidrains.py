@@ -1,4 +1,4 @@
-"""lucidrains' `denoising_diffusion_pytorch`, 2.0 to 2.3; its names have not changed since 2.0."""
+"""lucidrains' `denoising_diffusion_pytorch`, 2.0 to 2.3, which all use the same names."""
 
 import re
 from typing import Any
@@ -9,12 +9,12 @@ from jax_ddpm.models import LucidrainsConfig
 
 
 def infer_lucidrains(shapes: Shapes) -> dict[str, Any]:
-    """Infer everything but `sinusoidal_pos_emb_theta`, which is 10000 unless given.
+    """Infer all arguments but `sinusoidal_pos_emb_theta`, which defaults to 10000.
 
-    Channels stay as they are found: `make_lucidrains_config` knows which arguments make them.
+    The numbers of input and output channels are for `make_lucidrains_config` to interpret.
     """
     if "downs.0.0.block1.norm.weight" in shapes:
-        raise UserError("these are norms from before version 2.0, which was another network")
+        raise UserError("these are from before version 2.0, which had another network")
     try:
         return _infer(shapes)
     except KeyError as error:
@@ -46,10 +46,11 @@ def _infer(shapes: Shapes) -> dict[str, Any]:
 def make_lucidrains_config(
     *, input_channels: int, output_channels: int, **arguments: Any
 ) -> LucidrainsConfig:
-    """Find channels, self_condition, learned_variance and out_dim where they are not given.
+    """Make the configuration, deriving arguments that are not given from the channels.
 
-    Self-conditioning and a learned variance both double a number of channels. Of two possible
-    readings the simpler one is chosen; if it is wrong, images have other channels and are refused.
+    These are channels, self_condition, learned_variance and out_dim. Self-conditioning doubles the
+    input channels, a learned variance the output channels. If there are two readings, the simpler
+    is chosen; if it is wrong, images have another number of channels and are refused.
     """
     channels, self_condition = arguments.get("channels"), arguments.get("self_condition")
     if self_condition is None:

@@ -1,4 +1,4 @@
-"""`from_torch` and `to_torch`: whole networks, from and to the weights of their implementation."""
+"""`from_torch` and `to_torch`: convert whole networks from and to another implementation."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 else:
     PeerName = Literal[tuple(PEERS)]
 
-# What shapes and arguments that make no network may raise, wherever it is noticed first.
+# The errors that impossible shapes and arguments may raise, wherever they are noticed first.
 UNFIT = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError)
 
 
@@ -66,12 +66,12 @@ def from_torch(
 
     `config` holds the peer's own constructor arguments; arguments of its training or diffusion
     process are ignored. Missing arguments are inferred from the shapes or get the peer's defaults.
-    Without any `config`, shapes must determine all that matters. Prefixes (model., ema_model.,
-    module., network.) and trainer files are understood; if a file holds both raw and averaged
-    weights, the average is used.
+    Without `config`, the shapes must determine everything that matters. Prefixes (model.,
+    ema_model., module., network.) are stripped and trainer files are opened; if a file holds both
+    raw and averaged weights, the average is used.
 
-    Raises UserError, naming the first offender, unless every tensor is used exactly once with its
-    shape, and for impossible arguments.
+    Raises UserError, naming the first offender, unless every tensor is used exactly once with the
+    right shape, and for impossible arguments.
     """
     source = check_choice("source", source, PEERS)
     peer = PEERS[source]
@@ -89,7 +89,7 @@ def from_torch(
 
 
 def to_torch(network: Network) -> dict[str, np.ndarray]:
-    """The parameters under the names and in the layouts of `network.source`, bit for bit."""
+    """Convert the parameters to the names and layouts of `network.source`, bit for bit."""
     return to_state_dict(network.params, PEERS[network.source])
 
 
@@ -99,13 +99,13 @@ def complete_config(
     """Build the configuration: given arguments first, then inferred ones, then the defaults."""
     try:
         inferred = peer.infer({name: tensor.shape for name, tensor in tensors.items()})
-    except UserError:  # it says more
+    except UserError:  # its message says more
         raise
     except UNFIT as error:
         names = ", ".join(list(tensors)[:3])
         raise UserError(f"it has no network with weights called {names}, ...") from error
     if given is None and (unknown := [n for n in peer.unknowable if n not in inferred]):
-        raise UserError(f"shapes do not reveal its {unknown[0]}: give the configuration as well")
+        raise UserError(f"shapes do not reveal {unknown[0]}: give the configuration as well")
     arguments = {name: _freeze(value) for name, value in (given or {}).items()}
     for name in arguments.keys() - set(peer.arguments):
         if close := nearest(name, peer.arguments, cutoff=0.8):
@@ -115,19 +115,19 @@ def complete_config(
 
 
 def _freeze(value: Any) -> Any:
-    """Turn the lists of JSON into tuples."""
+    """Turn lists, as JSON has them, into tuples, also inside each other."""
     return tuple(_freeze(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def to_array(array: np.ndarray) -> Array | np.ndarray:
-    """Copy to JAX; a dtype that JAX would narrow (float64 without x64) stays in NumPy."""
-    array = np.array(array)  # a copy: JAX may keep what it is given
+    """Copy to a JAX array, or to NumPy if JAX would narrow the dtype (float64 without x64)."""
+    array = np.array(array)  # a copy, because JAX may share the memory
     narrows = jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype
     return array if narrows else jnp.asarray(array)
 
 
 def make_apply(config: Architecture) -> Callable[..., Array]:
-    """The `apply_fn` of the network that `config` describes; see Network."""
+    """Make the `apply_fn` of the network that `config` describes; see Network."""
 
     def apply(params: Any, x_t: Any, t: Any, **network_args: Any) -> Array:
         x_t = jnp.asarray(x_t)

@@ -1,4 +1,4 @@
-"""UNetModel of OpenAI's guided-diffusion and improved-diffusion."""
+"""The UNetModel of OpenAI's guided-diffusion and improved-diffusion."""
 
 import re
 from typing import Any
@@ -26,7 +26,7 @@ NAMES = [
 ]
 LAYOUTS: dict[str, WeightLayout] = {"qkv.weight": "pointwise_1d", "proj_out.weight": "pointwise_1d"}
 
-# They change no result, or say what is true here anyway.
+# These arguments do not change results, or have only one possible value here.
 WITHOUT_EFFECT = ("image_size", "use_fp16", "dims", "use_checkpoint")
 IMPROVED_ARGUMENTS = (
     "in_channels",
@@ -55,7 +55,7 @@ GUIDED_ARGUMENTS = (
 
 
 def infer(shapes: Shapes) -> dict[str, Any]:
-    """Infer everything that has an effect except the heads and the order of their channels."""
+    """Infer all arguments that have an effect, except the heads and the order of their channels."""
     model_channels = shapes["time_embed.0.weight"][1]
     stages, resampling = infer_stages(shapes)
     blocks = find_numbers(shapes, "output_blocks.{}.0.in_layers.2.weight")
@@ -78,25 +78,25 @@ def infer(shapes: Shapes) -> dict[str, Any]:
 
 
 def infer_stages(shapes: Shapes) -> tuple[int, dict[str, bool]]:
-    """The number of resolutions, counted by the steps between them, and the kind of these."""
+    """Infer the number of resolutions from the resampling layers, and the kind of these layers."""
     if convs := find_numbers(shapes, "input_blocks.{}.0.op.weight"):
         return len(convs) + 1, {"conv_resample": True}
     if ups := find_numbers(shapes, r"output_blocks.{}.[12].in_layers.2.weight"):
         return len(ups) + 1, {"resblock_updown": True}
-    # pooling has no parameters, so that its number is missing among the input blocks
+    # Pooling has no parameters, so its number is missing among the input blocks.
     present = {name.split(".")[1] for name in shapes if name.startswith("input_blocks.")}
     gaps = len(find_numbers(shapes, "output_blocks.{}.0.in_layers.2.weight")) - len(present)
     return gaps + 1, {"conv_resample": False} if gaps else {}
 
 
 def find_numbers(shapes: Shapes, pattern: str) -> list[int]:
-    """The numbers that stand for {} in the names of that pattern, from small to large."""
+    """Find the numbers that stand for {} in names like `pattern`, in ascending order."""
     regex = re.compile(pattern.replace(".", r"\.").replace("{}", r"(\d+)"))
     return sorted(int(match[1]) for name in shapes if (match := regex.fullmatch(name)))
 
 
 def find_factor(features: int, channels: int) -> float:
-    """The factor with `int(factor * channels) == features`."""
+    """Find a factor with `int(factor * channels) == features`."""
     if features % channels == 0:
         return features // channels
     factor = features / channels
@@ -104,26 +104,28 @@ def find_factor(features: int, channels: int) -> float:
 
 
 def make_guided_config(**arguments: Any) -> GuidedDiffusionConfig:
-    """Its multiples need not be whole."""
+    """Make guided-diffusion's configuration, in which channel multiples need not be integers."""
     arguments = clean_arguments(arguments)
     mult = tuple(float(m) for m in arguments.pop("channel_mult"))
     return GuidedDiffusionConfig(channel_mult=mult, **arguments)
 
 
 def make_improved_config(**arguments: Any) -> ImprovedDiffusionConfig:
-    """Its multiples are whole, and single layers change its resolution."""
+    """Make improved-diffusion's configuration. Raises ValueError for resampling ResNet blocks."""
     if arguments.pop("resblock_updown", False):
-        raise ValueError("ResNet blocks that change the resolution are guided_diffusion's")
+        raise ValueError("only guided_diffusion has ResNet blocks that change the resolution")
     return ImprovedDiffusionConfig(**clean_arguments(arguments))
 
 
 def clean_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     """Drop the arguments without effect. Raises ValueError for data other than images."""
     if arguments.get("dims", 2) != 2:
-        raise ValueError(f"dims is {arguments['dims']}, but it must be 2, images")
+        raise ValueError(f"dims is {arguments['dims']}, but it must be 2, for images")
     rates = arguments["attention_resolutions"]
     if isinstance(rates, str):
-        raise ValueError(f"attention_resolutions is {rates!r}, but it must be rates, as in (4, 8)")
+        raise ValueError(
+            f"attention_resolutions is {rates!r}, but it must be downsampling rates, such as (4, 8)"
+        )
     rest = {name: value for name, value in arguments.items() if name not in WITHOUT_EFFECT}
     return rest | {"attention_resolutions": tuple(sorted(rates))}
 

@@ -1,11 +1,11 @@
-"""MyUNet of BrianPulfer's DDPM tutorial."""
+"""The MyUNet of BrianPulfer's DDPM tutorial."""
 
 from typing import Any
 
 from jax_ddpm.interop.peer import Peer, Shapes
 from jax_ddpm.models import PulferConfig
 
-# The endings of its stages' names, such as b1 and te1, and our names of the stages.
+# Suffixes of its stage names, such as b1 and te1 -> our names of the stages.
 STAGES = {
     "1": "down_0",
     "2": "down_1",
@@ -18,7 +18,7 @@ STAGES = {
 
 
 def infer(shapes: Shapes) -> dict[str, Any]:
-    """Infer everything."""
+    """Infer both arguments from the shape of the time embedding."""
     n_steps, time_emb_dim = shapes["time_embed.weight"]
     return {"n_steps": n_steps, "time_emb_dim": time_emb_dim}
 

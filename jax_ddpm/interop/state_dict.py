@@ -1,4 +1,4 @@
-"""Between the flat state dict of another implementation and our tree of parameters, strictly."""
+"""Convert strictly between another implementation's flat state dict and our parameter tree."""
 
 import re
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ Names = list[tuple[str, str]]
 
 
 def from_state_dict(state_dict: Mapping[str, np.ndarray], peer: Peer, like: Any) -> Any:
-    """Arrange the arrays of `state_dict` as the tree `like` (parameters or shapes); dtypes stay.
+    """Arrange the arrays of `state_dict` as the tree `like` (parameters or shapes).
 
-    Raises UserError, naming the first offender, unless arrays and leaves match one to one, with
-    their shapes.
+    Dtypes stay as they are. Raises UserError, naming the first offender, unless arrays and leaves
+    match one to one and have the same shapes.
     """
     expected, stages = collect_shapes(like), count_stages(like)
     found: dict[str, np.ndarray] = {}
@@ -35,12 +35,12 @@ def from_state_dict(state_dict: Mapping[str, np.ndarray], peer: Peer, like: Any)
         found[ours] = array
     for name, shape in expected.items():
         if name not in found:
-            raise UserError(f"the weights have nothing for {name} of shape {shape}")
+            raise UserError(f"the weights lack {name} of shape {shape}")
     return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in expected])
 
 
 def to_state_dict(params: Any, peer: Peer) -> dict[str, np.ndarray]:
-    """The parameters under the peer's names, in its layouts: the inverse of `from_state_dict`."""
+    """Convert parameters to the peer's names and layouts: the inverse of `from_state_dict`."""
     backwards, stages = [(ours, theirs) for theirs, ours in peer.names], count_stages(params)
     state_dict = {}
     for ours, leaf in _list_leaves(params):
@@ -56,14 +56,14 @@ def to_state_dict(params: Any, peer: Peer) -> dict[str, np.ndarray]:
 
 
 def require_real(name: str, array: np.ndarray) -> None:
-    """Raise UserError for texts, records, dates and complex numbers."""
+    """Raise UserError unless `array` holds real numbers or booleans."""
     kinds = (jnp.floating, jnp.integer, jnp.bool_)
     if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
         raise UserError(f"weight {name} has type {array.dtype}, but it must be real numbers")
 
 
 def collect_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """The shape of each leaf by its dotted name."""
+    """Collect the shape of each leaf by its dotted name."""
     return {name: leaf.shape for name, leaf in _list_leaves(tree)}
 
 
@@ -75,12 +75,12 @@ def _list_leaves(tree: Any) -> list[tuple[str, Any]]:
 
 
 def count_stages(tree: Any) -> int:
-    """The number of resolutions of a U-Net."""
+    """Count the resolutions of a U-Net, the stages on its way down."""
     return sum(bool(re.fullmatch(r"down_\d+", name)) for name in tree)
 
 
 def translate_name(theirs: str, peer: Peer, expected: Shapes, stages: int) -> str:
-    """Our name of a tensor; PyTorch's `weight` becomes whichever of our leaves is `expected`."""
+    """Translate a name to ours; `weight` becomes kernel, scale or embedding, as in `expected`."""
     ours = rename(theirs.replace("/", "."), peer.names, stages)
     if not peer.torch_layout or not re.search(r"(^|\.)weight$", ours):
         return ours
@@ -99,7 +99,7 @@ def rename(name: str, names: Names, stages: int) -> str:
 
 
 def _translate_first(name: str, names: Names, stages: int) -> tuple[str, str]:
-    """The translation of the first part of `name`, and the rest of it."""
+    """Translate the first part of `name`; also return the rest of it."""
     for old, new in names:
         if old and (match := re.match(_to_pattern(old) + r"(?:\.|$)", name)):
             numbers = {
@@ -112,7 +112,7 @@ def _translate_first(name: str, names: Names, stages: int) -> tuple[str, str]:
 
 
 def _to_pattern(rule: str) -> str:
-    """`{i}` as a group for(i), `{-i}` as a group rev(i)."""
+    """Make a regular expression in which `{i}` is a group "fori" and `{-i}` a group "revi"."""
     text = re.sub(r"\\\{(\w)\\\}", r"(?P<for\1>\\d+)", re.escape(rule))
     return re.sub(r"\\\{\\-(\w)\\\}", r"(?P<rev\1>\\d+)", text)
 
@@ -123,7 +123,7 @@ def _fill(rule: str, numbers: Mapping[str, int], stages: int) -> str:
 
 
 def find_layout(theirs: str, peer: Peer) -> WeightLayout | None:
-    """The special layout of a tensor, if its name ends like one that has one."""
+    """Find the special layout of a tensor by the ending of its name; None if it has none."""
     for ending, layout in peer.layouts.items():
         if re.search(rf"(^|\.){re.escape(ending)}$", theirs):
             return layout
@@ -131,7 +131,7 @@ def find_layout(theirs: str, peer: Peer) -> WeightLayout | None:
 
 
 def to_our_layout(array: np.ndarray, layout: WeightLayout | None, ours: str) -> np.ndarray:
-    """OIHW -> HWIO, matrices (O, I) -> (I, O), norms CHW -> HWC, unless `layout` says otherwise."""
+    """Convert OIHW to HWIO, matrices (O, I) to (I, O) and norms CHW to HWC, or from `layout`."""
     match layout, array.ndim:
         case "pointwise_2d", 4:
             return array[:, :, 0, 0].T if array.shape[2:] == (1, 1) else array
@@ -149,7 +149,7 @@ def to_our_layout(array: np.ndarray, layout: WeightLayout | None, ours: str) -> 
 
 
 def to_their_layout(array: np.ndarray, layout: WeightLayout | None, ours: str) -> np.ndarray:
-    """The inverse of `to_our_layout`."""
+    """Convert back: the inverse of `to_our_layout`."""
     match layout, array.ndim:
         case "pointwise_2d", 2:
             return array.T[:, :, None, None]

@@ -19,12 +19,12 @@ HO_ARGUMENTS = (
 
 
 def infer_torch_ref(shapes: Shapes) -> dict[str, Any]:
-    """Infer everything but the number of groups, which is 32 unless given."""
+    """Infer all arguments but the number of groups, which defaults to 32."""
     return _infer({name: (*s[2:], s[1], s[0]) if len(s) == 4 else s for name, s in shapes.items()})
 
 
 def infer_ho(shapes: Shapes) -> dict[str, Any]:
-    """Infer everything: tf.contrib's group norm has 32 groups."""
+    """Infer all arguments: tf.contrib's group norm always has 32 groups."""
     renamed = {}
     for name, shape in shapes.items():
         name = re.sub(r"(down|up|block|attn)_(\d+)", r"\1.\2", name.removeprefix("model/"))
@@ -33,7 +33,7 @@ def infer_ho(shapes: Shapes) -> dict[str, Any]:
 
 
 def _infer(shapes: Shapes) -> dict[str, Any]:
-    """Infer the arguments of torch_ref's U-Net from its names and the shapes (h, w, in, out)."""
+    """Infer the arguments of torch_ref's U-Net from its names and (h, w, in, out) shapes."""
     in_channels, channels = shapes["conv_in.weight"][2:]
     sizes: dict[int, int] = {}
     attn_levels = set()
@@ -56,7 +56,7 @@ def _infer(shapes: Shapes) -> dict[str, Any]:
 
 
 def make_ho_config(**arguments: Any) -> UNetConfig:
-    """Of Ho et al.'s arguments only dropout says something that the variables do not."""
+    """Make the configuration; most of Ho et al.'s arguments repeat what the shapes determine."""
     shared = {"num_res_blocks", "dropout"}
     known = {n: v for n, v in arguments.items() if n in shared or n not in HO_ARGUMENTS}
     return UNetConfig(**known)

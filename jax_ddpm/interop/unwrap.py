@@ -1,4 +1,4 @@
-"""Find the bare state dict of one network in what a file holds: trainer files and prefixes."""
+"""Find the bare state dict of a network in a trainer's file or behind prefixes."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ import numpy as np
 
 from jax_ddpm.errors import UserError
 
-# Where trainers keep a network; the moving average comes first, because one samples with it.
+# Where trainers keep a network; moving averages come first, because they are used for sampling.
 CONTAINERS = (
     "ema",
     "ema_model",
@@ -19,17 +19,17 @@ CONTAINERS = (
     "network",
 )
 PREFIXES = ("ema_model.", "model.", "module.", "network.", "net.", "_orig_mod.")
-COUNTERS = {"initted", "step", "global_step"}  # ema_pytorch's, TensorFlow's
-# TensorFlow's names of the moving average and of the optimiser's state.
+COUNTERS = {"initted", "step", "global_step"}  # from ema_pytorch and TensorFlow
+# TensorFlow's names for the moving average and the optimiser's state.
 TF_AVERAGE = "/ExponentialMovingAverage"
 TF_SLOTS = ("/Adam", "/Adam_1", "beta1_power", "beta2_power")
 
 
 def unwrap(given: Mapping[str, Any], buffers: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Find the tensors of the network in `given`, under their bare names, without `buffers`.
+    """Find the network's tensors in `given`; return them under their bare names, without `buffers`.
 
     `given` is a state dict, or a trainer's file that holds one (nested, or flat with prefixes).
-    Raises UserError if there is no tensor in it.
+    Raises UserError if it holds no tensors.
     """
     tensors = {
         name: np.asarray(value)
@@ -52,7 +52,7 @@ def open_containers(given: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def find_tensor(given: Mapping[str, Any], name: str) -> Any | None:
-    """The tensor called `name`, under any prefix and at any depth; None if there is none."""
+    """Find the tensor called `name`, with any prefix and at any depth; None if there is none."""
     for key, value in given.items():
         if isinstance(value, Mapping):
             if (found := find_tensor(value, name)) is not None:
@@ -63,8 +63,8 @@ def find_tensor(given: Mapping[str, Any], name: str) -> Any | None:
 
 
 def strip_prefixes(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Strip the prefixes that all names share; keep only averages where there are any."""
-    if any(name.startswith("ema_model.") for name in tensors):  # beside it: online_model.
+    """Strip the prefixes that all names share; if there are averages, keep only these."""
+    if any(name.startswith("ema_model.") for name in tensors):  # drops online_model.
         tensors = {n: v for n, v in tensors.items() if n.startswith("ema_model.")}
     if any(name.endswith(TF_AVERAGE) for name in tensors):
         averages = {n: v for n, v in tensors.items() if n.endswith(TF_AVERAGE)}
@@ -75,7 +75,7 @@ def strip_prefixes(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _find_prefixes(tensors: Mapping[str, Any]) -> Iterator[str]:
-    """The shared prefixes, outermost first; a wrapper's own buffers may have none."""
+    """Yield the shared prefixes, outermost first; a wrapper's own buffers may lack them."""
     names = list(tensors)
     while True:
         prefix = next((p for p in PREFIXES if _wraps(p, names)), None)
@@ -91,7 +91,7 @@ def _wraps(prefix: str, names: list[str]) -> bool:
 
 
 def is_buffer(name: str, buffers: tuple[str, ...]) -> bool:
-    """Whether `name` is a counter, an optimiser's slot, or one of `buffers` at any depth."""
+    """Whether `name` is a counter, part of an optimiser's state, or one of `buffers`."""
     if name in COUNTERS or name.endswith(TF_SLOTS):
         return True
     return any(re.search(rf"(^|\.){re.escape(b)}$", name) for b in buffers)

@@ -45,12 +45,12 @@ class AnnotatedConfig(Architecture):
     init_dim: int | None = None
     """Channels of the first convolution; None: 2 * (dim // 3)."""
     out_dim: int | None = None
-    """Channels of the output; None: as the data has, twice as many with a learned variance."""
+    """Channels of the output; None: the data's, or twice as many with a learned variance."""
     dim_mults: tuple[int, ...] = (1, 2, 4)
     """Channels at each resolution, as multiples of dim, the first 1; each resolution is half of the
     one before."""
     channels: int | None = None
-    """Channels of the images; None: as the data has."""
+    """Channels of the images; None: the data's."""
     with_time_emb: bool = True
     """Tell the network the timestep."""
     resnet_block_groups: int = 8

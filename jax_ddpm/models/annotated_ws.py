@@ -43,21 +43,21 @@ class AnnotatedWSConfig(Architecture):
     dim: int = 28
     """Channels at full resolution; the time embedding has four times as many."""
     init_dim: int | None = None
-    """Channels of the first convolution; None: dim, and nothing else works."""
+    """Channels of the first convolution; None: dim, which is the only value that works."""
     out_dim: int | None = None
-    """Channels of the output; None: as the data has, twice as many with a learned variance."""
+    """Channels of the output; None: the data's, or twice as many with a learned variance."""
     dim_mults: tuple[int, ...] = (1, 2, 4)
     """Channels that each resolution hands down, as multiples of dim; each resolution is half of the
     one before."""
     channels: int | None = None
-    """Channels of the images; None: as the data has."""
+    """Channels of the images; None: the data's."""
     self_condition: bool = False
     """Also take the previous estimate of the clean image (Chen et al. 2022)."""
     resnet_block_groups: int = 4
     """Groups of the group normalisation in ResNet blocks."""
     weight_standardization: WeightStandardization = "multiply"
-    """multiply: by the inverse standard deviation. divide: by it, the bug that was published from
-    October 2023 to November 2024."""
+    """multiply: multiply kernels by their inverse standard deviation. divide: divide by it, the bug
+    published from October 2023 to November 2024."""
 
     def module(self, out_channels: int, dtype: Any) -> "AnnotatedWSUNet":
         return AnnotatedWSUNet(self, self.out_dim or out_channels, dtype)
@@ -66,7 +66,7 @@ class AnnotatedWSConfig(Architecture):
         super().check()
         check_widths(self)
         self.require_positive("out_dim", "channels")
-        # the last block sees the first convolution's output beside dim channels, and counts on dim
+        # the last block takes the first convolution's output with dim others, and expects 2 * dim
         self.require(self.init_dim in (None, self.dim), "init_dim", f"dim, {self.dim}")
         check_groups(self)
 

@@ -35,7 +35,7 @@ class CustomConfig(Architecture):
 
 
 def adapt_network(network: tuple[Callable[..., Any], Callable[..., Any]]) -> NetworkFns:
-    """Make a network of one's own, (init, apply_fn), callable with the arguments of the contract.
+    """Make a user's network, (init, apply_fn), callable with the arguments of the contract.
 
     `init(key)` returns parameters, `apply_fn(params, x_t, t, ...)` an output like x_t. `train` and
     `dropout_keys` are passed on only if apply_fn takes them, and nothing is passed on as None.

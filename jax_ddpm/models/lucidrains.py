@@ -39,16 +39,16 @@ class LucidrainsConfig(Architecture):
     """lucidrains' U-Net; the defaults are those of the package."""
 
     dim: int = 64
-    """The unit of width; the time embedding has four of it."""
+    """The unit of width; the time embedding has 4 * dim channels."""
     init_dim: int | None = None
     """Channels of the first convolution; None: dim."""
     out_dim: int | None = None
-    """Channels of the output; None: as the data has, twice as many with learned_variance."""
+    """Channels of the output; None: the data's, or twice as many with learned_variance."""
     dim_mults: tuple[int, ...] = (1, 2, 4, 8)
     """Channels after each resolution, as multiples of dim; each resolution is half of the one
     before."""
     channels: int | None = None
-    """Channels of the images; None: as the data has."""
+    """Channels of the images; None: the data's."""
     self_condition: bool = False
     """Also take a previous estimate of the clean image; zeros where there is none."""
     learned_variance: bool = False
@@ -134,7 +134,7 @@ class LucidrainsConfig(Architecture):
 
 
 def expand_to_stages(value: Any, stages: int) -> tuple[Any, ...]:
-    """`value` once per stage; a tuple stays as it is."""
+    """Repeat `value` for each stage; a tuple stays as it is."""
     return value if isinstance(value, tuple) else (value,) * stages
 
 
@@ -324,7 +324,7 @@ class UpStage(Stage):
 
 
 class LucidrainsUNet(NetworkModule):
-    """lucidrains' network; t may be whole or not."""
+    """lucidrains' network; t may be fractional."""
 
     config: LucidrainsConfig
 

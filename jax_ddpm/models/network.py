@@ -139,7 +139,7 @@ def check_images(x_t: Any, t: Any, channels: int) -> None:
 
 
 def require_channels(shape: tuple[int, ...], channels: int) -> None:
-    """Raise UserError unless the last axis of images of `shape` has so many channels."""
+    """Raise UserError unless the last axis of `shape` has this number of channels."""
     if shape[-1] != channels:
         nchw = shape[-3] == channels
         hint = ": channels come last, so transpose NCHW arrays to NHWC" if nchw else ""

@@ -49,7 +49,7 @@ class OpenAIConfig(Architecture):
     dropout: float = 0.0
     """Probability that a feature is dropped in training."""
     conv_resample: bool = True
-    """Change the resolution by convolutions; off: by means of 2x2 pixels and repeated pixels."""
+    """Change the resolution by convolutions; off: by averaging 2x2 pixels and repeating pixels."""
     num_classes: int | None = None
     """Number of classes that a label can have; None: the network takes no label."""
     num_heads: int = 1
@@ -59,9 +59,9 @@ class OpenAIConfig(Architecture):
     use_scale_shift_norm: bool = False
     """The time scales and shifts the features after a norm; off: it only shifts them."""
     in_channels: int | None = None
-    """Channels of the images; None: as the data has."""
+    """Channels of the images; None: the data's."""
     out_channels: int | None = None
-    """Channels of the output; None: as the data has, twice as many with a learned variance."""
+    """Channels of the output; None: the data's, or twice as many with a learned variance."""
 
     @property
     def stage_features(self) -> tuple[int, ...]:
@@ -85,7 +85,7 @@ class OpenAIConfig(Architecture):
         return self.num_classes
 
     def count_heads(self, features: int, *, up: bool) -> int:
-        """The heads of an attention of so many channels; `up`: on the expanding path."""
+        """The number of heads of an attention; `up`: on the expanding path."""
         return self.num_heads_upsample if up and self.num_heads_upsample != -1 else self.num_heads
 
     def check(self) -> None:
@@ -156,7 +156,7 @@ def list_attentions(config: OpenAIConfig) -> Iterator[tuple[int, bool]]:
 
 
 class OpenAIUNet(NetworkModule):
-    """UNetModel of improved-diffusion and guided-diffusion; t may be whole or not.
+    """UNetModel of improved-diffusion and guided-diffusion; t may be fractional.
 
     `input_i_j`, `mid_j` and `output_i_j` are layers j of blocks i, numbered as theirs are.
     """

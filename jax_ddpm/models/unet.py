@@ -50,9 +50,9 @@ class UNetConfig(Architecture):
     num_groups: int = 32
     """Groups of each group normalisation."""
     in_channels: int | None = None
-    """Channels of the images; None: as the data has."""
+    """Channels of the images; None: the data's."""
     out_channels: int | None = None
-    """Channels of the output; None: as the data has, twice as many with a learned variance."""
+    """Channels of the output; None: the data's, or twice as many with a learned variance."""
     num_classes: int | None = None
     """Number of classes that a label can have; None: the network takes no label."""
 

@@ -65,11 +65,12 @@ class UNet2DConfig(Architecture):
     """diffusers' UNet2DModel under the names of its arguments; the defaults are its own."""
 
     sample_size: int | tuple[int, int] | None = None
-    """Height and width of the images, for the record: the network takes all that divide."""
+    """Height and width of the images. For information only: the network takes any side that can be
+    halved at every downsampling."""
     in_channels: int | None = None
-    """Channels of the images; None: as the data has."""
+    """Channels of the images; None: the data's."""
     out_channels: int | None = None
-    """Channels of the output; None: as the data has, twice as many with a learned variance."""
+    """Channels of the output; None: the data's, or twice as many with a learned variance."""
     center_input_sample: bool = False
     """Take images in [0, 1], and map them to [-1, 1]."""
     time_embedding_type: TimeEmbeddingType = "positional"
@@ -239,7 +240,7 @@ class UNet2DConfig(Architecture):
 
 
 class UNet2D(NetworkModule):
-    """UNet2DModel; t may be whole or not."""
+    """UNet2DModel; t may be fractional."""
 
     config: UNet2DConfig
 

@@ -1,4 +1,4 @@
-"""Moving averages of the parameters, in every form that is in use."""
+"""Moving averages of the parameters, in all common forms."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
 """The report that compares JAX with PyTorch, quantity by quantity.
 
-Importing `report` and `speed` loads no PyTorch; what they compute does.
+Importing `report` and `speed` does not import PyTorch; their functions do.
 """

@@ -1,4 +1,4 @@
-"""Matches the blocks of two networks: blocks with the same parameters belong together."""
+"""Match the blocks of two networks: blocks with the same parameters belong together."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from jax_ddpm.parity.measure import find_peak, measure_difference
 
 
 class Block(NamedTuple):
-    """The output of a module, and its first argument."""
+    """A recorded call of a module: its output, and its first argument."""
 
     out: torch.Tensor
     given: Any
@@ -28,11 +28,11 @@ class Match(NamedTuple):
 def match_blocks(
     ours: Mapping[str, Any], theirs: Mapping[str, Block], names: Mapping[str, str]
 ) -> dict[str, Match]:
-    """The blocks that both networks have, by our path and in our order.
+    """Find the blocks that both networks have, by our path and in our order.
 
     `names` maps their parameter names to ours. Several of their modules may hold the same
-    parameters, and one network may add a residual connection inside the block and the other outside
-    of it, so the nearest output is chosen. Layers of a matched block are left out.
+    parameters, and one network may add a residual connection inside the block while the other adds
+    it outside, so the nearest output is chosen. Layers inside a matched block are left out.
     """
     of_path = {path: _names_under(path, names.values()) for path in ours}
     of_block = {
@@ -72,10 +72,10 @@ def _measure_gap(a: Any, b: np.ndarray) -> float:
 
 
 def read_outputs(block: Block, shape: tuple[int, ...]) -> list[np.ndarray]:
-    """Every reading of their output that has the `shape` of ours.
+    """List every reading of their output that has our `shape`.
 
-    Their channels are first or last, and their block may include a residual connection that ours
-    lacks, or lack one that ours includes.
+    Their channels may come first or last, and their block may include a residual connection that
+    ours lacks, or lack one that ours includes.
     """
     tensors = [block.out]
     if isinstance(block.given, torch.Tensor) and block.given.shape == block.out.shape:

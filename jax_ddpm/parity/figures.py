@@ -1,6 +1,6 @@
-"""The figures of the page, as SVG that takes its colours from the page.
+"""The report's figures, as SVG that takes its colours from the page.
 
-matplotlib takes most of a second to import, so it is imported when a figure is drawn.
+Importing matplotlib takes most of a second, so it is imported only when a figure is drawn.
 """
 
 import io
@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 Record = dict[str, Any]
 COLOURS = {"float64": "#3f8efc", "float32": "#e8833a"}
-TEXT, LINE = "#010203", "#040506"  # stand for the page's colours until the SVG is written
+TEXT, LINE = "#010203", "#040506"  # placeholders, replaced by the page's colours in the SVG
 EPSILON = {dtype: float(np.finfo(dtype).eps) for dtype in COLOURS}
 ZERO = 1e-19  # where a difference of exactly 0 is drawn on a logarithmic axis
 COLUMNS = 4
@@ -38,7 +38,7 @@ STYLE = {
 
 
 def draw_overview(parts: list[Record], quantities: list[Record]) -> str:
-    """Every quantity as a dot at its relative difference, one row per part."""
+    """Draw every quantity as a dot at its relative difference, with one row per part."""
 
     def draw(figure: Any) -> None:
         figure.set_size_inches(10, 0.55 * len(parts) + 1.1)
@@ -62,12 +62,12 @@ def draw_overview(parts: list[Record], quantities: list[Record]) -> str:
 
 
 def _spread_dots(count: int) -> Float[np.ndarray, " count"]:
-    """Small vertical offsets, always the same, so that dots do not hide each other."""
+    """Small, fixed vertical offsets, so that dots do not hide each other."""
     return 0.16 * ((np.arange(count) * 0.618) % 1 - 0.5)
 
 
 def draw_curves(quantities: list[Record]) -> str:
-    """The difference along the steps, one panel per quantity; tolerances are dashed."""
+    """Draw the difference along the steps, with one panel per quantity and dashed tolerances."""
     from matplotlib.lines import Line2D
 
     def draw(figure: Any) -> None:
@@ -101,13 +101,13 @@ def _draw_panel(axes: Any, quantity: Record) -> None:
 
 
 def _wrap_title(text: str) -> str:
-    """`text` in at most two lines, broken at a comma."""
+    """Break `text` at its first comma if it is long."""
     first, _, rest = text.partition(", ")
     return f"{first},\n{rest}" if len(text) > 28 and rest else text
 
 
 def place_on_axis(gap: float | None) -> float:
-    """Where a difference is drawn: 0 at the left end, infinity and NaN (None) at the right."""
+    """Where to draw a difference: 0 at the left end, infinity and NaN (None) at the right."""
     return 1.0 if gap is None else max(gap, ZERO)
 
 
@@ -125,7 +125,7 @@ def _set_log_axis(axes: Any, which: str, end: float) -> None:
 
 
 def render_svg(draw: Callable[[Any], None]) -> str:
-    """The SVG element of what `draw` puts on a figure: no size, metadata or fonts of its own."""
+    """Render what `draw` puts on a figure as an SVG element without size, metadata or fonts."""
     import matplotlib
     from matplotlib.figure import Figure
 

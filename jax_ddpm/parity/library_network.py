@@ -16,7 +16,7 @@ from torch_ref import unet as ref
 
 
 def pair_library_network(dtype: str, seed: int) -> Iterator[Pair]:
-    """The time embedding, and the small U-Net of the tests as if its weights came from a file."""
+    """Pair the time embedding, and the small U-Net of the tests as if read from a weight file."""
     theirs, _, _ = make_twin_networks("float32", seed=seed)
     weights = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     network = from_torch(weights, "torch_ref", {"num_groups": 4, "dropout": 0.0})

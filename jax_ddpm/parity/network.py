@@ -1,4 +1,4 @@
-"""One network in both frameworks: the output of every block, and every gradient."""
+"""Compare one network in both frameworks: the output of every block, and every gradient."""
 
 import copy
 import inspect
@@ -28,14 +28,14 @@ class Reference(NamedTuple):
     against: str
     """Its package or module, for the report."""
     source: PeerName
-    """The implementation whose parameter names it has."""
+    """The implementation whose parameter names it uses."""
     module: torch.nn.Module
     in_float64: Callable[[torch.nn.Module], AbstractContextManager[Any]] = nullcontext
-    """The context in which it computes in float64."""
+    """A context in which it computes in float64."""
 
 
 class Inputs(NamedTuple):
-    """What a network is given."""
+    """The arguments for a network."""
 
     x_t: np.ndarray
     t: np.ndarray
@@ -44,22 +44,22 @@ class Inputs(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came out of one network, as NHWC arrays."""
+    """The outputs and gradients of one network, as NHWC arrays."""
 
     out: Any
     blocks: dict[str, Any]
     """Outputs of its modules by name, in the order in which they ran."""
     grad_x: Any
     grads: Any
-    """A tree like our parameters."""
+    """The gradients of all parameters, as a tree like our parameters."""
 
 
 def pair_network(
     network: Network, reference: Reference, tolerance: str, dtype: str, seed: int
 ) -> Iterator[Pair]:
-    """Run both on the same random images; pair outputs block by block, and all gradients.
+    """Run both networks on the same random images; pair outputs block by block, and all gradients.
 
-    `tolerance` is an entry of TOLERANCES. The entry "TOLERANCE: gradients" applies to gradients.
+    `tolerance` names an entry of TOLERANCES; the entry f"{tolerance}: gradients" is for gradients.
     """
     inputs = make_inputs(network.config, dtype, seed)
     theirs, names = run_theirs(network, reference, inputs, dtype)
@@ -82,7 +82,7 @@ def _measure_norm(tree: Any) -> np.ndarray:
 
 
 def make_inputs(config: Any, dtype: str, seed: int) -> Inputs:
-    """Normal images of the network's size at several t, and random conditions if it takes any."""
+    """Draw normal images of the network's size, at several t, and conditions if it takes any."""
     height, width, channels = config.example_shape
     shape = (len(TIMESTEPS), height, width, channels)
     t = np.array(TIMESTEPS) * (getattr(config, "n_steps", 1000) - 1) // 999
@@ -96,7 +96,7 @@ def make_inputs(config: Any, dtype: str, seed: int) -> Inputs:
 
 
 def run_ours(network: Network, inputs: Inputs, dtype: str) -> Outcome:
-    """Our network with its intermediates, and the gradients of its mean squared output."""
+    """Run our network; collect intermediates, and the gradients of the mean squared output."""
     module = network.config.module(inputs.x_t.shape[-1], jnp.dtype(dtype))
     wanted: dict[str, Any] = {"capture_intermediates": True, "mutable": ["intermediates"]}
 
@@ -114,7 +114,7 @@ def run_ours(network: Network, inputs: Inputs, dtype: str) -> Outcome:
 
 
 def _list_outputs(state: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, jax.Array]]:
-    """(dotted path, output) of each module that ran once and returned one array."""
+    """Yield (dotted path, output) for each module that ran once and returned one array."""
     for name, value in state.items():
         if isinstance(value, Mapping):
             yield from _list_outputs(value, f"{path}.{name}" if path else name)
@@ -125,8 +125,8 @@ def _list_outputs(state: Mapping[str, Any], path: str = "") -> Iterator[tuple[st
 def run_theirs(
     network: Network, reference: Reference, inputs: Inputs, dtype: str
 ) -> tuple[Outcome, dict[str, str]]:
-    """The same for the reference, and a map from its parameter names to ours."""
-    # the method of torch.nn.Module: diffusers' own warns about more than it does
+    """Run the reference as `run_ours` does. Also returns a map from its parameter names to ours."""
+    # torch.nn.Module's own method, because diffusers' override prints needless warnings
     module = torch.nn.Module.to(copy.deepcopy(reference.module), getattr(torch, dtype))
     context = reference.in_float64(module) if dtype == "float64" else nullcontext()
     x_t = to_torch(inputs.x_t).requires_grad_()
@@ -149,7 +149,7 @@ def run_theirs(
 
 @contextmanager
 def record_calls(module: torch.nn.Module) -> Iterator[dict[str, list[Block]]]:
-    """Collect what every submodule is given and returns, by its name."""
+    """Record the calls of every submodule, by its name."""
     calls: dict[str, list[Block]] = {}
 
     def make_hook(name: str) -> Callable[..., None]:
@@ -169,7 +169,7 @@ def record_calls(module: torch.nn.Module) -> Iterator[dict[str, list[Block]]]:
 
 @contextmanager
 def use_default_dtype(dtype: str) -> Iterator[None]:
-    """Make `dtype` the type of tensors that PyTorch code creates without naming one."""
+    """Make `dtype` the default dtype of new PyTorch tensors."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
     try:
@@ -179,7 +179,7 @@ def use_default_dtype(dtype: str) -> Iterator[None]:
 
 
 def call_network(module: torch.nn.Module, x_t: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-    """Call a network of any implementation: each has its own names for the conditions."""
+    """Call a network of any implementation, each of which names the conditions differently."""
     theirs = {"label": ("label", "y", "class_labels"), "x_self_cond": ("x_self_cond",)}
     known = inspect.signature(module.forward).parameters
     optional = {
@@ -193,7 +193,7 @@ def call_network(module: torch.nn.Module, x_t: torch.Tensor, inputs: Inputs) -> 
 def _convert_gradients(
     network: Network, reference: Reference, grads: Mapping[str, torch.Tensor]
 ) -> tuple[Any, dict[str, str]]:
-    """The gradients of all parameters as a tree like ours, and our name of each parameter."""
+    """Convert the gradients to a tree like ours. Also returns our name of each parameter."""
     like, peer = parameter_shapes(network.config), PEERS[reference.source]
     places, levels = collect_shapes(like), count_stages(like)
     arrays = {name: grad.numpy() for name, grad in grads.items()}
@@ -202,7 +202,7 @@ def _convert_gradients(
 
 
 def _pair_gradients(ours: Any, theirs: Any, blocks: list[str], tolerance: str) -> Iterator[Pair]:
-    """The gradients of each block's parameters, relative to the largest of all gradients."""
+    """Pair the gradients of each block's parameters, relative to the largest of all gradients."""
     peak = find_peak(theirs)
     named = [_name_leaves(tree) for tree in (ours, theirs)]
     owner = {

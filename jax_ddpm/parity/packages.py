@@ -1,4 +1,4 @@
-"""The packages that only a comparison with PyTorch needs."""
+"""Check for the packages that only comparisons with PyTorch need."""
 
 from importlib.util import find_spec
 
@@ -11,7 +11,8 @@ def require_packages(what: str, *packages: str) -> None:
     """Raise UserError, with the command that installs them, if `what` needs missing packages."""
     missing = [NAMES[package] for package in packages if find_spec(package) is None]
     if missing:
+        are = "is" if len(missing) == 1 else "are"
         raise UserError(
-            f"{what} needs {' and '.join(missing)}, not installed here: "
+            f"{what} needs {' and '.join(missing)}, which {are} not installed: "
             "pip install 'jax_ddpm[parity]'"
         )

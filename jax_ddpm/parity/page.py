@@ -10,23 +10,23 @@ from jax_ddpm.parity.figures import COLOURS, draw_curves, draw_overview, place_o
 
 Record = dict[str, Any]
 STYLE = Path(__file__).with_name("page.css")
-# The ends of the rulers, as powers of ten.
+# The ends of the rulers, in powers of ten.
 RULERS = {"float64": (-18, -8), "float32": (-10, 0)}
 assert RULERS.keys() == COLOURS.keys()
-# Parts with more lines than this start folded.
+# Parts with more lines than this are folded at first.
 FOLDED = 60
 READING = """<details class="reading"><summary>How to read this page</summary>
 <p>Each quantity is computed twice, by jax_ddpm and by PyTorch code, from the same numbers.
-<b>float64</b> shows that the algorithm is the same: any other formula, constant or order of layers
-would differ by far more than the 16th digit. <b>float32</b>, the precision in which networks are
-used, shows the effect of rounding alone.</p>
-<p>Differences are the largest of all entries, <b>relative to the largest entry</b>. On each ruler
+<b>float64</b> shows that the algorithm is the same: a different formula, constant or order of
+layers would change far more than the 16th digit. <b>float32</b>, the precision in which networks
+are used, shows only the effect of rounding.</p>
+<p>A difference is the largest over all entries, <b>relative to the largest entry</b>. On each ruler
 the dot is the difference and the tick is the tolerance; the marks are factors of ten, and a hollow
 dot at the left end means bit-identical. <b>Absolute</b> and <b>ULP</b> refer to float32. One ULP
-(unit in the last place) is the spacing of floating-point numbers at the entry itself, counted over
-entries of at least a tenth of the largest. <b>PyTorch's rounding</b> is the difference between
-PyTorch's own float32 and float64 results: compare the difference between the frameworks with
-it.</p></details>"""
+(unit in the last place) is the spacing of floating-point numbers at the entry itself; only entries
+of at least a tenth of the largest count. <b>PyTorch's rounding</b> is the difference between
+PyTorch's own float32 and float64 results, for comparison with the difference between the
+frameworks.</p></details>"""
 COLUMNS = ("what", "num", "rule", "tol", "num", "rule", "tol", "num", "num", "num", "mark")
 TABLE_HEAD = (
     f'<div class="wide"><table><colgroup>{"".join(f"<col class={c}>" for c in COLUMNS)}</colgroup>'
@@ -36,7 +36,7 @@ TABLE_HEAD = (
 
 
 def render_page(record: Record) -> str:
-    """The page of a report, from the content of its JSON file."""
+    """Render the page of a report from the content of its JSON file."""
     quantities, parts = record["quantities"], record["parts"]
     overview = draw_overview(parts, quantities)
     body = [_render_head(record), READING, _render_figure(overview, "Every quantity at once.")]
@@ -83,7 +83,7 @@ def _render_part(part: Record, quantities: list[Record]) -> str:
         f"<p>{html.escape(part['text'])}</p>"
     ]
     if along := [q for q in quantities if q["along"]]:
-        caption = f"The difference along the {along[0]['along']}s; dashed: tolerances."
+        caption = f"The difference at each {along[0]['along']}. Dashed: tolerances."
         pieces.append(_render_figure(draw_curves(along), caption))
     for group, members in groupby(quantities, key=lambda q: q["group"]):
         pieces.append(_render_group(group, list(members), len(quantities) <= FOLDED))
@@ -116,7 +116,7 @@ def _render_row(quantity: Record) -> str:
 
 
 def _describe_worst(members: list[Record], dtype: str) -> str:
-    """The largest difference of a group in one precision."""
+    """Describe the largest difference in a group in one precision."""
     gaps = [q[dtype]["relative"] for q in members]
     return f"{_format_gap(None if None in gaps else max(gaps))} in {dtype}"
 
@@ -132,7 +132,7 @@ def _format(number: float | None, form: str = ".1e") -> str:
 
 
 def _render_ruler(measure: Record, dtype: str) -> str:
-    """A logarithmic ruler with the difference as dot and the tolerance as tick."""
+    """Render a logarithmic ruler with the difference as a dot and the tolerance as a tick."""
     gap, tolerance = measure["relative"], measure["tolerance"]
     kind = "bad" if not measure["ok"] else "zero" if gap == 0 else dtype
     used = "" if gap is None else f"{gap / tolerance:.2g} of the tolerance"

@@ -1,4 +1,4 @@
-"""Finds the code to compare a checkpoint with: the package it comes from, or our PyTorch twin."""
+"""Find the code to compare a checkpoint with: the package it comes from, or our PyTorch twin."""
 
 import importlib
 import importlib.metadata
@@ -22,14 +22,14 @@ Context = Callable[[torch.nn.Module], AbstractContextManager[Any]]
 
 
 class Location(NamedTuple):
-    """Where to find a network class."""
+    """Where to find a network class, and how to use it."""
 
     module: str
     name: str
     renamed: Mapping[str, Callable[[Any], Any]] = MappingProxyType({})
-    """Arguments that our configuration does not have by that name, each computed from it."""
+    """Arguments that our configuration lacks, each with a function to compute it from ours."""
     in_float64: Context = nullcontext
-    """The context in which code that casts to float32 follows a float64 network."""
+    """A context in which code that would cast to float32 computes in float64."""
 
 
 @contextmanager
@@ -114,7 +114,7 @@ TWINS: dict[str, Location] = {
 
 
 def find_reference(network: Network) -> Reference:
-    """The network of the package that the weights come from, or of our twin.
+    """Find the network in PyTorch: in the package that the weights come from, or our twin.
 
     Raises UserError if there is neither, or if neither accepts the weights.
     """
@@ -135,14 +135,14 @@ def find_reference(network: Network) -> Reference:
 
 
 def explain_missing(source: str) -> str:
-    """The sentence for a source that there is nothing to compare with."""
+    """Explain that there is nothing to compare a source with."""
     package = PACKAGES.get(source)
     way_out = f": install the package {package.module.split('.')[0]}" if package else ""
     return f"there is no PyTorch network to compare {source} with{way_out}"
 
 
 def import_class(location: Location | None) -> Any:
-    """The network class at `location`; None if it is not installed."""
+    """Import the network class at `location`; None if it is not installed."""
     try:
         return location and getattr(importlib.import_module(location.module), location.name)
     except ImportError:
@@ -150,12 +150,12 @@ def import_class(location: Location | None) -> Any:
 
 
 def find_naming(network: Network) -> PeerName:
-    """The source whose parameter names the PyTorch network has: Ho et al. used TensorFlow."""
+    """The source whose parameter names the PyTorch network uses; for ho, it is our twin's."""
     return "torch_ref" if network.source == "ho" else network.source
 
 
 def build_network(network_class: Any, location: Location, network: Network) -> torch.nn.Module:
-    """A `network_class` in float32 and evaluation mode, with the weights of `network`.
+    """Build a `network_class` in float32 and evaluation mode, with the weights of `network`.
 
     Raises UserError if it does not accept the weights.
     """
@@ -172,7 +172,7 @@ def build_network(network_class: Any, location: Location, network: Network) -> t
 
 
 def describe(location: Location) -> str:
-    """The package and its version, or our module."""
+    """Name the package and its version, or our module."""
     package = location.module.split(".")[0]
     if package == "torch_ref":
         return location.module
@@ -180,7 +180,7 @@ def describe(location: Location) -> str:
 
 
 def choose_arguments(network_class: Any, location: Location, config: Any) -> dict[str, Any]:
-    """The constructor's arguments that our configuration has, by name or renamed."""
+    """Choose the constructor's arguments from our configuration, by name or as in `renamed`."""
     named = {
         name: getattr(config, name)
         for name in inspect.signature(network_class).parameters
@@ -190,7 +190,7 @@ def choose_arguments(network_class: Any, location: Location, config: Any) -> dic
 
 
 def find_version(package: str) -> str:
-    """The installed version of a package; empty if it is only on the path."""
+    """Find the installed version of a package; empty if it is only on the path."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Schedules, forward process and losses: jax_ddpm and torch_ref."""
+"""Pair schedules, the forward process and losses of jax_ddpm and torch_ref."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -20,7 +20,7 @@ from jax_ddpm.process.schedules import BETAS, Schedule, make_schedule
 from torch_ref import diffusion as ref
 from torch_ref import schedule as ref_schedule
 
-# Our schedules, as the reference computes them.
+# The reference's version of each of our schedules.
 REF_BETAS: dict[str, Callable[[int], np.ndarray]] = {
     "linear": ref_schedule.linear_betas,
     "linear_rescaled": lambda T: ref_schedule.linear_betas(T, rescale=True),
@@ -41,14 +41,14 @@ T = np.array([0, 1, 250, 998, 999])
 def make_schedules(
     dtype: str, name: Any = "linear", clipped_log_variance: Any = "second_entry"
 ) -> tuple[Schedule, ref_schedule.Schedule]:
-    """The schedule `name` with T = 1000 in both frameworks, each from its own betas."""
+    """Make the schedule `name` with T = 1000 in both frameworks, each from its own betas."""
     mine = make_schedule(BETAS[name](1000), dtype=dtype, clipped_log_variance=clipped_log_variance)
     betas = REF_BETAS[name](1000)
     return mine, ref_schedule.make_schedule(betas, getattr(torch, dtype), clipped_log_variance)
 
 
 def pair_schedules(dtype: str, seed: int) -> Iterator[Pair]:
-    """Every table of every schedule, and both forms of the clipped logarithm."""
+    """Pair every table of every schedule, and both forms of the clipped logarithm."""
     for name in BETAS:
         mine, theirs = make_schedules(dtype, name)
         for table in fields(theirs):
@@ -60,7 +60,7 @@ def pair_schedules(dtype: str, seed: int) -> Iterator[Pair]:
 
 
 def pair_forward_process(dtype: str, seed: int) -> Iterator[Pair]:
-    """q_sample, q_step, the posterior, the conversions, and a network's output read three ways."""
+    """Pair q_sample, q_step, the posterior, the conversions, and three readings of an output."""
     mine, theirs = make_schedules(dtype)
     x_0 = np.clip(draws(SHAPE, dtype, seed), -1, 1)
     noise, x_t = draws(SHAPE, dtype, seed + 1), draws(SHAPE, dtype, seed + 2)
@@ -89,7 +89,7 @@ def _pair_q(
 def _pair_conversions(
     mine: Schedule, theirs: ref_schedule.Schedule, x_0: Any, output: Any, x_t: Any
 ) -> Iterator[Pair]:
-    """`output` stands for a prediction of eps, x_0 or v."""
+    """Pair the conversions, with `output` as the prediction of eps, x_0 or v."""
     level = level_at(mine, jnp.asarray(T))
     a, b, c, t = to_torch(x_0), to_torch(output), to_torch(x_t), to_torch(T)
     x_0, given, x_t = map(jnp.asarray, (x_0, output, x_t))
@@ -127,7 +127,7 @@ def _pair_predictions(
 
 
 def pair_losses(dtype: str, seed: int) -> Iterator[Pair]:
-    """Every loss of every prediction type, per example."""
+    """Pair every loss for every prediction type, per example."""
     mine, theirs = make_schedules(dtype)
     x_0 = np.clip(draws(SHAPE, dtype, seed), -1, 1)
     noise, output = draws(SHAPE, dtype, seed + 1), draws(SHAPE, dtype, seed + 2)

@@ -1,4 +1,4 @@
-"""What the report holds: a quantity computed in two frameworks, and how far the two are apart."""
+"""The content of the report: quantities computed in two frameworks, and their differences."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,22 +22,22 @@ class Pair(NamedTuple):
     ours: Any
     theirs: Any
     along: str = ""
-    """What the first axis counts, if the difference is to be plotted along it."""
+    """What the first axis counts, if the report plots the difference along it."""
     peak: float | None = None
-    """What differences are relative to, if not the largest entry of `theirs`."""
+    """The value that differences are relative to; None: the largest entry of `theirs`."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """How far the two are apart in one precision."""
+    """The difference between the frameworks in one precision."""
 
     absolute: float
     relative: float
     ulp: float | None
     tolerance: float
-    """The largest `relative` that is accepted."""
+    """The largest accepted value of `relative`."""
     rounding: float | None
-    """In float32: the relative difference between PyTorch's result and its own in float64."""
+    """In float32: the relative difference between PyTorch's float32 and float64 results."""
     arrays: int
     numbers: int
     curve: list[float] | None
@@ -68,18 +68,18 @@ class Quantity:
 
 
 class Part(NamedTuple):
-    """One part of the report."""
+    """One part of the report, and the function that computes its quantities."""
 
     name: str
     title: str
     text: str
     against: str
-    """The code on PyTorch's side."""
+    """The code on the PyTorch side."""
     pairs: Callable[[str, int], Iterator[Pair]]
     """`pairs(dtype, seed)` yields the same quantities for each dtype."""
     slack: float = 0.0
-    """Accept differences up to this many times PyTorch's own rounding, if that is more than the
-    tolerance: some networks amplify rounding."""
+    """Also accept differences up to this many times PyTorch's own rounding, because some networks
+    amplify rounding."""
 
 
 def measure_part(part: Part, seed: int) -> Iterator[Quantity]:
@@ -101,7 +101,7 @@ def measure_part(part: Part, seed: int) -> Iterator[Quantity]:
 
 
 def _measure_rounding(single: Any, double: Pair) -> float:
-    """How far PyTorch's float32 result is from its float64 result, relative to the latter."""
+    """Measure PyTorch's float32 result against its float64 result, relative to the latter."""
     peak = double.peak or find_peak(double.theirs)
     leaves = zip(jax.tree.leaves(single), jax.tree.leaves(double.theirs), strict=True)
     pairs = [(np.asarray(a, np.float64), np.asarray(b)) for a, b in leaves]
@@ -109,7 +109,10 @@ def _measure_rounding(single: Any, double: Pair) -> float:
 
 
 def measure_pair(pair: Pair, dtype: str, rounding: float | None, allowed: float) -> Measure:
-    """Compare the two sides of `pair`; float32 may always differ by `allowed`."""
+    """Compare the two sides of `pair`.
+
+    The tolerance is at least `allowed` in float32, and proportionally smaller in float64.
+    """
     peak = pair.peak or find_peak(pair.theirs)
     leaves = list(zip_leaves(pair.ours, pair.theirs, dtype))
     allowed *= float(np.finfo(dtype).eps / np.finfo(np.float32).eps)
@@ -130,7 +133,7 @@ def _find_worst(differences: list[Difference]) -> Difference:
 
 
 def _measure_curve(leaves: list[tuple[np.ndarray, np.ndarray]], peak: float) -> list[float]:
-    """The relative difference at each entry of the first axis, the largest of all leaves."""
+    """Measure the relative difference at each entry of the first axis, over all leaves."""
     steps = [
         [measure_difference(x, y, peak).relative for x, y in zip(a, b, strict=True)]
         for a, b in leaves

@@ -1,4 +1,4 @@
-"""A report as plain values: the content of its JSON file, which its page shows."""
+"""A report as plain values: the content of its JSON file and its page."""
 
 import platform
 from dataclasses import asdict
@@ -12,14 +12,14 @@ import numpy as np
 
 from jax_ddpm.parity.quantities import Part, Quantity
 
-VERSION = 1  # goes up when a key changes its meaning
+VERSION = 1  # to be increased when a key changes its meaning
 DTYPES = ("float64", "float32")
 
 
 def make_record(
     quantities: list[Quantity], parts: list[Part], subject: str, seed: int
 ) -> dict[str, Any]:
-    """The whole report as plain values."""
+    """Convert the whole report to plain values."""
     failed = sum(not quantity.ok for quantity in quantities)
     verdict = "all within tolerance" if not failed else f"{failed} OUT OF TOLERANCE"
     identical = {d: sum(getattr(q, d).absolute == 0 for q in quantities) for d in DTYPES}
@@ -45,7 +45,7 @@ def make_record(
 
 
 def record_quantity(quantity: Quantity) -> dict[str, Any]:
-    """A quantity as plain values; null stands for infinities and NaN, as JSON has neither."""
+    """Convert a quantity to plain values; None stands for infinity and NaN, which JSON lacks."""
     record = asdict(quantity)
     for dtype in DTYPES:
         measure = getattr(quantity, dtype)
@@ -55,14 +55,14 @@ def record_quantity(quantity: Quantity) -> dict[str, Any]:
 
 
 def replace_non_finite(value: Any) -> Any:
-    """`value` with None in place of infinities and NaN, also inside a list."""
+    """Replace infinity and NaN by None, also inside a list."""
     if isinstance(value, list):
         return [replace_non_finite(item) for item in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def describe_environment() -> dict[str, str]:
-    """Versions, machine and backend: what the numbers depend on."""
+    """List what the numbers depend on: versions, machine and backend."""
     packages = ("jax", "jaxlib", "flax", "optax", "torch", "numpy")
     return {
         **{name: version(name) for name in packages},
@@ -74,7 +74,7 @@ def describe_environment() -> dict[str, str]:
 
 
 def find_processor() -> str:
-    """The name of the processor; empty if the system does not tell it."""
+    """Find the name of the processor; empty if the system does not reveal it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

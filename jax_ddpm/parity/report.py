@@ -1,4 +1,4 @@
-"""The job that compares both frameworks, prints every difference, and writes the report."""
+"""The parity job, which compares both frameworks, prints every difference and writes a report."""
 
 import json
 import sys
@@ -26,8 +26,9 @@ from jax_ddpm.parity.record import make_record
 class ParityArgs:
     """Compare JAX with PyTorch, quantity by quantity.
 
-    Without --weights: the whole library with torch_ref, the PyTorch reference. With --weights: that
-    checkpoint's network with the package it comes from, or with torch_ref if that is not installed.
+    Without --weights, compares the whole library with torch_ref, the PyTorch reference. With
+    --weights, compares that checkpoint's network with the package it comes from, or with torch_ref
+    if the package is not installed.
     """
 
     out: Path = Path("parity")
@@ -37,18 +38,18 @@ class ParityArgs:
     source: PeerName | None = None
     """The implementation that wrote the checkpoint."""
     config: Path | None = None
-    """JSON file with the constructor arguments that shapes do not reveal. Default: the file of the
-    same name beside the weights, or the config.json that diffusers writes."""
+    """JSON file with the constructor arguments that the weights do not reveal. None: the file of
+    the same name beside the weights, or diffusers' config.json."""
     seed: int = 0
     """Seed of all random inputs."""
     parts: tuple[PartName, ...] = tuple(part.name for part in LIBRARY)
-    """Which parts of the library to compare."""
+    """Parts of the library to compare."""
 
 
 def write_report(args: ParityArgs) -> bool:
     """Compare, print and write everything; return whether all differences are within tolerance.
 
-    Raises UserError if PyTorch is missing, and for weights without a source or the other way round.
+    Raises UserError if PyTorch is missing, and for weights without a source or vice versa.
     """
     require_packages("a comparison with PyTorch", "torch")
     with use_full_precision():
@@ -69,9 +70,9 @@ def write_report(args: ParityArgs) -> bool:
 
 @contextmanager
 def use_full_precision() -> Iterator[None]:
-    """Allow float64, compute float32 products in full, and let PyTorch use one thread.
+    """Allow float64, compute float32 products in full precision, and limit PyTorch to one thread.
 
-    The networks are tiny: PyTorch's threads would only wait for each other.
+    With more threads, PyTorch would be slower, because the networks are tiny.
     """
     import torch
 
@@ -85,7 +86,7 @@ def use_full_precision() -> Iterator[None]:
 
 
 def read_network(args: ParityArgs) -> Network:
-    """The network of a checkpoint, with float32 parameters."""
+    """Read the network of a checkpoint, with parameters cast to float32."""
     if not (args.weights and args.source):
         raise UserError("give both --weights FILE and --source NAME; --config FILE is optional")
     config = read_arguments(args.weights, args.config)
@@ -95,7 +96,7 @@ def read_network(args: ParityArgs) -> Network:
 
 
 def compare_parts(parts: list[Part], seed: int) -> Iterator[Quantity]:
-    """Every quantity of `parts`, printed as soon as it has been compared."""
+    """Compare every quantity of `parts`, and print each as soon as it is compared."""
     with tqdm(total=len(parts), unit="part", leave=False, disable=None) as bar:
         for part in parts:
             bar.set_description(part.title)
@@ -115,7 +116,7 @@ HEAD = LINE.format("", "float64", "float32", "absolute", "ULP", "tolerance", "")
 
 
 def format_line(quantity: Quantity) -> str:
-    """A quantity as a line of text; absolute difference, ULP and tolerance refer to float32."""
+    """Format a quantity as a line; absolute difference, ULP and tolerance refer to float32."""
     double, single = quantity.float64, quantity.float32
     return LINE.format(
         quantity.what,

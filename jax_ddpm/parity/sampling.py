@@ -1,4 +1,4 @@
-"""Sampler steps, and whole chains through the same network: jax_ddpm and torch_ref."""
+"""Pair sampler steps, and whole chains with the same network, of jax_ddpm and torch_ref."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from jax_ddpm.samplers import SamplerState, ddim, ddpm, sample
 from torch_ref import sampler as ref
 
 SHAPE = (1, 8, 8, 3)
-# Our samplers, and the arguments that select the same in the reference.
+# Our samplers, and the arguments that select the same sampler in the reference.
 SAMPLERS = {
     "ddpm fixed_small": (ddpm("fixed_small"), {"variance": "fixed_small"}),
     "ddpm fixed_large": (ddpm("fixed_large"), {"variance": "fixed_large"}),
@@ -31,7 +31,7 @@ JUMPS = [(999, 998), (500, 480), (1, 0), (999, 0), (0, -1)]
 
 
 def pair_steps(dtype: str, seed: int) -> Iterator[Pair]:
-    """One step of every sampler: to the next level, over jumps, and to the clean image."""
+    """Pair one step of every sampler: to the next level, over jumps, and to the clean image."""
     for schedule in ("linear", "cosine"):
         for name in SAMPLERS:
             steps = [take_one_step(dtype, schedule, name, jump, seed) for jump in JUMPS]
@@ -42,7 +42,7 @@ def pair_steps(dtype: str, seed: int) -> Iterator[Pair]:
 def take_one_step(
     dtype: str, schedule: str, name: str, jump: tuple[int, int], seed: int = 0
 ) -> tuple[jax.Array, np.ndarray]:
-    """x after the step t -> t_prev of a sampler, in ours and in theirs, from the same numbers."""
+    """Take the step t -> t_prev of a sampler in both frameworks, from the same numbers."""
     mine, theirs = make_schedules(dtype, schedule)
     sampler, settings = SAMPLERS[name]
     x_t, x_0, eps, noise = (draws(SHAPE, dtype, 4 * seed + i) for i in range(4))
@@ -60,7 +60,7 @@ def take_one_step(
 
 
 class Chain(NamedTuple):
-    """A sampler from x_T to the clean image."""
+    """The settings of a chain from x_T to the clean image."""
 
     tolerance: str
     sampler: str
@@ -77,7 +77,7 @@ CHAINS = [
 
 
 def pair_chains(dtype: str, seed: int) -> Iterator[Pair]:
-    """Whole chains, with every intermediate image."""
+    """Pair whole chains, with every intermediate image."""
     for chain in CHAINS:
         about = chain.sampler, f"{chain.num_steps} steps", chain.schedule, chain.prediction_type
         what = ", ".join(about)
@@ -86,7 +86,7 @@ def pair_chains(dtype: str, seed: int) -> Iterator[Pair]:
 
 
 def run_chain(dtype: str, chain: Chain, seed: int) -> tuple[jax.Array, np.ndarray]:
-    """Every image of a chain [S, b, h, w, c], in ours and in theirs, from the same noise."""
+    """Run a chain in both frameworks, from the same noise; return all images [S, b, h, w, c]."""
     model, network, params = make_twin_networks(dtype, seed=seed + 1)
     mine, theirs = make_schedules(dtype, chain.schedule)
     grid = timestep_grid(1000, chain.num_steps)

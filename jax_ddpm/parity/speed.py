@@ -1,6 +1,6 @@
-"""The work of the benchmarks in PyTorch: diffusers' network, training step and sampling.
+"""The PyTorch side of the benchmarks: diffusers' network, a training step, and sampling.
 
-PyTorch and diffusers are imported when a contestant is made.
+PyTorch and diffusers are imported only when a contestant is made.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,29 +21,29 @@ class Work:
     batch_size: int
     image_size: int
     channels: tuple[int, ...]
-    """Channels of each resolution; the second one has attention."""
+    """Channels at each resolution; the second resolution has attention."""
     dtype: str
     steps: int
 
     @property
     def down_block_types(self) -> tuple[str, ...]:
-        """diffusers' names of the blocks on the way down."""
+        """diffusers' names of the down blocks."""
         return ("DownBlock2D", "AttnDownBlock2D", *["DownBlock2D"] * (len(self.channels) - 2))
 
     @property
     def up_block_types(self) -> tuple[str, ...]:
-        """diffusers' names of the blocks on the way up."""
+        """diffusers' names of the up blocks."""
         return (*["UpBlock2D"] * (len(self.channels) - 2), "AttnUpBlock2D", "UpBlock2D")
 
 
 def require_peers(peers: Sequence[Peer]) -> None:
-    """Raise UserError if there are peers, but PyTorch or diffusers is missing."""
+    """Raise UserError if there are peers but PyTorch or diffusers is missing."""
     if peers:
         require_packages(f"--peers {' '.join(peers)}", "torch", "diffusers")
 
 
 def make_their_network(peer: Peer, work: Work) -> Any:
-    """diffusers' UNet2DModel in the layout of google/ddpm-cifar10-32, on the device."""
+    """Make diffusers' UNet2DModel as in google/ddpm-cifar10-32, on the device."""
     import torch
     from diffusers import UNet2DModel
 
@@ -69,14 +69,14 @@ def make_their_network(peer: Peer, work: Work) -> Any:
 
 
 def autocast(work: Work, device: str) -> Any:
-    """The context of mixed precision, if the work asks for it."""
+    """The autocast context for bfloat16, if the work asks for it."""
     import torch
 
     return torch.autocast(device, torch.bfloat16, enabled=work.dtype == "bfloat16")
 
 
 def make_their_steps(peer: Peer, work: Work) -> Callable[[], object]:
-    """A function that takes `work.steps` training steps in PyTorch."""
+    """Make a function that takes `work.steps` training steps in PyTorch."""
     import torch
 
     model = make_their_network(peer, work)
@@ -115,7 +115,7 @@ def make_their_steps(peer: Peer, work: Work) -> Callable[[], object]:
 
 
 def make_their_sampling(peer: Peer, work: Work) -> Callable[[], object]:
-    """A function that draws one batch with diffusers' DDIMScheduler, as its pipeline does."""
+    """Make a function that draws one batch with DDIMScheduler, as diffusers' pipeline does."""
     import torch
     from diffusers import DDIMScheduler
 

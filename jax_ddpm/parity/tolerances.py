@@ -16,7 +16,7 @@ class Tolerance(NamedTuple):
 
 
 # The gradient of an attention's key bias is zero in exact arithmetic. Adam divides the rounding
-# noise by its own size, so this bias does a random walk: it has a tolerance of its own.
+# noise by its own size, so this bias does a random walk and needs a tolerance of its own.
 TOLERANCES = {
     # what: Tolerance(float64, float32),  # measured
     "schedule tables": Tolerance(1e-12, 1e-06),  # 9.2e-14, 1.8e-07

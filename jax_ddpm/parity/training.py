@@ -1,4 +1,4 @@
-"""Training in lock-step, from the same parameters on the same batches: jax_ddpm and torch_ref."""
+"""Train jax_ddpm and torch_ref in lock-step, from the same parameters on the same batches."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,12 +23,12 @@ from torch_ref.train import Trainer
 StepInputs = tuple[np.ndarray, np.ndarray, np.ndarray]
 SHAPE = (4, 8, 8, 3)
 STEPS = 50
-# As in Ho et al.: warm-up from 0, clipping at 1 (which is active), constant decay.
+# As in Ho et al.: warm-up from 0, clipping at 1 (which takes effect), constant decay.
 SETTINGS = {"warmup_steps": 5, "max_grad_norm": 1.0, "ema_decay": 0.9, "ema_warmup": False}
 
 
 def draw_inputs(dtype: str, num_steps: int, seed: int = 0) -> list[StepInputs]:
-    """(x_0, t, noise) of every step."""
+    """Draw (x_0, t, noise) for every step."""
     seeds = range(3 * num_steps * seed, 3 * num_steps * (seed + 1), 3)
 
     def draw_step(seed: int) -> StepInputs:
@@ -42,7 +42,7 @@ def draw_inputs(dtype: str, num_steps: int, seed: int = 0) -> list[StepInputs]:
 def run_our_steps(
     network: NetworkFns, params: Any, dtype: str, inputs: list[StepInputs], settings: dict[str, Any]
 ) -> Iterator[tuple[TrainState, Metrics]]:
-    """The state after each step, and its metrics."""
+    """Train with jax_ddpm; yield the state after each step, and its metrics."""
     rate = make_learning_rate(1e-3, warmup_steps=settings["warmup_steps"])
     optimizer = make_optimizer(rate, betas=(0.9, 0.99), max_grad_norm=settings["max_grad_norm"])
     schedule = make_schedule(linear_betas(1000), dtype=dtype)
@@ -55,7 +55,7 @@ def run_our_steps(
 
 
 def make_trainer(model: torch.nn.Module, dtype: str, settings: dict[str, Any]) -> Trainer:
-    """The reference's counterpart of `run_our_steps`."""
+    """Make the reference's trainer with the settings of `run_our_steps`."""
     schedule = make_ref_schedule(linear_betas(1000), getattr(torch, dtype))
     return Trainer(model, schedule, 1e-3, betas=(0.9, 0.99), **settings)
 
@@ -63,7 +63,7 @@ def make_trainer(model: torch.nn.Module, dtype: str, settings: dict[str, Any]) -
 def pair_training(
     dtype: str, seed: int, num_steps: int = STEPS, settings: dict[str, Any] = SETTINGS
 ) -> Iterator[Pair]:
-    """Loss, gradient norm, parameters, their average and Adam's moments, step by step."""
+    """Pair loss, gradient norm, parameters, their average and Adam's moments, step by step."""
     model, network, params = make_twin_networks(dtype, seed=seed + 2)
     trainer = make_trainer(model, dtype, settings)
     inputs = draw_inputs(dtype, num_steps, seed)
@@ -81,7 +81,7 @@ def pair_training(
 
 
 def _list_tensors(trainer: Trainer) -> Iterator[Mapping[str, torch.Tensor]]:
-    """Parameters, their average, and Adam's two moments, by the names of parameters."""
+    """Yield parameters, their average, and Adam's two moments, each by parameter name."""
     params = dict(trainer.model.named_parameters())
     yield params
     yield trainer.ema
@@ -90,7 +90,7 @@ def _list_tensors(trainer: Trainer) -> Iterator[Mapping[str, torch.Tensor]]:
 
 
 def _stack(steps: list[Any]) -> Any:
-    """The trees of all steps as one tree, with the step as the first axis."""
+    """Stack the trees of all steps to one tree, with the steps along the first axis."""
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *steps)
 
 
@@ -118,7 +118,7 @@ def _pair_stacked(ours: Any, theirs: Any) -> Iterator[Pair]:
 
 
 def _select(tree: Any, key_biases: bool) -> dict[str, Any]:
-    """The key biases of attention, or all other leaves, by name.
+    """Select the key biases of attention, or all other leaves, by name.
 
     The gradient of a key bias is zero in exact arithmetic: Adam amplifies the rounding noise to
     full-size steps.

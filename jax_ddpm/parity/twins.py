@@ -1,4 +1,4 @@
-"""The same in both frameworks: arrays, networks, parameters, gradients, and noise."""
+"""Make the same arrays, networks, parameters, gradients and noise in both frameworks."""
 
 import math
 from collections.abc import Mapping
@@ -17,28 +17,28 @@ TINY = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "attn_levels
 
 
 def to_jax(tensor: torch.Tensor) -> np.ndarray:
-    """An NCHW tensor as NHWC array; other shapes stay."""
+    """Convert an NCHW tensor to an NHWC array; other shapes stay as they are."""
     array = tensor.detach().numpy()
     return np.moveaxis(array, 1, -1) if array.ndim == 4 else array
 
 
 def to_torch(array: np.ndarray) -> torch.Tensor:
-    """An NHWC array as NCHW tensor; other shapes stay."""
+    """Convert an NHWC array to an NCHW tensor; other shapes stay as they are."""
     array = np.moveaxis(array, -1, 1) if array.ndim == 4 else array
     return torch.from_numpy(np.array(array))
 
 
 def draws(shape: tuple[int, ...], dtype: str, seed: int) -> Any:
-    """Standard normal numbers: the same float64 numbers, cast to `dtype`."""
+    """Draw standard normal numbers: the same float64 numbers, cast to `dtype`."""
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
 def make_twin_networks(
     dtype: str, *, seed: int = 0, channels: int = 3, **kwargs: Any
 ) -> tuple[torch.nn.Module, NetworkFns, Any]:
-    """The same network twice: (PyTorch module in evaluation mode, our network, its parameters).
+    """Make one network twice: (PyTorch module in evaluation mode, our network, its parameters).
 
-    Random numbers are added to the initial parameters: layers that start at zero become active.
+    Random numbers are added to the initial parameters, so that layers that start at zero take part.
     """
     config: dict[str, Any] = {**TINY, "dropout": 0.0, "num_groups": 4, **kwargs}
     generator = torch.Generator().manual_seed(seed)
@@ -55,12 +55,12 @@ def make_twin_networks(
 
 
 def convert_params(theirs: torch.nn.Module, network: NetworkFns) -> Any:
-    """The parameters of a torch_ref network in our layout."""
+    """Convert the parameters of a torch_ref network to our layout."""
     return convert_tree({name: p for name, p in theirs.named_parameters()}, network)
 
 
 def convert_tree(tensors: Mapping[str, torch.Tensor], network: NetworkFns) -> Any:
-    """Tensors by parameter name (parameters, gradients or moments) as a tree like ours."""
+    """Convert tensors by parameter name (parameters, gradients or moments) to a tree like ours."""
     shapes = tuple((name, tuple(tensor.shape)) for name, tensor in tensors.items())
     numbers = np.concatenate([tensor.detach().numpy().ravel() for tensor in tensors.values()])
     return jax.tree.map(lambda origin: numbers[origin], _find_origins(network, shapes))
@@ -68,7 +68,7 @@ def convert_tree(tensors: Mapping[str, torch.Tensor], network: NetworkFns) -> An
 
 @cache
 def _find_origins(network: NetworkFns, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Any:
-    """For each number of our parameters, its position among all of theirs."""
+    """Find, for each number in our parameters, its position among all numbers of theirs."""
     ends = np.cumsum([math.prod(shape) for _, shape in shapes])
     arrays = {
         name: np.arange(end - math.prod(shape), end).reshape(shape)

@@ -73,7 +73,7 @@ def check_network_args(network_args: Mapping[str, Any], own: Collection[str], ow
     """Raise UserError if a name among `network_args` looks like one of `own`, misspelt.
 
     Arguments that a function does not know go to the network, and a network that takes `**kwargs`
-    would swallow a slip without a word. `own` are the parameters of the function `owner`.
+    would silently swallow a misspelling. `own` are the parameters of the function `owner`.
     """
     for given in network_args:
         near = nearest(given, own, cutoff=0.85)

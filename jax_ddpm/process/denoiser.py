@@ -48,7 +48,7 @@ def make_denoise_fn(
 
     `network_args` go to `apply_fn`; so does the returned function's optional argument
     `x_self_cond`, an earlier x_0 (see `sample`). Raises UserError for a name among them that looks
-    like a setting misspelt, for an x_t that is no float image with the channels last, and for an
+    like a misspelt setting, for an x_t that is not a float image with the channels last, and for an
     output whose shape does not fit x_t.
     """
     prediction_type = check_prediction_type(prediction_type)

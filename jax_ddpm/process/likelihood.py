@@ -165,7 +165,7 @@ def vb_term(
 
 
 def prior_term(schedule: Schedule, x_0: Images) -> Losses:
-    """KL(q(x_T | x_0) | N(0, 1)) in bits per pixel and channel: what the noise leaves of x_0."""
+    """KL(q(x_T | x_0) | N(0, 1)) in bits per pixel and channel: what x_T still reveals of x_0."""
     last = jnp.full(len(x_0), schedule.num_timesteps - 1)
     zero = jnp.zeros((), x_0.dtype)
     return mean_bits(

@@ -162,7 +162,7 @@ def make_guess_fn(
     """(params, x_t, level, wanted, network_args) -> the network's first x_0, or zeros.
 
     A self-conditioned network is trained with such a guess half of the time (Chen et al. 2023). No
-    gradient flows through it, and its dropout masks are others.
+    gradient flows through it, and it has its own dropout masks.
     """
 
     def guess(

@@ -1,4 +1,4 @@
-"""What a network predicts: eps, x_0 or v, and how each is read as the others."""
+"""What a network predicts: eps, x_0 or v, and how each is converted to the others."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple

@@ -21,7 +21,7 @@ Drawn = Int[Array, " b"]  # one timestep per example
 
 
 class BatchPart(NamedTuple):
-    """The examples' numbers in a global batch, its size, and the key that all of it shares."""
+    """The indices of examples in a global batch, its size, and the key that the batch shares."""
 
     indices: Int[Array, " b"]
     batch_size: int

@@ -72,7 +72,7 @@ class Chain(NamedTuple):
 
 
 def keep_nothing(state: SamplerState, prediction: Prediction) -> Any:
-    """The trace of a run of which only the final image is wanted."""
+    """The trace for a run in which only the final image is wanted."""
     return ()
 
 
@@ -96,8 +96,8 @@ def sample(
     2023); the sampler does not notice.
 
     Raises UserError for a grid that does not suit the sampler: one that ascends, does not end at
-    the clean image, or starts at pure noise where the sampler cannot. The same for an x_T that is
-    no float image [b, h, w, c]. `run_chain` takes any grid.
+    the clean image, or starts at pure noise if the sampler cannot. Also raises it for an x_T that
+    is not a float image [b, h, w, c]. `run_chain` takes any grid.
 
     >>> import jax, jax_ddpm as jd
     >>> schedule, keys = jd.named_schedule("cosine", 1000), jax.random.split(jax.random.key(0), 2)
@@ -240,7 +240,7 @@ def sigma_ratio(cur: Level, nxt: Level) -> PerImage:
 def log_snr_step(cur: Level, nxt: Level) -> PerImage:
     """h, the growth of log(signal / sigma) from `cur` to `nxt`; an infinite one counts as 100.
 
-    exp(-100) is nothing beside 1 in any precision, and ratios of such steps stay finite.
+    exp(-100) is negligible beside 1 in any precision, and ratios of such steps stay finite.
     """
     return jnp.minimum(-jnp.log(sigma_ratio(cur, nxt)), 100)
 

@@ -48,9 +48,9 @@ class Entry(NamedTuple):
     """How a sampler is built, what it claims, and what the command line must know of it.
 
     `evaluations(S)` is the number of network evaluations in S steps. `starts_at_noise` says whether
-    the first level may have signal 0. `spacing` is the grid that is used if none is asked for; None
-    is the one of the run. Samplers that divide by the signal start at leading timesteps, where some
-    is left. `guides_mean` says whether a classifier's gradient goes into `Options.gradient_fn`.
+    the first level may have signal 0. `spacing` is the default grid; None: the run's own. Samplers
+    that divide by the signal start at leading timesteps, where some signal is left. `guides_mean`
+    says whether a classifier's gradient goes into `Options.gradient_fn`.
     """
 
     make: Callable[[Options], Sampler]

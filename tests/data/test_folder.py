@@ -179,7 +179,7 @@ def test_a_picture_that_goes_bad_later_gives_one_sentence(tmp_path, monkeypatch)
             list(islice(batches(sized, 4, 0), 2))  # raised in a thread that reads ahead
         assert "\n" not in str(caught.value)
     save_picture(paths[2], (8, 8))
-    with pytest.raises(UserError, match=r"2.png was 40x40 and has been replaced"):
+    with pytest.raises(UserError, match=r"2.png is no longer 40x40: restore it"):
         list(islice(batches(source, 4, 0), 2))
 
 

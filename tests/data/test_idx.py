@@ -40,7 +40,7 @@ BROKEN = {
     "truncated data": (GOOD[:-1], "announces 24 bytes .* holds 23"),
     "trailing bytes": (GOOD + b"\0", "announces 24 bytes .* holds more"),
     "huge shape": (GOOD[:4] + b"\xff" * 12 + GOOD[16:], "announces .* holds 24"),
-    "empty but huge": (GOOD[:4] + b"\0" * 4 + b"\xff" * 8, "no array can have the shape"),
+    "empty but huge": (GOOD[:4] + b"\0" * 4 + b"\xff" * 8, "announces the impossible shape"),
     "truncated gzip": (gzip.compress(GOOD)[:-9], "gzip data end early or are corrupt"),
     "gzip header only": (b"\x1f\x8b", "gzip data end early or are corrupt"),
     "corrupt gzip": (gzip.compress(GOOD)[:-8] + b"\0" * 8, "gzip data end early or are corrupt"),

@@ -124,7 +124,7 @@ def test_a_batch_larger_than_the_data_set_is_refused():
 def test_a_class_that_the_network_lacks_is_refused():
     require_labels(NUMBERED, None)
     require_labels(NUMBERED, 120)
-    with pytest.raises(UserError, match="class 119, but the network only 0 to 9"):
+    with pytest.raises(UserError, match="class 119, but the network has only 0 to 9"):
         require_labels(NUMBERED, 10)
 
 

@@ -185,7 +185,7 @@ def test_the_content_of_a_file_matters_and_not_its_name(tmp_path):
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     Image.fromarray(COLOURS).save(tmp_path / "a.png")
     monkeypatch.setattr(pictures, "MAX_PIXELS", 5)
-    with pytest.raises(UserError, match=r"a.png .*: 3x2 are more than 5 pixels"):
+    with pytest.raises(UserError, match=r"a.png .*: 3x2 is more than 5 pixels"):
         read_picture(tmp_path / "a.png", Form())
     monkeypatch.undo()
     header = make_chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 1, 0, 0, 0, 0))

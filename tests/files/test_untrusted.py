@@ -167,7 +167,9 @@ def test_a_file_may_unpack_to_a_hundred_times_its_size_or_64_mib(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(bytes(2**20))
     require_bounded(100 * 2**20, path)
-    with pytest.raises(UserError, match="1,048,576 bytes and would take 104,857,601 in memory"):
+    with pytest.raises(
+        UserError, match="1,048,576 bytes and would take 104,857,601 in memory, so it is refused"
+    ):
         require_bounded(100 * 2**20 + 1, path)
     require_bounded(100 * 2**20, tmp_path)  # a folder: the files in it
     path.write_bytes(b"")

@@ -80,7 +80,7 @@ def forbid_open_files():
 
 
 def test_a_checkpoint_that_cannot_be_read_at_the_moment_is_not_skipped(copy, capsys):
-    message = r"checkpoint .*3 cannot be read \(Too many open files\): correct that"
+    message = r"checkpoint .*3 cannot be read \(Too many open files\): make it readable"
     with checkpoint.open_checkpoints(copy) as checkpoints:
 
         def read(step):

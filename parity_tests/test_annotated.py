@@ -274,7 +274,7 @@ def test_shapes_and_names_reveal_the_settings(source, arguments, size):
     theirs = make_twin(source, **arguments)
     given = None
     if source == "annotated_ws" or not arguments.get("use_convnext", True):
-        with pytest.raises(UserError, match="shapes do not reveal its resnet_block_groups"):
+        with pytest.raises(UserError, match="shapes do not reveal resnet_block_groups"):
             read_config(source, theirs, given)
         names = {"resnet_block_groups", "weight_standardization", "self_condition"}
         given = {name: arguments[name] for name in names & arguments.keys()}

@@ -143,7 +143,7 @@ def test_shapes_reveal_what_they_can(case):
 
 def test_weights_without_a_configuration_are_refused():
     weights = load_recorded(CASES[0])[3]
-    with pytest.raises(UserError, match="shapes do not reveal its attention_head_dim"):
+    with pytest.raises(UserError, match="shapes do not reveal attention_head_dim"):
         from_torch(weights, "diffusers")
 
 

@@ -28,7 +28,7 @@ TABLE = {"whole_timesteps": True}
 NOISE = {"zero_terminal_snr": True}
 BAD = [
     ({"spacing": "karras", "num_steps": 0}, {}, "--steps is 0, .* at least 1"),
-    ({"spacing": "karras"}, NOISE, "spacing is karras, .* in t, such as trailing"),
+    ({"spacing": "karras"}, NOISE, "spacing is karras, .* of timesteps, such as trailing"),
     ({"spacing": "log_snr"}, TABLE, "spacing is log_snr, .* table of times"),
     ({"timesteps": "5,9"}, {}, "must descend between T - 1 = 999 and 0"),
     (

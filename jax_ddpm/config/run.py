@@ -122,7 +122,7 @@ class Config:
     preset: str = "fashion-cpu"
     """The configuration to start from; all other flags change it."""
     run: Path | None = None
-    """Folder of the run; the same command again resumes it. None: runs/PRESET."""
+    """Folder of the run; run the same command again to resume it. None: runs/PRESET."""
     seed: int = 0
     """Seed of the initial parameters, the order of the data, and all noise."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -132,8 +132,8 @@ else:
 class Schedule(struct.PyTreeNode):
     """The tables of a Gaussian diffusion, each of shape [T]; index t = 0 means noised once.
 
-    All are derived in float64 and cast once: 1 - alphas_cumprod[0] is 1e-4, of which float32
-    would keep three digits.
+    All are derived in float64 and cast once. In float32, 1 - alphas_cumprod[0], which is 1e-4,
+    would keep only three digits.
     """
 
     betas: Float[Array, " T"]

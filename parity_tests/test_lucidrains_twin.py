@@ -11,7 +11,6 @@ import torch
 
 from jax_ddpm.interop import PEERS, from_state_dict, from_torch, to_state_dict
 from jax_ddpm.models import LucidrainsConfig, make_network, parameter_shapes
-from jax_ddpm.models.layers import pixel_unshuffle
 from jax_ddpm.models.lucidrains import (
     FullAttention,
     LinearAttention,
@@ -102,12 +101,6 @@ def test_attention(compare, dtype, full, flash):
     out = run(ours, params["down_0"]["attn_1"], x) + x
     with torch.no_grad():
         compare("attention block", out, to_jax(theirs(to_torch(x))), dtype)
-
-
-def test_pixels_become_channels_in_their_order(dtype):
-    x = draws((2, 6, 4, 3), dtype, 0)
-    expected = torch.nn.functional.pixel_unshuffle(to_torch(x), 2)
-    np.testing.assert_array_equal(pixel_unshuffle(jnp.asarray(x)), to_jax(expected))
 
 
 def test_the_norm_of_a_black_pixel_has_a_gradient():

@@ -8,6 +8,7 @@ import pytest
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
+@pytest.mark.guard
 @pytest.mark.slow
 def test_weights_come_from_pytorch_and_go_back():
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

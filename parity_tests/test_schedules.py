@@ -2,7 +2,6 @@
 
 from dataclasses import fields
 
-import numpy as np
 import pytest
 import torch
 
@@ -35,11 +34,3 @@ def test_tables(compare, dtype, name, num_timesteps, clipped_log_variance):
 def test_tables_have_the_same_names():
     ours = make_schedule(BETAS["linear"](10))
     assert {f.name for f in fields(ours)} == {f.name for f in fields(ref.Schedule)}
-
-
-def test_a_float32_table_is_the_float64_table_cast_once():
-    single = make_schedule(BETAS["linear"](1000), dtype=np.float32)
-    double = make_schedule(BETAS["linear"](1000), dtype=np.float64)
-    for table in fields(single):
-        cast = np.asarray(getattr(double, table.name)).astype(np.float32)
-        assert np.array_equal(getattr(single, table.name), cast)

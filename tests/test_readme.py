@@ -32,6 +32,8 @@ def test_the_example_with_an_array_runs(one_device):
     assert run_block(find_block("jd.fit("))["pictures"].shape == (4, 8, 8, 1)
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_the_example_with_your_own_network_runs():
     names = run_block(find_block("jd.Diffusion("))
     assert names["loss"].shape == (4,)

@@ -89,6 +89,8 @@ def test_the_list_of_commands_loads_nothing_at_all():
     assert find_loaded([["--help"]], [*HEAVY, "jax", "numpy", "tyro"]) == []
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_commands_on_a_run_load_no_other_framework(trained_run, tmp_path):
     run, out = str(trained_run), str(tmp_path / "out")
     commands = [

@@ -130,9 +130,12 @@ def _is_well_formed(document: dict[str, Any]) -> bool:
     if not isinstance(leaves, dict) or not (loss is None or type(loss) in (int, float)):
         return False
     return all(
-        isinstance(leaf, list) and len(leaf) == 3 and isinstance(leaf[0], list)
-        for leaf in leaves.values()
+        isinstance(leaf, list) and len(leaf) == 3 and _is_shape(leaf[0]) for leaf in leaves.values()
     )
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(type(size) is int for size in value)
 
 
 def read_loss(path: Path) -> float | None:

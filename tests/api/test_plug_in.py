@@ -80,8 +80,18 @@ def make_converted():
     return network.apply, network.params
 
 
+GUARD = (pytest.mark.slow, pytest.mark.guard)
+
+
 @pytest.mark.parametrize(
-    "make", [make_plain_jax, make_nnx, make_equinox, make_linen, make_converted]
+    "make",
+    [
+        make_plain_jax,
+        make_nnx,
+        make_equinox,
+        make_linen,
+        pytest.param(make_converted, marks=GUARD),  # 8 s
+    ],
 )
 def test_a_network_is_trained_and_sampled(make):
     # As in a user's session: in float32, and with the broadcasts that some frameworks need.

@@ -7,12 +7,6 @@ from jax_ddpm.config.run import Config, DiffusionConfig, validate
 from jax_ddpm.errors import UserError
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_is_valid_and_knows_its_name(name):
-    validate(PRESETS[name])
-    assert PRESETS[name].preset == name
-
-
 def test_the_cifar10_preset_is_the_published_configuration():
     config = PRESETS["ddpm-cifar10"]
     assert (config.diffusion.schedule, config.diffusion.num_timesteps) == ("linear", 1000)

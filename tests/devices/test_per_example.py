@@ -56,6 +56,7 @@ def test_no_more_devices_than_images_are_used_and_the_number_is_rounded_up(num, 
     assert replicate_params(params, 2 * num) is params or find_mesh(params) is None
 
 
+@pytest.mark.guard
 @pytest.mark.slow
 def test_eight_devices_draw_the_same_images_as_one(trained_run):
     run = load(trained_run)

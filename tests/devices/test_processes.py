@@ -94,6 +94,7 @@ def runs(make_config, tmp_path_factory, compile_once):
     return folder
 
 
+@pytest.mark.guard
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "rows"), [("pmap", 2), ("mesh", 3), ("four", 3)])
 def test_processes_log_the_same_losses_as_one_device(runs, name, rows):
@@ -114,6 +115,7 @@ def test_a_run_that_moves_between_processes_ends_with_the_same_parameters(runs, 
         np.testing.assert_allclose(found[array], expected[array], atol=2e-3, err_msg=array)
 
 
+@pytest.mark.guard
 @pytest.mark.slow
 def test_processes_get_the_same_images_and_likelihoods_as_one_device(runs):
     found, expected = (

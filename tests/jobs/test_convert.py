@@ -56,6 +56,7 @@ def test_a_run_becomes_a_weight_file_with_its_arguments_beside_it(trained_run, e
     assert_equal_trees(back.params, load_parameters(trained_run))
 
 
+@pytest.mark.guard
 @pytest.mark.slow
 def test_a_round_trip_changes_no_bit(trained_run, exported, tmp_path):
     run = convert(exported, "--source", "torch_ref", "--out", tmp_path / "run")
@@ -81,6 +82,7 @@ def test_raw_and_averaged_parameters_give_different_files(trained_run, exported,
 SETTINGS = ("--data.image-size", "8", "--diffusion.num-timesteps", "8", "--sample.num-steps", "4")
 
 
+@pytest.mark.guard
 @pytest.mark.slow
 def test_an_imported_run_can_be_sampled(exported, tmp_path):
     convert(exported, "--source", "torch_ref", "--out", tmp_path / "run", *SETTINGS)

@@ -40,6 +40,7 @@ def test_an_old_run_draws_the_same_images(old_runs, number):
     assert np.abs(found - expected).max() <= 1  # measured: 0
 
 
+@pytest.mark.guard
 @pytest.mark.slow
 @pytest.mark.parametrize("number", FORMATS)
 def test_an_old_run_continues_with_the_same_metrics(old_runs, number):

@@ -108,6 +108,7 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(
     assert_same_run(folder, trained_run)
 
 
+@pytest.mark.guard
 @pytest.mark.slow
 def test_a_full_disk_ends_a_run_with_one_sentence_and_loses_nothing(
     trained_run, make_config, tmp_path
@@ -293,6 +294,7 @@ def wait_for_step(process, folder, step):
     raise AssertionError(f"step {step} was not reached: {process.communicate()}")
 
 
+@pytest.mark.guard
 @pytest.mark.slow
 def test_a_killed_and_stopped_process_resumes_exactly(make_config, tmp_path, compile_once):
     train = {"num_steps": 900, "checkpoint_every": 90, "sample_every": 900, "log_every": 9}

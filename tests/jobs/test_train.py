@@ -79,6 +79,8 @@ print("Loaded:", sorted({"torch", "tensorflow", "tensorboardX"} & sys.modules.ke
 """
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_a_training_process_loads_no_other_framework_and_says_what_comes_next(
     make_config, trained_run, tmp_path, compile_once
 ):

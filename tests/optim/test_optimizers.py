@@ -1,4 +1,3 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -6,7 +5,6 @@ import pytest
 
 from jax_ddpm.optim.averages import ema_rate, make_ema
 from jax_ddpm.optim.optimizers import make_learning_rate, make_optimizer
-from jax_ddpm.training.state import create_state
 
 
 @pytest.mark.parametrize(
@@ -86,15 +84,6 @@ def test_the_average_moves_towards_the_parameters_and_keeps_their_dtype(dtype):
     found = make_ema("constant", 0.75)(ema, params, jnp.array(0))["a"]
     assert found.dtype == dtype
     np.testing.assert_array_equal(found, [1.5, 2.0])
-
-
-def test_the_first_state_has_its_own_average():
-    params = {"a": jnp.ones(3)}
-    state = create_state(params, make_optimizer(0.1))
-    assert state.step == 0
-    np.testing.assert_array_equal(state.ema_params["a"], params["a"])
-    donate = jax.jit(lambda state: jax.tree.map(lambda a: a + 1, state), donate_argnums=0)
-    assert donate(state).ema_params["a"].tolist() == [2, 2, 2]  # a shared buffer would be refused
 
 
 @pytest.mark.parametrize("form", ["delayed_ramp", "power"])

@@ -62,6 +62,7 @@ def test_a_damaged_file_never_gives_a_wrong_state(two, tmp_path, capsys):
     assert min(found.values()) > 3
 
 
+@pytest.mark.guard
 @pytest.mark.slow
 def test_none_of_many_damages_gives_a_wrong_state(two, tmp_path, capsys):
     found = check_every_damage(two, tmp_path, 1, capsys, flips=100)
@@ -242,6 +243,16 @@ def test_leaves_of_every_kind_are_restored(tmp_path):
         assert back.dtype == leaf.dtype
         assert back.shape == leaf.shape
         assert bool((back == leaf).all())
+
+
+@pytest.mark.parametrize(
+    "leaf", [[[None], "float32", [1]], ["3", "float32", [1]], [[3], "float32"], 3]
+)
+def test_a_sealed_description_of_something_else_is_damage(tmp_path, leaf):
+    sealed = seal({"loss": None, "leaves": {"w": leaf}})
+    (tmp_path / stored.DESCRIPTION).write_text(json.dumps({"custom_metadata": sealed}))
+    with pytest.raises(stored.Damaged, match="does not describe a checkpoint"):
+        stored.describe(tmp_path)
 
 
 def test_a_checkpoint_has_the_seal_of_its_description(two):

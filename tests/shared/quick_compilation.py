@@ -8,6 +8,7 @@ its devices.
 import os
 
 LEVEL = "--xla_backend_optimization_level"
+QUICK = f"{LEVEL}=1 --xla_cpu_use_fusion_emitters=false"
 
 if LEVEL not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {LEVEL}=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"

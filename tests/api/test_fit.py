@@ -121,6 +121,8 @@ def test_your_own_network_can_take_labels(config):
     assert (run.sample(3, label=0) != run.sample(3, label=2)).any()
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 @pytest.mark.parametrize("make", [make_nnx, make_equinox])
 def test_networks_of_other_frameworks_are_trained(config, make):
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):

@@ -12,6 +12,7 @@ from jax_ddpm.config.jobs import SampleJob
 from jax_ddpm.jobs.sample import sample_run
 from tests.shared.docstrings import run_examples
 
+GUARD = (pytest.mark.slow, pytest.mark.guard)
 pytestmark = pytest.mark.usefixtures("one_device")
 
 
@@ -21,7 +22,12 @@ def run(trained_run):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"sampler": "dpmpp_2m", "steps": 3}, {"eta": 0.5, "clip_x_0": False}]
+    "settings",
+    [
+        {},
+        pytest.param({"sampler": "dpmpp_2m", "steps": 3}, marks=GUARD),
+        pytest.param({"eta": 0.5, "clip_x_0": False}, marks=GUARD),
+    ],
 )
 def test_its_images_equal_the_commands_bit_for_bit(run, trained_run, tmp_path, settings):
     job = SampleJob(6, out=tmp_path / "images.npz", seed=3, batch_size=4)

@@ -109,7 +109,7 @@ def compute_gradient(name, mode="jit", fsdp=1, rules=RULES):
 
 
 CASES = [
-    ("convolutions", 2, SMALL),
+    pytest.param("convolutions", 2, SMALL, marks=(pytest.mark.slow, pytest.mark.guard)),
     pytest.param("convolutions", 4, SMALL, marks=pytest.mark.slow),
     pytest.param("convolutions", 8, SMALL, marks=pytest.mark.slow),
     pytest.param("unet", 2, RULES, marks=pytest.mark.slow),

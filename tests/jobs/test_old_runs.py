@@ -30,7 +30,13 @@ def old_runs(tmp_path, tiny_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("number", FORMATS)
+@pytest.mark.parametrize(
+    "number",
+    [
+        FORMATS[0],
+        *(pytest.param(n, marks=(pytest.mark.slow, pytest.mark.guard)) for n in FORMATS[1:]),
+    ],
+)
 def test_an_old_run_draws_the_same_images(old_runs, number):
     run = Path(f"format_{number}")
     out = sample_run(run, SampleJob(num=4, seed=2, out=Path("found.npz")))

@@ -114,6 +114,8 @@ def run_together(jobs, count, cache, *, devices=1, timeout=280):
     """Run `jobs` with `count` processes; none may fail. Return what process 0 prints."""
     found = wait_for_ends(start(jobs, count, cache, devices=devices), timeout)
     assert [code for code, _, _ in found] == [0] * count, found
-    printed = [line for _, out, _ in found[1:] for line in out.splitlines()]
-    assert [line for line in printed if not line.startswith("[Gloo]")] == []
+    # Gloo reports its connections from several threads, whose lines and line ends may mix.
+    lines = [line for _, out, _ in found[1:] for line in out.splitlines()]
+    printed = [line for line in lines if line and not line.startswith("[Gloo]")]
+    assert printed == [], found
     return found[0][1]

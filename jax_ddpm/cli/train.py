@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jax_ddpm.cli.arguments import expand, find_value
+from jax_ddpm.cli.ending import suggest
 from jax_ddpm.cli.flags import Flat
 from jax_ddpm.cli.help import Help
 from jax_ddpm.cli.parsing import Parsed, parse
@@ -91,4 +92,4 @@ def run(args: Sequence[str]) -> None:
         else:
             from jax_ddpm.jobs.train import train
 
-            train(flags.config)
+            suggest("sample", train(flags.config).folder, "--num", 64, "--seed", 1)

@@ -53,7 +53,6 @@ def train(config: Config) -> Run:
     else:
         tell(f"{run.folder} is finished: all {config.train.num_steps} steps are done")
     tell(f"Finished: {run.final_grid}, {run.final_gif}, {run.loss_curve}")
-    tell_next_commands(run)
     return run
 
 
@@ -114,12 +113,6 @@ def tell_summary(job: Job) -> None:
     data = f"{len(job.source.images):,} images of {size}"
     tell(f"{config.preset}: {count:,} parameters, {data}, {layout.mode} on {devices}")
     tell(f"Run folder: {job.run.folder}")
-
-
-def tell_next_commands(run: Run) -> None:
-    """Suggest commands to use a finished run."""
-    tell(f"More images:  jax-ddpm sample {run.folder} --num 64 --seed 1")
-    tell(f"Likelihood:   jax-ddpm evaluate {run.folder}")
 
 
 def load_or_make_state(job: Job) -> tuple[TrainState, Progress]:

@@ -57,6 +57,11 @@ def check_output(output: Any, x_t: Any, learned_variance: bool) -> None:
     """Raise UserError unless a network's `output` has the shape that `x_t` calls for."""
     *sides, channels = x_t.shape
     expected = (*sides, 2 * channels if learned_variance else channels)
+    if not hasattr(output, "shape"):
+        raise UserError(
+            f"the network returns a {type(output).__name__}, but it must return one array of shape "
+            f"{expected}"
+        )
     if tuple(output.shape) == expected:
         return
     hint = ""

@@ -58,9 +58,9 @@ def make_denoise_fn(
         check_images("x_t", x_t)
         given = {} if x_self_cond is None else {"x_self_cond": x_self_cond}
         t = jnp.broadcast_to(level.t, x_t.shape[:1])
-        output = apply_fn(params, x_t, t, **network_args, **given).astype(x_t.dtype)
+        output = apply_fn(params, x_t, t, **network_args, **given)
         check_output(output, x_t, learned_variance)
-        output, raw_variance = split_output(output, learned_variance)
+        output, raw_variance = split_output(output.astype(x_t.dtype), learned_variance)
         x_0, eps, _ = to_prediction(output, x_t, level, prediction_type)
         if clip_x_0 or dynamic_threshold is not None:
             quantile = dynamic_threshold

@@ -112,6 +112,10 @@ WRONG_IMAGES = {
         lambda: q_sample(SCHEDULE, CHANNELS_FIRST, T, CHANNELS_FIRST),
         lambda: make_loss()(None, CHANNELS_FIRST, T, CHANNELS_FIRST),
     ],
+    "the network returns a tuple, but it must return one array of shape (2, 8, 8, 3)": [
+        lambda: make_denoise_fn(return_tuple, None)(X, LEVEL),
+        lambda: make_loss_fn(return_tuple, SCHEDULE)(None, X, T, X),
+    ],
     "the network's output has shape (2, 8, 8, 6), but for x_t of shape (2, 8, 8, 3) it must be "
     "(2, 8, 8, 3): if the second half of the channels is the variance, say that it is learned": [
         lambda: make_denoise_fn(double_channels, None)(X, LEVEL),
@@ -140,6 +144,10 @@ WRONG_TIMESTEPS = {
         lambda: level_at(SCHEDULE, jnp.array([0.5, 3.0], jnp.float32)),
     ],
 }
+
+
+def return_tuple(params, x_t, t, **kwargs):
+    return x_t, {}
 
 
 def double_channels(params, x_t, t):

@@ -78,7 +78,7 @@ def pair_network(
 
 
 def _measure_norm(tree: Any) -> np.ndarray:
-    return np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree)))
+    return np.asarray(np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree))))
 
 
 def make_inputs(config: Any, dtype: str, seed: int) -> Inputs:
@@ -98,11 +98,12 @@ def make_inputs(config: Any, dtype: str, seed: int) -> Inputs:
 def run_ours(network: Network, inputs: Inputs, dtype: str) -> Outcome:
     """Run our network; collect intermediates, and the gradients of the mean squared output."""
     module = network.config.module(inputs.x_t.shape[-1], jnp.dtype(dtype))
+    given = jax.tree.map(jnp.asarray, (inputs.t, inputs.optional))
     wanted: dict[str, Any] = {"capture_intermediates": True, "mutable": ["intermediates"]}
 
     def loss_fn(params: Any, x_t: jax.Array) -> Any:
-        variables, t = {"params": params}, jnp.asarray(inputs.t)
-        out, state = module.apply(variables, x_t, t, **inputs.optional, **wanted)
+        variables, (t, optional) = {"params": params}, given
+        out, state = module.apply(variables, x_t, t, **optional, **wanted)
         return (out**2).mean(), (out, state["intermediates"])
 
     params = jax.tree.map(lambda p: jnp.asarray(p, dtype), network.params)

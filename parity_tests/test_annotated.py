@@ -76,13 +76,13 @@ def read_inputs(case, dtype):
     _, io, network = load_recorded(case)
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), network.params)
     images = {
-        name[3:]: nchw_to_nhwc(io[name]).astype(dtype)
+        name[3:]: jnp.asarray(nchw_to_nhwc(io[name]).astype(dtype))
         for name in io
         if name.startswith("in.") and io[name].ndim == 4
     }
     theirs = {name[4:]: io[name].astype(dtype) for name in io if name.startswith(SHORT[dtype])}
     theirs = {name: nchw_to_nhwc(a) if a.ndim == 4 else a for name, a in theirs.items()}
-    return params, images, io["in.t"].astype(np.int32), theirs
+    return params, images, jnp.asarray(io["in.t"].astype(np.int32)), theirs
 
 
 def condition_on(images):

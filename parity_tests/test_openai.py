@@ -93,9 +93,10 @@ def test_gradients(compare, case, dtype):
     config, io, network = load_recorded(case)
     x, target = to_images(io["in.x"], dtype), to_images(io["in.target"], dtype)
     params = cast(network.params, dtype)
+    label = jnp.asarray(io["in.y"]) if "in.y" in io else None
 
     def loss_fn(params, x):
-        out = network.apply(params, x, io["in.t"], label=io.get("in.y"))
+        out = network.apply(params, x, io["in.t"], label=label)
         return ((out - target) ** 2).mean()
 
     loss, (grads, grad_x) = jax.jit(jax.value_and_grad(loss_fn, (0, 1)), compiler_options=QUICK)(

@@ -8,6 +8,9 @@ from tests.shared.type_checks import unchecked_types  # noqa: F401 - a fixture; 
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
+# By default XLA has as many threads as devices. Two collectives that do not depend on each other
+# can then wait for each other for ever: each blocks threads that the other one needs.
+os.environ.setdefault("PJRT_NPROC", "32")
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace

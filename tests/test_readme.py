@@ -62,6 +62,18 @@ def test_the_sampler_of_the_readme_solves_a_problem_with_a_known_answer():
     assert jnp.abs(x_0 - point).max() < 1e-12  # measured: 0
 
 
+def test_errors_are_quoted_as_they_read():
+    root = Path(jd.__file__).parent
+    source = " ".join(file.read_text() for file in root.rglob("*.py"))
+    source = re.sub(r'"\s+f?"', "", source)  # strings that continue on the next line
+    quoted = re.findall(r"`error: (.*?)`", README)
+    assert len(quoted) > 5
+    for error in quoted:
+        # Names and numbers are placeholders in the source.
+        for part in re.split(r"\.\.\.|\d+x\d+x\d+|\b\d+\b|RUN|--[\w.-]+", error):
+            assert part.strip() in source, (error, part)
+
+
 def test_every_file_that_the_readme_names_exists():
     root = Path(__file__).parents[1]
     names = re.findall(r"(?:\]\(|`)((?:docs|tests|parity_tests|jax_ddpm)/[\w./-]+)", README)

@@ -9,6 +9,7 @@ from jax_ddpm.process.levels import Level, level_at, level_list, level_of_t
 from jax_ddpm.process.schedules import BETAS, linear_betas, make_schedule
 from jax_ddpm.samplers import (
     ddim,
+    deis,
     dpmpp_2m,
     dpmpp_2m_sde,
     dpmpp_2s,
@@ -16,6 +17,8 @@ from jax_ddpm.samplers import (
     euler,
     euler_ancestral,
     heun,
+    ipndm,
+    lms,
     plms,
     pndm,
     unipc,
@@ -24,7 +27,7 @@ from parity_tests.comparing import toy_denoiser
 
 BETA_SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine", "scaled_linear": "quadratic"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
-SCALED = ("Euler", "EulerA", "Heun")  # their x is x_t / signal
+SCALED = ("Euler", "EulerA", "Heun", "LMS")  # their x is x_t / signal
 
 
 def build_schedule(settings, dtype):
@@ -52,6 +55,12 @@ def choose_sampler(settings, schedule):
             return euler_ancestral()
         case "Heun":
             return heun()
+        case "DEIS":
+            return deis(order=settings.get("solver_order", 2), num_steps=num_steps)
+        case "LMS":
+            return lms()
+        case "IPNDM":
+            return ipndm()
         case "PNDM" if settings.get("skip_prk_steps"):
             return plms()
         case "PNDM":

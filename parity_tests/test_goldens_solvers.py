@@ -20,8 +20,7 @@ from parity_tests.recorded_solvers import (
 THEIRS = "diffusers (recorded)"
 CASES = ("diffusers/sched_dpmsolver_multistep", "diffusers/sched_others")
 ALL = {run["tag"]: (case, run) for case in CASES for run in read_golden(case)[0]["config"]["runs"]}
-# We have no DPM-Solver that extrapolates eps, and no DEIS.
-LEFT_OUT = ("dpm2_eps", "deis")
+LEFT_OUT = ("dpm2_eps",)  # we have no DPM-Solver that extrapolates eps
 RUNS = [tag for tag in ALL if tag not in LEFT_OUT]
 FIRST = ("pp3", "sigma_min_final", "heun_karras", "euler_a", "unipc", "pndm", "dpm_single")
 

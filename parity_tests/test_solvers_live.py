@@ -10,9 +10,9 @@ import torch
 
 from jax_ddpm.process.denoiser import make_denoise_fn
 from jax_ddpm.process.grids import timestep_grid
-from jax_ddpm.process.levels import level_at
+from jax_ddpm.process.levels import Level, level_at
 from jax_ddpm.process.schedules import linear_betas, make_schedule
-from jax_ddpm.samplers import ddim, ddim_inverse
+from jax_ddpm.samplers import ddim, ddim_inverse, ipndm
 from parity_tests.comparing import draws, to_jax, to_torch
 from parity_tests.recorded_solvers import (
     SCALED,
@@ -35,6 +35,9 @@ MODULES = {
     "EulerA": ("euler_ancestral_discrete", "EulerAncestralDiscreteScheduler"),
     "Heun": ("heun_discrete", "HeunDiscreteScheduler"),
     "PNDM": ("pndm", "PNDMScheduler"),
+    "DEIS": ("deis_multistep", "DEISMultistepScheduler"),
+    "LMS": ("lms_discrete", "LMSDiscreteScheduler"),
+    "IPNDM": ("ipndm", "IPNDMScheduler"),
     "DDIM": ("ddim", "DDIMScheduler"),
     "DDIMInverse": ("ddim_inverse", "DDIMInverseScheduler"),
 }
@@ -79,8 +82,14 @@ RUNS = {
     "PNDM, cosine": make_settings("PNDM", 25, COSINE),
     "PLMS, clean": make_settings("PNDM", 8, skip_prk_steps=True, set_alpha_to_one=True),
     "PLMS, cosine": make_settings("PNDM", 20, COSINE, skip_prk_steps=True),
+    "DEIS, order 2, trailing": make_settings("DEIS", 9, TRAILING),
+    "DEIS, order 3, v": make_settings("DEIS", 16, V, solver_order=3),
+    "DEIS, order 3, 6 steps": make_settings("DEIS", 6, solver_order=3),
+    "LMS, trailing": make_settings("LMS", 9, TRAILING),
+    "LMS, v, cosine": make_settings("LMS", 7, V, COSINE),
+    "LMS, x_0, karras": make_settings("LMS", 7, X_0, use_karras_sigmas=True),
 }
-FIRST = ("SDE, heun, trailing", "UniPC, order 3")
+FIRST = ("SDE, heun, trailing", "UniPC, order 3", "DEIS, order 3, 6 steps", "LMS, trailing")
 
 
 class Doubled:
@@ -169,6 +178,19 @@ def test_inverse_ddim(compare, monkeypatch, double, clip):
             lambda params, x, t: denoise_in_jax(x, t), None, rederive_eps=False
         )
     x_t, _ = walk(ddim_inverse(clip_x_0=clip), denoise_fn, levels, x_0, np.zeros((25, *SHAPE)))
+    compare("diffusers' solvers", x_t, theirs[1:], "float64")
+
+
+def test_ipndm(compare, monkeypatch, double):
+    """Their network predicts v, and their t is the angle of the level in units of pi / 2."""
+    sigmas = np.append(np.sin(np.linspace(1.5, 0.1, 9)), 0)
+    settings = {"family": "IPNDM", "steps": 9, "trained_betas": list(sigmas), **V}
+    scheduler, _ = make_scheduler(monkeypatch, {k: settings[k] for k in settings if k not in V})
+    x_T = draws(SHAPE, "float64", 5)
+    theirs = run_theirs(scheduler, 9, to_torch(x_T))
+    t = np.append(scheduler.timesteps.numpy(), -1)
+    levels = Level(*map(jnp.asarray, (t, np.sqrt(1 - sigmas**2), sigmas)))
+    x_t, _ = walk(ipndm(), make_denoiser(settings), levels, jnp.asarray(x_T), np.zeros((9, *SHAPE)))
     compare("diffusers' solvers", x_t, theirs[1:], "float64")
 
 

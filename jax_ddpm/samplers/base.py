@@ -229,6 +229,11 @@ def beta_between(cur: Level, nxt: Level) -> PerImage:
     return cur.sigma**2 - (cur.signal / nxt.signal) ** 2 * nxt.sigma**2
 
 
+def to_s(level: Level) -> PerImage:
+    """sigma / signal, the sigma of Karras et al."""
+    return level.sigma / level.signal
+
+
 def sigma_ratio(cur: Level, nxt: Level) -> PerImage:
     """s' / s, where s = sigma / signal: exp(-h) for a step h in log-SNR.
 

@@ -22,11 +22,10 @@ from jax_ddpm.samplers.base import (
     move,
     sigma_ratio,
 )
-from jax_ddpm.samplers.multistep import History, choose_order, empty_history, phi
+from jax_ddpm.samplers.multistep import History, choose_order, empty_history, phi, short_grid
 
 CORRECTIONS = ("midpoint", "heun")
 CURVATURES = ("published", "exact")
-SHORT_GRID = 15  # on shorter grids the last steps have a lower order (code of Lu et al.)
 
 
 def dpmpp_2m(*, correction: str = "midpoint", num_steps: int | None = None) -> Sampler:
@@ -50,7 +49,7 @@ def dpmpp_2m(*, correction: str = "midpoint", num_steps: int | None = None) -> S
         order = choose_order(2, history.num_done, nxt, short_grid(num_steps))
         x_0 = jnp.where(order == 2, second, prediction.x_0)
         x_t = move(state.x_t, x_0, cur, nxt)
-        return SamplerState(x_t, history.append(prediction.x_0, cur, nxt)), prediction
+        return SamplerState(x_t, history.append(prediction.x_0, h)), prediction
 
     return Sampler(lambda x_T: SamplerState(x_T, empty_history(x_T, 1)), step)
 
@@ -74,7 +73,7 @@ def dpmpp_2m_sde(*, correction: str = "midpoint", num_steps: int | None = None) 
         fresh = (1 - ratio) * (1 + ratio)  # 1 - exp(-2 h)
         x_t = (nxt.sigma / cur.sigma) * ratio * state.x_t + fresh * nxt.signal * x_0
         x_t += nxt.sigma * jnp.sqrt(fresh) * noise
-        return SamplerState(x_t, history.append(prediction.x_0, cur, nxt)), prediction
+        return SamplerState(x_t, history.append(prediction.x_0, h)), prediction
 
     return Sampler(lambda x_T: SamplerState(x_T, empty_history(x_T, 1)), step)
 
@@ -96,7 +95,9 @@ def dpmpp_3m(*, curvature: str = "published", num_steps: int | None = None) -> S
         prediction = denoise_fn(state.x_t, cur)
         x_0, h = prediction.x_0, log_snr_step(cur, nxt)
         slope = extrapolate(x_0, history, h)
-        before = h / history.hs[1] * (history.x_0s[0] - history.x_0s[1])  # the last step's slope
+        before = (
+            h / history.hs[1] * (history.values[0] - history.values[1])
+        )  # the last step's slope
         r_0, r_1 = history.hs[0] / h, history.hs[1] / h
         bend = (slope - before) / (r_0 + r_1)
         third = x_0 + phi(2, -h) / phi(1, -h) * (slope + r_0 * bend)
@@ -104,19 +105,14 @@ def dpmpp_3m(*, curvature: str = "published", num_steps: int | None = None) -> S
         order = choose_order(3, history.num_done, nxt, short_grid(num_steps))
         best = jnp.where(order == 3, third, jnp.where(order == 2, x_0 + slope / 2, x_0))
         x_t = move(state.x_t, best, cur, nxt)
-        return SamplerState(x_t, history.append(x_0, cur, nxt)), prediction
+        return SamplerState(x_t, history.append(x_0, h)), prediction
 
     return Sampler(lambda x_T: SamplerState(x_T, empty_history(x_T, 2)), step)
 
 
 def extrapolate(x_0: Images, history: History, h: PerImage) -> Images:
     """The change of x_0 over the next step h, if it goes on as over the last one."""
-    return h / history.hs[0] * (x_0 - history.x_0s[0])
-
-
-def short_grid(num_steps: int | None) -> int | None:
-    """`num_steps` if it is so small that the last steps have a lower order."""
-    return num_steps if num_steps is not None and num_steps < SHORT_GRID else None
+    return h / history.hs[0] * (x_0 - history.values[0])
 
 
 class Pair(NamedTuple):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax_ddpm.errors import UserError
 from jax_ddpm.process.levels import Level
 from jax_ddpm.process.types import DenoiseFn, Images, Prediction
-from jax_ddpm.samplers.base import LevelFn, PerImage, Sampler, SamplerState, broadcast_levels
+from jax_ddpm.samplers.base import LevelFn, Sampler, SamplerState, broadcast_levels, to_s
 
 
 def heun(
@@ -70,8 +70,3 @@ def heun(
         return SamplerState(nxt.signal * x), prediction
 
     return Sampler(init=SamplerState, step=step, starts_at_noise=False)
-
-
-def to_s(level: Level) -> PerImage:
-    """sigma / signal, the sigma of Karras et al."""
-    return level.sigma / level.signal

@@ -1,5 +1,7 @@
-"""What the multistep samplers remember, and the order that a step can have."""
+"""What the multistep samplers remember, the order of a step, and how they extrapolate."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -8,23 +10,34 @@ from jaxtyping import Array, Float, Int
 
 from jax_ddpm.process.levels import Level
 from jax_ddpm.process.types import Images
-from jax_ddpm.samplers.base import PerImage, log_snr_step
+from jax_ddpm.samplers.base import PerImage
+
+SHORT_GRID = 15  # on shorter grids the last steps have a lower order (code of Lu et al.)
 
 
 class History(NamedTuple):
-    """The predicted clean images of earlier steps, newest first, and the steps in log-SNR.
+    """What the network predicted in earlier steps, newest first, and the sizes of these steps.
 
-    hs[0] led from the level of x_0s[0] to the current one, hs[1] from x_0s[1] to x_0s[0].
+    The values are all x_0 or all eps. hs[0] led from the level of values[0] to the current one,
+    hs[1] from values[1] to values[0]. A size is measured in the variable that the solver
+    extrapolates over, such as log-SNR.
     """
 
     num_done: Int[Array, ""]
-    x_0s: tuple[Images, ...]
+    values: tuple[Images, ...]
     hs: tuple[Float[Array, "b 1 1 1"], ...]
 
-    def append(self, x_0: Images, cur: Level, nxt: Level) -> "History":
-        """The history after the step from `cur` to `nxt`, for the next one."""
-        h = jnp.broadcast_to(log_snr_step(cur, nxt), self.hs[0].shape).astype(self.hs[0].dtype)
-        return History(self.num_done + 1, (x_0, *self.x_0s[:-1]), (h, *self.hs[:-1]))
+    def append(self, value: Images, h: PerImage) -> "History":
+        """The history after a step of size `h`, for the next one."""
+        h = jnp.broadcast_to(h, self.hs[0].shape).astype(self.hs[0].dtype)
+        return History(self.num_done + 1, (value, *self.values[:-1]), (h, *self.hs[:-1]))
+
+    def measure_places(self) -> list[PerImage]:
+        """The places of the current level, 0, and of `values` behind it."""
+        places = [jnp.zeros_like(self.hs[0])]
+        for h in self.hs:
+            places.append(places[-1] - h)
+        return places
 
 
 def empty_history(x_T: Images, length: int) -> History:
@@ -44,6 +57,48 @@ def choose_order(
     if num_steps is not None:
         order = jnp.minimum(order, num_steps - num_done)
     return jnp.where(nxt.sigma > 0, order, 1)
+
+
+def short_grid(num_steps: int | None) -> int | None:
+    """`num_steps` if it is so small that the last steps have a lower order."""
+    return num_steps if num_steps is not None and num_steps < SHORT_GRID else None
+
+
+def integrate_changes(
+    values: Sequence[Images],
+    places: Sequence[PerImage],
+    moments: Sequence[PerImage],
+    order: Int[Array, "..."],
+) -> Images:
+    """The integral of p(u) - values[0] over a step, where p goes through `values` at `places`.
+
+    p is Newton's polynomial through the first `order` values; each value adds a term, so their
+    places need not be sorted. moments[j] is the integral of u^j over the step, with the weight that
+    the solver gives to u.
+    """
+    total, differences = jnp.zeros_like(values[0]), list(values)
+    product = [jnp.ones_like(places[0])]  # (u - u_0) ... (u - u_{k-1}): coefficients of u^0, ...
+    for k in range(1, len(values)):
+        apart = [places[j + k] - places[j] for j in range(len(values) - k)]
+        differences = [(b - a) / d for (a, b), d in zip(pairwise(differences), apart, strict=True)]
+        product = multiply_by_root(product, places[k - 1])
+        terms = (c * m for c, m in zip(product, moments, strict=False))
+        total += jnp.where(
+            order > k, sum(terms, start=jnp.zeros_like(places[0])) * differences[0], 0
+        )
+    return total
+
+
+def multiply_by_root(coefficients: Sequence[PerImage], root: PerImage) -> list[PerImage]:
+    """The coefficients of a polynomial times (u - root), that of u^0 first."""
+    zero = jnp.zeros_like(coefficients[0])
+    pairs = zip([zero, *coefficients], [*coefficients, zero], strict=True)
+    return [lower - root * same for lower, same in pairs]
+
+
+def integrate_power(j: int, h: PerImage, rate: PerImage | float) -> PerImage:
+    """The integral of exp(rate (h - u)) u^j over u from 0 to h."""
+    return _factorial(j) * h ** (j + 1) * phi(j + 1, rate * h)
 
 
 def phi(k: int, z: PerImage) -> PerImage:

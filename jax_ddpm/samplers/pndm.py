@@ -1,4 +1,4 @@
-"""Pseudo numerical methods: linear multistep of eps, with two warm-ups (Liu et al. 2022)."""
+"""Pseudo numerical methods: linear multistep of eps, after a warm-up or none (Liu et al. 2022)."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -60,13 +60,35 @@ def pndm(*, level_of_t: LevelFn) -> Sampler:
     return make_multistep(RUNGE_KUTTA_STEPS, average_runge_kutta)
 
 
+def ipndm() -> Sampler:
+    """Linear multistep of eps (Liu et al. 2022, Eq. 12) without a warm-up: i-PNDM.
+
+    One evaluation per step; the first three steps use one, two and three eps (Zhang & Chen 2022).
+    The weights are those of equal steps in t.
+    """
+    return make_multistep()
+
+
 def average_ends(x_t: Images, eps: Images, cur: Level, nxt: Level, denoise_fn: DenoiseFn) -> Images:
     """The mean of eps at both ends of a step."""
     return (eps + denoise_fn(transfer(x_t, eps, cur, nxt), nxt).eps) / 2
 
 
-def make_multistep(num_warmup: int, warmup: EpsFn) -> Sampler:
+def make_multistep(num_warmup: int = 0, warmup: EpsFn | None = None) -> Sampler:
     """Linear multistep of eps, after `num_warmup` steps whose eps is that of `warmup`."""
+
+    def choose_eps(
+        state: SamplerState, eps: Images, ahead: Images, cur: Level, nxt: Level, fn: DenoiseFn
+    ) -> Images:
+        if warmup is None:
+            return ahead
+        # The clean image has no eps: a step that ends there is never part of the warm-up. `cond`,
+        # not `where`, so that later steps save the evaluations of the warm-up.
+        warms_up = (state.memory.num_done < num_warmup) & (nxt.sigma > 0)
+        found = jax.lax.cond(
+            jnp.any(warms_up), lambda: warmup(state.x_t, eps, cur, nxt, fn), lambda: ahead
+        )
+        return jnp.where(warms_up, found, ahead)
 
     def init(x_T: Images) -> SamplerState:
         return SamplerState(x_T, LastEps(jnp.zeros((), jnp.int32), (jnp.zeros_like(x_T),) * 3))
@@ -78,16 +100,8 @@ def make_multistep(num_warmup: int, warmup: EpsFn) -> Sampler:
         memory: LastEps = state.memory
         prediction = denoise_fn(state.x_t, cur)
         latest = (prediction.eps, *memory.eps)
-        # The clean image has no eps: a step that ends there is never part of the warm-up. `cond`,
-        # not `where`, so that later steps save the evaluations of the warm-up.
-        warms_up = (memory.num_done < num_warmup) & (nxt.sigma > 0)
         ahead = extrapolate_eps(latest, memory.num_done)
-        eps = jax.lax.cond(
-            jnp.any(warms_up),
-            lambda: warmup(state.x_t, prediction.eps, cur, nxt, denoise_fn),
-            lambda: ahead,
-        )
-        eps = jnp.where(warms_up, eps, ahead)
+        eps = choose_eps(state, prediction.eps, ahead, cur, nxt, denoise_fn)
         x_t = transfer(state.x_t, eps, cur, nxt)
         return SamplerState(x_t, LastEps(memory.num_done + 1, latest[:3])), prediction
 

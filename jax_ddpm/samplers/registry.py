@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from jax_ddpm.process.diffusion import Variance
 from jax_ddpm.process.grids import Spacing
 from jax_ddpm.process.types import GradientFn
+from jax_ddpm.samplers.adams import deis, lms
 from jax_ddpm.samplers.base import LevelFn, Sampler
 from jax_ddpm.samplers.ddim import ddim
 from jax_ddpm.samplers.ddpm import ddpm
 from jax_ddpm.samplers.dpmpp import dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, dpmpp_3m
 from jax_ddpm.samplers.euler import euler, euler_ancestral
 from jax_ddpm.samplers.heun import heun
-from jax_ddpm.samplers.pndm import plms, pndm
+from jax_ddpm.samplers.pndm import ipndm, plms, pndm
 from jax_ddpm.samplers.unipc import unipc
 
 
@@ -120,6 +121,16 @@ SAMPLERS: dict[str, Entry] = {
         evaluations=lambda num_steps: num_steps + 3 * min(num_steps - 1, 3),
         starts_at_noise=False,
         spacing="leading",
+    ),
+    "ipndm": Entry(
+        lambda options: ipndm(),
+        Claims(order=2, steps="t"),
+        starts_at_noise=False,
+        spacing="leading",
+    ),
+    "lms": Entry(lambda options: lms(), Claims(order=2), starts_at_noise=False, spacing="leading"),
+    "deis": Entry(
+        lambda options: deis(num_steps=options.num_steps), Claims(order=2), spacing="trailing"
     ),
 }
 

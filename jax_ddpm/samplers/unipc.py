@@ -54,9 +54,10 @@ def unipc(*, order: int = 2, num_steps: int | None = None) -> Sampler:
         corrected = correct_x_0(prediction.x_0, history, last.order)
         x_t = jnp.where(history.num_done > 0, move(last.x_t, corrected, before, cur), state.x_t)
         now = choose_order(order, history.num_done, nxt, num_steps)
-        predicted = predict_x_0(prediction.x_0, history, log_snr_step(cur, nxt), now)
+        h = log_snr_step(cur, nxt)
+        predicted = predict_x_0(prediction.x_0, history, h, now)
         signal, sigma, now = (jnp.broadcast_to(a, last.order.shape) for a in (*cur[1:], now))
-        memory = LastStep(x_t, signal, sigma, now, history.append(prediction.x_0, cur, nxt))
+        memory = LastStep(x_t, signal, sigma, now, history.append(prediction.x_0, h))
         return SamplerState(move(x_t, predicted, cur, nxt), memory), prediction
 
     return Sampler(init=init, step=step)
@@ -64,16 +65,18 @@ def unipc(*, order: int = 2, num_steps: int | None = None) -> Sampler:
 
 def predict_x_0(x_0: Images, history: History, h: PerImage, order: Int[Array, "..."]) -> Images:
     """The x_0 of the next step, of size h, from the one at its start and order - 1 earlier ones."""
-    places, others = measure_places(history.hs[:-1], h), history.x_0s
+    places = [place / h for place in history.measure_places()[1:-1]]
+    others = history.values
     mixtures = [x_0 + mix_changes(x_0, others, places[:n], h) for n in range(len(places) + 1)]
     return select_by_order(order, mixtures, x_0)
 
 
 def correct_x_0(x_0: Images, history: History, order: Int[Array, "..."]) -> Images:
     """The x_0 of the last step again, now that the prediction `x_0` at its end is known."""
-    start, h = history.x_0s[0], history.hs[0]
-    places = [jnp.ones_like(h), *measure_places(history.hs[1:], h)]
-    others = (x_0, *history.x_0s[1:])
+    start, h = history.values[0], history.hs[0]
+    earlier = history._replace(hs=history.hs[1:]).measure_places()[1:]  # as seen from the start
+    places = [jnp.ones_like(h), *(place / h for place in earlier)]
+    others = (x_0, *history.values[1:])
     counts = range(1, len(places) + 1)
     mixtures = [start + mix_changes(start, others, places[:n], h) for n in counts]
     return select_by_order(order, mixtures, start)
@@ -86,15 +89,6 @@ def select_by_order(
     for n, mixture in enumerate(mixtures, start=1):
         otherwise = jnp.where(order == n, mixture, otherwise)
     return otherwise
-
-
-def measure_places(hs: Sequence[PerImage], h: PerImage) -> list[PerImage]:
-    """Where earlier predictions lie before the start of a step, in units of its size h."""
-    places, behind = list[PerImage](), jnp.zeros_like(h)
-    for earlier in hs:
-        behind = behind + earlier
-        places.append(-behind / h)
-    return places
 
 
 def mix_changes(

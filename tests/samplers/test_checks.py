@@ -11,11 +11,13 @@ from jax_ddpm.samplers import (
     ddim,
     ddim_inverse,
     ddpm,
+    deis,
     dpmpp_2m,
     dpmpp_2m_sde,
     dpmpp_3m,
     euler,
     heun,
+    lms,
     plms,
     run_chain,
     sample,
@@ -53,7 +55,8 @@ MISTAKES = {
     "curvature is 'exakt', but it must be published or exact: did you mean 'exact'?": [
         lambda: dpmpp_3m(curvature="exakt"),
     ],
-    "order is 4, but it must be 2 or 3": [lambda: unipc(order=4)],
+    "order is 4, but it must be 2 or 3": [lambda: unipc(order=4), lambda: deis(order=4)],
+    "order is 5, but it must be 1, 2, 3 or 4": [lambda: lms(order=5)],
     "churn needs num_steps and level_of_sigma: it adds noise to each level": [
         lambda: heun(churn=1.0, num_steps=5),
     ],

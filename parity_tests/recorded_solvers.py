@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ddpm.process.denoiser import make_denoise_fn, threshold
-from jax_ddpm.process.levels import Level, level_at, level_list, level_of_t
+from jax_ddpm.process.levels import Level, level_at, level_list, level_of_sigma, level_of_t
 from jax_ddpm.process.schedules import BETAS, linear_betas, make_schedule
 from jax_ddpm.samplers import (
     ddim,
@@ -14,10 +14,13 @@ from jax_ddpm.samplers import (
     dpmpp_2m_sde,
     dpmpp_2s,
     dpmpp_3m,
+    dpmpp_sde,
     euler,
     euler_ancestral,
     heun,
     ipndm,
+    kdpm2,
+    kdpm2_ancestral,
     lms,
     plms,
     pndm,
@@ -27,14 +30,15 @@ from parity_tests.comparing import toy_denoiser
 
 BETA_SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine", "scaled_linear": "quadratic"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
-SCALED = ("Euler", "EulerA", "Heun", "LMS")  # their x is x_t / signal
+TWICE = ("Heun", "KDPM2", "KDPM2A", "DPMSDE")  # two calls per step, one in the last
+SCALED = ("Euler", "EulerA", "LMS", *TWICE)  # their x is x_t / signal
 
 
 def build_schedule(settings, dtype):
     """Our schedule for the arguments of one of their schedulers."""
     name = BETA_SCHEDULES[settings.get("beta_schedule", "linear")]
     betas = BETAS[name](settings.get("num_train_timesteps", 1000))
-    if settings["family"] == "Heun":  # its defaults differ from the others'
+    if settings["family"] in TWICE and name == "linear":  # their defaults differ from the others'
         betas = linear_betas(1000, start=0.00085, end=0.012)
     return make_schedule(betas, dtype=dtype)
 
@@ -61,6 +65,12 @@ def choose_sampler(settings, schedule):
             return lms()
         case "IPNDM":
             return ipndm()
+        case "KDPM2":
+            return kdpm2(level_of_sigma=level_of_sigma(schedule))
+        case "KDPM2A":
+            return kdpm2_ancestral(level_of_sigma=level_of_sigma(schedule))
+        case "DPMSDE":
+            return dpmpp_sde(level_of_sigma=level_of_sigma(schedule))
         case "PNDM" if settings.get("skip_prk_steps"):
             return plms()
         case "PNDM":
@@ -102,8 +112,9 @@ def find_levels(settings, schedule, timesteps, sigmas=None):
     if settings["family"] == "PNDM":
         end = -1 if settings.get("set_alpha_to_one") else 0
         return level_at(schedule, jnp.asarray(np.append(timesteps, end)))
-    if settings["family"] == "Heun":  # each level but the first and the last is listed twice
-        timesteps, sigmas = timesteps[::2], np.append(sigmas[:-1:2], sigmas[-1])
+    if settings["family"] in TWICE:  # each level but the first and the last is listed twice
+        timesteps = timesteps[::2]
+        sigmas = np.append(sigmas[::2][: len(timesteps)], sigmas[-1])
     if sigmas[-1] > 0:  # they end at the level of t = 0, not at the clean image
         ended = level_list(schedule, timesteps, sigmas[:-1])
         last = level_at(schedule, jnp.asarray(0))
@@ -126,7 +137,7 @@ def drop_inner_timesteps(settings, timesteps):
 def find_step_ends(settings, num_calls):
     """The number of the call of theirs that completes each of our steps."""
     match settings["family"]:
-        case "Heun":
+        case family if family in TWICE:
             return np.append(np.arange(1, num_calls, 2), num_calls - 1)
         case "PNDM" if settings.get("skip_prk_steps"):
             return np.arange(1, num_calls)

@@ -1,8 +1,10 @@
 """The installed diffusers' solvers in double precision beside ours, with a toy denoiser."""
 
 import importlib
+import sys
+from types import ModuleType
 
-import diffusers
+import diffusers.schedulers  # noqa: F401 - it looks for torchsde, which a test then replaces
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,6 +40,9 @@ MODULES = {
     "DEIS": ("deis_multistep", "DEISMultistepScheduler"),
     "LMS": ("lms_discrete", "LMSDiscreteScheduler"),
     "IPNDM": ("ipndm", "IPNDMScheduler"),
+    "KDPM2": ("k_dpm_2_discrete", "KDPM2DiscreteScheduler"),
+    "KDPM2A": ("k_dpm_2_ancestral_discrete", "KDPM2AncestralDiscreteScheduler"),
+    "DPMSDE": ("dpmsolver_sde", "DPMSolverSDEScheduler"),
     "DDIM": ("ddim", "DDIMScheduler"),
     "DDIMInverse": ("ddim_inverse", "DDIMInverseScheduler"),
 }
@@ -88,8 +93,20 @@ RUNS = {
     "LMS, trailing": make_settings("LMS", 9, TRAILING),
     "LMS, v, cosine": make_settings("LMS", 7, V, COSINE),
     "LMS, x_0, karras": make_settings("LMS", 7, X_0, use_karras_sigmas=True),
+    "KDPM2, trailing": make_settings("KDPM2", 7, TRAILING),
+    "KDPM2, v, cosine": make_settings("KDPM2", 5, V, COSINE),
+    "KDPM2 ancestral, trailing": make_settings("KDPM2A", 6, TRAILING),
+    "KDPM2 ancestral, leading, v": make_settings("KDPM2A", 5, LEADING, V),
+    "DPM SDE, trailing": make_settings("DPMSDE", 6, TRAILING),
+    "DPM SDE, v, karras": make_settings("DPMSDE", 5, V, use_karras_sigmas=True),
 }
-FIRST = ("SDE, heun, trailing", "UniPC, order 3", "DEIS, order 3, 6 steps", "LMS, trailing")
+FIRST = (
+    "SDE, heun, trailing",
+    "UniPC, order 3",
+    "DEIS, order 3, 6 steps",
+    "LMS, trailing",
+    "DPM SDE, trailing",
+)
 
 
 class Doubled:
@@ -105,11 +122,13 @@ class Doubled:
 def make_scheduler(monkeypatch, settings):
     """Make one of their schedulers compute in double precision."""
     module, name = MODULES[settings["family"]]
+    if settings["family"] == "DPMSDE":  # torchsde draws its noise, which the test replaces
+        monkeypatch.setitem(sys.modules, "torchsde", ModuleType("torchsde"))
     module = importlib.import_module(f"diffusers.schedulers.scheduling_{module}")
     monkeypatch.setattr(module, "torch", Doubled(torch))
     monkeypatch.setattr(module, "np", Doubled(np))
     arguments = {k: v for k, v in settings.items() if k not in ("family", "steps")}
-    return getattr(diffusers, name)(**arguments), module
+    return getattr(module, name)(**arguments), module
 
 
 def denoise_in_torch(x, t):
@@ -143,6 +162,10 @@ def test_solver(compare, monkeypatch, double, name):
     settings = RUNS[name]
     scheduler, module = make_scheduler(monkeypatch, settings)
     x_T, noises = draws(SHAPE, "float64", 1), draws((settings["steps"], *SHAPE), "float64", 2)
+    if settings["family"] == "DPMSDE":  # both calls of a step get its noise
+        twice = iter(np.repeat(noises, 2, axis=0))
+        tree = lambda *args: lambda *times: to_torch(next(twice))  # noqa: E731
+        monkeypatch.setattr(module, "BrownianTreeNoiseSampler", tree)
     if hasattr(module, "randn_tensor"):
         queue = iter(noises)
         fake = lambda *args, **kwargs: to_torch(next(queue))  # noqa: E731

@@ -131,6 +131,12 @@ def validate_sample(
         _validate_start(sample, num_timesteps, zero_terminal_snr, prefix)
     else:
         _validate_continuous(sample, zero_terminal_snr, whole_timesteps, prefix)
+    check(
+        "sampler",
+        not (whole_timesteps and SAMPLERS[sample.sampler].looks_between),
+        "one that stays at the grid, such as heun: this run's network has a table of times and "
+        "cannot take the levels inside the steps",
+    )
     check("frames", sample.frames >= 2, "at least 2")
     check("frames", sample.frames <= MAX_FRAMES, f"at most {MAX_FRAMES:,}")
     check("eta", 0 <= sample.eta <= 1, "between 0 and 1")

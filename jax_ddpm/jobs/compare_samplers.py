@@ -53,7 +53,8 @@ def compare_samplers(folder: Path, job: CompareJob) -> Path:
     out = job.out or folder / "samplers.png"
     require(out.suffix == ".png", "--out", out, "a file that ends in .png")
     run = runs.load(folder)
-    names = [check_choice("--samplers", name, SAMPLERS) for name in job.samplers or SAMPLERS]
+    chosen = job.samplers or list_samplers(run.config)
+    names = [check_choice("--samplers", name, SAMPLERS) for name in chosen]
     numbers = sorted(set(job.evaluations))
     cases = [
         (name, n, choose_settings(run.config, job, name, n)) for name in names for n in numbers
@@ -73,6 +74,12 @@ def compare_samplers(folder: Path, job: CompareJob) -> Path:
     write_comparison(out, curves, by_chance, job)
     print(f"Wrote {out} and {out.with_suffix('.json')}")
     return out
+
+
+def list_samplers(config: Config) -> list[SamplerName]:
+    """The samplers whose steps the run's network can follow."""
+    whole_timesteps = config.model.num_timesteps is not None
+    return [n for n, entry in SAMPLERS.items() if not (whole_timesteps and entry.looks_between)]
 
 
 def choose_settings(

@@ -5,8 +5,10 @@ from jax_ddpm.samplers.base import Sampler, SamplerState, draw_noise, run_chain,
 from jax_ddpm.samplers.ddim import ddim, ddim_inverse
 from jax_ddpm.samplers.ddpm import ddpm
 from jax_ddpm.samplers.dpmpp import dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, dpmpp_3m
+from jax_ddpm.samplers.dpmpp_sde import dpmpp_sde
 from jax_ddpm.samplers.euler import euler, euler_ancestral
 from jax_ddpm.samplers.heun import heun
+from jax_ddpm.samplers.kdpm2 import kdpm2, kdpm2_ancestral
 from jax_ddpm.samplers.pndm import ipndm, plms, pndm
 from jax_ddpm.samplers.registry import SAMPLERS, SamplerName
 from jax_ddpm.samplers.unipc import unipc
@@ -24,11 +26,14 @@ __all__ = [
     "dpmpp_2m_sde",
     "dpmpp_2s",
     "dpmpp_3m",
+    "dpmpp_sde",
     "draw_noise",
     "euler",
     "euler_ancestral",
     "heun",
     "ipndm",
+    "kdpm2",
+    "kdpm2_ancestral",
     "lms",
     "plms",
     "pndm",

@@ -259,3 +259,15 @@ def move(x_t: Images, x_0: Images, cur: Level, nxt: Level) -> Images:
     put a better x_0 in.
     """
     return (nxt.sigma / cur.sigma) * x_t + nxt.signal * (1 - sigma_ratio(cur, nxt)) * x_0
+
+
+def move_with_noise(x_t: Images, x_0: Images, noise: Images, cur: Level, nxt: Level) -> Images:
+    """First-order step of the SDE: below `nxt` along the line from x_0, then noise up to it.
+
+    With h the step in log-SNR, this is the first-order step of SDE-DPM-Solver++ (Lu et al. 2022,
+    appendix D); better steps put a better x_0 in.
+    """
+    ratio = sigma_ratio(cur, nxt)  # exp(-h)
+    fresh = (1 - ratio) * (1 + ratio)  # 1 - exp(-2 h)
+    x = (nxt.sigma / cur.sigma) * ratio * x_t + fresh * nxt.signal * x_0
+    return x + nxt.sigma * jnp.sqrt(fresh) * noise

@@ -20,7 +20,7 @@ from jax_ddpm.samplers.base import (
     broadcast_levels,
     log_snr_step,
     move,
-    sigma_ratio,
+    move_with_noise,
 )
 from jax_ddpm.samplers.multistep import History, choose_order, empty_history, phi, short_grid
 
@@ -69,10 +69,7 @@ def dpmpp_2m_sde(*, correction: str = "midpoint", num_steps: int | None = None) 
         second = prediction.x_0 + weight * extrapolate(prediction.x_0, history, h)
         order = choose_order(2, history.num_done, nxt, short_grid(num_steps))
         x_0 = jnp.where(order == 2, second, prediction.x_0)
-        ratio = sigma_ratio(cur, nxt)  # exp(-h)
-        fresh = (1 - ratio) * (1 + ratio)  # 1 - exp(-2 h)
-        x_t = (nxt.sigma / cur.sigma) * ratio * state.x_t + fresh * nxt.signal * x_0
-        x_t += nxt.sigma * jnp.sqrt(fresh) * noise
+        x_t = move_with_noise(state.x_t, x_0, noise, cur, nxt)
         return SamplerState(x_t, history.append(prediction.x_0, h)), prediction
 
     return Sampler(lambda x_T: SamplerState(x_T, empty_history(x_T, 1)), step)

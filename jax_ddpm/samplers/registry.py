@@ -11,8 +11,10 @@ from jax_ddpm.samplers.base import LevelFn, Sampler
 from jax_ddpm.samplers.ddim import ddim
 from jax_ddpm.samplers.ddpm import ddpm
 from jax_ddpm.samplers.dpmpp import dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, dpmpp_3m
+from jax_ddpm.samplers.dpmpp_sde import dpmpp_sde
 from jax_ddpm.samplers.euler import euler, euler_ancestral
 from jax_ddpm.samplers.heun import heun
+from jax_ddpm.samplers.kdpm2 import kdpm2, kdpm2_ancestral
 from jax_ddpm.samplers.pndm import ipndm, plms, pndm
 from jax_ddpm.samplers.unipc import unipc
 
@@ -51,7 +53,8 @@ class Entry(NamedTuple):
     `evaluations(S)` is the number of network evaluations in S steps. `starts_at_noise` says whether
     the first level may have signal 0. `spacing` is the default grid; None: the run's own. Samplers
     that divide by the signal start at leading timesteps, where some signal is left. `guides_mean`
-    says whether a classifier's gradient goes into `Options.gradient_fn`.
+    says whether a classifier's gradient goes into `Options.gradient_fn`; `looks_between`, whether
+    steps have levels inside them that lie between two timesteps.
     """
 
     make: Callable[[Options], Sampler]
@@ -60,6 +63,12 @@ class Entry(NamedTuple):
     starts_at_noise: bool = True
     spacing: Spacing | None = None
     guides_mean: bool = False
+    looks_between: bool = False
+
+
+def look_twice(num_steps: int) -> int:
+    """Two evaluations per step, one in the step to the clean image."""
+    return 2 * num_steps - 1
 
 
 def make_heun(options: Options) -> Sampler:
@@ -88,7 +97,7 @@ SAMPLERS: dict[str, Entry] = {
     "heun": Entry(
         make_heun,
         Claims(order=2),
-        evaluations=lambda num_steps: 2 * num_steps - 1,
+        evaluations=look_twice,
         starts_at_noise=False,
         spacing="leading",
     ),
@@ -131,6 +140,30 @@ SAMPLERS: dict[str, Entry] = {
     "lms": Entry(lambda options: lms(), Claims(order=2), starts_at_noise=False, spacing="leading"),
     "deis": Entry(
         lambda options: deis(num_steps=options.num_steps), Claims(order=2), spacing="trailing"
+    ),
+    "kdpm2": Entry(
+        lambda options: kdpm2(level_of_sigma=options.level_of_sigma),
+        Claims(order=2),
+        evaluations=look_twice,
+        starts_at_noise=False,
+        spacing="leading",
+        looks_between=True,
+    ),
+    "kdpm2_ancestral": Entry(
+        lambda options: kdpm2_ancestral(level_of_sigma=options.level_of_sigma),
+        Claims(order=2, stochastic=True),
+        evaluations=look_twice,
+        starts_at_noise=False,
+        spacing="leading",
+        looks_between=True,
+    ),
+    "dpmpp_sde": Entry(
+        lambda options: dpmpp_sde(level_of_sigma=options.level_of_sigma),
+        Claims(order=1, stochastic=True),
+        evaluations=look_twice,
+        starts_at_noise=False,
+        spacing="leading",
+        looks_between=True,
     ),
 }
 

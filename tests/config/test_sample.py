@@ -42,6 +42,7 @@ BAD = [
     ({"churn": 1.0}, {}, "churn is 1.0, .* 0 with --sampler ddpm: only heun"),
     ({"churn": -1.0, "sampler": "heun"}, {}, "churn is -1.0, .* 0 or more"),
     ({"churn": 1.0, "sampler": "heun"}, TABLE, "churn is 1.0, .* table of times"),
+    ({"sampler": "kdpm2"}, TABLE, "sampler is kdpm2, .* such as heun: .* table of times"),
     ({"churn_min": -1.0}, {}, "churn-min is -1.0"),
     ({"churn_min": 2.0, "churn_max": 1.0}, {}, "churn-max is 1.0, .* at least --churn-min 2"),
     ({"churn_noise": -1.0}, {}, "churn-noise is -1.0"),
@@ -53,6 +54,7 @@ GOOD = [
     ({"sampler": "dpmpp_2m", "spacing": "trailing", "num_steps": 20}, NOISE),
     ({"sampler": "heun", "spacing": "leading", "num_steps": 20}, NOISE),
     ({"sampler": "pndm", "num_steps": 20}, TABLE),
+    ({"sampler": "kdpm2", "num_steps": 20}, {}),
     ({"sampler": "heun", "churn": 40.0, "churn_max": 50.0, "dynamic_threshold": 1.0}, {}),
 ]
 

@@ -6,9 +6,11 @@ import pytest
 from PIL import Image
 
 from jax_ddpm.config.jobs import CompareJob
+from jax_ddpm.config.run import Config
 from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.errors import UserError
-from jax_ddpm.jobs.compare_samplers import compare_samplers, most_steps, split_data
+from jax_ddpm.jobs.compare_samplers import compare_samplers, list_samplers, most_steps, split_data
+from jax_ddpm.models import PulferConfig
 from jax_ddpm.process.distances import energy_distance
 from jax_ddpm.samplers import SAMPLERS
 
@@ -20,6 +22,11 @@ from jax_ddpm.samplers import SAMPLERS
 def test_a_sampler_takes_as_many_steps_as_the_evaluations_allow(name, evaluations, steps):
     assert most_steps(name, evaluations) == steps
     assert SAMPLERS[name].evaluations(steps + 1) > evaluations >= SAMPLERS[name].evaluations(steps)
+
+
+def test_a_table_of_times_leaves_out_samplers_that_look_between_the_timesteps():
+    left_out = {*list_samplers(Config())} - {*list_samplers(Config(model=PulferConfig()))}
+    assert left_out == {"kdpm2", "kdpm2_ancestral", "dpmpp_sde"}
 
 
 def test_too_few_evaluations_are_refused():

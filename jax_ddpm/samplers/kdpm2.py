@@ -1,0 +1,79 @@
+"""DPM-Solver-2: a second look in the middle of each step, without and with noise (k-diffusion).
+
+In the variables x = x_t / signal and s = sigma / signal the equation is dx / ds = (x - x_0) / s.
+The middle is the one in log s; it lies between two timesteps.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jax_ddpm.process.levels import Level
+from jax_ddpm.process.shapes import expand
+from jax_ddpm.process.types import DenoiseFn, Images, Prediction
+from jax_ddpm.samplers.base import (
+    LevelFn,
+    PerImage,
+    Sampler,
+    SamplerState,
+    broadcast_levels,
+    sigma_ratio,
+    to_s,
+)
+
+
+def kdpm2(*, level_of_sigma: LevelFn) -> Sampler:
+    """DPM-Solver-2 (Lu et al. 2022, algorithm 1, r_1 = 1/2): x + (s' - s) d with the middle's d.
+
+    Two evaluations per step, one in the step to the clean image. `level_of_sigma(s)` gives the
+    level in the middle (see levels.py).
+    """
+
+    @broadcast_levels
+    def step(
+        state: SamplerState, noise: Images, cur: Level, nxt: Level, denoise_fn: DenoiseFn
+    ) -> tuple[SamplerState, Prediction]:
+        x, prediction = take_midpoint_step(state.x_t, cur, to_s(nxt), level_of_sigma, denoise_fn)
+        return SamplerState(nxt.signal * x), prediction
+
+    return Sampler(init=SamplerState, step=step, starts_at_noise=False)
+
+
+def kdpm2_ancestral(*, level_of_sigma: LevelFn) -> Sampler:
+    """A step of `kdpm2` to a level below the next one, then fresh noise up to it (k-diffusion).
+
+    The noise is exact, so the distribution is as accurate as a step of `kdpm2`.
+    """
+
+    @broadcast_levels
+    def step(
+        state: SamplerState, noise: Images, cur: Level, nxt: Level, denoise_fn: DenoiseFn
+    ) -> tuple[SamplerState, Prediction]:
+        down = sigma_ratio(cur, nxt)  # s_down / s', where s_down = s'^2 / s
+        up = jnp.sqrt((1 - down) * (1 + down))  # s_up / s', where s_up^2 = s'^2 - s_down^2
+        x, prediction = take_midpoint_step(
+            state.x_t, cur, down * to_s(nxt), level_of_sigma, denoise_fn
+        )
+        return SamplerState(nxt.signal * x + nxt.sigma * up * noise), prediction
+
+    return Sampler(init=SamplerState, step=step, starts_at_noise=False)
+
+
+def take_midpoint_step(
+    x_t: Images, cur: Level, s_next: PerImage, level_of_sigma: LevelFn, denoise_fn: DenoiseFn
+) -> tuple[Images, Prediction]:
+    """x at s_next, and the prediction at the start of the step."""
+    x, s = x_t / cur.signal, to_s(cur)
+    prediction = denoise_fn(x_t, cur)
+
+    def look_at_middle() -> Images:
+        middle = jnp.sqrt(s * jnp.where(s_next > 0, s_next, s))  # exp of the mean of log s
+        mid = level_of_sigma(middle)
+        mid = Level(mid.t.reshape(cur.t.shape), expand(mid.signal, x), expand(mid.sigma, x))
+        x_mid = x + (middle - s) * (x - prediction.x_0) / s
+        d_mid = (x_mid - denoise_fn(mid.signal * x_mid, mid).x_0) / middle
+        return x + (s_next - s) * d_mid
+
+    # The clean image has no middle. `cond`, not `where`, so that its evaluation is saved.
+    leads_on = s_next > 0
+    found = jax.lax.cond(jnp.any(leads_on), look_at_middle, lambda: x)
+    return jnp.where(leads_on, found, prediction.x_0), prediction

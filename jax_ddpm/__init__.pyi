@@ -110,6 +110,7 @@ from jax_ddpm.samplers import (
     plms as plms,
     pndm as pndm,
     run_chain as run_chain,
+    sa_solver as sa_solver,
     sample as sample,
     unipc as unipc,
 )

@@ -24,6 +24,7 @@ from jax_ddpm.samplers import (
     lms,
     plms,
     pndm,
+    sa_solver,
     unipc,
 )
 from parity_tests.comparing import toy_denoiser
@@ -71,6 +72,14 @@ def choose_sampler(settings, schedule):
             return kdpm2_ancestral(level_of_sigma=level_of_sigma(schedule))
         case "DPMSDE":
             return dpmpp_sde(level_of_sigma=level_of_sigma(schedule))
+        case "SA":
+            orders = {
+                name: settings.get(name, 2) for name in ("predictor_order", "corrector_order")
+            }
+            # They draw noise in steps that start at 200 <= t <= 800.
+            ends = level_at(schedule, jnp.array([200, 800]))
+            tau_min, tau_max = (ends.sigma / ends.signal).tolist()
+            return sa_solver(**orders, tau_min=tau_min, tau_max=tau_max, num_steps=num_steps)
         case "PNDM" if settings.get("skip_prk_steps"):
             return plms()
         case "PNDM":

@@ -43,6 +43,7 @@ MODULES = {
     "KDPM2": ("k_dpm_2_discrete", "KDPM2DiscreteScheduler"),
     "KDPM2A": ("k_dpm_2_ancestral_discrete", "KDPM2AncestralDiscreteScheduler"),
     "DPMSDE": ("dpmsolver_sde", "DPMSolverSDEScheduler"),
+    "SA": ("sasolver", "SASolverScheduler"),
     "DDIM": ("ddim", "DDIMScheduler"),
     "DDIMInverse": ("ddim_inverse", "DDIMInverseScheduler"),
 }
@@ -99,6 +100,12 @@ RUNS = {
     "KDPM2 ancestral, leading, v": make_settings("KDPM2A", 5, LEADING, V),
     "DPM SDE, trailing": make_settings("DPMSDE", 6, TRAILING),
     "DPM SDE, v, karras": make_settings("DPMSDE", 5, V, use_karras_sigmas=True),
+    "SA, trailing": make_settings("SA", 9, TRAILING),
+    "SA, orders 3 and 3, v, cosine": make_settings(
+        "SA", 9, V, COSINE, predictor_order=3, corrector_order=3
+    ),
+    "SA, orders 3 and 2": make_settings("SA", 12, predictor_order=3),
+    "SA, orders 1 and 2, x_0": make_settings("SA", 5, X_0, predictor_order=1),
 }
 FIRST = (
     "SDE, heun, trailing",
@@ -106,6 +113,7 @@ FIRST = (
     "DEIS, order 3, 6 steps",
     "LMS, trailing",
     "DPM SDE, trailing",
+    "SA, trailing",
 )
 
 

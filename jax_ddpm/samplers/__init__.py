@@ -11,6 +11,7 @@ from jax_ddpm.samplers.heun import heun
 from jax_ddpm.samplers.kdpm2 import kdpm2, kdpm2_ancestral
 from jax_ddpm.samplers.pndm import ipndm, plms, pndm
 from jax_ddpm.samplers.registry import SAMPLERS, SamplerName
+from jax_ddpm.samplers.sa_solver import sa_solver
 from jax_ddpm.samplers.unipc import unipc
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "plms",
     "pndm",
     "run_chain",
+    "sa_solver",
     "sample",
     "unipc",
 ]

@@ -24,6 +24,7 @@ from jax_ddpm.samplers.multistep import (
     empty_history,
     integrate_changes,
     integrate_power,
+    measure_places,
     short_grid,
 )
 
@@ -46,7 +47,7 @@ def lms(*, order: int = 4) -> Sampler:
         moments = [nxt.signal * h ** (j + 1) / (j + 1) for j in range(order)]
         now = jnp.minimum(order, history.num_done + 1)
         x_t = move(state.x_t, prediction.x_0, cur, nxt)
-        x_t += integrate_changes((eps, *history.values), history.measure_places(), moments, now)
+        x_t += integrate_changes((eps, *history.values), measure_places(history.hs), moments, now)
         return SamplerState(x_t, history.append(eps, h)), prediction
 
     return Sampler(
@@ -76,7 +77,7 @@ def deis(*, order: int = 3, num_steps: int | None = None) -> Sampler:
         moments = [-nxt.sigma * integrate_power(j, h, 1) for j in range(order)]
         now = choose_order(order, history.num_done, nxt, short_grid(num_steps))
         x_t = move(state.x_t, prediction.x_0, cur, nxt)
-        x_t += integrate_changes((eps, *history.values), history.measure_places(), moments, now)
+        x_t += integrate_changes((eps, *history.values), measure_places(history.hs), moments, now)
         return SamplerState(x_t, history.append(eps, h)), prediction
 
     return Sampler(lambda x_T: SamplerState(x_T, empty_history(x_T, order - 1)), step)

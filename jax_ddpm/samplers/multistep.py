@@ -1,7 +1,7 @@
 """What the multistep samplers remember, the order of a step, and how they extrapolate."""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -32,13 +32,6 @@ class History(NamedTuple):
         h = jnp.broadcast_to(h, self.hs[0].shape).astype(self.hs[0].dtype)
         return History(self.num_done + 1, (value, *self.values[:-1]), (h, *self.hs[:-1]))
 
-    def measure_places(self) -> list[PerImage]:
-        """The places of the current level, 0, and of `values` behind it."""
-        places = [jnp.zeros_like(self.hs[0])]
-        for h in self.hs:
-            places.append(places[-1] - h)
-        return places
-
 
 def empty_history(x_T: Images, length: int) -> History:
     """The history before the first step, with room for `length` predictions."""
@@ -59,6 +52,11 @@ def choose_order(
     return jnp.where(nxt.sigma > 0, order, 1)
 
 
+def measure_places(hs: Sequence[PerImage]) -> list[PerImage]:
+    """Where the values of a history with steps `hs` lie, as seen from the current level."""
+    return [-behind for behind in accumulate(hs)]
+
+
 def short_grid(num_steps: int | None) -> int | None:
     """`num_steps` if it is so small that the last steps have a lower order."""
     return num_steps if num_steps is not None and num_steps < SHORT_GRID else None
@@ -72,10 +70,11 @@ def integrate_changes(
 ) -> Images:
     """The integral of p(u) - values[0] over a step, where p goes through `values` at `places`.
 
-    p is Newton's polynomial through the first `order` values; each value adds a term, so their
-    places need not be sorted. moments[j] is the integral of u^j over the step, with the weight that
-    the solver gives to u.
+    values[0] lies at u = 0, and the others at `places`, in any order. p is Newton's polynomial
+    through the first `order` of them: each adds a term. moments[j] is the integral of u^j over the
+    step, with the weight that the solver gives to u.
     """
+    places = [jnp.zeros_like(places[0]), *places]
     total, differences = jnp.zeros_like(values[0]), list(values)
     product = [jnp.ones_like(places[0])]  # (u - u_0) ... (u - u_{k-1}): coefficients of u^0, ...
     for k in range(1, len(values)):

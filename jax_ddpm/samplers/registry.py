@@ -16,6 +16,7 @@ from jax_ddpm.samplers.euler import euler, euler_ancestral
 from jax_ddpm.samplers.heun import heun
 from jax_ddpm.samplers.kdpm2 import kdpm2, kdpm2_ancestral
 from jax_ddpm.samplers.pndm import ipndm, plms, pndm
+from jax_ddpm.samplers.sa_solver import sa_solver
 from jax_ddpm.samplers.unipc import unipc
 
 
@@ -164,6 +165,11 @@ SAMPLERS: dict[str, Entry] = {
         starts_at_noise=False,
         spacing="leading",
         looks_between=True,
+    ),
+    "sa_solver": Entry(
+        lambda options: sa_solver(num_steps=options.num_steps),
+        Claims(order=2, stochastic=True),
+        spacing="trailing",
     ),
 }
 

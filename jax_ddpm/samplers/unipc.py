@@ -17,7 +17,7 @@ from jax_ddpm.samplers.base import (
     log_snr_step,
     move,
 )
-from jax_ddpm.samplers.multistep import History, choose_order, empty_history, phi
+from jax_ddpm.samplers.multistep import History, choose_order, empty_history, measure_places, phi
 
 
 class LastStep(NamedTuple):
@@ -65,7 +65,7 @@ def unipc(*, order: int = 2, num_steps: int | None = None) -> Sampler:
 
 def predict_x_0(x_0: Images, history: History, h: PerImage, order: Int[Array, "..."]) -> Images:
     """The x_0 of the next step, of size h, from the one at its start and order - 1 earlier ones."""
-    places = [place / h for place in history.measure_places()[1:-1]]
+    places = [place / h for place in measure_places(history.hs[:-1])]
     others = history.values
     mixtures = [x_0 + mix_changes(x_0, others, places[:n], h) for n in range(len(places) + 1)]
     return select_by_order(order, mixtures, x_0)
@@ -74,8 +74,7 @@ def predict_x_0(x_0: Images, history: History, h: PerImage, order: Int[Array, ".
 def correct_x_0(x_0: Images, history: History, order: Int[Array, "..."]) -> Images:
     """The x_0 of the last step again, now that the prediction `x_0` at its end is known."""
     start, h = history.values[0], history.hs[0]
-    earlier = history._replace(hs=history.hs[1:]).measure_places()[1:]  # as seen from the start
-    places = [jnp.ones_like(h), *(place / h for place in earlier)]
+    places = [jnp.ones_like(h), *(place / h for place in measure_places(history.hs[1:]))]
     others = (x_0, *history.values[1:])
     counts = range(1, len(places) + 1)
     mixtures = [start + mix_changes(start, others, places[:n], h) for n in counts]

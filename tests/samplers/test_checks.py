@@ -20,6 +20,7 @@ from jax_ddpm.samplers import (
     lms,
     plms,
     run_chain,
+    sa_solver,
     sample,
     unipc,
 )
@@ -56,6 +57,8 @@ MISTAKES = {
         lambda: dpmpp_3m(curvature="exakt"),
     ],
     "order is 4, but it must be 2 or 3": [lambda: unipc(order=4), lambda: deis(order=4)],
+    "predictor_order is 0, but it must be 1, 2 or 3": [lambda: sa_solver(predictor_order=0)],
+    "corrector_order is 1, but it must be 2 or 3": [lambda: sa_solver(corrector_order=1)],
     "order is 5, but it must be 1, 2, 3 or 4": [lambda: lms(order=5)],
     "churn needs num_steps and level_of_sigma: it adds noise to each level": [
         lambda: heun(churn=1.0, num_steps=5),

@@ -95,6 +95,7 @@ from jax_ddpm.samplers import (
     ddpm as ddpm,
     deis as deis,
     dpmpp_2m as dpmpp_2m,
+    dpmpp_2m_inverse as dpmpp_2m_inverse,
     dpmpp_2m_sde as dpmpp_2m_sde,
     dpmpp_2s as dpmpp_2s,
     dpmpp_3m as dpmpp_3m,

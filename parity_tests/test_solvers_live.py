@@ -14,7 +14,7 @@ from jax_ddpm.process.denoiser import make_denoise_fn
 from jax_ddpm.process.grids import timestep_grid
 from jax_ddpm.process.levels import Level, level_at
 from jax_ddpm.process.schedules import linear_betas, make_schedule
-from jax_ddpm.samplers import ddim, ddim_inverse, ipndm
+from jax_ddpm.samplers import ddim, ddim_inverse, dpmpp_2m_inverse, ipndm
 from parity_tests.comparing import draws, to_jax, to_torch
 from parity_tests.recorded_solvers import (
     SCALED,
@@ -44,6 +44,7 @@ MODULES = {
     "KDPM2A": ("k_dpm_2_ancestral_discrete", "KDPM2AncestralDiscreteScheduler"),
     "DPMSDE": ("dpmsolver_sde", "DPMSolverSDEScheduler"),
     "SA": ("sasolver", "SASolverScheduler"),
+    "DPMInverse": ("dpmsolver_multistep_inverse", "DPMSolverMultistepInverseScheduler"),
     "DDIM": ("ddim", "DDIMScheduler"),
     "DDIMInverse": ("ddim_inverse", "DDIMInverseScheduler"),
 }
@@ -209,6 +210,29 @@ def test_inverse_ddim(compare, monkeypatch, double, clip):
             lambda params, x, t: denoise_in_jax(x, t), None, rederive_eps=False
         )
     x_t, _ = walk(ddim_inverse(clip_x_0=clip), denoise_fn, levels, x_0, np.zeros((25, *SHAPE)))
+    compare("diffusers' solvers", x_t, theirs[1:], "float64")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        make_settings("DPMInverse", 9),
+        pytest.param(make_settings("DPMInverse", 16, V, COSINE), marks=pytest.mark.slow),
+        pytest.param(make_settings("DPMInverse", 6, solver_type="heun"), marks=pytest.mark.slow),
+    ],
+    ids=["9 steps", "16 steps, v, cosine", "6 steps, heun"],
+)
+def test_inverse_multistep(compare, monkeypatch, double, settings):
+    """Theirs begins at the level of t = 0, so ours does too."""
+    scheduler, _ = make_scheduler(monkeypatch, settings)
+    x_0, num_steps = draws(SHAPE, "float64", 6), settings["steps"]
+    theirs = run_theirs(scheduler, num_steps, to_torch(x_0))
+    t = np.append(scheduler.timesteps.numpy(), 999)
+    levels = level_at(build_schedule(settings, "float64"), jnp.asarray(t))
+    correction = settings.get("solver_type", "midpoint")
+    sampler = dpmpp_2m_inverse(correction=correction, num_steps=num_steps)
+    noises = np.zeros((num_steps, *SHAPE))
+    x_t, _ = walk(sampler, make_denoiser(settings), levels, jnp.asarray(x_0), noises)
     compare("diffusers' solvers", x_t, theirs[1:], "float64")
 
 

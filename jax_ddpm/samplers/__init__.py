@@ -5,6 +5,7 @@ from jax_ddpm.samplers.base import Sampler, SamplerState, draw_noise, run_chain,
 from jax_ddpm.samplers.ddim import ddim, ddim_inverse
 from jax_ddpm.samplers.ddpm import ddpm
 from jax_ddpm.samplers.dpmpp import dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, dpmpp_3m
+from jax_ddpm.samplers.dpmpp_inverse import dpmpp_2m_inverse
 from jax_ddpm.samplers.dpmpp_sde import dpmpp_sde
 from jax_ddpm.samplers.euler import euler, euler_ancestral
 from jax_ddpm.samplers.heun import heun
@@ -24,6 +25,7 @@ __all__ = [
     "ddpm",
     "deis",
     "dpmpp_2m",
+    "dpmpp_2m_inverse",
     "dpmpp_2m_sde",
     "dpmpp_2s",
     "dpmpp_3m",

@@ -11,6 +11,7 @@ from jax_ddpm.samplers import (
     ddim,
     ddim_inverse,
     dpmpp_2m,
+    dpmpp_2m_inverse,
     dpmpp_3m,
     euler,
     euler_ancestral,
@@ -30,9 +31,10 @@ from tests.shared.mixture import (
 )
 
 
-def measure_error(sampler, num_steps, h_first=False):
+def measure_error(sampler, num_steps, h_first=False, up=False):
     """Measure the largest error of 64 particles; with `h_first` two very short steps come first."""
     levels = make_levels(num_steps, "log_snr")
+    levels = pick_levels(levels, slice(None, None, -1)) if up else levels
     if h_first:
         log_sigmas = np.log(np.asarray(levels.sigma / levels.signal))
         short = (log_sigmas[0] - log_sigmas[1]) ** 2 / 4
@@ -114,8 +116,16 @@ def test_churn_keeps_the_distribution_and_adds_noise_only_within_its_limits():
     np.testing.assert_array_equal(measure_churned_std(0.0, 20)[1], 0)
 
 
-def test_inversion_finds_the_noise_that_ddim_turns_into_the_image():
-    """Each way makes an error of first order in the step."""
+@pytest.mark.parametrize(
+    ("inverse", "sampler", "limit"),
+    [
+        (ddim_inverse(), ddim(), 2e-2),  # measured: 2e-3
+        (dpmpp_2m_inverse(), dpmpp_2m(), 2e-4),  # measured: 2e-5
+    ],
+    ids=["ddim", "dpmpp_2m"],
+)
+def test_inversion_finds_the_noise_that_the_sampler_turns_into_the_image(inverse, sampler, limit):
+    """Each way makes an error of the order of the sampler in the step."""
     levels = make_levels(300, "t", 600.0, 1.0, clean=True)
     up = type(levels)(*(field[::-1] for field in levels))
     image = jnp.asarray([-0.7, 0.1, 0.6]).reshape(1, 3, 1, 1)
@@ -129,11 +139,40 @@ def test_inversion_finds_the_noise_that_ddim_turns_into_the_image():
         )
 
     nothing = jnp.zeros((300, 1, 3, 1, 1))
-    noise = sample(ddim_inverse(), denoise, up, image, lambda i: nothing[i])[0]
-    back = sample(ddim(), denoise, levels, noise, lambda i: nothing[i])[0]
-    # Measured: 4e-3
-    np.testing.assert_allclose(back, image, rtol=0, atol=2e-2)
+    noise = sample(inverse, denoise, up, image, lambda i: nothing[i])[0]
+    back = sample(sampler, denoise, levels, noise, lambda i: nothing[i])[0]
+    np.testing.assert_allclose(back, image, rtol=0, atol=limit)
     assert jnp.abs(noise - image).max() > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("correction", ["midpoint", "heun"])
+def test_multistep_inversion_has_second_order(correction):
+    coarse, fine = (
+        measure_error(dpmpp_2m_inverse(correction=correction), num_steps, up=True)
+        for num_steps in (64, 128)
+    )
+    np.testing.assert_allclose(np.log2(coarse / fine), 2, atol=0.25)  # measured: 1.99, 1.98
+
+
+def test_multistep_inversion_reaches_pure_noise_in_images_with_levels_of_their_own():
+    """To pure noise the step is of first order, and the image of each grid is the same alone."""
+    up = [
+        pick_levels(make_levels(5, "t", at, clean=True), slice(None, None, -1)) for at in (600, 900)
+    ]
+    up[1] = up[1]._replace(signal=up[1].signal.at[-1].set(0), sigma=up[1].sigma.at[-1].set(1))
+    both = jax.tree.map(lambda *fields: jnp.stack(fields, axis=1), *up)
+    images = jnp.asarray([-0.7, 0.6]).reshape(2, 1, 1, 1)
+    denoise, sampler = make_gaussian_denoiser(0.3, 0.5), dpmpp_2m_inverse()
+
+    def invert(levels):
+        return sample(sampler, denoise, levels, images, lambda i: 0 * images)[0]
+
+    found = invert(both)
+    assert jnp.isfinite(found).all()
+    for i, levels in enumerate(up):
+        # Measured: 6e-17
+        np.testing.assert_allclose(found[i], invert(levels)[i], rtol=0, atol=1e-12)
 
 
 def test_ddim_goes_up_without_an_infinite_variance():

@@ -48,13 +48,13 @@ def choose_sampler(settings, schedule):
     """Our sampler for one of their schedulers."""
     num_steps = settings["steps"]
     match settings["family"]:
-        case "DPM":
+        case "DPM" | "EDMDPM":
             return choose_multistep(settings, num_steps)
         case "DPMS":
             return dpmpp_2s()
         case "UniPC":
             return unipc(order=settings.get("solver_order", 2), num_steps=num_steps)
-        case "Euler":
+        case "Euler" | "EDMEuler":
             return euler()
         case "EulerA":
             return euler_ancestral()

@@ -170,9 +170,9 @@ class Diffusion(struct.PyTreeNode):
         """Draw images of `shape` [b, h, w, c] in [-1, 1] with `sampler`, a name or a Sampler.
 
         The default is ancestral sampling over all T timesteps. Other samplers, such as "ddim" and
-        "dpmpp_2m", need only 20 to 50 `steps`. The default `spacing` is "leading" for the names
-        "heun", "plms" and "pndm", and "trailing" otherwise. `key` is one key, or one key per image;
-        image i depends only on its key.
+        "dpmpp_2m", need only 20 to 50 `steps`. The default `spacing` is "leading" for the names of
+        samplers that divide by the signal, such as "heun" and "plms", and "trailing" otherwise.
+        `key` is one key, or one key per image; image i depends only on its key.
 
         The whole chain is one program, compiled once for each shape, network, sampler and number of
         steps. Pass the same function for the network each time: a new lambda compiles again.

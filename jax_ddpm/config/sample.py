@@ -30,8 +30,9 @@ class SampleConfig:
     sampler: SamplerName = "ddpm"
     """The sampler. ddpm draws noise in every step; ddim and the other solvers need fewer steps."""
     num_steps: int = 1000
-    """Steps per image. A step is one network evaluation, except that heun takes two in all but the
-    last, plms two in the first, and pndm four in each of the first three."""
+    """Steps per image. A step is one network evaluation, except that heun, kdpm2, kdpm2_ancestral
+    and dpmpp_sde take two in all but the last, plms two in the first, and pndm four in each of the
+    first three."""
     spacing: GridName = "leading"
     """Which timesteps are visited if num_steps is less than T. log_snr and karras visit noise
     levels between the timesteps, in equal steps of log(signal/sigma) or (sigma/signal)^(1/7)."""

@@ -163,7 +163,8 @@ def sample_run(args: argparse.Namespace) -> np.ndarray:
     dtype = getattr(torch, args.dtype)
     model = load_network(args.run, config["model"], image_shape[-1], dtype)
     diffusion = config["diffusion"]
-    tables = make_schedule(BETAS[diffusion["schedule"]](diffusion["num_timesteps"]), dtype)
+    betas = diffusion.get("betas") or BETAS[diffusion["schedule"]](diffusion["num_timesteps"])
+    tables = make_schedule(np.array(betas), dtype)
     keys = random.fold_in(random.key(args.seed), torch.arange(args.num))
     drawn = [
         draw(model, tables, config["sample"], diffusion["prediction_type"], batch, image_shape)

@@ -16,12 +16,14 @@ from jax_ddpm.config.jobs import Weights
 from jax_ddpm.config.presets import PRESETS
 from jax_ddpm.config.run import Config
 from jax_ddpm.interop import PEERS, PeerName
+from jax_ddpm.interop.source import recognise
 
 EXAMPLES = (
     (
         "jax-ddpm convert model.pt --source lucidrains --out runs/a",
         "import PyTorch weights as a run",
     ),
+    ("jax-ddpm convert ddpm-cifar10-32 --out runs/b", "import a pipeline that diffusers saved"),
     ("jax-ddpm convert runs/a --to torch", "export a run's weights for PyTorch"),
     (
         "jax-ddpm convert runs/a --to torch --source diffusers --out b.safetensors",
@@ -30,8 +32,9 @@ EXAMPLES = (
 )
 IMPORT_HELP = Help(
     usage="jax-ddpm convert FILE --source NAME --out RUN [FLAGS]   (the other way: RUN --to torch)",
-    summary="Make a run folder from a weight file. You can sample it, evaluate it and train it "
-    "further. Settings that you do not give come from the implementation's preset.",
+    summary="Make a run folder from a weight file, or from a folder that diffusers saved. You can "
+    "sample it, evaluate it and train it further. A table shows each setting and its origin: what "
+    "the files say, what you give, or else the implementation's preset.",
     examples=EXAMPLES,
     flags=(
         "--source",
@@ -58,11 +61,12 @@ class ImportFlags:
     """The flags for importing."""
 
     file: tyro.conf.Positional[Path]
-    """Weight file: .safetensors, .pt, .pth, .bin, .ckpt or .npz."""
-    source: PeerName
-    """The implementation that wrote it."""
+    """Weight file (.safetensors, .npz, or with PyTorch installed .pt, .pth, .bin, .ckpt), a folder
+    with one, the index of a sharded one, or the folder of a pipeline that diffusers saved."""
     out: Path
     """Folder of the new run."""
+    source: PeerName | None = None
+    """The implementation that wrote it; None: what the JSON files beside the weights name."""
     config: Path | None = None
     """JSON file with the constructor arguments of its network that the weights do not reveal. None:
     the file of the same name beside the weights, or diffusers' config.json."""
@@ -88,7 +92,7 @@ def read_import(args: Sequence[str]) -> Parsed[ImportFlags]:
     """Read the flags in `args`; all others keep the values of the implementation's preset."""
     source = find_value("--source", args)
     preset = PRESETS[PEERS[source].preset] if source in PEERS else Config()
-    default = ImportFlags(tyro.MISSING, tyro.MISSING, tyro.MISSING, settings=preset)
+    default = ImportFlags(tyro.MISSING, tyro.MISSING, settings=preset)
     return parse(ImportFlags, args, IMPORT_HELP, default=default)
 
 
@@ -108,6 +112,8 @@ def run(args: Sequence[str]) -> None:
     parsed = read(args)
     if isinstance(parsed.flags, ExportFlags):
         export_from(parsed)
+    elif parsed.flags.source is None:
+        import_from(read_import([*args, "--source", recognise(parsed.flags.file)]))
     else:
         import_from(parsed)
 
@@ -116,15 +122,22 @@ def import_from(parsed: Parsed[ImportFlags]) -> None:
     """Make a run folder and suggest the next command."""
     from jax_ddpm.jobs.convert import import_weights
 
-    flags = parsed.flags
+    flags, given = parsed.flags, parsed.arguments.given
+    typed = {to_setting(name): name for name in given if "." in name}
+    assert flags.source is not None  # `run` has recognised it
     with parsed.naming_flags_as_typed():
-        import_weights(flags.file, flags.source, flags.out, flags.settings, flags.config)
+        import_weights(flags.file, flags.source, flags.out, flags.settings, flags.config, typed)
     suggest("sample", flags.out)
+
+
+def to_setting(flag: str) -> str:
+    """The dotted name of a setting from its flag: "--data.image-size" is "data.image_size"."""
+    return flag.removeprefix("--").replace("-", "_")
 
 
 def export_from(parsed: Parsed[ExportFlags]) -> None:
     """Write a weight file and suggest how to check it."""
-    from jax_ddpm.jobs.convert import export_weights
+    from jax_ddpm.jobs.export import export_weights
 
     flags = parsed.flags
     with parsed.naming_flags_as_typed():

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from jax_ddpm.config.aliases import ALIASES
 from jax_ddpm.config.plain_values import make_check, require_plain
 from jax_ddpm.config.sample import SampleConfig as SampleConfig
@@ -17,7 +19,14 @@ from jax_ddpm.models import ModelConfig, UNetConfig
 from jax_ddpm.process.objectives import Objective
 from jax_ddpm.process.pixel_losses import LossType
 from jax_ddpm.process.predictions import PredictionType
-from jax_ddpm.process.schedules import ClippedLogVariance, ScheduleName, named_schedule
+from jax_ddpm.process.schedules import (
+    Betas,
+    ClippedLogVariance,
+    ScheduleName,
+    make_schedule,
+    named_betas,
+    rescale_zero_terminal_snr,
+)
 from jax_ddpm.process.timesteps import TimestepSampling
 from jax_ddpm.process.weighting import Weighting
 
@@ -62,6 +71,9 @@ class DiffusionConfig:
 
     schedule: ScheduleName = "linear"
     """The noise schedule."""
+    betas: tuple[float, ...] | None = None
+    """The betas themselves, one for each of the T timesteps, for a schedule without a name. They
+    replace the schedule."""
     num_timesteps: int = 1000
     """T, the length of the chain."""
     zero_terminal_snr: bool = False
@@ -170,13 +182,29 @@ def _validate_schedule(diffusion: DiffusionConfig) -> None:
     timesteps = diffusion.num_timesteps
     check = make_check(diffusion, "--diffusion.")
     check("num_timesteps", timesteps <= MAX_TIMESTEPS, f"at most {MAX_TIMESTEPS:,}")
+    betas, zero = diffusion.betas, diffusion.zero_terminal_snr
+    if betas is not None:
+        expected = f"{len(betas)}, the number of --diffusion.betas"
+        check("num_timesteps", timesteps == len(betas), expected)
+        ends_in_noise = bool(betas) and betas[-1] == 1
+        expected = "True because the last of --diffusion.betas is 1"
+        check("zero_terminal_snr", zero or not ends_in_noise, expected)
     try:
-        named_schedule(diffusion.schedule, timesteps, zero_terminal_snr=diffusion.zero_terminal_snr)
+        make_schedule(make_betas(diffusion))
     except ValueError as error:
+        chosen = f"schedule {diffusion.schedule}" if betas is None else f"betas ({len(betas)})"
         raise UserError(
-            f"--diffusion.num-timesteps {timesteps} with --diffusion.schedule "
-            f"{diffusion.schedule}: {error}"
+            f"--diffusion.num-timesteps {timesteps} with --diffusion.{chosen}: {error}"
         ) from error
+
+
+def make_betas(diffusion: DiffusionConfig) -> Betas:
+    """The betas of the chain, in float64. Raises ValueError if the schedule is not valid at T."""
+    zero = diffusion.zero_terminal_snr
+    if diffusion.betas is None:
+        return named_betas(diffusion.schedule, diffusion.num_timesteps, zero_terminal_snr=zero)
+    betas = np.asarray(diffusion.betas, np.float64)
+    return rescale_zero_terminal_snr(betas) if zero else betas
 
 
 def _validate_loss(diffusion: DiffusionConfig) -> None:

@@ -33,15 +33,17 @@ def require_bounded(num_bytes: int, path: Path) -> None:
         )
 
 
-def read_json(path: Path, what: str) -> Any:
+def read_json(path: Path, what: str, *, infinite: bool = False) -> Any:
     """Read the JSON value in `path`; error messages call the file `what`.
 
-    Raises UserError for more than 16 MiB, and for anything but strict JSON (no NaN, no Infinity).
+    Raises UserError for more than 16 MiB, and for anything but strict JSON (no NaN, no Infinity
+    unless numbers may be `infinite`).
     """
     try:
         if path.stat().st_size > MAX_JSON:
             raise UserError(f"{path} has more than {MAX_JSON:,} bytes: it cannot be {what}")
-        return json.loads(path.read_text("utf-8"), parse_constant=_refuse_constant)
+        read = _read_infinity if infinite else _refuse_constant
+        return json.loads(path.read_text("utf-8"), parse_constant=read)
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}: expected {what}") from error
     except (ValueError, RecursionError, OSError) as error:
@@ -52,6 +54,10 @@ def read_json(path: Path, what: str) -> Any:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a number in JSON")
+
+
+def _read_infinity(name: str) -> float:
+    return _refuse_constant(name) if name == "NaN" else float(name)
 
 
 def explain(error: BaseException) -> str:

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from jax_ddpm.errors import UserError
+from jax_ddpm.interop.diffusers_facts import describe
 from jax_ddpm.interop.peer import Peer, Shapes
 from jax_ddpm.models.unet2d import UNet2DConfig
 
@@ -141,4 +142,5 @@ DIFFUSERS = Peer(
     },
     buffers=("time_proj.W",),
     unknowable=UNKNOWABLE,
+    describe=describe,
 )

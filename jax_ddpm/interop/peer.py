@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from jax_ddpm.interop.facts import Fact, Question, describe_betas_tensor
 from jax_ddpm.models import Architecture
 
 Shapes = Mapping[str, tuple[int, ...]]  # name of a tensor -> shape
@@ -42,3 +43,5 @@ class Peer:
     """Whether it uses PyTorch's layouts; False: ours."""
     unknowable: tuple[str, ...] = ()
     """Arguments that change results but no shape; without them, the weights are refused."""
+    describe: Callable[[Question], list[Fact]] = describe_betas_tensor
+    """Describes a run with its weights, apart from the network."""

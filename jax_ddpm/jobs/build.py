@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key
 
-from jax_ddpm.config.run import Config, DiffusionConfig, SampleConfig, SourceConfig, TrainConfig
+from jax_ddpm.config.run import (
+    Config,
+    DiffusionConfig,
+    SampleConfig,
+    SourceConfig,
+    TrainConfig,
+    make_betas,
+)
 from jax_ddpm.config.sample import sampling_timesteps, visits_timesteps
 from jax_ddpm.data.sources import ImageSource, Split, open_source
 from jax_ddpm.errors import UserError
@@ -18,13 +25,7 @@ from jax_ddpm.optim.optimizers import make_learning_rate, make_optimizer
 from jax_ddpm.process.denoiser import rescale_timesteps
 from jax_ddpm.process.grids import continuous_levels
 from jax_ddpm.process.levels import Level, level_at, level_of_sigma, level_of_t
-from jax_ddpm.process.schedules import (
-    BETAS,
-    Betas,
-    Schedule,
-    make_schedule,
-    rescale_zero_terminal_snr,
-)
+from jax_ddpm.process.schedules import Schedule, make_schedule
 from jax_ddpm.process.timesteps import empty_history
 from jax_ddpm.process.types import GradientFn
 from jax_ddpm.samplers import SAMPLERS, Sampler
@@ -120,12 +121,6 @@ def build(
         more_ema=tuple(more_ema),
         posthoc_ema=tuple(map(make_posthoc_ema, train.posthoc_ema)),
     )
-
-
-def make_betas(diffusion: DiffusionConfig) -> Betas:
-    """The betas of the chain, in float64. Raises ValueError if the schedule is not valid at T."""
-    betas = BETAS[diffusion.schedule](diffusion.num_timesteps)
-    return rescale_zero_terminal_snr(betas) if diffusion.zero_terminal_snr else betas
 
 
 def open_data(data: SourceConfig, split: Split = "train") -> ImageSource:

@@ -1,105 +1,204 @@
-"""Import weights of other implementations as runs, and export runs as weight files."""
+"""Import weights of other implementations as runs."""
 
-import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jax_ddpm import runs
-from jax_ddpm.config.jobs import EMA, Weights
-from jax_ddpm.config.run import MAX_TIMESTEPS, Config, DataConfig, validate
-from jax_ddpm.errors import UserError, join_or
-from jax_ddpm.files.atomic import write_atomically
-from jax_ddpm.files.untrusted import explain
-from jax_ddpm.interop import PEERS, Network, PeerName, from_torch, to_state_dict
-from jax_ddpm.interop.files import read_arguments, read_weights, require_suffix, write_weights
-from jax_ddpm.interop.unwrap import find_tensor
+from jax_ddpm.config.run import Config, DataConfig, validate
+from jax_ddpm.errors import UserError, flag_name
+from jax_ddpm.interop import PEERS, Network, PeerName, from_torch
+from jax_ddpm.interop.facts import ASSUMED, Fact, Missing, Question, merge, show_value
+from jax_ddpm.interop.source import read_source
 from jax_ddpm.jobs.build import build, open_data
-from jax_ddpm.jobs.parameters import check_weights, load_params
-from jax_ddpm.models import Architecture
-from jax_ddpm.process.schedules import BETAS, ScheduleName, rescale_zero_terminal_snr
 from jax_ddpm.runs.checkpoint import open_checkpoints, save
+
+# What determines the images of a run; the table names the assumed ones too.
+SHOWN = (
+    "data.image_size",
+    "diffusion.num_timesteps",
+    "diffusion.schedule",
+    "diffusion.prediction_type",
+    "diffusion.variance",
+    "sample.sampler",
+    "sample.variance",
+    "sample.clip_x_0",
+)
+# The settings that belong to the weights; all others may be chosen otherwise.
+OF_THE_WEIGHTS = (
+    "diffusion.schedule",
+    "diffusion.betas",
+    "diffusion.num_timesteps",
+    "diffusion.zero_terminal_snr",
+    "diffusion.prediction_type",
+    "diffusion.variance",
+    "diffusion.rescale_timesteps",
+)
+CHANNELS: dict[int | None, Literal[1, 3]] = {1: 1, 3: 3}  # that data can have
+MODEL_SETTINGS = ("compute_dtype", "dropout")  # the only ones that leave the network the same
+
+
+class Described(NamedTuple):
+    """The configuration of a run, the size of its images if known, and where settings are from."""
+
+    config: Config
+    size: tuple[int, int] | None
+    facts: list[Fact]
 
 
 def import_weights(
-    file: Path, source: PeerName, out: Path, settings: Config, arguments: Path | None = None
+    file: Path,
+    source: PeerName,
+    out: Path,
+    settings: Config,
+    arguments: Path | None = None,
+    typed: Mapping[str, str] | None = None,
 ) -> runs.Run:
-    """Make a run folder from a weight file, ready to be sampled or trained further.
+    """Make a run folder from what another program saved, ready to be sampled or trained further.
 
-    `settings` provides everything but the network; use the preset of `source`, for example.
-    `arguments` is a JSON file with the constructor arguments of the network that its weights do not
-    reveal.
+    `file` is a weight file or a folder. `settings` provides what it does not say; use the preset of
+    `source`, for example. `arguments` is a JSON file with the constructor arguments of the network
+    that its weights do not reveal. `typed` holds the settings that the user has chosen, such as
+    "data.image_size", with the flags that chose them. Prints where each setting comes from.
 
-    Raises UserError if the weights do not fit the network, or if `out` exists. The folder is
-    written completely or not at all.
+    Raises UserError if the weights do not fit the network, for settings that a run cannot have or
+    that contradict each other, and if `out` exists. The folder is written completely or not at all.
     """
     if out.exists():
         raise UserError(f"{out} exists: choose another folder with --out")
-    given = read_weights(file)
-    network = from_torch(given, source, read_arguments(file, arguments))
-    config = make_config(settings, network, given)
-    shape = choose_image_shape(config.data, network)
-    run = runs.Run(out, config, shape, imported_from=source)
-    validate(config)
+    typed = typed or {}
+    given = read_source(file, arguments)
+    asked = Question(given, {what: find_setting(settings, what) for what in typed})
+    facts = merge(PEERS[source].describe(asked))
+    network = from_torch(given.tensors, source, given.arguments)
+    described = apply_facts(add_network(settings, network, typed), facts, typed)
+    shape = choose_image_shape(described, network)
+    run = runs.Run(out, described.config, shape, imported_from=source)
+    validate(described.config)
     write_run(run, network)
+    print_table(described, shape)
     count = sum(leaf.size for leaf in jax.tree.leaves(network.params))
-    size = "x".join(map(str, run.image_shape))
+    size = "x".join(map(str, shape))
     print(f"Wrote {out}: {count:,} parameters of {source}, for images of {size}")
     return run
 
 
-def make_config(settings: Config, network: Network, given: Mapping[str, Any]) -> Config:
-    """Put the network into `settings`, and the schedule if the weight file holds betas."""
-    config = replace(settings, model=network.config, run=None)
-    betas = find_tensor(given, "betas")
-    if betas is None:
-        return config
-    try:
-        betas = np.asarray(betas, np.float64)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"the file's betas are not numbers: {explain(error)}") from error
-    name, zero = find_schedule(betas)
-    diffusion = replace(
-        config.diffusion, schedule=name, zero_terminal_snr=zero, num_timesteps=len(betas)
-    )
-    num_steps = min(config.sample.num_steps, len(betas))
-    return replace(config, diffusion=diffusion, sample=replace(config.sample, num_steps=num_steps))
+def add_network(settings: Config, network: Network, typed: Mapping[str, str]) -> Config:
+    """Put the network into `settings`. Raises UserError if the user has chosen another network."""
+    model, data = network.config, settings.data
+    for what, flag in typed.items():
+        section, _, name = what.partition(".")
+        if section == "model" and name not in MODEL_SETTINGS:
+            raise UserError(f"{flag} is not possible here: the network is the one of the weights")
+        if section == "model" and name in {field.name for field in fields(model)}:
+            model = replace(model, **{name: find_setting(settings, what)})
+    channels = model.image_channels
+    if data.channels is not None and "data.channels" not in typed:
+        data = replace(data, channels=CHANNELS.get(channels, data.channels))
+    return replace(settings, model=model, data=data, run=None)
 
 
-def find_schedule(betas: np.ndarray) -> tuple[ScheduleName, bool]:
-    """Find the schedule with these betas, and whether it is rescaled to zero terminal SNR.
+def apply_facts(settings: Config, facts: Mapping[str, Fact], typed: Mapping[str, str]) -> Described:
+    """Change `settings` to what the facts say, where the user has not chosen otherwise.
 
-    Betas are compared with float32's precision. Raises UserError if no schedule has them.
+    Raises UserError for a choice that contradicts the weights, and for a setting that we do not
+    have unless the user has chosen another.
     """
-    if betas.ndim != 1 or not 1 <= len(betas) <= MAX_TIMESTEPS:
-        raise UserError(
-            f"the file's betas have shape {betas.shape}, but there must be one for each timestep"
-        )
-    zero = bool(betas[-1] == 1)
-    for name, make_betas in BETAS.items():
-        try:
-            ours = make_betas(len(betas))
-            ours = rescale_zero_terminal_snr(ours) if zero else ours
-        except ValueError:
+    chosen, size = [], None
+    _require_one_schedule(facts, typed)
+    for what, fact in facts.items():
+        section, _, name = what.partition(".")
+        if what in typed:
+            _require_agreement(settings, fact, typed[what])
             continue
-        if np.allclose(ours, betas, rtol=1e-4, atol=1e-7):
-            return name, zero
-    raise UserError(f"the file's {len(betas)} betas do not match {join_or(list(BETAS))}")
+        if isinstance(fact.value, Missing):
+            flag = flag_name(name, f"--{section}.")
+            raise UserError(f"{fact.origin}: {fact.value.reason}; choose another with {flag}")
+        chosen.append(fact)
+        value = fact.value
+        if what == "data.image_size":
+            size = value if isinstance(value, tuple) else (value, value)
+            value = None if isinstance(value, tuple) else value
+        part = replace(getattr(settings, section), **{name: value})
+        settings = replace(settings, **{section: part})
+    settings = _limit_num_steps(settings, typed)
+    return Described(settings, size, [*chosen, *list_others(settings, facts, typed)])
 
 
-def choose_image_shape(data: DataConfig, network: Network) -> tuple[int, int, int]:
-    """Choose the shape of the run's images: from the settings, the data, or the network."""
+def _require_one_schedule(facts: Mapping[str, Fact], typed: Mapping[str, str]) -> None:
+    """Raise UserError if the user has chosen a schedule and the file has betas, or vice versa."""
+    for what, other in (("schedule", "betas"), ("betas", "schedule")):
+        flag, fact = typed.get(f"diffusion.{what}"), facts.get(f"diffusion.{other}")
+        if flag and fact:
+            raise UserError(
+                f"{flag} contradicts {fact.origin}, which has the {other} {show_value(fact.value)}"
+            )
+
+
+def _require_agreement(settings: Config, fact: Fact, flag: str) -> None:
+    value = find_setting(settings, fact.what)
+    if fact.what in OF_THE_WEIGHTS and fact.origin != ASSUMED and value != fact.value:
+        raise UserError(
+            f"{flag} is {show_value(value)}, but {fact.origin} says {show_value(fact.value)}: "
+            "leave the flag out"
+        )
+
+
+def _limit_num_steps(settings: Config, typed: Mapping[str, str]) -> Config:
+    """Lower the number of sampling steps to T, unless the user has chosen it."""
+    sample, most = settings.sample, settings.diffusion.num_timesteps
+    if "sample.num_steps" in typed or sample.num_steps <= most:
+        return settings
+    return replace(settings, sample=replace(sample, num_steps=most))
+
+
+def list_others(
+    settings: Config, facts: Mapping[str, Fact], typed: Mapping[str, str]
+) -> Iterator[Fact]:
+    """List the settings that the user has chosen, and those that no fact determines."""
+    for what, flag in typed.items():
+        if what in facts or what in SHOWN:
+            yield Fact(what, find_setting(settings, what), flag)
+    for what in SHOWN:
+        named = what == "diffusion.schedule" and settings.diffusion.betas is not None
+        if what not in facts and what not in typed and not named:
+            yield Fact(what, find_setting(settings, what), f"{ASSUMED}, as in {settings.preset}")
+
+
+def find_setting(settings: Config, what: str) -> Any:
+    """Find a setting by its dotted name."""
+    value: Any = settings
+    for name in what.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def choose_image_shape(described: Described, network: Network) -> tuple[int, int, int]:
+    """Choose the shape of the images: from the source, the settings, the data or the network."""
     height, width, channels = network.config.example_shape
+    data: DataConfig = described.config.data
+    if described.size is not None:
+        return *described.size, channels
     if data.image_size is not None:
         return data.image_size, data.image_size, channels
     of_data = open_data(data).image_shape
     return of_data if of_data[-1] == channels else (height, width, channels)
+
+
+def print_table(described: Described, shape: tuple[int, int, int]) -> None:
+    """Print what was found, its value, and where it comes from."""
+    rows = [("setting", "value", "from")]
+    for what, value, origin in sorted(described.facts):
+        shown = "x".join(map(str, shape[:2])) if what == "data.image_size" else show_value(value)
+        rows.append((what, shown, origin))
+    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    for what, shown, origin in rows:
+        print(f"{what:{widths[0]}}  {shown:{widths[1]}}  {origin}")
 
 
 def write_run(run: runs.Run, network: Network) -> None:
@@ -109,91 +208,10 @@ def write_run(run: runs.Run, network: Network) -> None:
     try:
         draft = replace(run, folder=temporary)
         params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), network.params)
-        state = build(run.config, run.image_shape).start_state(params)
+        start = jax.jit(build(run.config, run.image_shape).start_state)  # one program, not hundreds
         with open_checkpoints(draft.checkpoints) as checkpoints:
-            save(checkpoints, state, runs.describe(run))
+            save(checkpoints, start(params), runs.describe(run))
         runs.write_config(draft)
         temporary.rename(run.folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def export_weights(
-    folder: Path,
-    out: Path | None = None,
-    source: PeerName | None = None,
-    weights: Weights = EMA,
-) -> "Exported":
-    """Write the weights of a run for another implementation.
-
-    A JSON file of the same name, beside it, holds the constructor arguments of the network. `out`
-    defaults to SOURCE.safetensors in the run folder. `source` defaults to the implementation that
-    the run was imported from, or else the first that has its network.
-
-    Raises UserError for a folder that is not a trained run, and for an implementation that does not
-    have the run's network.
-    """
-    run = runs.load(folder)
-    if out is not None:
-        require_suffix(out, "--out")
-    check_weights(run.config, weights)
-    params, description = load_params(run, build(run.config, run.image_shape), weights)
-    found = find_translation(run, params, source)
-    out = out or folder / f"{found.source}.safetensors"
-    write_weights(out, found.state_dict)
-    text = json.dumps(found.arguments, indent=2) + "\n"
-    write_atomically(out.with_suffix(".json"), lambda temporary: temporary.write_text(text))
-    print(f"Wrote {out}: {description}, in the format of {found.source}")
-    return Exported(out, found.source)
-
-
-class Exported(NamedTuple):
-    """A weight file, and the implementation that loads it."""
-
-    file: Path
-    source: PeerName
-
-
-class Translation(NamedTuple):
-    """Weights in another implementation's format, and its network's constructor arguments."""
-
-    source: PeerName
-    state_dict: dict[str, np.ndarray]
-    arguments: dict[str, Any]
-
-
-def find_translation(run: runs.Run, params: Any, source: PeerName | None) -> Translation:
-    """Translate the weights for `source`. Raises UserError if it does not have the run's network.
-
-    If `source` is None, use the implementation that the run was imported from, or else the first
-    that has its network.
-    """
-    imported_from = run.imported_from if run.imported_from in PEERS else None
-    wanted = source or imported_from
-    sources = [wanted] if wanted else list(PEERS)
-    for name in sources:
-        found = translate(params, run.config.model, name)
-        if found is not None:
-            return found
-    raise UserError(f"{join_or(list(sources))} does not have the network of {run.folder}")
-
-
-def translate(params: Any, config: Architecture, source: PeerName) -> Translation | None:
-    """Translate `params` for `source`; None if it does not have this network.
-
-    As a check, reads the result back: it must give the same configuration.
-    """
-    peer = PEERS[source]
-    ours = asdict(config)
-    given = {n: value for n, value in ours.items() if n in peer.arguments and value is not None}
-    state_dict = to_state_dict(params, peer)
-    try:
-        back = from_torch(state_dict, source, given)
-    except UserError:
-        return None
-    read = asdict(back.config)
-    same = type(back.config) is type(config) and all(
-        ours[name] in (None, read[name]) for name in ours.keys() - {"compute_dtype", "dropout"}
-    )
-    arguments = {name: read[name] for name in peer.arguments if name in read}
-    return Translation(source, state_dict, arguments) if same else None

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from jax_ddpm.config.run import make_betas
 from jax_ddpm.config.sample import SampleConfig
 from jax_ddpm.devices.per_example import compile_per_example
 from jax_ddpm.files.images import from_uint8
-from jax_ddpm.jobs.build import Parts, make_betas
+from jax_ddpm.jobs.build import Parts
 from jax_ddpm.jobs.generate import Labels, make_denoiser
 from jax_ddpm.process.denoiser import respace_denoiser
 from jax_ddpm.process.diffusion import Variance

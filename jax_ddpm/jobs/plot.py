@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from jax_ddpm.config.presets import find_preset
-from jax_ddpm.config.run import MAX_TIMESTEPS, Config, validate_seed
+from jax_ddpm.config.run import MAX_TIMESTEPS, Config, make_betas, validate_seed
 from jax_ddpm.data.pictures import FittedArrays, Form, Picture, read_picture
 from jax_ddpm.errors import UserError, require
 from jax_ddpm.files.figures import save_curves, save_rows
 from jax_ddpm.files.images import from_uint8, to_uint8
-from jax_ddpm.jobs.build import make_betas, open_data
+from jax_ddpm.jobs.build import open_data
 from jax_ddpm.process.diffusion import q_sample
 from jax_ddpm.process.schedules import Schedule, ScheduleName, make_schedule
 

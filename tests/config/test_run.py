@@ -1,9 +1,10 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from jax_ddpm.config.presets import PRESETS
-from jax_ddpm.config.run import Config, DiffusionConfig, validate
+from jax_ddpm.config.run import Config, DiffusionConfig, SampleConfig, make_betas, validate
 from jax_ddpm.errors import UserError
 
 
@@ -31,6 +32,10 @@ BAD = [
     ("diffusion", {"p2_k": 0.0}, "--diffusion.p2-k is 0.0, .* positive"),
     ("diffusion", {"log_normal_std": 0.0}, "--diffusion.log-normal-std is 0.0, .* positive"),
     ("diffusion", {"zero_terminal_snr": True}, "--diffusion.prediction-type is eps, .* x_0 or v"),
+    ("diffusion", {"betas": (0.1, 0.2)}, "--diffusion.num-timesteps is 1000, .* be 2, the number"),
+    ("diffusion", {"betas": (), "num_timesteps": 0}, "diffusion.betas .0.: betas must be"),
+    ("diffusion", {"betas": (0.1, 1.2), "num_timesteps": 2}, "every beta must lie in"),
+    ("diffusion", {"betas": (0.1, 1.0), "num_timesteps": 2}, "zero-terminal-snr is False, .* True"),
     (
         "diffusion",
         {"zero_terminal_snr": True, "prediction_type": "v", "timestep_sampling": "log_normal"},
@@ -168,3 +173,13 @@ def test_a_run_without_a_folder_is_named_after_its_preset():
 )
 def test_other_names_from_the_field_become_ours(name, given, ours):
     assert getattr(DiffusionConfig(**{name: given}), name) == ours
+
+
+def test_a_schedule_without_a_name_is_given_by_its_betas():
+    diffusion = DiffusionConfig(betas=(0.1, 0.2, 0.4), num_timesteps=3, prediction_type="v")
+    validate(Config(diffusion=diffusion, sample=SampleConfig(num_steps=3)))
+    np.testing.assert_array_equal(make_betas(diffusion), [0.1, 0.2, 0.4])
+    rescaled = make_betas(replace(diffusion, zero_terminal_snr=True))
+    assert (rescaled[0], rescaled[-1]) == (pytest.approx(0.1), 1)
+    again = replace(diffusion, betas=tuple(map(float, rescaled)), zero_terminal_snr=True)
+    np.testing.assert_allclose(make_betas(again), rescaled, rtol=1e-12)

@@ -15,12 +15,12 @@ from jax_ddpm.errors import UserError
 from jax_ddpm.interop import PEERS, from_torch, to_state_dict
 from jax_ddpm.interop.files import read_weights, write_weights
 from jax_ddpm.jobs.build import build
-from jax_ddpm.jobs.convert import export_weights, find_schedule
+from jax_ddpm.jobs.export import export_weights
 from jax_ddpm.jobs.parameters import load_params
 from jax_ddpm.jobs.sample import sample_run
 from jax_ddpm.jobs.train import train
 from jax_ddpm.models import LucidrainsConfig, parameter_shapes
-from jax_ddpm.process.schedules import BETAS, rescale_zero_terminal_snr
+from jax_ddpm.process.schedules import BETAS
 
 
 def convert(*args):
@@ -131,15 +131,6 @@ def test_a_network_that_another_implementation_does_not_have_is_refused(trained_
     with pytest.raises(UserError, match="lucidrains does not have the network"):
         export_weights(trained_run, tmp_path / "w.safetensors", "lucidrains")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_betas_in_a_file_choose_the_schedule():
-    for name, make_betas in BETAS.items():
-        assert find_schedule(make_betas(300).astype(np.float32)) == (name, False)
-    rescaled = rescale_zero_terminal_snr(BETAS["sigmoid"](300))
-    assert find_schedule(rescaled.astype(np.float32)) == ("sigmoid", True)
-    with pytest.raises(UserError, match="3 betas do not match linear"):
-        find_schedule(np.array([0.5, 0.1, 0.9]))
 
 
 @pytest.mark.slow

@@ -1,0 +1,185 @@
+"""Each setting in the documents of diffusers becomes a fact, or is refused by its name."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jax_ddpm.errors import UserError
+from jax_ddpm.interop.diffusers_facts import describe
+from jax_ddpm.interop.facts import Missing, Question
+from jax_ddpm.interop.source import Source
+from jax_ddpm.process.schedules import linear_betas, quadratic_betas, rescale_zero_terminal_snr
+
+
+def make_question(scheduler, network=None, **typed):
+    documents = {"scheduler/scheduler_config.json": scheduler, "unet/config.json": network or {}}
+    source = Source(Path("p"), {}, documents, "unet/config.json")
+    return Question(source, {name.replace("__", "."): value for name, value in typed.items()})
+
+
+def find(scheduler, network=None, **typed):
+    """The facts of these documents, by their settings."""
+    facts = describe(make_question(scheduler, network, **typed))
+    return {fact.what.partition(".")[2]: fact.value for fact in facts}
+
+
+def test_an_empty_scheduler_has_the_defaults_of_diffusers():
+    assert find({}) == {
+        "schedule": "linear",
+        "num_timesteps": 1000,
+        "zero_terminal_snr": False,
+        "prediction_type": "eps",
+        "variance": "fixed_small",
+        "clip_x_0": True,
+        "sampler": "ddpm",
+        "num_steps": 1000,
+        "spacing": "leading",
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"beta_schedule": "squaredcos_cap_v2"}, {"schedule": "cosine"}),
+        ({"beta_schedule": "scaled_linear"}, {"schedule": "quadratic"}),
+        ({"beta_schedule": "sigmoid"}, {"schedule": "sigmoid"}),
+        ({"prediction_type": "sample"}, {"prediction_type": "x_0"}),
+        ({"prediction_type": "v_prediction"}, {"prediction_type": "v"}),
+        ({"predict_epsilon": False}, {"prediction_type": "x_0"}),
+        ({"variance_type": "fixed_large"}, {"variance": "fixed_large"}),
+        ({"variance_type": "fixed_small_log"}, {"variance": "fixed_small"}),
+        ({"variance_type": "learned_range"}, {"variance": "learned_range", "objective": "hybrid"}),
+        ({"clip_sample": False, "clip_sample_range": 3.0}, {"clip_x_0": False}),
+        ({"thresholding": True, "clip_sample": False}, {"clip_x_0": True}),
+        ({"thresholding": True, "sample_max_value": 1e30}, {"dynamic_threshold": 0.995}),
+        ({"timestep_spacing": "trailing"}, {"spacing": "trailing"}),
+        ({"num_train_timesteps": 40}, {"num_timesteps": 40, "num_steps": 40}),
+        (
+            {"rescale_betas_zero_snr": True, "prediction_type": "sample"},
+            {"zero_terminal_snr": True, "schedule": "linear"},
+        ),
+        ({"_class_name": "DDIMScheduler"}, {"sampler": "ddim", "rederive_eps": False}),
+    ],
+)
+def test_a_setting_is_translated(settings, expected):
+    assert expected.items() <= find(settings).items()
+
+
+@pytest.mark.parametrize(
+    ("settings", "betas"),
+    [
+        (
+            {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+            quadratic_betas(1000, start=0.00085, end=0.012),
+        ),
+        ({"trained_betas": [0.1, 0.2, 0.4], "num_train_timesteps": 3}, [0.1, 0.2, 0.4]),
+        (
+            {"beta_end": 0.03, "rescale_betas_zero_snr": True, "prediction_type": "sample"},
+            rescale_zero_terminal_snr(linear_betas(1000, end=0.03)),
+        ),
+    ],
+)
+def test_schedules_without_a_name_become_betas(settings, betas):
+    np.testing.assert_allclose(find(settings)["betas"], betas, rtol=1e-12)
+
+
+MULTISTEP = {"_class_name": "DPMSolverMultistepScheduler", "num_train_timesteps": 100}
+
+
+def test_a_multistep_solver_visits_the_timesteps_of_its_class():
+    found = find(MULTISTEP, sample__num_steps=4)
+    assert (found["sampler"], found["clip_x_0"]) == ("dpmpp_2m", False)
+    assert found["timesteps"] == "99,74,50,25"
+    trailing = find(MULTISTEP | {"timestep_spacing": "trailing"}, sample__num_steps=4)
+    assert trailing["spacing"] == "trailing"
+    assert "timesteps" not in trailing
+    clipped = find(MULTISTEP | {"lambda_min_clipped": 0.0}, sample__num_steps=4)
+    assert int(clipped["timesteps"].split(",")[0]) < 99
+
+
+def test_an_offset_becomes_a_list_of_timesteps():
+    settings = {"_class_name": "DDIMScheduler", "steps_offset": 1}
+    assert find(settings, sample__num_steps=4)["timesteps"] == "751,501,251,1"
+
+
+@pytest.mark.parametrize(
+    ("settings", "what", "reason"),
+    [
+        ({"_class_name": "HeliosScheduler"}, "sampler", "no sampler for HeliosScheduler"),
+        ({"_class_name": "DDIMScheduler", "set_alpha_to_one": False}, "sampler", "set_alpha_to"),
+        ({"_class_name": "DDIMScheduler", "timestep_spacing": "linspace"}, "spacing", "linspace"),
+        ({**MULTISTEP, "use_karras_sigmas": True}, "sampler", "use_karras_sigmas"),
+        ({**MULTISTEP, "final_sigmas_type": "sigma_min"}, "sampler", "final_sigmas_type"),
+        ({**MULTISTEP, "solver_type": "heun"}, "sampler", "solver_type is heun"),
+        ({**MULTISTEP, "algorithm_type": "dpmsolver"}, "sampler", "algorithm_type is dpmsolver"),
+        ({**MULTISTEP, "solver_order": 4}, "sampler", "of order 4"),
+        ({"clip_sample_range": 2.0}, "clip_x_0", "clip_sample_range is 2"),
+        (
+            {"thresholding": True, "sample_max_value": 1.5},
+            "dynamic_threshold",
+            "sample_max_value is 1.5",
+        ),
+    ],
+)
+def test_what_we_do_not_have_is_named(settings, what, reason):
+    found = find(settings)[what]
+    assert isinstance(found, Missing)
+    assert reason in found.reason
+
+
+def test_ddpm_that_adds_noise_in_its_last_step_is_refused():
+    settings = {"timestep_spacing": "trailing", "variance_type": "fixed_large"}
+    assert isinstance(find(settings, sample__num_steps=10)["spacing"], Missing)
+    small = settings | {"variance_type": "fixed_small"}
+    assert find(small, sample__num_steps=10)["spacing"] == "trailing"
+
+
+def test_the_user_may_choose_the_sampler_and_the_steps():
+    found = find({"_class_name": "HeliosScheduler"}, sample__sampler="ddim")
+    assert not {"sampler", "spacing"} & found.keys()
+    linspace = {"_class_name": "DDIMScheduler", "timestep_spacing": "linspace"}
+    assert "spacing" not in find(linspace, sample__spacing="leading")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"beta_schedule": "exp"}, "beta_schedule is 'exp', but it must be linear"),
+        ({"prediction_type": "flow"}, "prediction_type in scheduler.* is 'flow'"),
+        ({"variance_type": "learned"}, "variance_type in scheduler.* is 'learned', but"),
+        ({"variance_type": "fixed_large_log"}, "is 'fixed_large_log', but"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr with prediction_type epsilon"),
+        ({"num_train_timesteps": "1000"}, "num_train_timesteps in .* must be a number"),
+        ({"num_train_timesteps": 10.5}, "num_train_timesteps in .* must be a number"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps is 0"),
+        ({"clip_sample": "yes"}, "clip_sample in .* must be true or false"),
+        ({"trained_betas": [0.1]}, "trained_betas have shape"),
+        ({"trained_betas": ["a"]}, "trained_betas are not numbers"),
+        ({"timestep_spacing": "quad"}, "timestep_spacing in .* is 'quad'"),
+        ({"beta_end": 2.0}, "run from 0.0001 to 2"),
+    ],
+)
+def test_a_process_that_a_run_cannot_have_is_refused_by_name(settings, sentence):
+    with pytest.raises(UserError, match=sentence):
+        find(settings)
+
+
+def test_the_size_of_the_images_may_be_a_rectangle():
+    assert find({}, {"sample_size": 64})["image_size"] == 64
+    assert find({}, {"sample_size": [32, 32]})["image_size"] == 32
+    assert find({}, {"sample_size": [16, 32]})["image_size"] == (16, 32)
+    assert "image_size" not in find({}, {"sample_size": None})
+
+
+@pytest.mark.parametrize(
+    ("network", "sentence"),
+    [
+        ({"_class_name": "UNet2DConditionModel"}, "describes a UNet2DConditionModel"),
+        ({"class_embed_type": "timestep"}, "class_embed_type in unet/config.json is 'timestep'"),
+        ({"sample_size": [1, 2, 3]}, "must be a side or two sides"),
+    ],
+)
+def test_a_network_that_a_run_cannot_have_is_refused_by_name(network, sentence):
+    with pytest.raises(UserError, match=sentence):
+        find({}, network)

@@ -1,6 +1,6 @@
 """`jax-ddpm convert`: import another implementation's weights as a run, or export a run's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +15,11 @@ from jax_ddpm.cli.parsing import Parsed, parse
 from jax_ddpm.config.jobs import Weights
 from jax_ddpm.config.presets import PRESETS
 from jax_ddpm.config.run import Config
+from jax_ddpm.errors import UserError
 from jax_ddpm.interop import PEERS, PeerName
 from jax_ddpm.interop.source import recognise
+from jax_ddpm.process.grids import GridName
+from jax_ddpm.samplers import SamplerName
 
 EXAMPLES = (
     (
@@ -26,8 +29,8 @@ EXAMPLES = (
     ("jax-ddpm convert ddpm-cifar10-32 --out runs/b", "import a pipeline that diffusers saved"),
     ("jax-ddpm convert runs/a --to torch", "export a run's weights for PyTorch"),
     (
-        "jax-ddpm convert runs/a --to torch --source diffusers --out b.safetensors",
-        "export them for diffusers",
+        "jax-ddpm convert runs/a --to diffusers --out pipeline",
+        "export it as a pipeline of diffusers",
     ),
 )
 IMPORT_HELP = Help(
@@ -48,11 +51,21 @@ IMPORT_HELP = Help(
     more="jax-ddpm convert RUN --to torch --help shows the flags for exporting.",
 )
 EXPORT_HELP = Help(
-    usage="jax-ddpm convert RUN --to torch [FLAGS]",
+    usage="jax-ddpm convert RUN --to torch|diffusers [FLAGS]",
     summary="Write a run's weights to a file for a PyTorch implementation, with a JSON file beside "
-    "it that holds the constructor arguments of the network.",
+    "it that holds the constructor arguments of the network; or write the folder of a pipeline "
+    "that diffusers loads.",
     examples=EXAMPLES,
-    flags=("--source", "--out", "--weights", "--posthoc-ema", "--posthoc-step", "--checkpoint"),
+    flags=(
+        "--source",
+        "--out",
+        "--sampler",
+        "--steps",
+        "--weights",
+        "--posthoc-ema",
+        "--posthoc-step",
+        "--checkpoint",
+    ),
 )
 
 
@@ -79,12 +92,21 @@ class ExportFlags:
 
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
-    to: Literal["torch"]
-    """torch: the names and layouts of a PyTorch state dict."""
+    to: Literal["torch", "diffusers"]
+    """torch: a weight file with the names and layouts of a PyTorch state dict. diffusers: the
+    folder of a pipeline, which DDPMPipeline.from_pretrained loads."""
     source: PeerName | None = None
-    """The implementation that will load the file; None: the one that the run's network is from."""
+    """torch: the implementation that will load the file; None: the one that the run's network is
+    from."""
     out: Path | None = None
-    """File to write: .safetensors, .pt or .npz. None: SOURCE.safetensors in the run folder."""
+    """torch: file to write: .safetensors, .npz, or .pt if PyTorch is installed; None:
+    SOURCE.safetensors in the run folder. diffusers: folder to write, which must be given."""
+    sampler: SamplerName | None = None
+    """diffusers: the sampler of the pipeline; None: the run's."""
+    steps: int | None = None
+    """diffusers: its number of steps; None: the run's."""
+    spacing: GridName | None = None
+    """diffusers: the spacing of its timesteps; None: the sampler's own, or else the run's."""
     weights: Flat[Weights] = field(default_factory=Weights)
 
 
@@ -130,16 +152,47 @@ def import_from(parsed: Parsed[ImportFlags]) -> None:
     suggest("sample", flags.out)
 
 
+def require_flags(flags: ExportFlags) -> None:
+    """Raise UserError unless the flags suit --to diffusers."""
+    if flags.out is None:
+        raise UserError("--to diffusers needs --out, the folder to write")
+    if flags.source not in (None, "diffusers"):
+        raise UserError(f"--source {flags.source} is only for --to torch: leave it out")
+
+
 def to_setting(flag: str) -> str:
     """The dotted name of a setting from its flag: "--data.image-size" is "data.image_size"."""
     return flag.removeprefix("--").replace("-", "_")
 
 
 def export_from(parsed: Parsed[ExportFlags]) -> None:
-    """Write a weight file and suggest how to check it."""
+    """Write a weight file and suggest how to check it, or write a pipeline."""
+    flags = parsed.flags
+    given = {name: getattr(flags, name) for name in ("sampler", "steps", "spacing")}
+    sampling = {name: value for name, value in given.items() if value is not None}
+    with parsed.naming_flags_as_typed():
+        if flags.to == "diffusers":
+            export_for_diffusers(flags, sampling)
+        else:
+            export_for_torch(flags, sampling)
+
+
+def export_for_torch(flags: ExportFlags, sampling: Mapping[str, Any]) -> None:
+    """Write a weight file. Raises UserError for flags that it has no use for."""
     from jax_ddpm.jobs.export import export_weights
 
-    flags = parsed.flags
-    with parsed.naming_flags_as_typed():
-        found = export_weights(flags.run, flags.out, flags.source, flags.weights)
+    for name in sampling:
+        raise UserError(f"--{name} is only for --to diffusers: a weight file has no sampler")
+    found = export_weights(flags.run, flags.out, flags.source, flags.weights)
     suggest("parity", "--weights", found.file, "--source", found.source)
+
+
+def export_for_diffusers(flags: ExportFlags, sampling: Mapping[str, Any]) -> None:
+    """Write the folder of a pipeline. Raises UserError for flags that it has no use for."""
+    from jax_ddpm.jobs.export_pipeline import export_pipeline
+
+    if flags.out is None:
+        raise UserError("--to diffusers needs --out, the folder to write")
+    if flags.source not in (None, "diffusers"):
+        raise UserError(f"--source {flags.source} is only for --to torch: leave it out")
+    export_pipeline(flags.run, flags.out, flags.weights, sampling)

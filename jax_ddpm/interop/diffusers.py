@@ -5,6 +5,7 @@ from typing import Any
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.interop.diffusers_facts import describe
+from jax_ddpm.interop.ho_as_unet2d import to_unet2d
 from jax_ddpm.interop.peer import Peer, Shapes
 from jax_ddpm.models.unet2d import UNet2DConfig
 
@@ -109,6 +110,7 @@ DIFFUSERS = Peer(
         ("class_embedding.linear_1", "class_emb.dense_0"),
         ("class_embedding.linear_2", "class_emb.dense_1"),
         ("class_embedding", "class_emb"),
+        ("class_embedding", "label_emb"),  # of Ho et al.'s U-Net
         ("mid_block.resnets.0", "mid.block_1"),
         ("mid_block.resnets.1", "mid.block_2"),
         ("mid_block.attentions.0", "mid.attn_1"),
@@ -143,4 +145,5 @@ DIFFUSERS = Peer(
     buffers=("time_proj.W",),
     unknowable=UNKNOWABLE,
     describe=describe,
+    express=to_unet2d,
 )

@@ -1,14 +1,20 @@
 """The description of another implementation: its names, layouts and constructor arguments."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from jax_ddpm.interop.facts import Fact, Question, describe_betas_tensor
 from jax_ddpm.models import Architecture
+from jax_ddpm.models.architecture import ImageShape
 
 Shapes = Mapping[str, tuple[int, ...]]  # name of a tensor -> shape
 WeightLayout = Literal["pointwise_2d", "pointwise_1d", "channels"]
+
+
+def keep(config: Architecture, image_shape: ImageShape) -> Architecture:
+    """Return `config`."""
+    return config
 
 
 @dataclass(frozen=True)
@@ -45,3 +51,14 @@ class Peer:
     """Arguments that change results but no shape; without them, the weights are refused."""
     describe: Callable[[Question], list[Fact]] = describe_betas_tensor
     """Describes a run with its weights, apart from the network."""
+    express: Callable[[Architecture, ImageShape], Architecture] = keep
+    """Expresses a network in its architecture, if that has the same network."""
+    write_arguments: Callable[[Architecture, ImageShape], dict[str, Any]] | None = None
+    """Writes the arguments of its constructor; None: our settings of the same names."""
+
+    def list_arguments(self, config: Architecture, image_shape: ImageShape) -> dict[str, Any]:
+        """The arguments of its constructor for the network `config`, None included."""
+        if self.write_arguments is not None:
+            return self.write_arguments(config, image_shape)
+        ours = asdict(config)
+        return {name: ours[name] for name in self.arguments if name in ours}

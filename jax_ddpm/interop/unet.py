@@ -3,8 +3,11 @@
 import re
 from typing import Any
 
+from jax_ddpm.errors import UserError
+from jax_ddpm.interop.ho_as_unet2d import to_ho
 from jax_ddpm.interop.peer import Peer, Shapes
-from jax_ddpm.models import UNetConfig
+from jax_ddpm.models import Architecture, UNetConfig
+from jax_ddpm.models.architecture import ImageShape
 
 HO_ARGUMENTS = (
     "ch",
@@ -62,6 +65,22 @@ def make_ho_config(**arguments: Any) -> UNetConfig:
     return UNetConfig(**known)
 
 
+def write_ho_arguments(config: Architecture, image_shape: ImageShape) -> dict[str, Any]:
+    """Write the arguments of Ho et al.'s model(); it knows levels by the height of the features."""
+    if not isinstance(config, UNetConfig) or config.num_classes is not None:
+        raise UserError("it has Ho et al.'s U-Net only, which takes no label")
+    return {
+        "ch": config.channels,
+        "out_ch": config.out_channels,
+        "ch_mult": config.channel_mult,
+        "num_res_blocks": config.num_res_blocks,
+        "attn_resolutions": tuple(image_shape[0] // 2**level for level in config.attn_levels),
+        "num_classes": 1,  # theirs takes no label
+        "dropout": config.dropout,
+        "resamp_with_conv": True,
+    }
+
+
 TORCH_REF = Peer(
     make_config=UNetConfig,
     arguments=(
@@ -85,6 +104,8 @@ TORCH_REF = Peer(
         ("up.{i}", "up_{i}"),
         ("block.{i}", "block_{i}"),
         ("attn.{i}", "attn_{i}"),
+        ("label_emb", "label_emb"),
+        ("label_emb", "class_emb"),  # of UNet2DModel
     ],
     layouts={
         "shortcut.weight": "pointwise_2d",
@@ -93,6 +114,7 @@ TORCH_REF = Peer(
         "v.weight": "pointwise_2d",
         "proj_out.weight": "pointwise_2d",
     },
+    express=to_ho,
 )
 
 HO = Peer(
@@ -115,4 +137,6 @@ HO = Peer(
     ],
     prefix="model/",
     torch_layout=False,
+    express=to_ho,
+    write_arguments=write_ho_arguments,
 )

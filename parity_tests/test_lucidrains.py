@@ -12,7 +12,7 @@ from jax_ddpm.errors import UserError
 from jax_ddpm.interop import PEERS, from_torch, to_state_dict
 from jax_ddpm.interop import to_torch as to_torch_names
 from jax_ddpm.interop.state_dict import rename
-from jax_ddpm.interop.unwrap import unwrap
+from jax_ddpm.interop.unwrap import find_network
 from parity_tests.comparing import GOLDENS, QUICK, SHORT, load_weights, nchw_to_nhwc, read_golden
 from torch_ref.lucidrains import LucidrainsUNet as TorchUNet
 
@@ -227,7 +227,7 @@ def test_wrappers_and_trainer_files_are_understood(kind):
     weights = load_recorded("unet_learned_variance")[3]
     given, times = FILES[kind](make_trainer_file(weights), weights)
     expected = {name: times * array for name, array in weights.items()}
-    assert_same_bits(unwrap(given, PEER.buffers), expected)
+    assert_same_bits(find_network(given, PEER).tensors, expected)
 
 
 def test_arguments_of_the_process_are_ignored():

@@ -16,7 +16,7 @@ from jax_ddpm.config.jobs import Weights
 from jax_ddpm.config.presets import PRESETS
 from jax_ddpm.config.run import Config
 from jax_ddpm.errors import UserError
-from jax_ddpm.interop import PEERS, PeerName
+from jax_ddpm.interop import PEERS, PeerName, WeightsName
 from jax_ddpm.interop.source import recognise
 from jax_ddpm.process.grids import GridName
 from jax_ddpm.samplers import SamplerName
@@ -43,6 +43,8 @@ IMPORT_HELP = Help(
         "--source",
         "--out",
         "--config",
+        "--weights",
+        "--prefix",
         "--data.image-size",
         "--schedule",
         "--num-timesteps",
@@ -83,6 +85,10 @@ class ImportFlags:
     config: Path | None = None
     """JSON file with the constructor arguments of its network that the weights do not reveal. None:
     the file of the same name beside the weights, or diffusers' config.json."""
+    weights: WeightsName | None = None
+    """Which weights to take from a trainer's file. None: the average if there is one."""
+    prefix: str | None = None
+    """Where the weights are in the file, if several sets fit, such as ema.model."""
     settings: Flat[Config] = field(default_factory=Config)
 
 
@@ -148,7 +154,16 @@ def import_from(parsed: Parsed[ImportFlags]) -> None:
     typed = {to_setting(name): name for name in given if "." in name}
     assert flags.source is not None  # `run` has recognised it
     with parsed.naming_flags_as_typed():
-        import_weights(flags.file, flags.source, flags.out, flags.settings, flags.config, typed)
+        import_weights(
+            flags.file,
+            flags.source,
+            flags.out,
+            flags.settings,
+            flags.config,
+            typed,
+            weights=flags.weights,
+            prefix=flags.prefix,
+        )
     suggest("sample", flags.out)
 
 

@@ -2,8 +2,9 @@
 
 import io
 import pickle
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,66 @@ from jax_ddpm.files.untrusted import MAX_ENTRIES, explain, read_json, read_npz, 
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES, ".npz")
-MAX_DEPTH = 16  # mappings inside mappings
+MAX_DEPTH = 16  # mappings and lists inside each other
+
+
+class _Skipped:
+    """Stands in for a harmless object beside the weights, so that no code of its class runs."""
+
+    def __new__(cls, *_args: Any) -> "_Skipped":
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        """Forget the object's attributes."""
+
+
+class _Dtype(_Skipped):
+    """Stands in for a dtype of NumPy; pickles give its code, such as f8, and its byte order."""
+
+    def __init__(self, code: str = "", *_args: Any) -> None:
+        self.code = code
+
+    def __setstate__(self, state: Any) -> None:
+        order = "" if state[1] == "|" else state[1]
+        self.code = order + self.code
+
+
+class _Array(_Skipped):
+    """Stands in for an array of NumPy, built without NumPy's own unpickling."""
+
+    array: np.ndarray | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        """Build the array if it holds numbers."""
+        _version, shape, dtype, in_fortran_order, data = state
+        if isinstance(data, bytes) and re.fullmatch(r"[<>=]?[biuf][1248]", dtype.code):
+            order: Any = "F" if in_fortran_order else "C"
+            self.array = np.frombuffer(data, dtype.code).reshape(shape, order=order)
+
+
+# Objects that trainers store beside weights: (what is built in their place, their name).
+STAND_INS: list[Any] = [
+    (_Skipped, "argparse.Namespace"),
+    *(
+        (_Skipped, f"{module}.{pure}{kind}Path")
+        for module in ("pathlib", "pathlib._local")
+        for pure in ("", "Pure")
+        for kind in ("", "Posix", "Windows")
+    ),
+    (_Dtype, "numpy.dtype"),
+    (_Skipped, "numpy.ndarray"),  # the class itself; an array is built by _reconstruct
+    *((_Skipped, f"{module}.multiarray.scalar") for module in ("numpy.core", "numpy._core")),
+    *((_Array, f"{module}.multiarray._reconstruct") for module in ("numpy.core", "numpy._core")),
+]
 
 
 def read_weights(path: Path) -> dict[str, Any]:
     """Read a weight file: names -> arrays, nested if the file is.
 
-    PyTorch's files are read by its weights-only loader, which executes no code. Raises UserError
-    for other kinds of files, damaged files, pickles that would run code, and files that would take
-    far more space in memory than on disk.
+    Lists become mappings with the keys "0", "1" and so on. PyTorch's files are read by its
+    weights-only loader, which executes no code. Raises UserError for other kinds of files, damaged
+    files, pickles that would run code, and files that would take far more space in memory than on
+    disk.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the weight file in it, {', '.join(SUFFIXES)}")
@@ -96,20 +148,23 @@ def _read_torch(path: Path) -> dict[str, Any]:
     torch = _import_torch(path)
     try:
         _require_bounded_zip(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(STAND_INS):
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except Exception as error:  # PyTorch raises many kinds of errors for damaged and hostile files
         if isinstance(error, pickle.UnpicklingError):
+            unknown = re.search(r"GLOBAL ([\w.]+)", str(error))
+            more = f"of {unknown[1]}" if unknown else "of more than tensors"
             raise UserError(
-                f"{path} is refused: it is damaged, or a pickle of more than tensors, which could "
-                "run code when loaded. Ask for the state dict alone, as .safetensors or from "
+                f"{path} is refused: it is damaged, or a pickle {more}, which could run code when "
+                "loaded. Ask for the state dict alone, as .safetensors or from "
                 "torch.save(model.state_dict())"
             ) from error
         raise UserError(
             f"{path} is not a complete PyTorch file ({type(error).__name__})"
         ) from error
-    if not isinstance(found, Mapping):
+    if not isinstance(found, Mapping) and not _holds_arrays(torch, found):
         raise UserError(f"{path} holds a {type(found).__name__}, but it must hold a state dict")
     return _to_arrays(torch, found, path)
 
@@ -131,27 +186,43 @@ def _import_torch(path: Path) -> Any:
     return torch
 
 
-def _to_arrays(torch: Any, values: Mapping[Any, Any], path: Path) -> dict[str, Any]:
-    """Convert tensors to arrays and keep mappings; drop numbers, strings and lists.
+def _to_arrays(torch: Any, values: Any, path: Path) -> dict[str, Any]:
+    """Convert tensors to arrays, and lists to mappings; drop numbers, strings and other objects.
 
-    Raises UserError for a mapping that contains itself, and for too many entries.
+    Raises UserError for a container that contains itself, and for too many entries.
     """
     arrays: dict[str, Any] = {}
     waiting = [(values, arrays, 0)]
     entries = num_bytes = 0
     while waiting:
-        mapping, target, depth = waiting.pop()
-        for name, value in mapping.items():
+        container, target, depth = waiting.pop()
+        for name, value in _list_items(container):
+            value = value.array if isinstance(value, _Array) else value
             entries += 1
-            if entries > MAX_ENTRIES or depth > MAX_DEPTH or str(name) in target:
+            if entries > MAX_ENTRIES or depth > MAX_DEPTH or name in target:
                 raise UserError(f"{path} nests or repeats names endlessly: it is not a state dict")
             if isinstance(value, torch.Tensor):
                 num_bytes += value.numel() * value.element_size()
                 require_bounded(num_bytes, path)
-                target[str(name)] = _to_array(torch, value, str(name), path)
-            elif isinstance(value, Mapping):
-                waiting.append((value, target.setdefault(str(name), {}), depth + 1))
+                target[name] = _to_array(torch, value, name, path)
+            elif isinstance(value, np.ndarray):
+                num_bytes += value.nbytes
+                require_bounded(num_bytes, path)
+                target[name] = value
+            elif isinstance(value, Mapping) or _holds_arrays(torch, value):
+                waiting.append((value, target.setdefault(name, {}), depth + 1))
     return arrays
+
+
+def _list_items(container: Any) -> Iterator[tuple[str, Any]]:
+    items = container.items() if isinstance(container, Mapping) else enumerate(container)
+    return ((str(name), value) for name, value in items)
+
+
+def _holds_arrays(torch: Any, value: Any) -> bool:
+    """Whether `value` is a list with tensors or containers, not only with numbers."""
+    kinds = (torch.Tensor, _Array, Mapping, list, tuple)
+    return isinstance(value, list | tuple) and any(isinstance(item, kinds) for item in value)
 
 
 def _to_array(torch: Any, tensor: Any, name: str, path: Path) -> np.ndarray:

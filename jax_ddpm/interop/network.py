@@ -19,7 +19,7 @@ from jax_ddpm.interop.peer import Peer
 from jax_ddpm.interop.pulfer import PULFER
 from jax_ddpm.interop.state_dict import from_state_dict, to_state_dict
 from jax_ddpm.interop.unet import HO, TORCH_REF
-from jax_ddpm.interop.unwrap import unwrap
+from jax_ddpm.interop.unwrap import UNFIT, find_network
 from jax_ddpm.models import Architecture, make_network, parameter_shapes
 
 PEERS: dict[str, Peer] = {
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
 else:
     PeerName = Literal[tuple(PEERS)]
 
-# The errors that impossible shapes and arguments may raise, wherever they are noticed first.
-UNFIT = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError)
-
 
 @dataclass(frozen=True)
 class Network:
@@ -57,25 +54,36 @@ class Network:
     config: Architecture
     params: Any
     apply: Callable[..., Array]
+    origin: str = ""
+    """Which weights of the file these are: "the average at ema.ema_model", for example."""
 
 
 def from_torch(
-    state_dict: Mapping[str, Any], source: str, config: Mapping[str, Any] | None = None
+    state_dict: Mapping[str, Any],
+    source: str,
+    config: Mapping[str, Any] | None = None,
+    *,
+    weights: str | None = None,
+    prefix: str | None = None,
 ) -> Network:
     """Read a network from the weights `state_dict` (names -> arrays) that `source` wrote.
 
     `config` holds the peer's own constructor arguments; arguments of its training or diffusion
     process are ignored. Missing arguments are inferred from the shapes or get the peer's defaults.
-    Without `config`, the shapes must determine everything that matters. Prefixes (model.,
-    ema_model., module., network.) are stripped and trainer files are opened; if a file holds both
-    raw and averaged weights, the average is used.
+    Without `config`, the shapes must determine everything that matters.
 
-    Raises UserError, naming the first offender, unless every tensor is used exactly once with the
-    right shape, and for impossible arguments.
+    `state_dict` may also be a trainer's file: nested mappings and lists, in which any container and
+    any common prefix of names may hold the network. `weights` is "average" or "raw"; None takes the
+    average if there is one. `prefix` chooses among several sets of weights: it is a part of the
+    path of containers and prefix, such as "ema.model".
+
+    Raises UserError if no weights fit or several do; unless every tensor of the network is used
+    exactly once with the right shape, naming the first offender; and for impossible arguments.
     """
     source = check_choice("source", source, PEERS)
     peer = PEERS[source]
-    tensors = unwrap(state_dict, peer.buffers)
+    found = find_network(state_dict, peer, weights, prefix)
+    tensors = found.tensors
     try:
         made = complete_config(tensors, peer, source, config)
         made.check()
@@ -85,7 +93,8 @@ def from_torch(
         raise UserError(
             f"these are not the {source} weights of this network: {explain(error)}"
         ) from error
-    return Network(source, made, jax.tree.map(to_array, params), make_apply(made))
+    params = jax.tree.map(to_array, params)
+    return Network(source, made, params, make_apply(made), found.describe())
 
 
 def to_torch(network: Network) -> dict[str, np.ndarray]:

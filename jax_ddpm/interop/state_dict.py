@@ -111,6 +111,12 @@ def _translate_first(name: str, names: Names, stages: int) -> tuple[str, str]:
     return first, rest
 
 
+def has_rule(name: str, names: Names) -> bool:
+    """Whether a rule of the table applies to the start of `name`."""
+    rules = (old for old, _ in names if old)
+    return any(re.match(_to_pattern(old) + r"(?:\.|$)", name) for old in rules)
+
+
 def _to_pattern(rule: str) -> str:
     """Make a regular expression in which `{i}` is a group "fori" and `{-i}` a group "revi"."""
     text = re.sub(r"\\\{(\w)\\\}", r"(?P<for\1>\\d+)", re.escape(rule))

@@ -37,6 +37,8 @@ def infer_ho(shapes: Shapes) -> dict[str, Any]:
 
 def _infer(shapes: Shapes) -> dict[str, Any]:
     """Infer the arguments of torch_ref's U-Net from its names and (h, w, in, out) shapes."""
+    if not {"temb.dense.0.weight", "temb.dense0.weight"} & shapes.keys():
+        raise UserError("there is no embedding of t")  # an autoencoder has the other names
     in_channels, channels = shapes["conv_in.weight"][2:]
     sizes: dict[int, int] = {}
     attn_levels = set()

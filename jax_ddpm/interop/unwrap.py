@@ -1,97 +1,292 @@
-"""Find the bare state dict of a network in a trainer's file or behind prefixes."""
+"""Find the weights of a network in a trainer's file: in containers, behind prefixes, averaged."""
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from jax_ddpm.errors import UserError
+from jax_ddpm.errors import UserError, check_choice
+from jax_ddpm.interop.peer import Peer
+from jax_ddpm.interop.state_dict import has_rule
 
-# Where trainers keep a network; moving averages come first, because they are used for sampling.
-CONTAINERS = (
-    "ema",
-    "ema_model",
-    "ema_state_dict",
-    "model",
-    "state_dict",
-    "model_state_dict",
-    "network",
-)
-PREFIXES = ("ema_model.", "model.", "module.", "network.", "net.", "_orig_mod.")
-COUNTERS = {"initted", "step", "global_step"}  # from ema_pytorch and TensorFlow
-# TensorFlow's names for the moving average and the optimiser's state.
+WEIGHTS = ("average", "raw")
+if TYPE_CHECKING:
+    WeightsName = str
+else:
+    WeightsName = Literal[WEIGHTS]
+
+MAX_DEPTH = 16  # mappings and lists inside each other
+MAX_PREFIX = 12  # parts of a name, such as model.module.
+COUNTERS = {"initted", "step", "global_step", "num_updates"}  # vectors of one number in old files
+# Words in the paths of moving averages, and of what lies beside them in the same container.
+AVERAGE_WORDS = {"ema", "emas", "average", "averaged", "averages", "shadow", "polyak", "swa"}
+RAW_WORDS = {"online", "collected", "stored"}
+OPTIMIZER_WORDS = {"opt", "optim", "optimizer", "optimizers", "optimiser"}
+# TensorFlow's endings of the moving average and of the optimiser's state.
 TF_AVERAGE = "/ExponentialMovingAverage"
 TF_SLOTS = ("/Adam", "/Adam_1", "beta1_power", "beta2_power")
 
+# The errors that impossible shapes and arguments may raise, wherever they are noticed first.
+UNFIT = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError)
 
-def unwrap(given: Mapping[str, Any], buffers: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Find the network's tensors in `given`; return them under their bare names, without `buffers`.
+Tensors = dict[str, np.ndarray]
 
-    `given` is a state dict, or a trainer's file that holds one (nested, or flat with prefixes).
-    Raises UserError if it holds no tensors.
+
+class Found(NamedTuple):
+    """The weights of one network in a file."""
+
+    path: str
+    """Where they are: the keys of the containers and the prefix, joined by dots."""
+    is_average: bool
+    tensors: Tensors
+    """Their names without the prefix -> arrays, in the file's order."""
+
+    def describe(self) -> str:
+        """Say which weights these are, and where in the file."""
+        kind = "the average" if self.is_average else "the weights"
+        return f"{kind} at {self.path}" if self.path else kind
+
+
+def find_network(
+    given: Any, peer: Peer, weights: str | None = None, prefix: str | None = None
+) -> Found:
+    """Find the weights of a network of `peer` in `given`, which nests mappings and lists.
+
+    Each container and each common prefix of names is tried. `weights` chooses between "average"
+    and "raw"; None: the average if there is one. `prefix`, such as "ema.model", is part of the
+    path of the wanted weights and chooses among several.
+
+    Raises UserError if nothing fits, if several sets of weights do, and for an average that cannot
+    be read while the raw weights can, unless `weights` is "raw".
     """
-    tensors = {
-        name: np.asarray(value)
-        for name, value in open_containers(given).items()
-        if not isinstance(value, Mapping) and hasattr(value, "shape")
-    }
-    tensors = strip_prefixes(tensors)
-    weights = {name: value for name, value in tensors.items() if not is_buffer(name, buffers)}
-    if not weights:
-        raise UserError(f"there are no weights among {', '.join(list(given)[:5]) or 'nothing'}")
-    return weights
+    if weights is not None:
+        weights = check_choice("weights", weights, WEIGHTS)
+    leaves = flatten(given, peer.buffers)
+    if not leaves:
+        names = ", ".join(map(str, list(given)[:5])) if isinstance(given, Mapping) else ""
+        raise UserError(f"there are no weights among {names or 'nothing'}")
+    found = list_candidates(leaves, peer)
+    found += pair_lists(leaves, found)
+    if not found:
+        return guess(leaves, peer, prefix)
+    if weights is None and not any(each.is_average for each in found):
+        _require_no_average(leaves)
+    return choose(found, weights, prefix)
 
 
-def open_containers(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Follow the containers of trainer files down to the mapping that holds tensors."""
-    for name in CONTAINERS:
-        if isinstance(given.get(name), Mapping):
-            return open_containers(given[name])
+def flatten(given: Any, buffers: Collection[str] = ()) -> Tensors:
+    """List the arrays in nested mappings and lists by their dotted paths.
+
+    Leaves out single numbers, `buffers`, and the state of TensorFlow's optimiser. Raises UserError
+    for two arrays of the same path and for endless nesting.
+    """
+    leaves: Tensors = {}
+    for name, value in _walk(_name_average(given), "", 0):
+        array = np.asarray(value)
+        if array.ndim == 0 or is_buffer(name, array, buffers):
+            continue
+        if name.endswith(TF_AVERAGE):
+            name = f"{TF_AVERAGE[1:]}.{name.removesuffix(TF_AVERAGE)}"
+        if name in leaves:
+            raise UserError(f"two tensors are called {name}")
+        leaves[name] = array
+    return leaves
+
+
+def _walk(value: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
+    if depth > MAX_DEPTH:
+        raise UserError("it nests mappings or lists endlessly: it is not a state dict")
+    if hasattr(value, "shape"):
+        yield path, value
+        return
+    items: Any = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    for key, inner in items:
+        yield from _walk(inner, f"{path}.{key}" if path else str(key), depth + 1)
+
+
+def _name_average(given: Any) -> Any:
+    """Name the average in ermongroup/ddim's list: weights, optimiser, epoch, step, average."""
+    if isinstance(given, list | tuple):
+        given = dict(enumerate(given))
+    keys = {str(key) for key in given} if isinstance(given, Mapping) else set()
+    if "4" in keys and keys <= set("01234"):
+        return {"ema" if str(key) == "4" else key: value for key, value in given.items()}
     return given
 
 
-def find_tensor(given: Mapping[str, Any], name: str) -> Any | None:
-    """Find the tensor called `name`, with any prefix and at any depth; None if there is none."""
-    for key, value in given.items():
-        if isinstance(value, Mapping):
-            if (found := find_tensor(value, name)) is not None:
-                return found
-        elif key == name or key.endswith(f".{name}"):
-            return value
-    return None
-
-
-def strip_prefixes(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Strip the prefixes that all names share; if there are averages, keep only these."""
-    if any(name.startswith("ema_model.") for name in tensors):  # drops online_model.
-        tensors = {n: v for n, v in tensors.items() if n.startswith("ema_model.")}
-    if any(name.endswith(TF_AVERAGE) for name in tensors):
-        averages = {n: v for n, v in tensors.items() if n.endswith(TF_AVERAGE)}
-        tensors = {name.removesuffix(TF_AVERAGE): value for name, value in averages.items()}
-    for prefix in _find_prefixes(tensors):
-        tensors = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
-    return tensors
-
-
-def _find_prefixes(tensors: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the shared prefixes, outermost first; a wrapper's own buffers may lack them."""
-    names = list(tensors)
-    while True:
-        prefix = next((p for p in PREFIXES if _wraps(p, names)), None)
-        if prefix is None:
-            return
-        yield prefix
-        names = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-
-
-def _wraps(prefix: str, names: list[str]) -> bool:
-    rest = [name for name in names if not name.startswith(prefix)]
-    return len(rest) < len(names) and all("." not in name for name in rest)
-
-
-def is_buffer(name: str, buffers: tuple[str, ...]) -> bool:
-    """Whether `name` is a counter, part of an optimiser's state, or one of `buffers`."""
-    if name in COUNTERS or name.endswith(TF_SLOTS):
+def is_buffer(name: str, array: np.ndarray, buffers: Collection[str]) -> bool:
+    """Whether `name` is a counter, part of TensorFlow's optimiser, or one of `buffers`."""
+    last = name.rpartition(".")[2]
+    if (last in COUNTERS and array.size == 1) or name.endswith(TF_SLOTS):
         return True
-    return any(re.search(rf"(^|\.){re.escape(b)}$", name) for b in buffers)
+    return any(name == buffer or name.endswith(f".{buffer}") for buffer in buffers)
+
+
+def find_tensor(given: Any, name: str) -> Any | None:
+    """Find the tensor called `name`, with any prefix and at any depth; None if there is none."""
+    walk = _walk(given, "", 0)
+    return next((value for key, value in walk if key == name or key.endswith(f".{name}")), None)
+
+
+def list_candidates(leaves: Tensors, peer: Peer) -> list[Found]:
+    """List the sets of tensors that share a prefix and whose names `peer` understands.
+
+    No set contains another one: the longest prefixes are tried first. The order is the file's.
+    """
+    claimed: set[str] = set()
+    found: dict[str, Found] = {}
+    groups = group_by_prefix(leaves)
+    for prefix in sorted(groups, key=len, reverse=True):
+        names = [name for name in groups[prefix] if name not in claimed]
+        tensors = {name[len(prefix) :]: leaves[name] for name in names}
+        if _fits(tensors, peer):
+            claimed.update(names)
+            found[prefix] = Found(prefix.rstrip("./"), is_average(prefix), tensors)
+    return [found[prefix] for prefix in groups if prefix in found]
+
+
+def group_by_prefix(leaves: Collection[str]) -> dict[str, list[str]]:
+    """Group names by each of their prefixes; the empty one has all names."""
+    groups: dict[str, list[str]] = {"": list(leaves)}
+    for name in leaves:
+        for i, match in enumerate(re.finditer(r"[./]", name)):
+            if i == MAX_PREFIX:
+                break
+            groups.setdefault(name[: match.end()], []).append(name)
+    return groups
+
+
+def _fits(tensors: Tensors, peer: Peer) -> bool:
+    try:
+        return len(tensors) > 1 and bool(peer.infer({n: a.shape for n, a in tensors.items()}))
+    except UNFIT:
+        return False
+
+
+def is_average(path: str) -> bool:
+    """Whether the last telling word of `path` means a moving average."""
+    words = _split_words(path)
+    telling = [word for word in words if word in AVERAGE_WORDS | RAW_WORDS]
+    return bool(telling) and telling[-1] in AVERAGE_WORDS and not OPTIMIZER_WORDS & set(words)
+
+
+def _split_words(path: str) -> list[str]:
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", path)]
+
+
+def pair_lists(leaves: Tensors, found: list[Found]) -> list[Found]:
+    """Pair averages without names, as lists, with the names of the raw weights, in their order.
+
+    torch_ema and diffusers' EMAModel write such lists.
+    """
+    paired = []
+    for prefix, arrays in _list_unnamed_averages(leaves).items():
+        for raw in found:
+            shapes = [array.shape for array in raw.tensors.values()]
+            if shapes == [array.shape for array in arrays]:
+                tensors = dict(zip(raw.tensors, arrays, strict=True))
+                paired.append(Found(prefix, True, tensors))
+                break
+    return paired
+
+
+def _list_unnamed_averages(leaves: Tensors) -> dict[str, list[np.ndarray]]:
+    lists: dict[str, list[np.ndarray]] = {}
+    for name, array in leaves.items():
+        prefix, _, last = name.rpartition(".")
+        if last.isdecimal() and is_average(prefix):
+            lists.setdefault(prefix, []).append(array)
+    return lists
+
+
+def _require_no_average(leaves: Collection[str]) -> None:
+    """Raise UserError if there is an average, given that it is not of the peer's network."""
+    for name in leaves:
+        path = next((p for p in _list_paths(name) if is_average(p)), None)
+        if path is not None:
+            raise UserError(
+                f"the average at {path} does not fit the network's names or shapes, but the raw "
+                "weights do: take these with --weights raw"
+            )
+
+
+def _list_paths(name: str) -> list[str]:
+    """List the containers of a tensor, the outermost first, up to the one that tells its kind."""
+    ends = [match.start() for match in re.finditer(r"[./]", name)]
+    if not ends or not is_average(name[: ends[-1]]):
+        return []
+    return [name[:end] for end in ends]
+
+
+def choose(found: list[Found], weights: str | None, prefix: str | None) -> Found:
+    """Choose the weights of the wanted kind at `prefix`. Raises UserError unless there is one."""
+    if prefix is not None:
+        found = _match_prefix(found, prefix)
+    kinds = {
+        "average": [each for each in found if each.is_average],
+        "raw": [each for each in found if not each.is_average],
+    }
+    weights = weights or ("average" if kinds["average"] else "raw")
+    if not kinds[weights]:
+        raise UserError(f"there are no {weights} weights, only {_list_where(found)}")
+    chosen = _drop_copies(kinds[weights])
+    if len(chosen) > 1:
+        example = chosen[0].path or chosen[1].path
+        raise UserError(
+            f"several sets of weights fit the network: {_list_where(chosen)}; choose one, such as "
+            f"--prefix {example}"
+        )
+    return chosen[0]
+
+
+def _match_prefix(found: list[Found], prefix: str) -> list[Found]:
+    """Filter by the whole path, or else by a part of it. Raises UserError if none matches."""
+    wanted = prefix.strip("./")
+    exact = [each for each in found if each.path == wanted]
+    part = [each for each in found if f".{wanted}." in f".{each.path}."]
+    if not exact and not part:
+        raise UserError(f"no weights of the network are at {prefix}, only {_list_where(found)}")
+    return exact or part
+
+
+def _list_where(found: list[Found]) -> str:
+    return ", ".join(f"{each.describe()}{'' if each.path else ' at the top'}" for each in found)
+
+
+def _drop_copies(found: list[Found]) -> list[Found]:
+    """Keep one of several sets with the same names and numbers."""
+    kept: list[Found] = []
+    for each in found:
+        if not any(_are_equal(each.tensors, other.tensors) for other in kept):
+            kept.append(each)
+    return kept
+
+
+def _are_equal(a: Tensors, b: Tensors) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def guess(leaves: Tensors, peer: Peer, prefix: str | None) -> Found:
+    """Find the tensors that come closest to a network of `peer`, for an error that names a tensor.
+
+    Their names start like those of the peer's table most often.
+    """
+    groups = group_by_prefix(leaves)
+    if prefix is not None:
+        groups = {key: groups[key] for key in groups if key.rstrip("./") == prefix.strip("./")}
+        if not groups:
+            raise UserError(f"there are no weights at {prefix}")
+
+    def count_known(start: str) -> tuple[int, int]:
+        known = sum(has_rule(name[len(start) :], peer.names) for name in groups[start])
+        return known, len(start)
+
+    best = max(groups, key=count_known)
+    best = best if count_known(best)[0] or prefix is not None else ""
+    tensors = {name[len(best) :]: leaves[name] for name in groups[best]}
+    return Found(best.rstrip("./"), is_average(best), tensors)

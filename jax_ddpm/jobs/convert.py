@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax_ddpm import runs
 from jax_ddpm.config.run import Config, DataConfig, validate
 from jax_ddpm.errors import UserError, flag_name
-from jax_ddpm.interop import PEERS, Network, PeerName, from_torch
+from jax_ddpm.interop import PEERS, Network, PeerName, WeightsName, from_torch
 from jax_ddpm.interop.facts import ASSUMED, Fact, Missing, Question, merge, show_value
 from jax_ddpm.interop.source import read_source
 from jax_ddpm.jobs.build import build, open_data
@@ -58,13 +58,17 @@ def import_weights(
     settings: Config,
     arguments: Path | None = None,
     typed: Mapping[str, str] | None = None,
+    *,
+    weights: WeightsName | None = None,
+    prefix: str | None = None,
 ) -> runs.Run:
     """Make a run folder from what another program saved, ready to be sampled or trained further.
 
     `file` is a weight file or a folder. `settings` provides what it does not say; use the preset of
     `source`, for example. `arguments` is a JSON file with the constructor arguments of the network
     that its weights do not reveal. `typed` holds the settings that the user has chosen, such as
-    "data.image_size", with the flags that chose them. Prints where each setting comes from.
+    "data.image_size", with the flags that chose them. `weights` and `prefix` choose among several
+    sets of weights, see `from_torch`. Prints where each setting comes from.
 
     Raises UserError if the weights do not fit the network, for settings that a run cannot have or
     that contradict each other, and if `out` exists. The folder is written completely or not at all.
@@ -75,7 +79,7 @@ def import_weights(
     given = read_source(file, arguments)
     asked = Question(given, {what: find_setting(settings, what) for what in typed})
     facts = merge(PEERS[source].describe(asked))
-    network = from_torch(given.tensors, source, given.arguments)
+    network = from_torch(given.tensors, source, given.arguments, weights=weights, prefix=prefix)
     described = apply_facts(add_network(settings, network, typed), facts, typed)
     shape = choose_image_shape(described, network)
     run = runs.Run(out, described.config, shape, imported_from=source)
@@ -84,7 +88,8 @@ def import_weights(
     print_table(described, shape)
     count = sum(leaf.size for leaf in jax.tree.leaves(network.params))
     size = "x".join(map(str, shape))
-    print(f"Wrote {out}: {count:,} parameters of {source}, for images of {size}")
+    what = f"{count:,} parameters of {source} ({network.origin})"
+    print(f"Wrote {out}: {what}, for images of {size}")
     return run
 
 

@@ -10,7 +10,7 @@ from jax_ddpm.process.diffusion import q_mean_variance, q_posterior, q_sample
 from jax_ddpm.process.levels import level_at
 from jax_ddpm.process.likelihood import vb_term
 from jax_ddpm.process.losses import diffusion_loss
-from jax_ddpm.process.schedules import linear_betas, make_schedule, quadratic_betas
+from jax_ddpm.process.schedules import linear_betas, make_schedule, named_betas, quadratic_betas
 from jax_ddpm.samplers import ddpm, sample
 from parity_tests.comparing import (
     DOUBLE_FIRST,
@@ -30,11 +30,6 @@ from parity_tests.recorded_process import (
 
 THEIRS = "Ho et al. (recorded)"
 
-TABLES = {
-    "linear_T1000": linear_betas(1000),
-    "linear_T30": linear_betas(30),
-    "quad_T100": quadratic_betas(100),
-}
 # Betas, prediction type and variance of three recorded runs.
 RUNS = {
     "eps_large_mse": (linear_betas(24), "eps", "fixed_large"),
@@ -58,12 +53,10 @@ NO_TABLES = ["jsd_T50"]  # it ends in pure noise, for which the original has onl
 
 @pytest.mark.parametrize("tag", [tag for tag in RECORDED if tag not in NO_TABLES])
 def test_tables(compare, tag):
-    """The original keeps its tables in float64 even when everything else is float32.
-
-    If a schedule is not one of ours, its tables are derived from the recorded betas.
-    """
+    """The original keeps its tables in float64 even when everything else is float32."""
     _, io = read_golden("hojonathanho/tables")
-    betas = TABLES.get(tag, io[f"f64.{tag}/betas"].astype(np.float64))
+    name, T = tag.rsplit("_T")
+    betas = named_betas(name, int(T))
     schedule = make_schedule(betas, dtype=np.float64)
     names = [name.split("/")[1] for name in io if name.startswith(f"f64.{tag}/")]
     assert len(names) >= 12
@@ -73,6 +66,13 @@ def test_tables(compare, tag):
     floor = make_schedule(betas, dtype=np.float64, clipped_log_variance="floor")
     older = io[f"f64.{tag}/v1_posterior_log_variance_clipped"].astype(np.float64)
     compare("schedule tables", floor.posterior_log_variance_clipped, older, "float64")
+
+
+@pytest.mark.parametrize("tag", NO_TABLES)
+def test_betas(compare, tag):
+    _, io = read_golden("hojonathanho/tables")
+    name, T = tag.rsplit("_T")
+    compare("schedule tables", named_betas(name, int(T)), io[f"f64.{tag}/betas"], "float64")
 
 
 @pytest.mark.parametrize("tag", RUNS)

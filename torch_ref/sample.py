@@ -51,6 +51,10 @@ BETAS: dict[str, Callable[[int], np.ndarray]] = {
     "cosine": schedule.cosine_betas,
     "cosine_clipped": lambda T: schedule.cosine_betas(T, clip=(1e-4, 0.9999)),
     "cosine_epita": lambda T: schedule.cosine_betas(T, clip=(1e-4, 0.02)),
+    "const": lambda T: schedule.warmup_betas(T, share=0.0),
+    "warmup10": lambda T: schedule.warmup_betas(T, share=0.1),
+    "warmup50": lambda T: schedule.warmup_betas(T, share=0.5),
+    "jsd": schedule.jsd_betas,
 }
 # S of T timesteps, ascending: Song et al. 2021 (leading, quad), Lin et al. 2024 (trailing).
 SPACINGS: dict[str, Callable[[int, int], np.ndarray]] = {

@@ -45,6 +45,19 @@ def sigmoid_cumprod_betas(
     return _betas_of_cumprod(curve[-1] - curve, clip)
 
 
+def warmup_betas(
+    num_timesteps: int, share: float, start: float = 1e-4, end: float = 0.02
+) -> np.ndarray:
+    """Betas [T] that rise linearly to `end` over a `share` of the chain (Ho et al.'s code)."""
+    rising = np.linspace(start, end, int(share * num_timesteps))
+    return np.append(rising, np.repeat(end, num_timesteps - len(rising)))
+
+
+def jsd_betas(num_timesteps: int) -> np.ndarray:
+    """Betas [T] 1/T, 1/(T - 1), ..., 1: the last timestep is pure noise (Ho et al.'s code)."""
+    return 1.0 / np.arange(num_timesteps, 0, -1)
+
+
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1.0 / (1.0 + np.exp(-x))
 

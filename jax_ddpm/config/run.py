@@ -20,6 +20,7 @@ from jax_ddpm.process.objectives import Objective
 from jax_ddpm.process.pixel_losses import LossType
 from jax_ddpm.process.predictions import PredictionType
 from jax_ddpm.process.schedules import (
+    ENDS_IN_NOISE,
     Betas,
     ClippedLogVariance,
     ScheduleName,
@@ -126,6 +127,11 @@ class DiffusionConfig:
             value = getattr(self, name)
             object.__setattr__(self, name, aliases.get(value, value))
 
+    @property
+    def ends_in_noise(self) -> bool:
+        """Whether the image is gone at the last timestep."""
+        return self.zero_terminal_snr or self.schedule in ENDS_IN_NOISE
+
 
 @dataclass(frozen=True)
 class Config:
@@ -225,17 +231,19 @@ def _validate_loss(diffusion: DiffusionConfig) -> None:
 def _validate_timesteps(diffusion: DiffusionConfig) -> None:
     check = make_check(diffusion, "--diffusion.")
     check("log_normal_std", diffusion.log_normal_std > 0, "positive")
-    ends_in_noise = diffusion.zero_terminal_snr
+    ends_in_noise = diffusion.ends_in_noise
+    noisy = "with --diffusion.zero-terminal-snr"
+    if not diffusion.zero_terminal_snr:
+        noisy = f"with --diffusion.schedule {diffusion.schedule}, which ends in pure noise"
     check(
         "prediction_type",
         not ends_in_noise or diffusion.prediction_type != "eps",
-        "x_0 or v with --diffusion.zero-terminal-snr: in pure noise, x_0 does not follow from eps",
+        f"x_0 or v {noisy}: in pure noise, x_0 does not follow from eps",
     )
     check(
         "timestep_sampling",
         not ends_in_noise or diffusion.timestep_sampling != "log_normal",
-        "another sampling with --diffusion.zero-terminal-snr: log_normal never draws the last "
-        "timestep",
+        f"another sampling {noisy}: log_normal never draws the last timestep",
     )
 
 
@@ -271,7 +279,7 @@ def validate_sampling(
     validate_sample(
         sample,
         config.diffusion.num_timesteps,
-        zero_terminal_snr=config.diffusion.zero_terminal_snr,
+        zero_terminal_snr=config.diffusion.ends_in_noise,
         whole_timesteps=config.model.num_timesteps is not None,
         prefix=prefix,
     )

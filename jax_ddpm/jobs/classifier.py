@@ -24,9 +24,9 @@ def check_guidance(config: Config, label: int | None, changes: Collection[str]) 
     for name in ("guidance_interval", "guidance_rescale"):
         if name in changes:
             raise UserError(f"{flag_name(name)} is for guidance without a classifier: leave it out")
-    if config.diffusion.zero_terminal_snr:
+    if config.diffusion.ends_in_noise:
         raise UserError(
-            "--classifier needs some signal in x_T, which diffusion.zero-terminal-snr removes"
+            "--classifier needs some signal in x_T, but this run's schedule ends in pure noise"
         )
     if config.model.num_labels is None and label is None:
         raise UserError("--classifier needs --label N, the class to guide towards")

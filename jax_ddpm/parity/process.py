@@ -31,6 +31,10 @@ REF_BETAS: dict[str, Callable[[int], np.ndarray]] = {
     "cosine_clipped": lambda T: ref_schedule.cosine_betas(T, clip=(1e-4, 0.9999)),
     "cosine_epita": lambda T: ref_schedule.cosine_betas(T, clip=(1e-4, 0.02)),
     "quadratic_slip": lambda T: ref_schedule.quadratic_betas(T, start=1e-4**4, end=0.02**4),
+    "const": lambda T: ref_schedule.warmup_betas(T, share=0.0),
+    "warmup10": lambda T: ref_schedule.warmup_betas(T, share=0.1),
+    "warmup50": lambda T: ref_schedule.warmup_betas(T, share=0.5),
+    "jsd": ref_schedule.jsd_betas,
 }
 PREDICTION_TYPES: tuple[str, ...] = ("eps", "x_0", "v")
 LOSS_TYPES = tuple(PIXEL_LOSSES)

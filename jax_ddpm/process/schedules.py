@@ -75,6 +75,32 @@ def sigmoid_cumprod_betas(
     return betas_from_alphas_cumprod(f, clip=clip)
 
 
+def constant_betas(num_timesteps: int, *, beta: float = 0.02) -> Betas:
+    """The same beta at every timestep ("const" in the code of Ho et al. 2020)."""
+    return np.full(num_timesteps, beta, np.float64)
+
+
+def warmup_betas(
+    num_timesteps: int, *, share: float, start: float = 1e-4, end: float = 0.02
+) -> Betas:
+    """Betas that grow linearly from `start` to `end` in the first `share` of the chain, then stay.
+
+    "warmup10" and "warmup50" in the code of Ho et al. 2020 have the shares 0.1 and 0.5.
+    """
+    betas = constant_betas(num_timesteps, beta=end)
+    warmup = int(num_timesteps * share)
+    betas[:warmup] = np.linspace(start, end, warmup)
+    return betas
+
+
+def jsd_betas(num_timesteps: int) -> Betas:
+    """1/T, 1/(T - 1), ..., 1/2, 1: alphas_cumprod falls linearly to 0 (Sohl-Dickstein et al. 2015).
+
+    The chain ends in pure noise, so a network for it cannot predict eps.
+    """
+    return 1 / np.linspace(num_timesteps, 1, num_timesteps, dtype=np.float64)
+
+
 def betas_from_alphas_cumprod(
     f: Float[np.ndarray, " num_points"], *, clip: tuple[float, float] = (0.0, 0.999)
 ) -> Float[np.ndarray, " num_points-1"]:
@@ -111,8 +137,17 @@ BETAS: dict[str, Callable[[int], Betas]] = {
     # The EPITA practical's notebook; its web page clips like cosine_clipped.
     "cosine_epita": lambda num_timesteps: cosine_betas(num_timesteps, clip=(1e-4, 0.02)),
     "quadratic_slip": quadratic_slip_betas,
+    "const": constant_betas,
+    "warmup10": lambda num_timesteps: warmup_betas(num_timesteps, share=0.1),
+    "warmup50": lambda num_timesteps: warmup_betas(num_timesteps, share=0.5),
+    "jsd": jsd_betas,
 }
-SCHEDULE_ALIASES = {"squaredcos_cap_v2": "cosine", "scaled_linear": "quadratic"}  # diffusers
+ENDS_IN_NOISE = {"jsd"}  # schedules whose last beta is 1
+SCHEDULE_ALIASES = {
+    "squaredcos_cap_v2": "cosine",  # diffusers
+    "scaled_linear": "quadratic",  # diffusers
+    "quad": "quadratic",  # Ho et al.
+}
 
 # What the logarithm of the posterior variance is taken of: at t = 0 the variance itself is 0.
 CLIPPED_LOG_VARIANCES: dict[str, Callable[[Betas], Betas]] = {

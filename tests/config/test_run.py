@@ -36,6 +36,7 @@ BAD = [
     ("diffusion", {"betas": (), "num_timesteps": 0}, "diffusion.betas .0.: betas must be"),
     ("diffusion", {"betas": (0.1, 1.2), "num_timesteps": 2}, "every beta must lie in"),
     ("diffusion", {"betas": (0.1, 1.0), "num_timesteps": 2}, "zero-terminal-snr is False, .* True"),
+    ("diffusion", {"schedule": "jsd"}, "x_0 or v with --diffusion.schedule jsd, which ends in pu"),
     (
         "diffusion",
         {"zero_terminal_snr": True, "prediction_type": "v", "timestep_sampling": "log_normal"},

@@ -62,8 +62,8 @@ WRONG_NAMES = {
         lambda: p_mean_variance(SCHEDULE, Prediction(X, X), X, T, "fixedsmall"),
     ],
     "schedule is 'cosin', but it must be linear, linear_rescaled, quadratic, sigmoid, "
-    "sigmoid_cumprod, cosine, cosine_clipped, cosine_epita or quadratic_slip: did you mean "
-    "'cosine'?": [lambda: named_schedule("cosin", 10)],
+    "sigmoid_cumprod, cosine, cosine_clipped, cosine_epita, quadratic_slip, const, warmup10, "
+    "warmup50 or jsd: did you mean 'cosine'?": [lambda: named_schedule("cosin", 10)],
     "clipped_log_variance is 'second', but it must be second_entry or floor: did you mean "
     "'second_entry'?": [lambda: make_schedule(linear_betas(10), clipped_log_variance="second")],
     "timestep sampling is 'logit_normal', but it must be uniform, stratified, antithetic, "

@@ -6,6 +6,7 @@ from jax_ddpm.process.grids import SPACINGS, timestep_grid
 from jax_ddpm.process.levels import level_at
 from jax_ddpm.process.schedules import (
     BETAS,
+    ENDS_IN_NOISE,
     cosine_betas,
     linear_betas,
     make_schedule,
@@ -13,7 +14,7 @@ from jax_ddpm.process.schedules import (
     rescale_zero_terminal_snr,
 )
 
-every_schedule = pytest.mark.parametrize("name", BETAS)
+every_schedule = pytest.mark.parametrize("name", sorted(BETAS.keys() - ENDS_IN_NOISE))
 
 # One or two float64 operations: measured, at most 2e-16 relative.
 ROUNDING = 1e-14
@@ -48,7 +49,7 @@ def test_a_thousand_steps_end_in_noise(name):
 
 
 # The slip's first beta is 1e-16: 1 - beta keeps none of its digits.
-@pytest.mark.parametrize("name", [name for name in BETAS if name != "quadratic_slip"])
+@pytest.mark.parametrize("name", sorted(BETAS.keys() - {"quadratic_slip", *ENDS_IN_NOISE}))
 def test_derived_tables_follow_from_betas(name):
     for T in list_lengths(name):
         check_derived_tables(make_exact_tables(name, T))
@@ -231,7 +232,7 @@ def test_levels_have_the_shape_of_their_timesteps():
         assert level.signal.shape == level.sigma.shape == jnp.shape(t)
 
 
-@pytest.mark.parametrize("name", sorted(set(BETAS) - {"quadratic_slip"}))
+@pytest.mark.parametrize("name", sorted(BETAS.keys() - {"quadratic_slip", *ENDS_IN_NOISE}))
 def test_zero_terminal_snr_keeps_the_start_and_ends_in_pure_noise(name):
     T = 50
     tables, before = make_exact_tables(name, T, zero_terminal_snr=True), make_exact_tables(name, T)
@@ -249,6 +250,20 @@ def test_zero_terminal_snr_keeps_the_start_and_ends_in_pure_noise(name):
     old, new = before["sqrt_alphas_cumprod"], tables["sqrt_alphas_cumprod"]
     expected = np.interp(old, [old[-1], old[0]], [0, old[0]])
     np.testing.assert_allclose(new, expected, rtol=0, atol=1e-13)  # measured: 1e-16
+
+
+def test_jsd_falls_linearly_to_pure_noise():
+    tables = make_exact_tables("jsd", 50)
+    np.testing.assert_allclose(tables["alphas_cumprod"], np.arange(49, -1, -1) / 50, atol=1e-15)
+    infinite = {name for name, table in tables.items() if not np.all(np.isfinite(table))}
+    assert infinite == {"sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod"}
+
+
+@pytest.mark.parametrize(("name", "warmup"), [("const", 0), ("warmup10", 6), ("warmup50", 32)])
+def test_betas_are_constant_after_the_warmup(name, warmup):
+    betas = make_exact_tables(name, 64)["betas"]
+    np.testing.assert_array_equal(betas[warmup:], 0.02)
+    np.testing.assert_allclose(betas[:warmup], linear_betas(warmup))
 
 
 def test_a_chain_of_one_timestep_cannot_be_rescaled():

@@ -1,5 +1,8 @@
 """Output and gradients of the U-Net, block by block and whole: jax_ddpm against torch_ref."""
 
+import re
+from dataclasses import replace
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from jax_ddpm.interop import PEERS, from_state_dict
+from jax_ddpm.errors import UserError
+from jax_ddpm.interop import PEERS, from_state_dict, from_torch, to_state_dict
+from jax_ddpm.interop import to_torch as to_torch_names
 from jax_ddpm.models import UNetConfig, layers, parameter_shapes
 from jax_ddpm.models.layers import MLP, GroupNorm
 from jax_ddpm.models.unet import ResnetBlock, SelfAttention
@@ -142,6 +147,21 @@ def test_resampling(compare, dtype, twins, layer):
     compare("down- and upsampling", ours, to_jax(reference(to_torch(x))), dtype)
 
 
+@pytest.mark.parametrize("size", [(8, 8), pytest.param((7, 9), marks=pytest.mark.slow)])
+def test_network_that_averages_and_repeats_pixels(compare, size):
+    theirs, network, params = make_twin_networks("float64", resamp_with_conv=False)
+    assert "downsample" not in params["down_0"]
+    x, t = draws((2, *size, 3), "float64", 3), np.array([3, 977])
+    with torch.no_grad():
+        expected = theirs(to_torch(x), torch.from_numpy(t))
+    compare(
+        "U-Net",
+        network.apply_fn(params, jnp.asarray(x), jnp.asarray(t)),
+        to_jax(expected),
+        "float64",
+    )
+
+
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 @pytest.mark.parametrize("size", [(8, 8), pytest.param((7, 9), marks=pytest.mark.slow)])
 def test_whole_network(compare, dtype, twins, size):
@@ -180,6 +200,66 @@ def test_network_with_classes(compare, dtype):
     assert params["label_emb"]["embedding"].shape == (5, 32)
     compare("U-Net", out, to_jax(ref_out), dtype)
     compare("U-Net: gradients", grad_params, convert_tree(named, network), dtype)
+
+
+PORTED = {"shortcut": "nin_shortcut", "downsample": "downsample.conv", "upsample": "upsample.conv"}
+ARGUMENTS = {
+    "ch": 32,
+    "out_ch": 1,
+    "ch_mult": [1, 2],
+    "num_res_blocks": 1,
+    "attn_resolutions": [4],
+    "in_channels": 1,
+    "resolution": 8,
+    "dropout": 0.1,
+    "num_classes": 1,
+}
+
+
+def port(tensors):
+    """Rename torch_ref's tensors as in pesser's port of the original code."""
+    pattern = re.compile(r"\b(" + "|".join(PORTED) + r")\b")
+    return {pattern.sub(lambda m: PORTED[m[1]], name): array for name, array in tensors.items()}
+
+
+@pytest.mark.parametrize("resamp_with_conv", [True, False])
+def test_the_port_of_the_original_code(compare, resamp_with_conv):
+    kind = {"channel_mult": (1, 2), "num_res_blocks": 1, "resamp_with_conv": resamp_with_conv}
+    theirs = TorchUNet(1, 1, 32, attn_levels=(1,), dropout=0.1, **kind).double().eval()
+    weights = port({name: p.detach().numpy() for name, p in theirs.named_parameters()})
+    saved = [{f"module.{name}": 2 * array for name, array in weights.items()}, {}, 3, 40, weights]
+    arguments = ARGUMENTS | {"resamp_with_conv": resamp_with_conv}
+    network = from_torch(saved, "pesser", arguments)
+    assert network.config == UNetConfig(32, attn_levels=(1,), in_channels=1, out_channels=1, **kind)
+    assert from_torch(weights, "pesser").config == network.config
+    assert network.origin == "the average at ema"
+    assert weights.keys() >= {"down.1.block.0.nin_shortcut.weight", "mid.attn_1.proj_out.bias"}
+    assert ("down.0.downsample.conv.weight" in weights) == resamp_with_conv
+    back = to_torch_names(network)
+    assert back.keys() == weights.keys()
+    assert all(np.array_equal(back[name], array) for name, array in weights.items())
+    x, t = draws((2, 8, 8, 1), "float64", 3), np.array([3, 977])
+    with torch.no_grad():
+        expected = theirs(to_torch(x), torch.from_numpy(t))
+    compare("U-Net", network.apply(network.params, x, t), to_jax(expected), "float64")
+
+
+def test_the_port_contradicting_its_weights_or_under_other_names_is_refused():
+    theirs = TorchUNet(1, 1, 32, (1,), 1, ())
+    weights = {name: p.detach().numpy() for name, p in theirs.named_parameters()}
+    with pytest.raises(UserError, match=r"there is no up.0.block.0.nin_shortcut.weight"):
+        from_torch(weights, "pesser")
+    with pytest.raises(UserError, match="does not fit"):
+        from_torch(port(weights), "pesser", {"ch": 64})
+
+
+@pytest.mark.parametrize("resamp_with_conv", [True, False])
+def test_the_original_variables_tell_how_the_resolution_changes(resamp_with_conv):
+    config = UNetConfig(32, (1, 1), 1, (), in_channels=1, out_channels=1)
+    config = replace(config, resamp_with_conv=resamp_with_conv)
+    shapes = parameter_shapes(config)
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    assert from_torch(to_state_dict(params, PEERS["ho"]), "ho").config == config
 
 
 class _At(torch.nn.Module):

@@ -90,8 +90,12 @@ class UNet(nn.Module):
         dropout: float = 0.1,
         num_groups: int = 32,
         num_classes: int | None = None,
+        resamp_with_conv: bool = True,
     ):
-        """The defaults are the CIFAR-10 network. `attn_levels`: 0 is the finest resolution."""
+        """The defaults are the CIFAR-10 network. `attn_levels`: 0 is the finest resolution.
+
+        Without `resamp_with_conv`, pixels are averaged on the way down and repeated on the way up.
+        """
         super().__init__()
         self.num_res_blocks, self.stride = num_res_blocks, 2 ** (len(channel_mult) - 1)
         sizes = [channels * mult for mult in channel_mult]
@@ -108,7 +112,8 @@ class UNet(nn.Module):
             # On the way up, each block also takes an output of the way down, in reverse order.
             in_sizes = [coarser + size, *(2 * width for width in inner), size + finer]
             self.up.append(_Level(in_sizes, size, attend, kind))
-        for i, size in enumerate(sizes[:-1]):
+        self.resamp_with_conv = resamp_with_conv
+        for i, size in enumerate(sizes[:-1] if resamp_with_conv else []):
             self.down[i].downsample = nn.Conv2d(size, size, 3, stride=2)
             self.up[i + 1].upsample = nn.Conv2d(sizes[i + 1], sizes[i + 1], 3, padding=1)
         block_1, block_2 = (_ResnetBlock(sizes[-1], sizes[-1], *kind) for _ in range(2))
@@ -138,16 +143,22 @@ class UNet(nn.Module):
             for j in range(self.num_res_blocks):
                 skips.append(level(j, skips[-1], temb))
             if level is not self.down[-1]:
-                # Zeros only below and on the right: TensorFlow's "SAME" for even sizes.
-                skips.append(level.get_submodule("downsample")(F.pad(skips[-1], (0, 1, 0, 1))))
+                skips.append(self._halve(level, skips[-1]))
         x = self.mid["attn_1"](self.mid["block_1"](skips[-1], temb))
         x = self.mid["block_2"](x, temb)
         for level in reversed(self.up):
             for j in range(self.num_res_blocks + 1):
                 x = level(j, torch.cat([x, skips.pop()], dim=1), temb)
             if level is not self.up[0]:
-                x = level.get_submodule("upsample")(F.interpolate(x, scale_factor=2.0))  # nearest
+                x = F.interpolate(x, scale_factor=2.0)  # nearest
+                x = level.get_submodule("upsample")(x) if self.resamp_with_conv else x
         return self.conv_out(F.silu(self.norm_out(x)))
+
+    def _halve(self, level: nn.Module, x: Tensor) -> Tensor:
+        if not self.resamp_with_conv:
+            return F.avg_pool2d(x, 2)
+        # Zeros only below and on the right: TensorFlow's "SAME" for even sizes.
+        return level.get_submodule("downsample")(F.pad(x, (0, 1, 0, 1)))
 
 
 def _initialise(model: UNet) -> None:

@@ -1,6 +1,6 @@
 """`from_torch` and `to_torch`: convert whole networks from and to another implementation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,13 +18,14 @@ from jax_ddpm.interop.openai import GUIDED_DIFFUSION, IMPROVED_DIFFUSION
 from jax_ddpm.interop.peer import Peer
 from jax_ddpm.interop.pulfer import PULFER
 from jax_ddpm.interop.state_dict import from_state_dict, to_state_dict
-from jax_ddpm.interop.unet import HO, TORCH_REF
+from jax_ddpm.interop.unet import HO, PESSER, TORCH_REF
 from jax_ddpm.interop.unwrap import UNFIT, find_network
 from jax_ddpm.models import Architecture, make_network, parameter_shapes
 
 PEERS: dict[str, Peer] = {
     "torch_ref": TORCH_REF,
     "ho": HO,
+    "pesser": PESSER,
     "diffusers": DIFFUSERS,
     "guided_diffusion": GUIDED_DIFFUSION,
     "improved_diffusion": IMPROVED_DIFFUSION,
@@ -59,7 +60,7 @@ class Network:
 
 
 def from_torch(
-    state_dict: Mapping[str, Any],
+    state_dict: Mapping[str, Any] | Sequence[Any],
     source: str,
     config: Mapping[str, Any] | None = None,
     *,

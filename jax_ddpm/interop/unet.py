@@ -1,6 +1,7 @@
-"""The U-Net of Ho et al. 2020: our PyTorch reference, and the original TensorFlow variables."""
+"""The U-Net of Ho et al. 2020: our PyTorch reference, the original, and pesser's port."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from jax_ddpm.errors import UserError
@@ -19,11 +20,20 @@ HO_ARGUMENTS = (
     "dropout",
     "resamp_with_conv",
 )
+# Its words for our arguments.
+HO_WORDS = {"ch": "channels", "out_ch": "out_channels", "ch_mult": "channel_mult"}
 
 
 def infer_torch_ref(shapes: Shapes) -> dict[str, Any]:
     """Infer all arguments but the number of groups, which defaults to 32."""
     return _infer({name: (*s[2:], s[1], s[0]) if len(s) == 4 else s for name, s in shapes.items()})
+
+
+def infer_pesser(shapes: Shapes) -> dict[str, Any]:
+    """Infer all arguments: the group norms always have 32 groups."""
+    if "up.0.block.0.nin_shortcut.weight" not in shapes:  # torch_ref's names are nearly the same
+        raise UserError("there is no up.0.block.0.nin_shortcut.weight")
+    return infer_torch_ref(shapes)
 
 
 def infer_ho(shapes: Shapes) -> dict[str, Any]:
@@ -57,13 +67,22 @@ def _infer(shapes: Shapes) -> dict[str, Any]:
         "num_res_blocks": len(blocks),
         "attn_levels": tuple(sorted(attn_levels)),
         "num_classes": shapes.get("label_emb.weight", (None,))[0],
+        "resamp_with_conv": len(sizes) == 1 or any(".downsample." in name for name in shapes),
     }
 
 
 def make_ho_config(**arguments: Any) -> UNetConfig:
-    """Make the configuration; most of Ho et al.'s arguments repeat what the shapes determine."""
-    shared = {"num_res_blocks", "dropout"}
-    known = {n: v for n, v in arguments.items() if n in shared or n not in HO_ARGUMENTS}
+    """Make the configuration from the words of Ho et al.'s code and of its port.
+
+    `num_classes` is always 1 there and means none. `attn_resolutions` are sides in pixels; without
+    the images' `resolution`, shapes tell where attention is.
+    """
+    known = {HO_WORDS.get(name, name): value for name, value in arguments.items()}
+    del known["num_classes"]
+    sides, side = known.pop("attn_resolutions", None), known.pop("resolution", None)
+    if sides is not None and side is not None:
+        levels = range(len(known["channel_mult"]))
+        known["attn_levels"] = tuple(i for i in levels if side // 2**i in sides)
     return UNetConfig(**known)
 
 
@@ -95,6 +114,7 @@ TORCH_REF = Peer(
         "dropout",
         "num_groups",
         "num_classes",
+        "resamp_with_conv",
     ),
     infer=infer_torch_ref,
     preset="fashion-cpu",
@@ -117,6 +137,21 @@ TORCH_REF = Peer(
         "proj_out.weight": "pointwise_2d",
     },
     express=to_ho,
+)
+
+PESSER = replace(
+    TORCH_REF,
+    make_config=make_ho_config,
+    arguments=(*HO_ARGUMENTS, "in_channels", "resolution"),
+    infer=infer_pesser,
+    preset="ddpm-cifar10",
+    names=[
+        *TORCH_REF.names,
+        ("downsample.conv", "downsample"),
+        ("upsample.conv", "upsample"),
+        ("nin_shortcut", "shortcut"),
+    ],
+    layouts={**TORCH_REF.layouts, "nin_shortcut.weight": "pointwise_2d"},
 )
 
 HO = Peer(

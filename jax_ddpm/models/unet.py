@@ -23,6 +23,7 @@ from jax_ddpm.models.layers import (
     attention,
     conv,
     dense,
+    downsample_mean,
     statistics_dtype,
     timestep_embedding,
     upsample_nearest,
@@ -55,6 +56,8 @@ class UNetConfig(Architecture):
     """Channels of the output; None: the data's, or twice as many with a learned variance."""
     num_classes: int | None = None
     """Number of classes that a label can have; None: the network takes no label."""
+    resamp_with_conv: bool = True
+    """Change the resolution with a convolution; otherwise only average or repeat pixels."""
 
     def module(self, out_channels: int, dtype: Any) -> "UNet":
         return UNet(self, self.out_channels or out_channels, dtype)
@@ -148,6 +151,7 @@ class DownStage(Stage):
 
     num_blocks: int
     downsample: bool
+    resamp_with_conv: bool
 
     @nn.compact
     def __call__(self, h: Features, temb: Temb, keys: DropoutKeys) -> list[Features]:
@@ -156,9 +160,12 @@ class DownStage(Stage):
         for i in range(self.num_blocks):
             h = self.block(i, h, temb, keys)
             outputs.append(h)
-        if self.downsample:  # zeros below and on the right only: TensorFlow's SAME
+        if self.downsample and self.resamp_with_conv:
             args = (self.features, 3, "downsample", self.dtype)
+            # Zeros below and on the right only: TensorFlow's SAME.
             outputs.append(conv(h, *args, stride=2, padding=(0, 1), init=INIT))
+        elif self.downsample:
+            outputs.append(downsample_mean(h))
         return outputs
 
 
@@ -166,6 +173,7 @@ class UpStage(Stage):
     """One resolution of the expanding path."""
 
     upsample: bool
+    resamp_with_conv: bool
 
     @nn.compact
     def __call__(
@@ -174,8 +182,9 @@ class UpStage(Stage):
         """Apply one block per skip connection, the newest first."""
         for i, skip in enumerate(skips):
             h = self.block(i, jnp.concatenate([h, skip], axis=-1), temb, keys)
-        if self.upsample:
-            h = conv(upsample_nearest(h), self.features, 3, "upsample", self.dtype, init=INIT)
+        h = upsample_nearest(h) if self.upsample else h
+        if self.upsample and self.resamp_with_conv:
+            h = conv(h, self.features, 3, "upsample", self.dtype, init=INIT)
         return h
 
 
@@ -219,13 +228,15 @@ class UNet(NetworkModule):
         h = conv(x_t, config.channels, 3, "conv_in", self.dtype, init=INIT)
         skips = [h]
         for i in range(last + 1):
-            down = DownStage(*self._stage(i), config.num_res_blocks, i < last, name=f"down_{i}")
+            args = (config.num_res_blocks, i < last, config.resamp_with_conv)
+            down = DownStage(*self._stage(i), *args, name=f"down_{i}")
             skips += down(skips[-1], temb, dropout_keys)
         features, _, *rest = self._stage(last)
         h = Middle(features, *rest, name="mid")(skips[-1], temb, dropout_keys)
         for i in reversed(range(last + 1)):
             newest = [skips.pop() for _ in range(config.num_res_blocks + 1)]
-            h = UpStage(*self._stage(i), i > 0, name=f"up_{i}")(h, newest, temb, dropout_keys)
+            up = UpStage(*self._stage(i), i > 0, config.resamp_with_conv, name=f"up_{i}")
+            h = up(h, newest, temb, dropout_keys)
 
         h = nn.silu(GroupNorm(config.num_groups, self.dtype, EPS, name="norm_out")(h))
         return crop(conv(h, self.out_channels, 3, "conv_out", self.dtype, init=ALMOST_ZERO))

@@ -98,6 +98,7 @@ ANNOTATED = Location(
 TWINS: dict[str, Location] = {
     "torch_ref": Location("torch_ref.unet", "UNet"),
     "ho": Location("torch_ref.unet", "UNet"),
+    "pesser": Location("torch_ref.unet", "UNet"),
     "lucidrains": Location("torch_ref.lucidrains", "LucidrainsUNet"),
     "annotated": ANNOTATED,
     "annotated_layernorm": ANNOTATED,
@@ -150,8 +151,8 @@ def import_class(location: Location | None) -> Any:
 
 
 def find_naming(network: Network) -> PeerName:
-    """The source whose parameter names the PyTorch network uses; for ho, it is our twin's."""
-    return "torch_ref" if network.source == "ho" else network.source
+    """The source whose parameter names the PyTorch network uses: torch_ref for its own twins."""
+    return "torch_ref" if network.source in ("ho", "pesser") else network.source
 
 
 def build_network(network_class: Any, location: Location, network: Network) -> torch.nn.Module:

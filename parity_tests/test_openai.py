@@ -270,7 +270,12 @@ MISTAKES = {
     "--model.num-heads-upsample is 5, but": {"num_heads_upsample": 5},
     "--model.dropout is 1.5": {"dropout": 1.5},
     "dims is 3, but it must be 2": {"dims": 3},
-    "attention_resolutions is '16,8', but": {"attention_resolutions": "16,8"},
+    "attention_resolutions is '16,8', .* give image_size": {"attention_resolutions": "16,8"},
+    "attention_resolutions is '16,x', but": {"attention_resolutions": "16,x", "image_size": 64},
+    "channel_mult is '1;2', but it must be": {"channel_mult": "1;2"},
+    "num_channels is 32, but model_channels is 64": {"num_channels": 32, "model_channels": 64},
+    "learn_sigma is True, but the network has . input and . output": {"learn_sigma": True},
+    "class_cond is True, but the network has no classes": {"class_cond": True},
     "no argument 'num_head', did you mean 'num_heads'?": {"num_head": 1},
     "--model.channel-mult is .*multiples of 32": {"channel_mult": [1, 0.3]},
     "does not fit: temb.dense_0.kernel is": {"model_channels": 64},
@@ -283,6 +288,43 @@ def test_wrong_arguments_are_named(sentence):
     weights = load_weights(GOLDENS / PLAIN)
     with pytest.raises(UserError, match=f"(?s){sentence}"):
         from_torch(weights, IMPROVED, MISTAKES[sentence])
+
+
+SCRIPT = {
+    "image_size": 16,
+    "num_res_blocks": 1,
+    "attention_resolutions": "32,8",
+    "learn_sigma": True,
+    "class_cond": True,
+    "use_fp16": False,
+    "diffusion_steps": 100,
+    "noise_schedule": "cosine",
+    "timestep_respacing": "",
+    "use_kl": False,
+}
+
+
+@pytest.mark.parametrize("mult", ["", "1,2", None])
+@each_source
+def test_the_flags_of_their_scripts_are_understood(source, mult):
+    """By default the scripts have 4 heads, the constructor has 1."""
+    config = {
+        "in_channels": 3,
+        "model_channels": 32,
+        "out_channels": 6,
+        "num_res_blocks": 1,
+        "attention_resolutions": (2,),
+        "channel_mult": (1, 2),
+        "num_classes": 1000,
+        "num_heads": 4,
+    }
+    weights = {k: v.numpy() for k, v in ref.UNetModel(**config).state_dict().items()}
+    flags = SCRIPT | {"num_channels": 32} | ({} if mult is None else {"channel_mult": mult})
+    network = from_torch(weights, source, flags)
+    assert network.config == from_torch(weights, source, config).config
+    assert network.config.num_heads == 4
+    two = from_torch(weights, source, flags | {"num_heads": 2})
+    assert two.config.num_heads == 2
 
 
 def test_improved_diffusion_refuses_the_weights_of_guided_diffusion():

@@ -69,9 +69,9 @@ def from_torch(
 ) -> Network:
     """Read a network from the weights `state_dict` (names -> arrays) that `source` wrote.
 
-    `config` holds the peer's own constructor arguments; arguments of its training or diffusion
-    process are ignored. Missing arguments are inferred from the shapes or get the peer's defaults.
-    Without `config`, the shapes must determine everything that matters.
+    `config` holds the peer's own constructor arguments, or the flags of OpenAI's scripts; arguments
+    of its training or diffusion process are ignored. Missing arguments are inferred from the shapes
+    or get the peer's defaults. Without `config`, the shapes must determine everything that matters.
 
     `state_dict` may also be a trainer's file: nested mappings and lists, in which any container and
     any common prefix of names may hold the network. `weights` is "average" or "raw"; None takes the
@@ -116,7 +116,7 @@ def complete_config(
         raise UserError(f"it has no network with weights called {names}, ...") from error
     if given is None and (unknown := [n for n in peer.unknowable if n not in inferred]):
         raise UserError(f"shapes do not reveal {unknown[0]}: give the configuration as well")
-    arguments = {name: _freeze(value) for name, value in (given or {}).items()}
+    arguments = peer.read_flags({name: _freeze(value) for name, value in (given or {}).items()})
     for name in arguments.keys() - set(peer.arguments):
         if close := nearest(name, peer.arguments, cutoff=0.8):
             raise UserError(f"{source} has no argument {name!r}, did you mean {close!r}?")

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from jax_ddpm.errors import UserError
 from jax_ddpm.interop.peer import Peer, Shapes, WeightLayout
 from jax_ddpm.models import GuidedDiffusionConfig, ImprovedDiffusionConfig
 
@@ -26,6 +27,10 @@ NAMES = [
 ]
 LAYOUTS: dict[str, WeightLayout] = {"qkv.weight": "pointwise_1d", "proj_out.weight": "pointwise_1d"}
 
+# Flags of its scripts that repeat what the shapes tell; see clean_arguments.
+REPEATING_FLAGS = ("learn_sigma", "class_cond")
+HEADS_OF_SCRIPTS = 4  # their default; the constructor's is 1
+
 # These arguments do not change results, or have only one possible value here.
 WITHOUT_EFFECT = ("image_size", "use_fp16", "dims", "use_checkpoint")
 IMPROVED_ARGUMENTS = (
@@ -43,6 +48,7 @@ IMPROVED_ARGUMENTS = (
     "num_heads",
     "num_heads_upsample",
     "use_scale_shift_norm",
+    *REPEATING_FLAGS,
 )
 GUIDED_ARGUMENTS = (
     *IMPROVED_ARGUMENTS,
@@ -103,6 +109,48 @@ def find_factor(features: int, channels: int) -> float:
     return factor if int(factor * channels) == features else (features + 0.5) / channels
 
 
+def read_flags(given: dict[str, Any]) -> dict[str, Any]:
+    """Translate the flags of the scripts, such as num_channels, to the constructor's arguments.
+
+    There, attention_resolutions are sides of feature maps in pixels, as text; channel_mult is text,
+    and empty text stands for factors that the shapes determine.
+    """
+    arguments = dict(given)
+    if "num_channels" in arguments:
+        channels = arguments.pop("num_channels")
+        if arguments.setdefault("model_channels", channels) != channels:
+            raise UserError(
+                f"num_channels is {channels}, but model_channels is {arguments['model_channels']}"
+            )
+        arguments.setdefault("num_heads", HEADS_OF_SCRIPTS)
+    if isinstance(mult := arguments.get("channel_mult"), str):
+        del arguments["channel_mult"]
+        if mult:
+            arguments["channel_mult"] = _split_numbers("channel_mult", mult)
+    if isinstance(sides := arguments.get("attention_resolutions"), str):
+        size = arguments.get("image_size")
+        if not isinstance(size, int) or size < 1:
+            raise UserError(
+                f"attention_resolutions is {sides!r}, which are sides in pixels: give image_size, "
+                "too, or downsampling rates, such as (4, 8)"
+            )
+        numbers = _split_numbers("attention_resolutions", sides)
+        rates = tuple(int(size // side) for side in numbers if side <= size)
+        arguments["attention_resolutions"] = rates
+    return arguments
+
+
+def _split_numbers(name: str, text: str) -> tuple[float, ...]:
+    """Split "16,8" into positive numbers, which are integers where possible."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(0 < number < 2**31 for number in numbers):
+        raise UserError(f"{name} is {text!r}, but it must be numbers, such as '16,8'")
+    return tuple(int(number) if number.is_integer() else number for number in numbers)
+
+
 def make_guided_config(**arguments: Any) -> GuidedDiffusionConfig:
     """Make guided-diffusion's configuration, in which channel multiples need not be integers."""
     arguments = clean_arguments(arguments)
@@ -118,14 +166,24 @@ def make_improved_config(**arguments: Any) -> ImprovedDiffusionConfig:
 
 
 def clean_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Drop the arguments without effect. Raises ValueError for data other than images."""
+    """Drop the arguments without effect.
+
+    Raises ValueError for data other than images, and for flags that contradict the shapes.
+    """
+    arguments = dict(arguments)
+    learned, conditional = (arguments.pop(name, None) for name in REPEATING_FLAGS)
+    inputs, outputs = arguments["in_channels"], arguments["out_channels"]
+    if learned is not None and outputs != inputs * (2 if learned else 1):
+        raise ValueError(
+            f"learn_sigma is {learned}, but the network has {inputs} input and {outputs} output "
+            "channels"
+        )
+    if conditional is not None and bool(conditional) != (arguments["num_classes"] is not None):
+        classes = arguments["num_classes"] or "no"
+        raise ValueError(f"class_cond is {conditional}, but the network has {classes} classes")
     if arguments.get("dims", 2) != 2:
         raise ValueError(f"dims is {arguments['dims']}, but it must be 2, for images")
     rates = arguments["attention_resolutions"]
-    if isinstance(rates, str):
-        raise ValueError(
-            f"attention_resolutions is {rates!r}, but it must be downsampling rates, such as (4, 8)"
-        )
     rest = {name: value for name, value in arguments.items() if name not in WITHOUT_EFFECT}
     return rest | {"attention_resolutions": tuple(sorted(rates))}
 
@@ -137,6 +195,7 @@ GUIDED_DIFFUSION = Peer(
     names=NAMES,
     preset="guided-diffusion",
     layouts=LAYOUTS,
+    read_flags=read_flags,
     unknowable=("num_heads", "num_head_channels", "num_heads_upsample", "use_new_attention_order"),
 )
 
@@ -147,5 +206,6 @@ IMPROVED_DIFFUSION = Peer(
     names=NAMES,
     preset="guided-diffusion",
     layouts=LAYOUTS,
+    read_flags=read_flags,
     unknowable=("num_heads", "num_heads_upsample"),
 )

@@ -47,6 +47,8 @@ class Peer:
     """The prefix of every name in its own files."""
     torch_layout: bool = True
     """Whether it uses PyTorch's layouts; False: ours."""
+    read_flags: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    """Translates the flags of its own command to the arguments of its constructor."""
     unknowable: tuple[str, ...] = ()
     """Arguments that change results but no shape; without them, the weights are refused."""
     describe: Callable[[Question], list[Fact]] = describe_betas_tensor

@@ -8,7 +8,7 @@ import numpy as np
 from jax_ddpm.errors import UserError
 from jax_ddpm.files.untrusted import explain
 from jax_ddpm.interop.source import Source
-from jax_ddpm.interop.unwrap import find_tensor
+from jax_ddpm.interop.tree import find_tensor
 from jax_ddpm.process.schedules import BETAS, Betas, rescale_zero_terminal_snr
 
 ASSUMED = "assumed"

@@ -45,6 +45,8 @@ class Peer:
     """Tensors in its files that do not belong to the network, which are skipped."""
     prefix: str = ""
     """The prefix of every name in its own files."""
+    wrapper: str = ""
+    """The prefix of the network in the files that its own scripts load, which wrap the network."""
     torch_layout: bool = True
     """Whether it uses PyTorch's layouts; False: ours."""
     read_flags: Callable[[dict[str, Any]], dict[str, Any]] = dict

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from jax_ddpm.interop.facts import Fact, Question
 from jax_ddpm.interop.peer import Peer, Shapes
+from jax_ddpm.interop.tree import find_tensor
 from jax_ddpm.models import PulferConfig
 
 # Suffixes of its stage names, such as b1 and te1 -> our names of the stages.
@@ -23,11 +25,21 @@ def infer(shapes: Shapes) -> dict[str, Any]:
     return {"n_steps": n_steps, "time_emb_dim": time_emb_dim}
 
 
+def describe(question: Question) -> list[Fact]:
+    """Describe the chain: its length is the number of rows of the table of times."""
+    table = find_tensor(question.source.tensors, "time_embed.weight")
+    if table is None:
+        return []
+    return [Fact("diffusion.num_timesteps", len(table), "shape of time_embed.weight")]
+
+
 PULFER = Peer(
     make_config=PulferConfig,
     arguments=("n_steps", "time_emb_dim"),
     infer=infer,
     preset="pulfer",
+    describe=describe,
+    wrapper="network.",  # of MyDDPM
     names=[
         *((f"te{end}", f"{stage}.temb") for end, stage in STAGES.items()),
         *((f"b{end}.{{j}}", f"{stage}.block_{{j}}") for end, stage in STAGES.items()),

@@ -42,7 +42,8 @@ def export_weights(
     params, description = load_params(run, build(run.config, run.image_shape), weights)
     found = find_translation(run, params, source)
     out = out or folder / f"{found.source}.safetensors"
-    write_weights(out, found.state_dict)
+    wrapper = PEERS[found.source].wrapper
+    write_weights(out, {wrapper + name: array for name, array in found.state_dict.items()})
     text = json.dumps(found.arguments, indent=2) + "\n"
     write_atomically(out.with_suffix(".json"), lambda temporary: temporary.write_text(text))
     print(f"Wrote {out}: {description}, in the format of {found.source}")

@@ -6,7 +6,8 @@ import pytest
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.interop import PEERS, from_torch, to_state_dict
-from jax_ddpm.interop.unwrap import find_network, find_tensor, is_average
+from jax_ddpm.interop.tree import find_tensor
+from jax_ddpm.interop.unwrap import find_network, is_average
 from jax_ddpm.models import LucidrainsConfig, UNetConfig, parameter_shapes
 
 PEER = PEERS["lucidrains"]

@@ -19,7 +19,7 @@ from jax_ddpm.jobs.export import export_weights
 from jax_ddpm.jobs.parameters import load_params
 from jax_ddpm.jobs.sample import sample_run
 from jax_ddpm.jobs.train import train
-from jax_ddpm.models import LucidrainsConfig, parameter_shapes
+from jax_ddpm.models import LucidrainsConfig, PulferConfig, parameter_shapes
 from jax_ddpm.process.schedules import BETAS
 
 
@@ -152,3 +152,34 @@ def test_a_wrapped_diffusion_brings_its_schedule_along(tmp_path):
     assert (run.config.diffusion.schedule, run.config.diffusion.num_timesteps) == ("cosine", 50)
     assert run.config.preset == "denoising-diffusion-pytorch"
     assert run.image_shape == (8, 8, 1)
+
+
+@pytest.mark.slow
+def test_a_table_of_times_limits_the_chain_and_the_tutorials_script_loads_the_export(tmp_path):
+    shapes = parameter_shapes(PulferConfig(n_steps=20))
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
+    theirs = {f"network.{k}": v for k, v in to_state_dict(params, PEERS["pulfer"]).items()}
+    write_weights(tmp_path / "w.npz", theirs)
+    run = convert(tmp_path / "w.npz", "--source", "pulfer", "--out", tmp_path / "run")
+    assert (run.config.diffusion.num_timesteps, run.config.sample.num_steps) == (20, 20)
+    out = export_weights(tmp_path / "run", tmp_path / "w.safetensors").file
+    back = read_weights(out)
+    assert back.keys() == theirs.keys()
+    assert all(np.array_equal(back[name], array) for name, array in theirs.items())
+
+
+@pytest.mark.slow
+def test_flags_choose_the_weights_of_a_trainers_file(exported, tmp_path, capsys):
+    bare = read_weights(exported)
+    average = {f"ema.model.{name}": array + 1 for name, array in bare.items()}
+    write_weights(tmp_path / "w.npz", average | {f"net.{n}": array for n, array in bare.items()})
+    shutil.copy(exported.with_suffix(".json"), tmp_path / "w.json")
+    args = tmp_path / "w.npz", "--source", "torch_ref", "--out"
+    expected = from_torch(bare, "torch_ref", {"num_groups": 2}).params
+    convert(*args, tmp_path / "a")
+    assert "the average at ema.model" in capsys.readouterr().out
+    after = jax.tree.map(lambda a: a + 1, expected)
+    assert_equal_trees(load_parameters(tmp_path / "a"), after)
+    for flags in (("--weights", "raw"), ("--prefix", "net")):
+        convert(*args, tmp_path / flags[1], *flags)
+        assert_equal_trees(load_parameters(tmp_path / flags[1]), expected)

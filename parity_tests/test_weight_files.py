@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from jax_ddpm.errors import UserError
+from jax_ddpm.interop import from_torch, to_torch
 from jax_ddpm.interop.files import read_weights, write_weights
 
 STATE = OrderedDict(
@@ -75,6 +76,38 @@ def test_lists_become_mappings_of_numbers(tmp_path):
     assert found.keys() == {"0", "1", "3"}
     assert found["0"].keys() == STATE.keys()
     np.testing.assert_array_equal(found["3"]["0"], STATE["a.weight"].numpy())
+
+
+@pytest.mark.slow
+def test_the_average_of_diffusers_training_is_found(tmp_path):
+    """EMAModel stores a list, which only the order of the raw weights names."""
+    diffusers = pytest.importorskip("diffusers")
+    training_utils = pytest.importorskip("diffusers.training_utils")
+    network = diffusers.UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+    average = training_utils.EMAModel(network.parameters(), decay=0.5)
+    raw = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    for _ in range(2):  # the first step copies
+        for parameter in network.parameters():
+            parameter.data.add_(1)
+        average.step(network.parameters())
+    torch.save({"unet": network.state_dict(), "ema": average.state_dict()}, tmp_path / "w.pt")
+    found = from_torch(read_weights(tmp_path / "w.pt"), "diffusers", dict(network.config))
+    assert found.origin == "the average at ema.shadow_params"
+    lag = average.cur_decay_value
+    assert lag > 0.1
+    for name, array in to_torch(found).items():
+        np.testing.assert_allclose(array, raw[name] + 2 - lag, rtol=1e-6, atol=1e-6)
+    taken = from_torch(
+        read_weights(tmp_path / "w.pt"), "diffusers", dict(network.config), weights="raw"
+    )
+    np.testing.assert_allclose(to_torch(taken)["conv_in.bias"], raw["conv_in.bias"] + 2, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["<f8", ">f4", "f2", "?", "i1", "<u4"])

@@ -22,7 +22,7 @@ HELP = Help(
         ("jax-ddpm parity --parts schedules steps", "only some parts"),
         ("jax-ddpm parity --weights model.pt --source lucidrains", "the network of a checkpoint"),
     ),
-    flags=("--out", "--parts", "--weights", "--source", "--config", "--seed"),
+    flags=("--out", "--parts", "--weights", "--source", "--config", "--prefix", "--seed"),
 )
 
 

@@ -51,7 +51,7 @@ def find_network(
     path of the wanted weights and chooses among several.
 
     Raises UserError if nothing fits, if several sets of weights do, and for an average that cannot
-    be read while the raw weights can, unless `weights` is "raw".
+    be read while the raw weights can, unless `weights` or `prefix` chooses these.
     """
     if weights is not None:
         weights = check_choice("weights", weights, WEIGHTS)
@@ -60,11 +60,11 @@ def find_network(
         names = ", ".join(map(str, list(given)[:5])) if isinstance(given, Mapping) else ""
         raise UserError(f"there are no weights among {names or 'nothing'}")
     found = list_candidates(leaves, peer)
-    found += pair_lists(leaves, found)
+    found += pair_averages(leaves, found)
     if not found:
         return guess(leaves, peer, prefix)
-    if weights is None and not any(each.is_average for each in found):
-        _require_no_average(leaves)
+    if weights is prefix is None and not any(each.is_average for each in found):
+        _require_no_average(leaves, found[0])
     return choose(found, weights, prefix)
 
 
@@ -114,39 +114,48 @@ def _split_words(path: str) -> list[str]:
     return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", path)]
 
 
-def pair_lists(leaves: Tensors, found: list[Found]) -> list[Found]:
-    """Pair averages without names, as lists, with the names of the raw weights, in their order.
+def pair_averages(leaves: Tensors, found: list[Found]) -> list[Found]:
+    """Pair averages that lack the network's names with raw weights of the same shapes.
 
-    torch_ema and diffusers' EMAModel write such lists.
+    torch_ema and diffusers' EMAModel write a list, in the order of the raw weights; latent
+    diffusion's LitEma leaves the dots out of the names.
     """
-    paired = []
-    for prefix, arrays in _list_unnamed_averages(leaves).items():
-        for raw in found:
-            shapes = [array.shape for array in raw.tensors.values()]
-            if shapes == [array.shape for array in arrays]:
-                tensors = dict(zip(raw.tensors, arrays, strict=True))
-                paired.append(Found(prefix, True, tensors))
-                break
-    return paired
-
-
-def _list_unnamed_averages(leaves: Tensors) -> dict[str, list[np.ndarray]]:
-    lists: dict[str, list[np.ndarray]] = {}
+    groups: dict[str, Tensors] = {}
     for name, array in leaves.items():
-        prefix, _, last = name.rpartition(".")
-        if last.isdecimal() and is_average(prefix):
-            lists.setdefault(prefix, []).append(array)
-    return lists
+        path, _, last = name.rpartition(".")
+        if is_average(path):
+            groups.setdefault(path, {})[last] = array
+    pairs = ((path, pair(group, raw.tensors)) for path, group in groups.items() for raw in found)
+    paired = {path: tensors for path, tensors in pairs if tensors is not None}
+    return [Found(path, True, tensors) for path, tensors in paired.items()]
 
 
-def _require_no_average(leaves: Collection[str]) -> None:
+def pair(average: Tensors, raw: Tensors) -> Tensors | None:
+    """Give the arrays of `average` the names of `raw`; None if they do not correspond."""
+    if len(average) != len(raw):
+        return None
+    if all(name.isdecimal() for name in average):
+        arrays = list(average.values())
+    else:
+        dotless = [name.replace(".", "") for name in raw]
+        starts = [n.removesuffix(dotless[0]) for n in average if n.endswith(dotless[0])]
+        start = next((s for s in starts if average.keys() == {s + name for name in dotless}), None)
+        if start is None:
+            return None
+        arrays = [average[start + name] for name in dotless]
+    if [array.shape for array in arrays] != [array.shape for array in raw.values()]:
+        return None
+    return dict(zip(raw, arrays, strict=True))
+
+
+def _require_no_average(leaves: Collection[str], raw: Found) -> None:
     """Raise UserError if there is an average, given that it is not of the peer's network."""
     for name in leaves:
         path = next((p for p in _list_paths(name) if is_average(p)), None)
         if path is not None:
             raise UserError(
-                f"the average at {path} does not fit the network's names or shapes, but the raw "
-                "weights do: take these with --weights raw"
+                f"the average at {path} does not fit the network's names or shapes, but "
+                f"{raw.describe()} do: take these with --weights raw"
             )
 
 

@@ -40,6 +40,8 @@ class ParityArgs:
     config: Path | None = None
     """JSON file with the constructor arguments that the weights do not reveal. None: the file of
     the same name beside the weights, or diffusers' config.json."""
+    prefix: str | None = None
+    """Where the weights are in the checkpoint, if several sets fit, such as ema.model."""
     seed: int = 0
     """Seed of all random inputs."""
     parts: tuple[PartName, ...] = tuple(part.name for part in LIBRARY)
@@ -90,7 +92,8 @@ def read_network(args: ParityArgs) -> Network:
     if not (args.weights and args.source):
         raise UserError("give both --weights FILE and --source NAME; --config FILE is optional")
     config = read_arguments(args.weights, args.config)
-    network = from_torch(read_weights(args.weights), args.source, config)
+    weights = read_weights(args.weights)
+    network = from_torch(weights, args.source, config, prefix=args.prefix)
     params = jax.tree.map(lambda p: np.asarray(p).astype(np.float32), network.params)
     return replace(network, params=params)
 

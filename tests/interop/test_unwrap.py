@@ -93,6 +93,11 @@ def test_the_average_wins_unless_the_raw_weights_are_wanted(path):
         {"model": BARE, "ema": {"decay": 0.99, "shadow_params": LIST, "collected_params": None}},
         {"state_dict": prepend("model."), "ema": {"shadow_params": dict(enumerate(LIST))}},
         {"model": BARE, "ema": {"shadow_params": LIST, "collected_params": list(BARE.values())}},
+        {
+            "state_dict": prepend("model.net.")
+            | {f"model_ema.net{n.replace('.', '')}": a for n, a in AVERAGE.items()}
+            | {"model_ema.decay": np.ones(())}
+        },
         [prepend("module."), OPTIMIZER, 3, 1000, AVERAGE],
         dict(enumerate([prepend("module."), OPTIMIZER])) | {"4": AVERAGE, 2: 3},
         prepend("ema_model.model.", AVERAGE)
@@ -108,6 +113,7 @@ def test_the_average_wins_unless_the_raw_weights_are_wanted(path):
         "torch_ema",
         "numbered",
         "torch_ema in use",
+        "LitEma",
         "ermongroup",
         "ermongroup, read",
         "ema_pytorch",

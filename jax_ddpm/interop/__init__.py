@@ -2,7 +2,7 @@
 
 from jax_ddpm.interop.network import PEERS, Network, PeerName, from_torch, to_torch
 from jax_ddpm.interop.state_dict import from_state_dict, to_state_dict
-from jax_ddpm.interop.unwrap import WeightsName
+from jax_ddpm.interop.tree import WeightsName
 
 __all__ = [
     "PEERS",

@@ -87,12 +87,15 @@ def describe_betas(betas: np.ndarray, origin: str, names: Collection[str] = BETA
         raise UserError(
             f"the betas of {origin} have shape {betas.shape}, but there must be one per timestep"
         )
-    zero = bool(betas[-1] == 1)
+    ends_in_noise = bool(betas[-1] == 1)
+    name = find_schedule(betas, False, names)
+    zero = ends_in_noise and name is None
+    if zero:
+        name = find_schedule(betas, True, names)
     facts = [
         Fact("diffusion.num_timesteps", len(betas), origin),
         Fact("diffusion.zero_terminal_snr", zero, origin),
     ]
-    name = find_schedule(betas, zero, names)
     if name is not None:
         return [Fact("diffusion.schedule", name, origin), *facts]
     if not (np.all(betas > 0) and np.all(betas[:-1] < 1) and betas[-1] <= 1):

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from jax_ddpm.errors import UserError
+from jax_ddpm.interop.openai_facts import describe, describe_improved
 from jax_ddpm.interop.peer import Peer, Shapes, WeightLayout
 from jax_ddpm.models import GuidedDiffusionConfig, ImprovedDiffusionConfig
 
@@ -196,6 +197,7 @@ GUIDED_DIFFUSION = Peer(
     preset="guided-diffusion",
     layouts=LAYOUTS,
     read_flags=read_flags,
+    describe=describe,
     unknowable=("num_heads", "num_head_channels", "num_heads_upsample", "use_new_attention_order"),
 )
 
@@ -207,5 +209,6 @@ IMPROVED_DIFFUSION = Peer(
     preset="guided-diffusion",
     layouts=LAYOUTS,
     read_flags=read_flags,
+    describe=describe_improved,
     unknowable=("num_heads", "num_heads_upsample"),
 )

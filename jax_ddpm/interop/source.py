@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.files.untrusted import read_json
 from jax_ddpm.interop.files import SUFFIXES, read_weights
+from jax_ddpm.interop.tree import WeightsName
 
 INDEX = ".index.json"  # names the file of each tensor, if the tensors are spread over several
 PIPELINE, SCHEDULER = "model_index.json", "scheduler_config.json"
@@ -19,7 +20,6 @@ DIFFUSERS_NAMES = (
     f"diffusion_pytorch_model.bin{INDEX}",
 )
 MAX_SHARDS = 1000
-WhichWeights = Literal["average", "raw"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def find_document(documents: Mapping[str, Any], name: str) -> tuple[str, dict[st
 
 
 def read_source(
-    path: Path, arguments: Path | None = None, weights: WhichWeights = "average"
+    path: Path, arguments: Path | None = None, weights: WeightsName = "average"
 ) -> Source:
     """Read a weight file, a sharded one, a folder with one, or a pipeline that diffusers saved.
 
@@ -71,7 +71,7 @@ def read_source(
     return Source(path, read(file), documents, name if name in documents else None)
 
 
-def find_weights(path: Path, weights: WhichWeights = "average") -> Path:
+def find_weights(path: Path, weights: WeightsName = "average") -> Path:
     """Find the weight file, or the index of a sharded one, that `path` stands for."""
     if not path.is_dir():
         if not path.is_file():

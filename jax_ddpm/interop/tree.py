@@ -1,11 +1,17 @@
 """List the tensors in a file of nested mappings and lists by their paths."""
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from jax_ddpm.errors import UserError
+
+WEIGHTS = ("average", "raw")  # of a trainer
+if TYPE_CHECKING:
+    WeightsName = str
+else:
+    WeightsName = Literal[WEIGHTS]
 
 MAX_DEPTH = 16  # mappings and lists inside each other
 COUNTERS = {"initted", "step", "global_step", "num_updates"}  # vectors of one number in old files

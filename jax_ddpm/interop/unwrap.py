@@ -2,20 +2,14 @@
 
 import re
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jax_ddpm.errors import UserError, check_choice
 from jax_ddpm.interop.peer import Peer
 from jax_ddpm.interop.state_dict import has_rule
-from jax_ddpm.interop.tree import Tensors, flatten
-
-WEIGHTS = ("average", "raw")
-if TYPE_CHECKING:
-    WeightsName = str
-else:
-    WeightsName = Literal[WEIGHTS]
+from jax_ddpm.interop.tree import WEIGHTS, Tensors, flatten
 
 MAX_PREFIX = 12  # parts of a name, such as model.module.
 # Words in the paths of moving averages, and of what lies beside them in the same container.

@@ -76,7 +76,9 @@ def import_weights(
     if out.exists():
         raise UserError(f"{out} exists: choose another folder with --out")
     typed = typed or {}
-    given = read_source(file, arguments)
+    given = read_source(file, arguments, weights or "average")
+    if (file / "unet_ema").is_dir():
+        weights = None  # the folder holds one file for the average and one for the raw weights
     asked = Question(given, {what: find_setting(settings, what) for what in typed})
     facts = merge(PEERS[source].describe(asked))
     network = from_torch(given.tensors, source, given.arguments, weights=weights, prefix=prefix)

@@ -69,6 +69,9 @@ def _describe_flags(
             yield Fact(what, values[bool(chosen)], name)
     if flags.get("use_kl") is True:
         yield Fact("diffusion.objective", "vlb", name)
-    respacing = flags.get("timestep_respacing")
-    if isinstance(respacing, str) and respacing and not typed.keys() & set(GRID):
-        yield Fact("sample.respacing", respacing, name)
+    if not typed.keys() & set(GRID):
+        respacing = flags.get("timestep_respacing", "")
+        expected = f'text such as "250" or "" in {name}'
+        require(isinstance(respacing, str), "timestep_respacing", respacing, expected)
+        origin = name if "timestep_respacing" in flags else ASSUMED
+        yield Fact("sample.respacing", respacing or None, origin)

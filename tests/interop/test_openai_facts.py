@@ -56,6 +56,7 @@ def test_flags_become_settings():
         "diffusion.variance": "fixed",
         "diffusion.objective": "vlb",
         "sample.variance": "fixed_small",
+        "sample.respacing": None,
     }
 
 

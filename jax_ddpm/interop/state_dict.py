@@ -111,10 +111,10 @@ def _translate_first(name: str, names: Names, stages: int) -> tuple[str, str]:
     return first, rest
 
 
-def has_rule(name: str, names: Names) -> bool:
-    """Whether a rule of the table applies to the start of `name`."""
-    rules = (old for old, _ in names if old)
-    return any(re.match(_to_pattern(old) + r"(?:\.|$)", name) for old in rules)
+def compile_starts(names: Names) -> re.Pattern[str]:
+    """Compile a pattern of all names whose first part has a rule in the table."""
+    rules = [re.sub(r"\\\{(\\-)?\w\\\}", r"\\d+", re.escape(old)) for old, _ in names if old]
+    return re.compile(f"(?:{'|'.join(rules)})(?:\\.|$)")
 
 
 def _to_pattern(rule: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from jax_ddpm.errors import UserError, check_choice
 from jax_ddpm.interop.peer import Peer
-from jax_ddpm.interop.state_dict import has_rule
+from jax_ddpm.interop.state_dict import compile_starts
 from jax_ddpm.interop.tree import WEIGHTS, Tensors, flatten
 
 MAX_PREFIX = 12  # parts of a name, such as model.module.
@@ -220,9 +220,10 @@ def guess(leaves: Tensors, peer: Peer, prefix: str | None) -> Found:
         if not groups:
             raise UserError(f"there are no weights at {prefix}")
 
+    known = compile_starts(peer.names)
+
     def count_known(start: str) -> tuple[int, int]:
-        known = sum(has_rule(name[len(start) :], peer.names) for name in groups[start])
-        return known, len(start)
+        return sum(bool(known.match(n, len(start))) for n in groups[start]), len(start)
 
     best = max(groups, key=count_known)
     best = best if count_known(best)[0] or prefix is not None else ""

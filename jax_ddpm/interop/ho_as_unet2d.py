@@ -26,6 +26,11 @@ def to_unet2d(config: Architecture, image_shape: ImageShape) -> Architecture:
             f"it pads images of {height}x{width} inside to multiples of {multiple}, which "
             "UNet2DModel does not"
         )
+    if not config.resamp_with_conv and multiple > 1:
+        raise UserError(
+            "it changes the resolution without a convolution (resamp_with_conv), which UNet2DModel "
+            "does not"
+        )
     attends = [i in config.attn_levels for i in stages]
     return UNet2DConfig(
         sample_size=size,

@@ -98,8 +98,17 @@ def write_ho_arguments(config: Architecture, image_shape: ImageShape) -> dict[st
         "attn_resolutions": tuple(image_shape[0] // 2**level for level in config.attn_levels),
         "num_classes": 1,  # theirs takes no label
         "dropout": config.dropout,
-        "resamp_with_conv": True,
+        "resamp_with_conv": config.resamp_with_conv,
     }
+
+
+def write_pesser_arguments(config: Architecture, image_shape: ImageShape) -> dict[str, Any]:
+    """Write the arguments of the port's Model(), which also takes the side of the images."""
+    height, width, channels = image_shape
+    if height != width:
+        raise UserError(f"it takes square images only, but the run's are {height}x{width}")
+    more = {"in_channels": channels, "resolution": height}
+    return write_ho_arguments(config, image_shape) | more
 
 
 TORCH_REF = Peer(
@@ -152,6 +161,7 @@ PESSER = replace(
         ("nin_shortcut", "shortcut"),
     ],
     layouts={**TORCH_REF.layouts, "nin_shortcut.weight": "pointwise_2d"},
+    write_arguments=write_pesser_arguments,
 )
 
 HO = Peer(

@@ -101,7 +101,7 @@ def write_scheduler(process: Process) -> dict[str, Any]:
     if "variance_type" in settings:
         fixed = process.variance if process.sampler == "ddpm" else None
         settings["variance_type"] = process.learned_variance or fixed
-    settings["timestep_spacing"] = _find_spacing(process, kind, settings)
+    settings |= _find_spacing(process, kind, settings)
     finite = {n: v for n, v in settings.items() if n != "lambda_min_clipped"}
     return {"_class_name": name, "_diffusers_version": VERSION, **finite}
 
@@ -146,14 +146,18 @@ def _write_clipping(process: Process, kind: SchedulerClass) -> dict[str, Any]:
     return {"clip_sample" if kind.clips else "thresholding": process.clip_x_0}
 
 
-def _find_spacing(process: Process, kind: SchedulerClass, settings: Mapping[str, Any]) -> str:
+def _find_spacing(
+    process: Process, kind: SchedulerClass, settings: Mapping[str, Any]
+) -> dict[str, Any]:
     visited, reasons = process.timesteps, list[str]()
-    for spacing in SPACINGS:
-        known = {**settings, "timestep_spacing": spacing}
+    choices: list[dict[str, Any]] = [{"timestep_spacing": spacing} for spacing in SPACINGS]
+    choices.append({"timestep_spacing": "leading", "steps_offset": int(visited[-1])})
+    for choice in choices:
+        known = {**settings, **choice}
         if np.array_equal(kind.list_timesteps(known, len(visited)), visited):
             fault = find_fault(kind, known, visited)
             if fault is None:
-                return spacing
+                return choice
             reasons.append(fault)
     why = reasons[0] if reasons else "it visits other timesteps with each of its spacings"
     raise UserError(

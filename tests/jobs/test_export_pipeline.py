@@ -148,7 +148,7 @@ def test_a_run_comes_back_from_its_pipeline(trained_run, tmp_path):
         (("--to", "diffusers"), "--to diffusers needs --out"),
         (("--to", "diffusers", "--out", "x", "--source", "ho"), "--source ho is only for --to tor"),
         (("--to", "torch", "--steps", "4"), "--steps is only for --to diffusers"),
-        (("--to", "diffusers", "--out", "x", "--spacing", "quad"), "other timesteps"),
+        (("--to", "diffusers", "--out", "x", "--spacing", "linspace"), "do not end"),
     ],
 )
 def test_flags_that_do_not_fit_together_are_refused(

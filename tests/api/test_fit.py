@@ -115,6 +115,8 @@ def test_your_own_network_is_trained_and_loaded(config, tmp_path):
         jd.load_run(tmp_path / "own")
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_your_own_network_can_take_labels(config):
     run = jd.fit(IMAGES, LABELS, config=config(), network=(init_plain, apply_with_label), steps=3)
     assert run.parts.num_labels == 3
@@ -138,6 +140,8 @@ class Small(nn.Module):
         return nn.Conv(1, (1, 1))(x_t)
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_a_linen_module_is_trained_in_a_folder_that_is_removed_with_the_object(config):
     run = jd.fit(IMAGES[..., 0], config=config(), network=Small(), steps=3)
     assert run.params["Conv_0"]["kernel"].shape == (1, 1, 1, 1)

@@ -57,6 +57,8 @@ def test_a_second_call_compiles_nothing(run):
     assert traces
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_its_diffusion_draws_the_same_images(run):
     arguments = (run.apply_fn, run.params, jax.random.key(0), (6, *run.image_shape))
     images = run.diffusion.sample(*arguments, sampler="ddim", steps=4, spacing="leading")

@@ -114,6 +114,8 @@ def test_a_lower_strength_stays_closer_to_the_picture(draw, pictures):
     assert weak < strong / 4
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_stochastic_interpolation_is_a_row_from_one_picture_to_the_other(draw, pictures):
     a, b = (read_pixels(pictures / f"{name}.png").astype(int) for name in "ab")
     row = draw("--num 4 --interpolate a.png b.png --interpolation stochastic --strength 0.1")

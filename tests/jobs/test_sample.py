@@ -60,6 +60,8 @@ def test_another_seed_gives_other_images(draw, six):
     assert np.abs(draw(seed=1).astype(int) - six).max() > 10
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_raw_and_averaged_parameters_give_different_images(draw, six):
     assert np.abs(draw(weights="raw").astype(int) - six).max() > 0
     np.testing.assert_array_equal(draw(weights="ema"), six)

@@ -167,14 +167,6 @@ def import_from(parsed: Parsed[ImportFlags]) -> None:
     suggest("sample", flags.out)
 
 
-def require_flags(flags: ExportFlags) -> None:
-    """Raise UserError unless the flags suit --to diffusers."""
-    if flags.out is None:
-        raise UserError("--to diffusers needs --out, the folder to write")
-    if flags.source not in (None, "diffusers"):
-        raise UserError(f"--source {flags.source} is only for --to torch: leave it out")
-
-
 def to_setting(flag: str) -> str:
     """The dotted name of a setting from its flag: "--data.image-size" is "data.image_size"."""
     return flag.removeprefix("--").replace("-", "_")

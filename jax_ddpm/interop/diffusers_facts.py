@@ -12,9 +12,10 @@ from jax_ddpm.interop.diffusers_scheduler import (
     SCHEDULERS,
     UNLIMITED,
     VARIANCES,
+    Scheduler,
     SchedulerClass,
-    complete,
     make_betas,
+    read_scheduler,
 )
 from jax_ddpm.interop.facts import ASSUMED, Fact, Missing, Question, describe_betas
 from jax_ddpm.interop.source import SCHEDULER
@@ -64,84 +65,91 @@ def read_size(size: Any, name: str) -> int | tuple[int, int]:
 
 
 def describe_scheduler(
-    settings: Mapping[str, Any], name: str, typed: Mapping[str, Any]
+    stated: Mapping[str, Any], name: str, typed: Mapping[str, Any]
 ) -> Iterator[Fact]:
     """Describe the process, and the sampler unless the user has chosen one."""
-    kind, known = complete(settings, name)
-    yield from _describe_process(known, name)
-    yield from _describe_clipping(kind, known, name)
-    if "variance_type" in known and kind is not None and known["variance_type"] in VARIANCES:
-        yield Fact("sample.variance", VARIANCES[known["variance_type"]], name)
+    scheduler = read_scheduler(stated, name)
+    yield from _describe_process(scheduler)
+    yield from _describe_clipping(scheduler)
+    kind, settings = scheduler.kind, scheduler.settings
+    if kind is not None and settings.get("variance_type") in VARIANCES:
+        origin = scheduler.find_origin("variance_type")
+        yield Fact("sample.variance", VARIANCES[settings["variance_type"]], origin)
     if "sample.sampler" in typed:
         return
     if kind is None:
-        called = settings["_class_name"]
-        yield Fact("sample.sampler", Missing(f"we have no sampler for {called}"), name)
+        yield Fact("sample.sampler", Missing(f"we have no sampler for {scheduler.called}"), name)
         return
+    origin = scheduler.find_origin("_class_name")
     try:
-        yield Fact("sample.sampler", kind.choose_sampler(known), name)
+        yield Fact("sample.sampler", kind.choose_sampler(settings), origin)
     except UserError as error:
         yield Fact("sample.sampler", Missing(str(error)), name)
         return
-    yield from _describe_grid(kind, known, name, typed)
+    yield from _describe_grid(kind, scheduler, typed)
     if kind is SCHEDULERS["DDIMScheduler"]:  # use_clipped_model_output of its pipeline
         yield Fact("sample.rederive_eps", False, ASSUMED)
 
 
-def _describe_process(known: Mapping[str, Any], name: str) -> Iterator[Fact]:
+def _describe_process(scheduler: Scheduler) -> Iterator[Fact]:
+    settings, file = scheduler.settings, scheduler.file
     prediction = check_choice(
-        f"prediction_type in {name}", known["prediction_type"], list(PREDICTIONS)
+        f"prediction_type in {file}", settings["prediction_type"], list(PREDICTIONS)
     )
-    if known["rescale_betas_zero_snr"] and prediction == "epsilon":
+    if settings["rescale_betas_zero_snr"] and prediction == "epsilon":
         raise UserError(
-            f"{name} has rescale_betas_zero_snr with prediction_type epsilon, but in pure noise "
+            f"{file} has rescale_betas_zero_snr with prediction_type epsilon, but in pure noise "
             "the image does not follow from epsilon"
         )
+    origin = scheduler.find_origin("num_train_timesteps", "beta_schedule", "trained_betas")
     try:
-        yield from describe_betas(make_betas(known), name, list(NAMED_SCHEDULES.values()))
+        yield from describe_betas(make_betas(settings), origin, list(NAMED_SCHEDULES.values()))
     except UserError as error:
-        raise UserError(f"{name}: {error}") from error
-    yield Fact("diffusion.prediction_type", PREDICTIONS[prediction], name)
-    yield from _describe_variance(known.get("variance_type"), name)
+        raise UserError(f"{file}: {error}") from error
+    origin = scheduler.find_origin("prediction_type", "predict_epsilon")
+    yield Fact("diffusion.prediction_type", PREDICTIONS[prediction], origin)
+    yield from _describe_variance(settings.get("variance_type"), scheduler)
 
 
-def _describe_variance(variance: Any, name: str) -> Iterator[Fact]:
+def _describe_variance(variance: Any, scheduler: Scheduler) -> Iterator[Fact]:
     if variance == "learned_range":
-        yield Fact("diffusion.variance", "learned_range", name)
+        yield Fact("diffusion.variance", "learned_range", scheduler.file)
         yield Fact("diffusion.objective", "hybrid", ASSUMED)
         return
     if variance is not None and variance not in VARIANCES:
         known = join_or([*VARIANCES, "learned_range"])
-        raise UserError(f"variance_type in {name} is {variance!r}, but it must be {known}")
-    yield Fact("diffusion.variance", "fixed", name)
+        raise UserError(
+            f"variance_type in {scheduler.file} is {variance!r}, but it must be {known}"
+        )
+    yield Fact("diffusion.variance", "fixed", scheduler.find_origin("variance_type"))
 
 
-def _describe_clipping(
-    kind: SchedulerClass | None, known: Mapping[str, Any], name: str
-) -> Iterator[Fact]:
+def _describe_clipping(scheduler: Scheduler) -> Iterator[Fact]:
     """Thresholding replaces clipping. With a limit of 1, their default, it is clipping to 1."""
-    most = known["sample_max_value"]
-    if known["thresholding"]:
+    settings, file = scheduler.settings, scheduler.file
+    most = settings["sample_max_value"]
+    if settings["thresholding"]:
         if 1 < most < UNLIMITED:
             reason = f"sample_max_value is {most:g}, but our dynamic thresholding has no limit"
-            yield Fact("sample.dynamic_threshold", Missing(reason), name)
+            yield Fact("sample.dynamic_threshold", Missing(reason), file)
         elif most > 1:
-            yield Fact("sample.dynamic_threshold", known["dynamic_thresholding_ratio"], name)
-        yield Fact("sample.clip_x_0", True, name)
+            ratio, origin = "dynamic_thresholding_ratio", scheduler.find_origin
+            yield Fact("sample.dynamic_threshold", settings[ratio], origin(ratio))
+        yield Fact("sample.clip_x_0", True, file)
         return
-    clips = bool(kind is None or kind.clips) and known.get("clip_sample", False)
-    limit = known.get("clip_sample_range", 1.0)
+    clips, limit = settings.get("clip_sample", False), settings.get("clip_sample_range", 1.0)
     if clips and limit != 1:
         reason = f"clip_sample_range is {limit:g}, but we clip to 1"
-        yield Fact("sample.clip_x_0", Missing(reason), name)
+        yield Fact("sample.clip_x_0", Missing(reason), file)
     else:
-        yield Fact("sample.clip_x_0", clips, name)
+        yield Fact("sample.clip_x_0", clips, scheduler.find_origin("clip_sample"))
 
 
 def _describe_grid(
-    kind: SchedulerClass, known: Mapping[str, Any], name: str, typed: Mapping[str, Any]
+    kind: SchedulerClass, scheduler: Scheduler, typed: Mapping[str, Any]
 ) -> Iterator[Fact]:
     """Describe the timesteps that are visited, unless the user has chosen them."""
+    known, origin = scheduler.settings, scheduler.find_origin("timestep_spacing", "steps_offset")
     timesteps = known["num_train_timesteps"]
     default = min(kind.num_steps or timesteps, timesteps)
     num_steps = typed.get("sample.num_steps", default)
@@ -153,15 +161,15 @@ def _describe_grid(
         return  # the check of the run says so
     visited = kind.list_timesteps(known, num_steps)
     if reason := find_fault(kind, known, visited):
-        yield Fact("sample.spacing", Missing(reason), name)
+        yield Fact("sample.spacing", Missing(reason), origin)
     elif found := find_spacing(visited, timesteps, spacing):
-        yield Fact("sample.spacing", found, name)
+        yield Fact("sample.spacing", found, origin)
     else:
         listed = ",".join(str(int(t)) for t in visited)
         reason = f"its {num_steps} timesteps are those of none of our spacings"
         value = listed if len(listed) <= MAX_LISTED else Missing(reason)
-        yield Fact("sample.spacing", spacing, name)
-        yield Fact("sample.timesteps", value, name)
+        yield Fact("sample.spacing", spacing, origin)
+        yield Fact("sample.timesteps", value, origin)
 
 
 def find_spacing(visited: np.ndarray, timesteps: int, preferred: str = "leading") -> str | None:

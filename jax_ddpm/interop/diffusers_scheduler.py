@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,8 @@ SHARED = {
     "rescale_betas_zero_snr": False,
 }
 CLIPPING = {"clip_sample": True, "clip_sample_range": 1.0}
+# Of a class that we do not have: what its file does not state, it may not have.
+OTHER = {**SHARED, **CLIPPING, "clip_sample": False, "variance_type": None}
 OTHER_SIGMAS = (
     "use_karras_sigmas",
     "use_exponential_sigmas",
@@ -190,20 +192,52 @@ NAMED_SCHEDULES = {  # those with the default ends
 SPACINGS = ("leading", "trailing", "linspace")
 
 
-def complete(settings: Settings, name: str) -> tuple[SchedulerClass | None, dict[str, Any]]:
-    """The class of a scheduler, if we have it, and its settings with their defaults.
+class Scheduler(NamedTuple):
+    """A scheduler's settings, with the defaults of its class where the file is silent."""
 
-    Raises UserError for values of another type than the defaults' or outside their choices.
+    kind: SchedulerClass | None
+    """None: a class without a sampler of ours."""
+    settings: Settings
+    stated: Settings
+    """The settings that are in the file."""
+    called: str
+    file: str
+
+    def find_origin(self, *settings: str) -> str:
+        """Where the values of `settings` come from: the file if it states any of them."""
+        stated = any(setting in self.stated for setting in settings)
+        return self.file if stated else f"default of {self.called}"
+
+
+def read_scheduler(stated: Settings, file: str) -> Scheduler:
+    """Read the settings of a scheduler.
+
+    Raises UserError for values of another type than the defaults' or outside their choices, and for
+    a class that we do not have unless the file states its betas and its prediction.
     """
-    kind = SCHEDULERS.get(str(settings.get("_class_name", "DDPMScheduler")))
-    defaults = (kind or DDPM).defaults
-    known = {**defaults, **{n: v for n, v in settings.items() if n in defaults}}
-    if settings.get("predict_epsilon") is False and "prediction_type" not in settings:
+    called = str(stated.get("_class_name", "DDPMScheduler"))
+    kind = SCHEDULERS.get(called)
+    if kind is None:
+        _require_process(stated, called, file)
+    defaults = OTHER if kind is None else kind.defaults
+    known = {**defaults, **{n: v for n, v in stated.items() if n in defaults}}
+    if stated.get("predict_epsilon") is False and "prediction_type" not in stated:
         known["prediction_type"] = "sample"  # how diffusers said it before 0.10
     for setting, default in defaults.items():
-        _require_kind(f"{setting} in {name}", known[setting], default)
-    check_choice(f"timestep_spacing in {name}", known["timestep_spacing"], SPACINGS)
-    return kind, known
+        _require_kind(f"{setting} in {file}", known[setting], default)
+    check_choice(f"timestep_spacing in {file}", known["timestep_spacing"], SPACINGS)
+    return Scheduler(kind, known, stated, called, file)
+
+
+def _require_process(stated: Settings, called: str, file: str) -> None:
+    """Raise UserError unless the file states the process: other classes may have another one."""
+    betas = "beta_schedule" in stated or stated.get("trained_betas") is not None
+    if not betas or not stated.keys() & {"prediction_type", "predict_epsilon"}:
+        missing = "prediction_type" if betas else "beta_schedule"
+        raise UserError(
+            f"{file} describes a {called} without {missing}: its process is not one of betas that "
+            "can be converted"
+        )
 
 
 def _require_kind(name: str, value: object, default: object) -> None:

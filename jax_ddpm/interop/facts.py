@@ -63,7 +63,10 @@ def show_value(value: Any) -> str:
         return f"{len(value)} numbers from {value[0]:.4g} to {value[-1]:.4g}"
     if isinstance(value, str) and len(value) > 40:
         return f"{value[:24]}...{value[-8:]}"
-    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        sizes = all(isinstance(each, int) for each in value)
+        return ("x" if sizes else ", ").join(map(str, value))
+    return str(value)
 
 
 def describe_betas_tensor(question: Question) -> list[Fact]:

@@ -31,12 +31,12 @@ from jax_ddpm.models.network import NetworkModule
 Heads = Float[Array, "b n h d"]
 LongerHeads = Float[Array, "b m+n h d"]  # with the m learned ones in front
 
-NUM_MEM_KV = 4  # keys and values that every attention learns, beside those of the image
+NUM_MEM_KV = 4  # keys and values that every attention learns in addition to the pixels
 
 
 @dataclass(frozen=True)
 class LucidrainsConfig(Architecture):
-    """lucidrains' U-Net; the defaults are those of the package."""
+    """lucidrains' U-Net, with the package's defaults."""
 
     dim: int = 64
     """The unit of width; the time embedding has 4 * dim channels."""

@@ -18,6 +18,13 @@ def make_question(scheduler, network=None, **typed):
     return Question(source, {name.replace("__", "."): value for name, value in typed.items()})
 
 
+OTHER = {
+    "_class_name": "HeliosScheduler",
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+}
+
+
 def find(scheduler, network=None, **typed):
     """The facts of these documents, by their settings."""
     facts = describe(make_question(scheduler, network, **typed))
@@ -106,7 +113,7 @@ def test_an_offset_becomes_a_list_of_timesteps():
 @pytest.mark.parametrize(
     ("settings", "what", "reason"),
     [
-        ({"_class_name": "HeliosScheduler"}, "sampler", "no sampler for HeliosScheduler"),
+        (OTHER, "sampler", "no sampler for HeliosScheduler"),
         ({"_class_name": "DDIMScheduler", "set_alpha_to_one": False}, "sampler", "set_alpha_to"),
         ({"_class_name": "DDIMScheduler", "timestep_spacing": "linspace"}, "spacing", "linspace"),
         ({**MULTISTEP, "use_karras_sigmas": True}, "sampler", "use_karras_sigmas"),
@@ -128,6 +135,35 @@ def test_what_we_do_not_have_is_named(settings, what, reason):
     assert reason in found.reason
 
 
+def test_of_a_class_that_we_do_not_have_only_what_its_file_states_is_taken():
+    found = find(OTHER)
+    assert found["schedule"] == "quadratic"
+    assert found["prediction_type"] == "v"
+    assert not found["clip_x_0"]  # DDPMScheduler would clip
+    assert find(OTHER | {"clip_sample": True})["clip_x_0"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "missing"),
+    [
+        ({"_class_name": "EDMEulerScheduler", "prediction_type": "epsilon"}, "beta_schedule"),
+        ({"_class_name": "IPNDMScheduler", "trained_betas": None}, "beta_schedule"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, "beta_schedule"),
+        ({"_class_name": "KDPM2DiscreteScheduler", "beta_schedule": "linear"}, "prediction_type"),
+    ],
+)
+def test_the_process_of_a_class_that_we_do_not_have_must_be_stated(settings, missing):
+    with pytest.raises(UserError, match=f"describes a .*Scheduler without {missing}"):
+        find(settings, sample__sampler="ddim")
+
+
+def test_a_default_is_not_said_to_be_in_the_file():
+    facts = {fact.what: fact.origin for fact in describe(make_question({"clip_sample": False}))}
+    assert facts["sample.clip_x_0"] == "scheduler/scheduler_config.json"
+    assert facts["diffusion.prediction_type"] == "default of DDPMScheduler"
+    assert facts["sample.variance"] == "default of DDPMScheduler"
+
+
 def test_ddpm_that_adds_noise_in_its_last_step_is_refused():
     settings = {"timestep_spacing": "trailing", "variance_type": "fixed_large"}
     assert isinstance(find(settings, sample__num_steps=10)["spacing"], Missing)
@@ -136,7 +172,7 @@ def test_ddpm_that_adds_noise_in_its_last_step_is_refused():
 
 
 def test_the_user_may_choose_the_sampler_and_the_steps():
-    found = find({"_class_name": "HeliosScheduler"}, sample__sampler="ddim")
+    found = find(OTHER, sample__sampler="ddim")
     assert not {"sampler", "spacing"} & found.keys()
     linspace = {"_class_name": "DDIMScheduler", "timestep_spacing": "linspace"}
     assert "spacing" not in find(linspace, sample__spacing="leading")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.interop.facts import ASSUMED, Fact, describe_betas, merge
+from jax_ddpm.interop.facts import ASSUMED, Fact, describe_betas, merge, show_value
 from jax_ddpm.process.schedules import BETAS, linear_betas, rescale_zero_terminal_snr
 
 
@@ -48,3 +48,9 @@ def test_facts_that_contradict_each_other_are_refused_with_both_origins():
     assert merge([Fact("a.b", 3, ASSUMED), one, Fact("a.b", 3, ASSUMED)]) == {"a.b": one}
     with pytest.raises(UserError, match=r"x.json says that a.b is 1, but y.json says 2"):
         merge([one, two])
+
+
+def test_sizes_and_lists_are_shown_as_such():
+    assert show_value((8, 24)) == "8x24"
+    assert show_value((0.1, 0.05)) == "0.1, 0.05"
+    assert show_value((0.1, 0.2, 0.3, 0.4, 0.5)) == "5 numbers from 0.1 to 0.5"

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.interop.openai_facts import describe, describe_improved
+from jax_ddpm.interop.openai_facts import describe
 from jax_ddpm.interop.peer import Peer, Shapes, WeightLayout
 from jax_ddpm.models import GuidedDiffusionConfig, ImprovedDiffusionConfig
 
@@ -206,9 +206,9 @@ IMPROVED_DIFFUSION = Peer(
     arguments=IMPROVED_ARGUMENTS,
     infer=infer,
     names=NAMES,
-    preset="guided-diffusion",
+    preset="improved-diffusion",
     layouts=LAYOUTS,
     read_flags=read_flags,
-    describe=describe_improved,
+    describe=describe,
     unknowable=("num_heads", "num_heads_upsample"),
 )

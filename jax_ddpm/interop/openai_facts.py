@@ -12,11 +12,6 @@ SCHEDULES = {"linear": "linear_rescaled", "cosine": "cosine"}
 GRID = ("sample.num_steps", "sample.spacing", "sample.timesteps", "sample.respacing")
 
 
-def describe_improved(question: Question) -> list[Fact]:
-    """Describe a run of improved-diffusion, whose scripts rescale timesteps by default."""
-    return [*describe(question), Fact("diffusion.rescale_timesteps", True, ASSUMED)]
-
-
 def describe(question: Question) -> list[Fact]:
     """Describe a run from its flags in a JSON file and from the channels of its output.
 

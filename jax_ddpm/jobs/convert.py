@@ -25,6 +25,7 @@ SHOWN = (
     "diffusion.schedule",
     "diffusion.prediction_type",
     "diffusion.variance",
+    "diffusion.rescale_timesteps",
     "sample.sampler",
     "sample.variance",
     "sample.clip_x_0",

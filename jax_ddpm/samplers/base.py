@@ -55,13 +55,15 @@ def broadcast_levels(step: StepFn) -> StepFn:
     def broadcast_step(
         state: SamplerState, noise: Images, cur: Level, nxt: Level, denoise_fn: DenoiseFn
     ) -> tuple[SamplerState, Prediction]:
-        cur, nxt = (
-            Level(level.t, expand(level.signal, noise), expand(level.sigma, noise))
-            for level in (cur, nxt)
-        )
+        cur, nxt = expand_level(cur, noise), expand_level(nxt, noise)
         return step(state, noise, cur, nxt, denoise_fn)
 
     return broadcast_step
+
+
+def expand_level(level: Level, x: Images) -> Level:
+    """The same level with a signal and sigma that broadcast over the pixels of `x`."""
+    return Level(level.t, expand(level.signal, x), expand(level.sigma, x))
 
 
 class Chain(NamedTuple):

@@ -92,9 +92,8 @@ def dpmpp_3m(*, curvature: str = "published", num_steps: int | None = None) -> S
         prediction = denoise_fn(state.x_t, cur)
         x_0, h = prediction.x_0, log_snr_step(cur, nxt)
         slope = extrapolate(x_0, history, h)
-        before = (
-            h / history.hs[1] * (history.values[0] - history.values[1])
-        )  # the last step's slope
+        last_change = history.values[0] - history.values[1]
+        before = h / history.hs[1] * last_change  # the last step's slope
         r_0, r_1 = history.hs[0] / h, history.hs[1] / h
         bend = (slope - before) / (r_0 + r_1)
         third = x_0 + phi(2, -h) / phi(1, -h) * (slope + r_0 * bend)

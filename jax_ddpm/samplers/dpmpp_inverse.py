@@ -30,9 +30,8 @@ def dpmpp_2m_inverse(*, correction: str = "midpoint", num_steps: int | None = No
         told = choose_level(clean, nxt, cur)
         prediction = denoise_fn(state.x_t, told)
         h = jnp.maximum(log_snr_step(told, nxt), -100)  # 0 from the clean image, -100 to pure noise
-        follows = (history.hs[0] < 0) & (
-            nxt.signal > 0
-        )  # on a step with a slope, to a finite level
+        # There is a slope after a step of finite length; the level of pure noise is not finite.
+        follows = (history.hs[0] < 0) & (nxt.signal > 0)
         order = choose_order(2, history.num_done, nxt, short_grid(num_steps))
         weight = 0.5 if correction == "midpoint" else phi(2, -h) / phi(1, -h)
         slope = (prediction.x_0 - history.values[0]) / jnp.where(follows, history.hs[0], 1)

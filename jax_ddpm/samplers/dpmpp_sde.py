@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 
 from jax_ddpm.process.levels import Level
-from jax_ddpm.process.shapes import expand
 from jax_ddpm.process.types import DenoiseFn, Images, Prediction
 from jax_ddpm.samplers.base import (
     LevelFn,
     Sampler,
     SamplerState,
     broadcast_levels,
+    expand_level,
     move_with_noise,
     to_s,
 )
@@ -21,7 +21,7 @@ def dpmpp_sde(*, level_of_sigma: LevelFn) -> Sampler:
 
     Two evaluations per step, one in the step to the clean image. `level_of_sigma(s)` gives the
     level in the middle (see levels.py). Both moves take the noise of the step; in k-diffusion they
-    take increments of one Brownian motion, which have a correlation of about 0.7.
+    take increments of one Brownian motion, with a correlation of sqrt(1/2) in short steps.
     """
 
     @broadcast_levels
@@ -31,10 +31,9 @@ def dpmpp_sde(*, level_of_sigma: LevelFn) -> Sampler:
         prediction = denoise_fn(state.x_t, cur)
 
         def look_at_middle() -> Images:
-            mid = level_of_sigma(jnp.sqrt(to_s(cur) * jnp.where(leads_on, to_s(nxt), to_s(cur))))
-            mid = Level(
-                mid.t.reshape(cur.t.shape), expand(mid.signal, noise), expand(mid.sigma, noise)
-            )
+            middle = jnp.sqrt(to_s(cur) * jnp.where(leads_on, to_s(nxt), to_s(cur)))
+            mid = expand_level(level_of_sigma(middle), noise)
+            mid = mid._replace(t=mid.t.reshape(cur.t.shape))
             x_mid = move_with_noise(state.x_t, prediction.x_0, noise, cur, mid)
             return denoise_fn(x_mid, mid).x_0
 

@@ -36,7 +36,7 @@ def heun(
         """Lines 4 to 6: from s to s_hat = s + gamma s."""
         if not gamma_max or level_of_sigma is None:
             return x, cur
-        s = cur.sigma / cur.signal
+        s = to_s(cur)
         gamma = jnp.where((churn_min <= s) & (s <= churn_max), gamma_max, 0)
         hat = level_of_sigma(s + gamma * s)
         x_hat = x + jnp.sqrt((1 + gamma) ** 2 - 1) * s * churn_noise * noise

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from jax_ddpm.process.levels import Level
-from jax_ddpm.process.shapes import expand
 from jax_ddpm.process.types import DenoiseFn, Images, Prediction
 from jax_ddpm.samplers.base import (
     LevelFn,
@@ -16,6 +15,7 @@ from jax_ddpm.samplers.base import (
     Sampler,
     SamplerState,
     broadcast_levels,
+    expand_level,
     sigma_ratio,
     to_s,
 )
@@ -67,8 +67,8 @@ def take_midpoint_step(
 
     def look_at_middle() -> Images:
         middle = jnp.sqrt(s * jnp.where(s_next > 0, s_next, s))  # exp of the mean of log s
-        mid = level_of_sigma(middle)
-        mid = Level(mid.t.reshape(cur.t.shape), expand(mid.signal, x), expand(mid.sigma, x))
+        mid = expand_level(level_of_sigma(middle), x)
+        mid = mid._replace(t=mid.t.reshape(cur.t.shape))
         x_mid = x + (middle - s) * (x - prediction.x_0) / s
         d_mid = (x_mid - denoise_fn(mid.signal * x_mid, mid).x_0) / middle
         return x + (s_next - s) * d_mid

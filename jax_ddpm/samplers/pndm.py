@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Num
 
 from jax_ddpm.process.levels import Level
-from jax_ddpm.process.shapes import expand
 from jax_ddpm.process.types import DenoiseFn, Images, Prediction
-from jax_ddpm.samplers.base import LevelFn, Sampler, SamplerState, broadcast_levels
+from jax_ddpm.samplers.base import LevelFn, Sampler, SamplerState, broadcast_levels, expand_level
 
 # Adams-Bashforth weights of the last one to four eps, newest first (Liu et al. 2022, Eq. 12)
 WEIGHTS = (
@@ -50,8 +49,7 @@ def pndm(*, level_of_t: LevelFn) -> Sampler:
     def average_runge_kutta(
         x_t: Images, eps: Images, cur: Level, nxt: Level, denoise_fn: DenoiseFn
     ) -> Images:
-        mid = level_of_t(find_middle(cur.t, nxt.t))
-        mid = Level(mid.t, expand(mid.signal, x_t), expand(mid.sigma, x_t))
+        mid = expand_level(level_of_t(find_middle(cur.t, nxt.t)), x_t)
         eps_2 = denoise_fn(transfer(x_t, eps, cur, mid), mid).eps
         eps_3 = denoise_fn(transfer(x_t, eps_2, cur, mid), mid).eps
         eps_4 = denoise_fn(transfer(x_t, eps_3, cur, nxt), nxt).eps

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.interop.facts import ASSUMED, Question, merge
-from jax_ddpm.interop.openai_facts import describe, describe_improved
+from jax_ddpm.interop.facts import Question, merge
+from jax_ddpm.interop.openai_facts import describe
 from jax_ddpm.interop.source import Source
 
 FLAGS = {
@@ -64,14 +64,12 @@ def test_flags_become_settings():
     ("outputs", "variance", "objective"), [(6, "learned_range", "hybrid"), (3, "fixed", "simple")]
 )
 def test_without_flags_the_channels_tell_the_variance(outputs, variance, objective):
-    facts = find(describe_improved, None, outputs)
+    facts = find(describe, None, outputs)
     assert list_values(facts) == {
         "diffusion.variance": variance,
         "diffusion.objective": objective,
-        "diffusion.rescale_timesteps": True,
     }
     assert facts["diffusion.variance"].origin == "shape of out.2.weight"
-    assert facts["diffusion.rescale_timesteps"].origin == ASSUMED
 
 
 def test_chosen_steps_replace_the_respacing():

@@ -10,7 +10,7 @@ import optax
 import optax.contrib
 from jaxtyping import Array, Float
 
-from jax_ddpm.errors import check_choice
+from jax_ddpm.errors import check_choice, require
 
 Steps = tuple[optax.GradientTransformation, ...]  # one after the other
 
@@ -128,8 +128,14 @@ def make_optimizer(
     ("epsilon hat" of Kingma & Ba 2015, section 2), so it weighs more in the first steps. muon
     (Jordan et al. 2024): the momentum of each kernel is orthogonalised and scaled to a root mean
     square of 0.2 (Liu et al. 2025), so that its learning rates are of Adam's size; biases and norms
-    take NAdam's step (Dozat 2016). Raises UserError for an unknown optimiser.
+    take NAdam's step (Dozat 2016). Raises UserError for an unknown optimiser, and for numbers that
+    cannot work, such as a negative learning rate.
     """
+    if isinstance(learning_rate, int | float):
+        require(learning_rate > 0, "learning_rate", learning_rate, "greater than 0")
+    require(all(0 <= beta < 1 for beta in betas), "betas", betas, "in [0, 1)")
+    require(eps >= 0, "eps", eps, "at least 0")
+    require(weight_decay >= 0, "weight_decay", weight_decay, "at least 0")
     make = OPTIMIZERS[check_choice("optimizer", optimizer, OPTIMIZERS)]
     settings = AdamSettings(*betas, eps, weight_decay)
     # One flat chain: checkpoints hold the states of its parts in this order.

@@ -22,6 +22,14 @@ def known_values(array: Any) -> np.ndarray | None:
     return np.asarray(array)
 
 
+def check_range(name: str, value: Any, lowest: float, highest: float = np.inf) -> None:
+    """Raise UserError unless `value` is, as far as known, in `lowest`..`highest`."""
+    known = known_values(value)
+    if known is not None and not np.all((lowest <= known) & (known <= highest)):
+        expected = f"between {lowest} and {highest}" if highest < np.inf else f"at least {lowest}"
+        raise UserError(f"{name} is {value}, but it must be {expected}")
+
+
 def check_images(name: str, images: Any) -> None:
     """Raise UserError unless `images` are floats with the channels last."""
     if not jnp.issubdtype(images.dtype, jnp.floating):

@@ -75,7 +75,7 @@ def timestep_grid(num_timesteps: int, num_steps: int, spacing: str = "leading") 
     [750, 500, 250, 0, -1]
     """
     spacing = check_choice("spacing", spacing, SPACINGS)
-    if not 1 <= num_steps <= num_timesteps:
+    if not hasattr(num_steps, "__index__") or not 1 <= num_steps <= num_timesteps:
         raise UserError(
             f"the number of sampling steps must be between 1 and T = {num_timesteps}, "
             f"got {num_steps}"

@@ -250,8 +250,10 @@ def named_betas(name: str, num_timesteps: int, *, zero_terminal_snr: bool = Fals
     T < 1, and where the schedule does not work at that T.
     """
     name = check_choice("schedule", name, BETAS, SCHEDULE_ALIASES)
-    if num_timesteps < 1:
-        raise UserError(f"the number of timesteps must be at least 1, got {num_timesteps}")
+    if not hasattr(num_timesteps, "__index__") or num_timesteps < 1:
+        raise UserError(
+            f"the number of timesteps must be a whole number of at least 1, got {num_timesteps}"
+        )
     betas = BETAS[name](num_timesteps)
     return rescale_zero_terminal_snr(betas) if zero_terminal_snr else betas
 

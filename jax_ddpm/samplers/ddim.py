@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from jax_ddpm.process.checks import check_range
 from jax_ddpm.process.levels import Level
 from jax_ddpm.process.predictions import x_0_from_eps
 from jax_ddpm.process.types import DenoiseFn, Images, Prediction
@@ -19,7 +20,9 @@ def ddim(eta: float = 0.0) -> Sampler:
 
     eta = 0 is deterministic given x_T; eta = 1 is ancestral sampling with the small variance. With
     eta = 0 a step may also go up, to a noisier level (`ddim_reverse_sample` in OpenAI's code).
+    Raises UserError for an eta outside 0..1.
     """
+    check_range("eta", eta, 0, 1)
 
     @broadcast_levels
     def step(

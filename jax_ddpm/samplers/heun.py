@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_ddpm.errors import UserError
+from jax_ddpm.process.checks import check_range
 from jax_ddpm.process.levels import Level
 from jax_ddpm.process.types import DenoiseFn, Images, Prediction
 from jax_ddpm.samplers.base import LevelFn, Sampler, SamplerState, broadcast_levels, to_s
@@ -28,6 +29,7 @@ def heun(
     standard deviation `churn_noise`. `level_of_sigma(s)` then gives the level (see levels.py).
     Raises UserError for churn without num_steps or level_of_sigma.
     """
+    check_range("churn", churn, 0)
     if churn and (num_steps is None or level_of_sigma is None):
         raise UserError("churn needs num_steps and level_of_sigma: it adds noise to each level")
     gamma_max = min(churn / num_steps, 2**0.5 - 1) if num_steps else 0.0

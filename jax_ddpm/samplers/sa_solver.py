@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_ddpm.errors import require
+from jax_ddpm.process.checks import check_range
 from jax_ddpm.process.levels import Level
 from jax_ddpm.process.types import DenoiseFn, Images, Prediction
 from jax_ddpm.samplers.base import (
@@ -62,6 +63,7 @@ def sa_solver(
     """
     require(predictor_order in (1, 2, 3), "predictor_order", predictor_order, "1, 2 or 3")
     require(corrector_order in (2, 3), "corrector_order", corrector_order, "2 or 3")
+    check_range("tau", tau, 0)
     length = max(predictor_order, corrector_order) - 1
 
     def init(x_T: Images) -> SamplerState:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jax_ddpm.errors import UserError
+from jax_ddpm.optim.optimizers import make_optimizer
 from jax_ddpm.process.denoiser import make_denoise_fn
 from jax_ddpm.process.diffusion import p_mean_variance, q_posterior, q_sample, q_step
 from jax_ddpm.process.grids import continuous_levels, timestep_grid
@@ -19,6 +20,8 @@ from jax_ddpm.process.schedules import linear_betas, make_schedule, named_schedu
 from jax_ddpm.process.timesteps import make_timestep_fn
 from jax_ddpm.process.types import Prediction
 from jax_ddpm.process.weighting import loss_weight
+from jax_ddpm.samplers import ddim, heun
+from jax_ddpm.samplers.sa_solver import sa_solver
 
 SCHEDULE = named_schedule("linear", 100)
 X, T = jnp.full((2, 8, 8, 3), 0.5), jnp.array([3, 50])
@@ -95,6 +98,26 @@ WRONG_ARGUMENTS = {
     ],
 }
 
+WRONG_NUMBERS = {
+    "the number of timesteps must be a whole number of at least 1, got 10.5": [
+        lambda: named_schedule("linear", 10.5)
+    ],
+    "the number of timesteps must be a whole number of at least 1, got 0": [
+        lambda: named_schedule("cosine", 0)
+    ],
+    "the number of sampling steps must be between 1 and T = 100, got 2.5": [
+        lambda: timestep_grid(100, 2.5)
+    ],
+    "eta is 2.0, but it must be between 0 and 1": [lambda: ddim(2.0), lambda: ddim(eta=2.0)],
+    "eta is -0.1, but it must be between 0 and 1": [lambda: ddim(-0.1)],
+    "churn is -1.0, but it must be at least 0": [lambda: heun(churn=-1.0)],
+    "tau is -1.0, but it must be at least 0": [lambda: sa_solver(tau=-1.0)],
+    "learning_rate is -1.0, but it must be greater than 0": [lambda: make_optimizer(-1.0)],
+    "betas is (0.9, 1.0), but it must be in [0, 1)": [
+        lambda: make_optimizer(0.1, betas=(0.9, 1.0))
+    ],
+}
+
 PIXELS = jnp.zeros((2, 8, 8, 3), jnp.uint8)
 CHANNELS_FIRST = jnp.zeros((2, 3, 8, 8))
 WRONG_IMAGES = {
@@ -154,7 +177,7 @@ def double_channels(params, x_t, t):
     return jnp.concatenate([x_t, x_t], axis=-1)
 
 
-TABLE = WRONG_NAMES | WRONG_ARGUMENTS | WRONG_IMAGES | WRONG_TIMESTEPS
+TABLE = WRONG_NAMES | WRONG_ARGUMENTS | WRONG_NUMBERS | WRONG_IMAGES | WRONG_TIMESTEPS
 
 
 @pytest.mark.usefixtures("unchecked_types")

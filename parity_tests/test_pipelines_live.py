@@ -278,6 +278,8 @@ HO = {
 }
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[] if n.startswith("ddim") else pytest.mark.slow) for n in HO]
 )

@@ -21,6 +21,8 @@ def run(trained_run):
     return jd.load_run(trained_run)
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 @pytest.mark.parametrize(
     "settings",
     [

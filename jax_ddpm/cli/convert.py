@@ -1,9 +1,9 @@
 """`jax-ddpm convert`: import another implementation's weights as a run, or export a run's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -15,15 +15,21 @@ from jax_ddpm.cli.parsing import Parsed, parse
 from jax_ddpm.config.jobs import Weights
 from jax_ddpm.config.presets import PRESETS
 from jax_ddpm.config.run import Config
-from jax_ddpm.errors import UserError
 from jax_ddpm.interop import PEERS, PeerName, WeightsName
-from jax_ddpm.interop.source import recognise
+from jax_ddpm.interop.recognise import choose_peer
+from jax_ddpm.interop.source import read_source
+from jax_ddpm.jobs.export import EXPORTS, Order
 from jax_ddpm.process.grids import GridName
 from jax_ddpm.samplers import SamplerName
 
+if TYPE_CHECKING:
+    ExportName = str
+else:
+    ExportName = Literal[tuple(EXPORTS)]
+
 EXAMPLES = (
     (
-        "jax-ddpm convert model.pt --source lucidrains --out runs/a",
+        "jax-ddpm convert model.pt --out runs/a",
         "import PyTorch weights as a run",
     ),
     ("jax-ddpm convert ddpm-cifar10-32 --out runs/b", "import a pipeline that diffusers saved"),
@@ -34,7 +40,7 @@ EXAMPLES = (
     ),
 )
 IMPORT_HELP = Help(
-    usage="jax-ddpm convert FILE --source NAME --out RUN [FLAGS]   (the other way: RUN --to torch)",
+    usage="jax-ddpm convert FILE --out RUN [FLAGS]   (the other way: RUN --to torch)",
     summary="Make a run folder from a weight file, or from a folder that diffusers saved. You can "
     "sample it, evaluate it and train it further. A table shows each setting and its origin: what "
     "the files say, what you give, or else the implementation's preset.",
@@ -53,10 +59,10 @@ IMPORT_HELP = Help(
     more="jax-ddpm convert RUN --to torch --help shows the flags for exporting.",
 )
 EXPORT_HELP = Help(
-    usage="jax-ddpm convert RUN --to torch|diffusers [FLAGS]",
+    usage=f"jax-ddpm convert RUN --to {'|'.join(EXPORTS)} [FLAGS]",
     summary="Write a run's weights to a file for a PyTorch implementation, with a JSON file beside "
     "it that holds the constructor arguments of the network; or write the folder of a pipeline "
-    "that diffusers loads.",
+    "that diffusers loads; or a folder with what another implementation's own code loads.",
     examples=EXAMPLES,
     flags=(
         "--source",
@@ -81,7 +87,7 @@ class ImportFlags:
     out: Path
     """Folder of the new run."""
     source: PeerName | None = None
-    """The implementation that wrote it; None: what the JSON files beside the weights name."""
+    """The implementation that wrote it; None: the one that the names of the tensors tell."""
     config: Path | None = None
     """JSON file with the constructor arguments of its network that the weights do not reveal. None:
     the file of the same name beside the weights, or diffusers' config.json."""
@@ -98,21 +104,23 @@ class ExportFlags:
 
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
-    to: Literal["torch", "diffusers"]
+    to: ExportName
     """torch: a weight file with the names and layouts of a PyTorch state dict. diffusers: the
-    folder of a pipeline, which DDPMPipeline.from_pretrained loads."""
+    folder of a pipeline, which DDPMPipeline.from_pretrained loads. Others: a folder with what that
+    code loads, its configuration, and a README with the lines that load it."""
     source: PeerName | None = None
-    """torch: the implementation that will load the file; None: the one that the run's network is
+    """The implementation that will load the weights; None: the one that the run's network is
     from."""
     out: Path | None = None
     """torch: file to write: .safetensors, .npz, or .pt if PyTorch is installed; None:
-    SOURCE.safetensors in the run folder. diffusers: folder to write, which must be given."""
+    SOURCE.safetensors in the run folder. Others: folder to write, which must be given."""
     sampler: SamplerName | None = None
-    """diffusers: the sampler of the pipeline; None: the run's."""
+    """diffusers, openai: the sampler that is written; None: the run's."""
     steps: int | None = None
-    """diffusers: its number of steps; None: the run's."""
+    """diffusers, openai: its number of steps; None: the run's."""
     spacing: GridName | None = None
-    """diffusers: the spacing of its timesteps; None: the sampler's own, or else the run's."""
+    """diffusers, openai: the spacing of its timesteps; None: the sampler's own, or else the
+    run's."""
     weights: Flat[Weights] = field(default_factory=Weights)
 
 
@@ -140,26 +148,28 @@ def run(args: Sequence[str]) -> None:
     parsed = read(args)
     if isinstance(parsed.flags, ExportFlags):
         export_from(parsed)
-    elif parsed.flags.source is None:
-        import_from(read_import([*args, "--source", recognise(parsed.flags.file)]))
     else:
-        import_from(parsed)
+        import_from(parsed, args)
 
 
-def import_from(parsed: Parsed[ImportFlags]) -> None:
+def import_from(parsed: Parsed[ImportFlags], args: Sequence[str]) -> None:
     """Make a run folder and suggest the next command."""
     from jax_ddpm.jobs.convert import import_weights
 
+    flags = parsed.flags
+    with parsed.naming_flags_as_typed():
+        source = read_source(flags.file, flags.config, flags.weights or "average")
+        peer = choose_peer(source, flags.source)
+    if flags.source is None:  # the flags that were not given are those of the peer's preset
+        parsed = read_import([*args, "--source", peer])
     flags, given = parsed.flags, parsed.arguments.given
     typed = {to_setting(name): name for name in given if "." in name}
-    assert flags.source is not None  # `run` has recognised it
     with parsed.naming_flags_as_typed():
         import_weights(
-            flags.file,
-            flags.source,
+            source,
+            peer,
             flags.out,
             flags.settings,
-            flags.config,
             typed,
             weights=flags.weights,
             prefix=flags.prefix,
@@ -173,33 +183,12 @@ def to_setting(flag: str) -> str:
 
 
 def export_from(parsed: Parsed[ExportFlags]) -> None:
-    """Write a weight file and suggest how to check it, or write a pipeline."""
+    """Write what another implementation loads, and suggest how to check a weight file."""
     flags = parsed.flags
     given = {name: getattr(flags, name) for name in ("sampler", "steps", "spacing")}
     sampling = {name: value for name, value in given.items() if value is not None}
     with parsed.naming_flags_as_typed():
-        if flags.to == "diffusers":
-            export_for_diffusers(flags, sampling)
-        else:
-            export_for_torch(flags, sampling)
-
-
-def export_for_torch(flags: ExportFlags, sampling: Mapping[str, Any]) -> None:
-    """Write a weight file. Raises UserError for flags that it has no use for."""
-    from jax_ddpm.jobs.export import export_weights
-
-    for name in sampling:
-        raise UserError(f"--{name} is only for --to diffusers: a weight file has no sampler")
-    found = export_weights(flags.run, flags.out, flags.source, flags.weights)
-    suggest("parity", "--weights", found.file, "--source", found.source)
-
-
-def export_for_diffusers(flags: ExportFlags, sampling: Mapping[str, Any]) -> None:
-    """Write the folder of a pipeline. Raises UserError for flags that it has no use for."""
-    from jax_ddpm.jobs.export_pipeline import export_pipeline
-
-    if flags.out is None:
-        raise UserError("--to diffusers needs --out, the folder to write")
-    if flags.source not in (None, "diffusers"):
-        raise UserError(f"--source {flags.source} is only for --to torch: leave it out")
-    export_pipeline(flags.run, flags.out, flags.weights, sampling)
+        order = Order(flags.run, flags.out, flags.source, flags.weights, sampling)
+        found = EXPORTS[flags.to](order)
+    if flags.to == "torch":
+        suggest("parity", "--weights", found.file, "--source", found.source)

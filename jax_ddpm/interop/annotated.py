@@ -145,6 +145,7 @@ ANNOTATED = Peer(
     infer=infer,
     names=NAMES,
     preset="annotated-convnext",
+    architecture=AnnotatedConfig,
     unknowable=("resnet_block_groups",),
 )
 ANNOTATED_LAYERNORM = Peer(
@@ -153,6 +154,7 @@ ANNOTATED_LAYERNORM = Peer(
     infer=infer,
     names=[*LAYER_NORMS, *NAMES],
     preset="annotated-convnext",
+    architecture=AnnotatedConfig,
     layouts={"g": "channels", "b": "channels"},
     unknowable=("resnet_block_groups",),
 )
@@ -162,6 +164,7 @@ ANNOTATED_WS = Peer(
     infer=infer_ws,
     names=WS_NAMES,
     preset="annotated",
+    architecture=AnnotatedWSConfig,
     unknowable=("resnet_block_groups", "weight_standardization"),
 )
 EPITA = replace(ANNOTATED, preset="epita")

@@ -102,6 +102,7 @@ DIFFUSERS = Peer(
     arguments=tuple(name for name in UNet2DConfig.__dataclass_fields__ if name != "compute_dtype"),
     infer=infer,
     preset="diffusers-ddpm",
+    architecture=UNet2DConfig,
     # Up blocks are numbered from the lowest resolution. Attention has two sets of names: we write
     # the first; old versions of diffusers used the second.
     names=[

@@ -6,15 +6,12 @@ from typing import Any
 import numpy as np
 
 from jax_ddpm.errors import UserError, check_choice, join_or
+from jax_ddpm.interop.diffusers_betas import NAMED_SCHEDULES, Settings, make_betas
+from jax_ddpm.interop.diffusers_classes import SCHEDULERS, SIGMAS, SchedulerClass
 from jax_ddpm.interop.diffusers_scheduler import (
-    NAMED_SCHEDULES,
     PREDICTIONS,
-    SCHEDULERS,
-    UNLIMITED,
     VARIANCES,
     Scheduler,
-    SchedulerClass,
-    make_betas,
     read_scheduler,
 )
 from jax_ddpm.interop.facts import ASSUMED, Fact, Missing, Question, describe_betas
@@ -23,6 +20,7 @@ from jax_ddpm.process.grids import SPACINGS, timestep_grid
 
 MAX_LISTED = 1000  # characters of a list of timesteps
 MAX_SIDE = 65_536
+UNLIMITED = 1e9  # from this value on, sample_max_value is no limit
 
 
 def describe(question: Question) -> list[Fact]:
@@ -46,10 +44,11 @@ def describe_network(arguments: Mapping[str, Any], name: str) -> Iterator[Fact]:
         raise UserError(f"{name} describes a {kind}, but it must be UNet2DModel")
     embed = arguments.get("class_embed_type")
     if embed is not None:
-        raise UserError(
-            f"class_embed_type in {name} is {embed!r}, but the labels of a run are the numbers of "
-            "classes: such a network can only be used from Python, with from_torch"
+        reason = (
+            f"class_embed_type is {embed!r}, but the labels of a run are the numbers of classes: "
+            "such a network can only be used from Python, with from_torch"
         )
+        yield Fact("model.class_embed_type", Missing(reason), name)
     size = arguments.get("sample_size")
     if size is not None:
         yield Fact("data.image_size", read_size(size, name), name)
@@ -82,10 +81,11 @@ def describe_scheduler(
         return
     origin = scheduler.find_origin("_class_name")
     try:
-        yield Fact("sample.sampler", kind.choose_sampler(settings), origin)
+        sampler, _ = kind.choose_sampler(settings), kind.choose_spacing(settings)
     except UserError as error:
         yield Fact("sample.sampler", Missing(str(error)), name)
         return
+    yield Fact("sample.sampler", sampler, origin)
     yield from _describe_grid(kind, scheduler, typed)
     if kind is SCHEDULERS["DDIMScheduler"]:  # use_clipped_model_output of its pipeline
         yield Fact("sample.rederive_eps", False, ASSUMED)
@@ -151,7 +151,7 @@ def _describe_grid(
     """Describe the timesteps that are visited, unless the user has chosen them."""
     known, origin = scheduler.settings, scheduler.find_origin("timestep_spacing", "steps_offset")
     timesteps = known["num_train_timesteps"]
-    default = min(kind.num_steps or timesteps, timesteps)
+    default = choose_num_steps(kind, known)
     num_steps = typed.get("sample.num_steps", default)
     yield Fact("sample.num_steps", default, ASSUMED)
     if {"sample.spacing", "sample.timesteps", "sample.respacing"} & typed.keys():
@@ -159,6 +159,9 @@ def _describe_grid(
     spacing = known["timestep_spacing"]
     if not 1 <= num_steps <= timesteps:
         return  # the check of the run says so
+    if levels := kind.choose_spacing(known):
+        yield Fact("sample.spacing", levels, scheduler.find_origin(*SIGMAS))
+        return
     visited = kind.list_timesteps(known, num_steps)
     if reason := find_fault(kind, known, visited):
         yield Fact("sample.spacing", Missing(reason), origin)
@@ -170,6 +173,20 @@ def _describe_grid(
         value = listed if len(listed) <= MAX_LISTED else Missing(reason)
         yield Fact("sample.spacing", spacing, origin)
         yield Fact("sample.timesteps", value, origin)
+
+
+def choose_num_steps(kind: SchedulerClass, known: Settings) -> int:
+    """The steps of its pipeline, or the next smaller number whose timesteps are whole."""
+    timesteps = known["num_train_timesteps"]
+    num_steps = min(kind.num_steps or timesteps, timesteps)
+    while num_steps > 2 and not are_whole(kind.list_timesteps(known, num_steps)):
+        num_steps -= 1
+    return num_steps
+
+
+def are_whole(timesteps: np.ndarray) -> bool:
+    """Whether no timestep lies between two others."""
+    return np.array_equal(timesteps, np.round(timesteps))
 
 
 def find_spacing(visited: np.ndarray, timesteps: int, preferred: str = "leading") -> str | None:
@@ -187,12 +204,19 @@ def find_spacing(visited: np.ndarray, timesteps: int, preferred: str = "leading"
 def find_fault(kind: SchedulerClass, known: Mapping[str, Any], visited: np.ndarray) -> str | None:
     """Say why a scheduler's steps between the timesteps that it visits are not ours."""
     timesteps, spacing = known["num_train_timesteps"], known["timestep_spacing"]
+    if not are_whole(visited):
+        between = next(t for t in visited if t != np.round(t))
+        return f"with {len(visited)} steps it visits t = {between:.2f}, between two timesteps"
     if np.any(np.diff(visited) >= 0) or visited[0] >= timesteps or visited[-1] < 0:
         return f"its {len(visited)} timesteps do not descend between {timesteps - 1} and 0"
     if "set_alpha_to_one" in known:  # its steps have one length wherever the next timestep is
         ends = visited - timesteps // len(visited)
         if not np.array_equal(ends[:-1], visited[1:]) or ends[-1] >= 0:
             return f"with {spacing} spacing its steps do not end at the next timestep"
+    if known.get("skip_prk_steps") is False and (timesteps // len(visited) % 2 or len(visited) < 4):
+        return (
+            f"the middle of its Runge-Kutta steps lies between timesteps with {len(visited)} steps"
+        )
     noisy_end = known.get("variance_type") == "fixed_large" and visited[-1] > 0
     if noisy_end and kind is SCHEDULERS["DDPMScheduler"]:
         return "it adds noise in its last step, because that starts above t = 0"

@@ -1,21 +1,16 @@
 """A run as the folder of a pipeline that diffusers loads: its documents and its model card."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from jax_ddpm.errors import UserError, join_or
+from jax_ddpm.interop.diffusers_betas import NAMED_SCHEDULES
+from jax_ddpm.interop.diffusers_classes import SCHEDULERS, SchedulerClass
 from jax_ddpm.interop.diffusers_facts import find_fault
-from jax_ddpm.interop.diffusers_scheduler import (
-    NAMED_SCHEDULES,
-    PREDICTIONS,
-    SCHEDULERS,
-    SPACINGS,
-    SchedulerClass,
-)
-from jax_ddpm.process.schedules import Betas
+from jax_ddpm.interop.diffusers_scheduler import PREDICTIONS, SPACINGS
+from jax_ddpm.interop.process import Process
 
 VERSION = "0.42.1"  # of diffusers, whose format this is
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -48,40 +43,19 @@ images = pipeline({call}).images
 """
 
 
-@dataclass(frozen=True)
-class Process:
-    """What a pipeline must know of a run, apart from the network."""
+def list_call(process: Process) -> dict[str, Any]:
+    """The arguments with which the pipeline draws the images of the run."""
+    arguments: dict[str, Any] = {"num_inference_steps": len(process.timesteps)}
+    if process.sampler == "ddim":
+        clips = process.clip_x_0 or process.dynamic_threshold is not None
+        rederives = process.rederive_eps and clips
+        arguments |= {"eta": process.eta, "use_clipped_model_output": rederives}
+    return arguments
 
-    schedule: str | None
-    """The name of the schedule; None: only the betas are known."""
-    betas: Betas
-    """The betas before they are rescaled to zero terminal SNR."""
-    zero_terminal_snr: bool
-    prediction_type: str
-    learned_variance: str | None
-    """learned_range or learned; None: the variance of the sampler."""
-    variance: str
-    sampler: str
-    timesteps: np.ndarray
-    """The timesteps that are visited, descending."""
-    clip_x_0: bool
-    dynamic_threshold: float | None
-    eta: float
-    rederive_eps: bool
 
-    @property
-    def call(self) -> dict[str, Any]:
-        """The arguments with which the pipeline draws the images of the run."""
-        arguments: dict[str, Any] = {"num_inference_steps": len(self.timesteps)}
-        if self.sampler == "ddim":
-            clips = self.clip_x_0 or self.dynamic_threshold is not None
-            arguments |= {"eta": self.eta, "use_clipped_model_output": self.rederive_eps and clips}
-        return arguments
-
-    @property
-    def pipeline(self) -> str:
-        """The class of the pipeline."""
-        return "DDIMPipeline" if self.sampler == "ddim" else "DDPMPipeline"
+def name_pipeline(process: Process) -> str:
+    """The class of the pipeline."""
+    return "DDIMPipeline" if process.sampler == "ddim" else "DDPMPipeline"
 
 
 def write_scheduler(process: Process) -> dict[str, Any]:
@@ -101,6 +75,7 @@ def write_scheduler(process: Process) -> dict[str, Any]:
     if "variance_type" in settings:
         fixed = process.variance if process.sampler == "ddpm" else None
         settings["variance_type"] = process.learned_variance or fixed
+    kind.choose_sampler(settings)  # it raises UserError where the steps would not be the same
     settings |= _find_spacing(process, kind, settings)
     finite = {n: v for n, v in settings.items() if n != "lambda_min_clipped"}
     return {"_class_name": name, "_diffusers_version": VERSION, **finite}
@@ -169,7 +144,7 @@ def _find_spacing(
 def write_index(process: Process, scheduler: Mapping[str, Any]) -> dict[str, Any]:
     """Write model_index.json."""
     return {
-        "_class_name": process.pipeline,
+        "_class_name": name_pipeline(process),
         "_diffusers_version": VERSION,
         "scheduler": ["diffusers", scheduler["_class_name"]],
         "unet": ["diffusers", "UNet2DModel"],
@@ -186,8 +161,8 @@ def write_card(process: Process, title: str, image_shape: tuple[int, int, int]) 
     return CARD.format(
         title=title,
         size="x".join(map(str, image_shape)),
-        kind=process.pipeline,
-        call=", ".join(f"{name}={value}" for name, value in process.call.items()),
+        kind=name_pipeline(process),
+        call=", ".join(f"{name}={value}" for name, value in list_call(process).items()),
         schedule=process.schedule or "without a name",
         timesteps=len(process.betas),
         prediction=process.prediction_type,

@@ -88,6 +88,7 @@ LUCIDRAINS = Peer(
     ),
     infer=infer_lucidrains,
     preset="denoising-diffusion-pytorch",
+    architecture=LucidrainsConfig,
     names=[
         ("init_conv", "conv_in"),
         ("time_mlp.0.weights", "temb.frequencies"),

@@ -1,7 +1,9 @@
 """`from_torch` and `to_torch`: convert whole networks from and to another implementation."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -13,10 +15,13 @@ from jax_ddpm.errors import UserError, check_choice, nearest
 from jax_ddpm.files.untrusted import explain
 from jax_ddpm.interop.annotated import ANNOTATED, ANNOTATED_LAYERNORM, ANNOTATED_WS, EPITA
 from jax_ddpm.interop.diffusers import DIFFUSERS
+from jax_ddpm.interop.facts import Fact, Question, merge
 from jax_ddpm.interop.lucidrains import LUCIDRAINS
 from jax_ddpm.interop.openai import GUIDED_DIFFUSION, IMPROVED_DIFFUSION
 from jax_ddpm.interop.peer import Peer
 from jax_ddpm.interop.pulfer import PULFER
+from jax_ddpm.interop.recognise import choose_peer
+from jax_ddpm.interop.source import Source, choose_inside, read_object, read_source
 from jax_ddpm.interop.state_dict import from_state_dict, to_state_dict
 from jax_ddpm.interop.unet import HO, PESSER, TORCH_REF
 from jax_ddpm.interop.unwrap import UNFIT, find_network
@@ -57,36 +62,70 @@ class Network:
     apply: Callable[..., Array]
     origin: str = ""
     """Which weights of the file these are: "the average at ema.ema_model", for example."""
+    facts: tuple[Fact, ...] = ()
+    """What the source says about the process, the sampler and the images: each setting of a run,
+    its value and where that comes from, "assumed" included."""
 
 
 def from_torch(
-    state_dict: Mapping[str, Any] | Sequence[Any],
-    source: str,
-    config: Mapping[str, Any] | None = None,
+    given: Mapping[str, Any] | Sequence[Any] | str | os.PathLike[str],
+    source: str | None = None,
+    config: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     *,
     weights: str | None = None,
     prefix: str | None = None,
 ) -> Network:
-    """Read a network from the weights `state_dict` (names -> arrays) that `source` wrote.
+    """Read a network from what `source` wrote: a path, or a state dict (names -> arrays).
 
-    `config` holds the peer's own constructor arguments, or the flags of OpenAI's scripts; arguments
-    of its training or diffusion process are ignored. Missing arguments are inferred from the shapes
-    or get the peer's defaults. Without `config`, the shapes must determine everything that matters.
+    A path is what `jax-ddpm convert` takes: a weight file, a folder with one, the index of a
+    sharded one, or the folder of a pipeline; the JSON files beside it are read. A state dict may
+    also be a trainer's file: nested mappings and lists, in which any container and any common
+    prefix of names may hold the network. `source` may be left out if the names tell it.
 
-    `state_dict` may also be a trainer's file: nested mappings and lists, in which any container and
-    any common prefix of names may hold the network. `weights` is "average" or "raw"; None takes the
-    average if there is one. `prefix` chooses among several sets of weights: it is a part of the
-    path of containers and prefix, such as "ema.model".
+    `config` holds the peer's own constructor arguments, or the flags of OpenAI's scripts; it is a
+    mapping or the path of a JSON file. Missing arguments are inferred from the shapes or get the
+    peer's defaults. Without `config`, the shapes must determine everything that matters. What it
+    says about the training or the diffusion process goes into `facts` of the network.
+
+    `weights` is "average" or "raw"; None takes the average if there is one. `prefix` chooses among
+    several sets of weights: it is a part of the path of containers and prefix, such as "ema.model".
 
     Raises UserError if no weights fit or several do; unless every tensor of the network is used
-    exactly once with the right shape, naming the first offender; and for impossible arguments.
+    exactly once with the right shape, naming the first offender; for impossible arguments, and
+    for a `source` whose names are not those of the weights.
     """
-    source = check_choice("source", source, PEERS)
+    if source is not None:
+        source = check_choice("source", source, PEERS)
+    found = make_source(given, config, weights)
+    source = choose_peer(found, source)
+    network = read_network(found, source, weights=choose_inside(found.path, weights), prefix=prefix)
+    facts = merge(PEERS[source].describe(Question(found, {})))
+    return replace(network, facts=tuple(facts.values()))
+
+
+def make_source(given: Any, config: Any, weights: str | None) -> Source:
+    """Read the file or folder `given`, or wrap a state dict, and add the arguments `config`."""
+    file = Path(config) if isinstance(config, str | os.PathLike) else None
+    if isinstance(given, str | os.PathLike):
+        found = read_source(Path(given), file, weights or "average")
+    else:
+        found = Source(None, given)
+        config = config if file is None else read_object(file, "the JSON file of its arguments")
+    if not isinstance(config, Mapping):
+        return found
+    documents = {**found.documents, "config": dict(config)}
+    return replace(found, documents=documents, arguments_name="config")
+
+
+def read_network(
+    given: Source, source: str, *, weights: str | None = None, prefix: str | None = None
+) -> Network:
+    """Read the network of `given`, which the implementation `source` wrote; see `from_torch`."""
     peer = PEERS[source]
-    found = find_network(state_dict, peer, weights, prefix)
+    found = find_network(given.tensors, peer, weights, prefix)
     tensors = found.tensors
     try:
-        made = complete_config(tensors, peer, source, config)
+        made = complete_config(tensors, peer, source, given.arguments)
         made.check()
         like = parameter_shapes(made)
         params = from_state_dict(tensors, peer, like)

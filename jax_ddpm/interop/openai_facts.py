@@ -58,6 +58,8 @@ def _describe_flags(
         ("rescale_timesteps", "diffusion.rescale_timesteps", (False, True)),
         ("sigma_small", "sample.variance", ("fixed_large", "fixed_small")),
         ("learn_sigma", "diffusion.variance", ("fixed", "learned_range")),
+        ("clip_denoised", "sample.clip_x_0", (False, True)),
+        ("use_ddim", "sample.sampler", ("ddpm", "ddim")),
     ):
         if (chosen := flags.get(flag)) is not None:
             require(chosen in (True, False), flag, chosen, f"true or false in {name}")

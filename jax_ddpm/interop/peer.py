@@ -40,6 +40,8 @@ class Peer:
     names: list[tuple[str, str]]
     preset: str
     """The preset for runs with its weights."""
+    architecture: type[Architecture]
+    """The class of the configurations that `make_config` makes."""
     layouts: dict[str, WeightLayout] = field(default_factory=dict)
     buffers: tuple[str, ...] = ()
     """Tensors in its files that do not belong to the network, which are skipped."""

@@ -37,6 +37,7 @@ PULFER = Peer(
     arguments=("n_steps", "time_emb_dim"),
     infer=infer,
     preset="pulfer",
+    architecture=PulferConfig,
     describe=describe,
     wrapper="network.",  # of MyDDPM
     names=[

@@ -26,8 +26,8 @@ MAX_SHARDS = 1000
 class Source:
     """The tensors that another program saved, and the JSON documents that belong to them."""
 
-    path: Path
-    """The file or folder that the user gave."""
+    path: Path | None
+    """The file or folder that the user gave; None: a state dict in memory."""
     tensors: Mapping[str, Any]
     """Names -> arrays, nested if the file is."""
     documents: Mapping[str, Any] = field(default_factory=dict)
@@ -187,16 +187,6 @@ def _list_shards(places: Mapping[str, str], index: Path) -> Iterator[str]:
         yield name
 
 
-def recognise(path: Path) -> str:
-    """Recognise the implementation that saved `path` from the JSON documents around it.
-
-    Raises UserError if they do not name one.
-    """
-    documents = read_documents(find_weights(path))
-    classes = {document.get("_class_name") for document in documents.values()}
-    if PIPELINE in documents or "UNet2DModel" in classes:
-        return "diffusers"
-    raise UserError(
-        f"--source is missing: nothing beside the weights in {path} names the implementation that "
-        "wrote them"
-    )
+def choose_inside(path: Path | None, weights: WeightsName | None) -> WeightsName | None:
+    """What to choose in the file itself; None if a folder of its own holds the averages."""
+    return None if path is not None and (path / "unet_ema").is_dir() else weights

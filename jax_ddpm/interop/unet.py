@@ -127,6 +127,7 @@ TORCH_REF = Peer(
     ),
     infer=infer_torch_ref,
     preset="fashion-cpu",
+    architecture=UNetConfig,
     names=[
         ("temb.dense.{i}", "temb.dense_{i}"),
         ("mid.block_{i}", "mid.block_{i}"),
@@ -169,6 +170,7 @@ HO = Peer(
     arguments=HO_ARGUMENTS,
     infer=infer_ho,
     preset="ddpm-cifar10",
+    architecture=UNetConfig,
     names=[
         ("model", ""),
         ("dense{i}", "dense_{i}"),

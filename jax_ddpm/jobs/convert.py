@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jax_ddpm import runs
 from jax_ddpm.config.run import Config, DataConfig, validate
 from jax_ddpm.errors import UserError, flag_name
-from jax_ddpm.interop import PEERS, Network, PeerName, WeightsName, from_torch
+from jax_ddpm.interop import PEERS, Network, PeerName, WeightsName
 from jax_ddpm.interop.facts import ASSUMED, Fact, Missing, Question, merge, show_value
-from jax_ddpm.interop.source import read_source
+from jax_ddpm.interop.network import read_network
+from jax_ddpm.interop.source import Source, choose_inside
 from jax_ddpm.jobs.build import build, open_data
 from jax_ddpm.runs.checkpoint import open_checkpoints, save
 
@@ -53,11 +54,10 @@ class Described(NamedTuple):
 
 
 def import_weights(
-    file: Path,
+    given: Source,
     source: PeerName,
     out: Path,
     settings: Config,
-    arguments: Path | None = None,
     typed: Mapping[str, str] | None = None,
     *,
     weights: WeightsName | None = None,
@@ -65,9 +65,8 @@ def import_weights(
 ) -> runs.Run:
     """Make a run folder from what another program saved, ready to be sampled or trained further.
 
-    `file` is a weight file or a folder. `settings` provides what it does not say; use the preset of
-    `source`, for example. `arguments` is a JSON file with the constructor arguments of the network
-    that its weights do not reveal. `typed` holds the settings that the user has chosen, such as
+    `given` comes from `read_source`. `settings` provides what it does not say; use the preset of
+    `source`, for example. `typed` holds the settings that the user has chosen, such as
     "data.image_size", with the flags that chose them. `weights` and `prefix` choose among several
     sets of weights, see `from_torch`. Prints where each setting comes from.
 
@@ -77,12 +76,10 @@ def import_weights(
     if out.exists():
         raise UserError(f"{out} exists: choose another folder with --out")
     typed = typed or {}
-    given = read_source(file, arguments, weights or "average")
-    if (file / "unet_ema").is_dir():
-        weights = None  # the folder holds one file for the average and one for the raw weights
     asked = Question(given, {what: find_setting(settings, what) for what in typed})
     facts = merge(PEERS[source].describe(asked))
-    network = from_torch(given.tensors, source, given.arguments, weights=weights, prefix=prefix)
+    weights = choose_inside(given.path, weights)
+    network = read_network(given, source, weights=weights, prefix=prefix)
     described = apply_facts(add_network(settings, network, typed), facts, typed)
     shape = choose_image_shape(described, network)
     run = runs.Run(out, described.config, shape, imported_from=source)
@@ -126,7 +123,8 @@ def apply_facts(settings: Config, facts: Mapping[str, Fact], typed: Mapping[str,
             continue
         if isinstance(fact.value, Missing):
             flag = flag_name(name, f"--{section}.")
-            raise UserError(f"{fact.origin}: {fact.value.reason}; choose another with {flag}")
+            hint = "" if section == "model" else f"; choose another with {flag}"
+            raise UserError(f"{fact.origin}: {fact.value.reason}{hint}")
         chosen.append(fact)
         value = fact.value
         if what == "data.image_size":

@@ -1,22 +1,55 @@
-"""Export the weights of a run for another implementation."""
+"""Export a run for another implementation: the registry of what --to can be."""
 
 import json
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from jax_ddpm import runs
 from jax_ddpm.config.jobs import EMA, Weights
+from jax_ddpm.config.sample import change_settings
 from jax_ddpm.errors import UserError, join_or
 from jax_ddpm.files.atomic import write_atomically
 from jax_ddpm.files.untrusted import read_json
-from jax_ddpm.interop import PEERS, PeerName, from_torch, to_state_dict
+from jax_ddpm.interop import PEERS, PeerName
 from jax_ddpm.interop.files import require_suffix, write_weights
+from jax_ddpm.interop.package import Package, Translation, write_folder, write_readme
+from jax_ddpm.interop.package_annotated import write_annotated
+from jax_ddpm.interop.package_ho import write_original, write_port
+from jax_ddpm.interop.package_openai import write_openai
+from jax_ddpm.interop.package_pulfer import write_pulfer
+from jax_ddpm.interop.process import Process
 from jax_ddpm.jobs.build import build
+from jax_ddpm.jobs.export_pipeline import export_pipeline
 from jax_ddpm.jobs.parameters import check_weights, load_params
-from jax_ddpm.models import Architecture
+from jax_ddpm.jobs.translate import find_translation, make_process
+from jax_ddpm.models.architecture import ImageShape
+
+ANNOTATED = ("annotated_ws", "annotated", "annotated_layernorm", "epita")
+OPENAI = ("improved_diffusion", "guided_diffusion")
+
+
+class Order(NamedTuple):
+    """What to export, and how."""
+
+    run: Path
+    out: Path | None = None
+    source: PeerName | None = None
+    """The implementation that will load it; None: the one that the run's network is from."""
+    weights: Weights = EMA
+    sampling: Mapping[str, Any] = {}
+    """The sampler, the number of steps and the spacing, where they are not the run's."""
+
+
+class Exported(NamedTuple):
+    """What was written, and the implementation that loads it."""
+
+    file: Path
+    source: PeerName
+
+
+PackageWriter = Callable[[Translation, Process, ImageShape], Package]
 
 
 def export_weights(
@@ -24,7 +57,7 @@ def export_weights(
     out: Path | None = None,
     source: PeerName | None = None,
     weights: Weights = EMA,
-) -> "Exported":
+) -> Exported:
     """Write the weights of a run for another implementation.
 
     A JSON file of the same name, beside it, holds the constructor arguments of the network. `out`
@@ -40,7 +73,7 @@ def export_weights(
         require_no_run(out.with_suffix(".json"))
     check_weights(run.config, weights)
     params, description = load_params(run, build(run.config, run.image_shape), weights)
-    found = find_translation(run, params, source)
+    found = find_translation(run, params, [source] if source else None)
     out = out or folder / f"{found.source}.safetensors"
     wrapper = PEERS[found.source].wrapper
     write_weights(out, {wrapper + name: array for name, array in found.state_dict.items()})
@@ -59,69 +92,87 @@ def require_no_run(path: Path) -> None:
         )
 
 
-class Exported(NamedTuple):
-    """A weight file, and the implementation that loads it."""
+def export_package(
+    write: PackageWriter, sources: tuple[PeerName, ...], order: Order, *, samples: bool = False
+) -> Exported:
+    """Write a folder with what the code of one of `sources` loads, and a text that says how.
 
-    file: Path
-    source: PeerName
+    `samples` says whether its files also choose a sampler.
 
-
-class Translation(NamedTuple):
-    """Weights in another implementation's format, and its network's constructor arguments."""
-
-    source: PeerName
-    state_dict: dict[str, np.ndarray]
-    arguments: dict[str, Any]
-
-
-def find_translation(run: runs.Run, params: Any, source: PeerName | None) -> Translation:
-    """Translate the weights for `source`. Raises UserError if it does not have the run's network.
-
-    If `source` is None, use the implementation that the run was imported from, or else the first
-    that has its network.
+    Raises UserError for a run that cannot be said in its words, and if the folder exists. The
+    folder is written completely or not at all.
     """
-    imported_from = run.imported_from if run.imported_from in PEERS else None
-    wanted = source or imported_from
-    sources, reason = [wanted] if wanted else list(PEERS), ""
-    for name in sources:
-        try:
-            return translate(run, params, name)
-        except UserError as error:
-            reason = f": {error}" if wanted else ""
-    raise UserError(f"{join_or(list(sources))} does not have the network of {run.folder}{reason}")
+    out = _require_new(order.out)
+    if order.source not in (None, *sources):
+        raise UserError(f"--source is {order.source}, but it must be {join_or(list(sources))}")
+    if order.sampling and not samples:
+        _refuse_sampling(order.sampling)
+    run = runs.load(order.run)
+    check_weights(run.config, order.weights)
+    sample = change_settings(run.config.sample, order.sampling)
+    process = make_process(run.config, sample)
+    params, description = load_params(run, build(run.config, run.image_shape), order.weights)
+    found = find_translation(run, params, [order.source] if order.source else sources)
+    try:
+        package = write(found, process, run.image_shape)
+    except UserError as error:
+        raise UserError(f"{found.source} cannot have the run {order.run}: {error}") from error
+    readme = write_readme(
+        package, order.run.resolve().name, list_settings(process, run.image_shape)
+    )
+    state_dict = {package.prefix + name: array for name, array in found.state_dict.items()}
+    write_folder(out, package.documents, readme, package.weights, state_dict)
+    print(f"Wrote {out}: {description}, for {found.source}; README.md there says how to load it")
+    for line in package.unsaid:
+        print(f"Not said: {line}")
+    return Exported(out / package.weights, found.source)
 
 
-def translate(run: runs.Run, params: Any, source: PeerName) -> Translation:
-    """Translate `params` for `source`. Raises UserError if it does not have this network.
-
-    As a check, reads the result back: it must give the same configuration.
-    """
-    peer = PEERS[source]
-    config = peer.express(fill_channels(run), run.image_shape)
-    state_dict = to_state_dict(params, peer)
-    arguments = peer.list_arguments(config, run.image_shape)
-    back = from_torch(state_dict, source, json.loads(json.dumps(arguments)))
-    for name, value in asdict(back.config).items():
-        expected = getattr(config, name, None)
-        kept = name in peer.arguments or name not in ("compute_dtype", "dropout")
-        if type(back.config) is not type(config) or (kept and value != expected):
-            raise UserError(f"{name} would be {value}, not {expected}")
-    return Translation(source, state_dict, arguments)
-
-
-def fill_channels(run: runs.Run) -> Architecture:
-    """The configuration of a run's network, with the channels that None leaves to the data."""
-    config, channels = run.config.model, run.image_shape[-1]
-    outputs = channels if run.config.diffusion.variance == "fixed" else 2 * channels
-    learns = getattr(config, "learned_variance", False)
-    known: dict[str, Any] = {
-        "in_channels": channels,
-        "channels": channels,
-        "out_channels": outputs,
-        "out_dim": None if outputs == channels or learns else outputs,
+def list_settings(process: Process, image_shape: ImageShape) -> dict[str, str]:
+    """List the settings of a run that the text of a package names."""
+    return {
+        "images": "x".join(map(str, image_shape)),
+        "schedule": f"{process.schedule or 'without a name'}, {len(process.betas)} timesteps",
+        "the network predicts": process.prediction_type,
+        "sampler": f"{process.sampler}, {len(process.timesteps)} steps",
     }
-    given = asdict(config)
-    missing: dict[str, Any] = {
-        name: value for name, value in known.items() if given.get(name, 0) is None
-    }
-    return replace(config, **missing)
+
+
+def _require_new(out: Path | None) -> Path:
+    if out is None:
+        raise UserError("--out is missing: the folder to write")
+    if out.exists():
+        raise UserError(f"{out} exists: choose another folder with --out")
+    return out
+
+
+def _refuse_sampling(sampling: Mapping[str, Any]) -> None:
+    for name in sampling:
+        raise UserError(
+            f"--{name} is only for --to diffusers and --to openai: others store no sampler"
+        )
+
+
+def _export_weights(order: Order) -> Exported:
+    _refuse_sampling(order.sampling)
+    return export_weights(order.run, order.out, order.source, order.weights)
+
+
+def _export_pipeline(order: Order) -> Exported:
+    if order.source not in (None, "diffusers"):
+        raise UserError(f"--source {order.source} is only for --to torch: leave it out")
+    out = _require_new(order.out)
+    export_pipeline(order.run, out, order.weights, order.sampling)
+    return Exported(out, "diffusers")
+
+
+# What --to can be -> what writes it.
+EXPORTS: dict[str, Callable[[Order], Exported]] = {
+    "torch": _export_weights,
+    "diffusers": _export_pipeline,
+    "pulfer": partial(export_package, write_pulfer, ("pulfer",)),
+    "openai": partial(export_package, write_openai, OPENAI, samples=True),
+    "annotated": partial(export_package, write_annotated, ANNOTATED),
+    "ho": partial(export_package, write_original, ("ho",)),
+    "pesser": partial(export_package, write_port, ("pesser",)),
+}

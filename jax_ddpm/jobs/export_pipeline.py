@@ -1,34 +1,28 @@
 """Export a run as the folder of a pipeline that diffusers loads."""
 
-import json
-import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jax_ddpm import runs
 from jax_ddpm.config.jobs import EMA, Weights
-from jax_ddpm.config.run import Config, make_betas
-from jax_ddpm.config.sample import (
-    SampleConfig,
-    change_settings,
-    sampling_timesteps,
-    visits_timesteps,
-)
+from jax_ddpm.config.run import Config
+from jax_ddpm.config.sample import change_settings
 from jax_ddpm.errors import UserError
 from jax_ddpm.interop.diffusers_pipeline import (
     WEIGHTS,
-    Process,
+    list_call,
+    name_pipeline,
     write_card,
     write_index,
     write_network,
     write_scheduler,
 )
-from jax_ddpm.interop.files import write_weights
+from jax_ddpm.interop.package import write_folder
+from jax_ddpm.interop.process import Process
 from jax_ddpm.jobs.build import build
-from jax_ddpm.jobs.export import translate
 from jax_ddpm.jobs.parameters import check_weights, load_params
+from jax_ddpm.jobs.translate import make_process, translate
 
 
 def export_pipeline(
@@ -47,6 +41,7 @@ def export_pipeline(
     run = runs.load(folder)
     check_weights(run.config, weights)
     sample = change_settings(run.config.sample, sampling or {})
+    require_pipeline(run.config)
     process = make_process(run.config, sample)
     scheduler = write_scheduler(process)
     params, description = load_params(run, build(run.config, run.image_shape), weights)
@@ -57,58 +52,23 @@ def export_pipeline(
         "unet/config.json": write_network(found.arguments),
     }
     card = write_card(process, folder.resolve().name, run.image_shape)
-    _write_folder(out, documents, card, found.state_dict)
-    call = ", ".join(f"{name}={value}" for name, value in process.call.items())
+    write_folder(out, documents, card, f"unet/{WEIGHTS}", found.state_dict)
+    call = ", ".join(f"{name}={value}" for name, value in list_call(process).items())
     print(f"Wrote {out}: {description}, as a pipeline of diffusers")
-    print(f"Next: {process.pipeline}.from_pretrained({str(out)!r})({call})")
+    print(f"Next: {name_pipeline(process)}.from_pretrained({str(out)!r})({call})")
     return process
 
 
-def make_process(config: Config, sample: SampleConfig) -> Process:
-    """Collect what a pipeline must know. Raises UserError for what no pipeline has."""
-    diffusion, timesteps = config.diffusion, config.diffusion.num_timesteps
+def require_pipeline(config: Config) -> None:
+    """Raise UserError for a network that no pipeline calls as the run does."""
+    timesteps = config.diffusion.num_timesteps
     if config.model.takes_label:
         raise UserError(
             "a pipeline of diffusers gives its network no label: export the network alone with "
-            "--to torch --source diffusers"
+            "--to torch"
         )
-    if diffusion.rescale_timesteps and timesteps != 1000:
+    if config.diffusion.rescale_timesteps and timesteps != 1000:
         raise UserError(
             f"--diffusion.rescale-timesteps with T = {timesteps}: diffusers gives its networks t, "
             "not t * 1000 / T"
         )
-    if not visits_timesteps(sample):
-        raise UserError(
-            f"{sample.spacing} spacing visits levels between the timesteps: choose another with "
-            "--spacing"
-        )
-    learned = diffusion.variance
-    return Process(
-        schedule=diffusion.schedule if diffusion.betas is None else None,
-        betas=make_betas(replace(diffusion, zero_terminal_snr=False)),
-        zero_terminal_snr=diffusion.zero_terminal_snr,
-        prediction_type=diffusion.prediction_type,
-        learned_variance=None if learned == "fixed" else learned,
-        variance=sample.variance,
-        sampler=sample.sampler,
-        timesteps=sampling_timesteps(sample, timesteps)[:-1],
-        clip_x_0=sample.clip_x_0,
-        dynamic_threshold=sample.dynamic_threshold,
-        eta=sample.eta,
-        rederive_eps=sample.rederive_eps,
-    )
-
-
-def _write_folder(out: Path, documents: dict[str, Any], card: str, state_dict: Any) -> None:
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        for name, document in documents.items():
-            path = temporary / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(document, indent=2) + "\n")
-        (temporary / "README.md").write_text(card)
-        write_weights(temporary / "unet" / WEIGHTS, state_dict)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

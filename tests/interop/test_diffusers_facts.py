@@ -91,6 +91,10 @@ def test_schedules_without_a_name_become_betas(settings, betas):
     np.testing.assert_allclose(find(settings)["betas"], betas, rtol=1e-12)
 
 
+SHORT = {"num_train_timesteps": 100}
+PNDM = {"_class_name": "PNDMScheduler", "set_alpha_to_one": True, **SHORT}
+EULER = {"_class_name": "EulerDiscreteScheduler", **SHORT}
+UNIPC = {"_class_name": "UniPCMultistepScheduler"}
 MULTISTEP = {"_class_name": "DPMSolverMultistepScheduler", "num_train_timesteps": 100}
 
 
@@ -122,6 +126,34 @@ def test_an_offset_becomes_a_list_of_timesteps():
         ({**MULTISTEP, "algorithm_type": "dpmsolver"}, "sampler", "algorithm_type is dpmsolver"),
         ({**MULTISTEP, "solver_order": 4}, "sampler", "of order 4"),
         ({"clip_sample_range": 2.0}, "clip_x_0", "clip_sample_range is 2"),
+        ({**MULTISTEP, "euler_at_final": True}, "sampler", "euler_at_final is True"),
+        (
+            {**MULTISTEP, "rescale_betas_zero_snr": True, "prediction_type": "sample"},
+            "sampler",
+            "starts from a little signal",
+        ),
+        ({**UNIPC, "solver_order": 3}, "sampler", "solver_order is 3"),
+        ({**UNIPC, "solver_type": "bh1"}, "sampler", "solver_type is bh1"),
+        ({**UNIPC, "disable_corrector": [0]}, "sampler", "disable_corrector is [0]"),
+        ({**UNIPC, "use_karras_sigmas": True}, "sampler", "use_karras_sigmas is true"),
+        ({**PNDM, "set_alpha_to_one": False}, "sampler", "set_alpha_to_one is false"),
+        ({**PNDM, "prediction_type": "v_prediction"}, "sampler", "only epsilon"),
+        ({**EULER, "final_sigmas_type": "sigma_min"}, "sampler", "final_sigmas_type is sigma_min"),
+        ({**EULER, "use_beta_sigmas": True}, "sampler", "use_beta_sigmas is true"),
+        ({**EULER, "interpolation_type": "log_linear"}, "sampler", "interpolation_type"),
+        (
+            {**EULER, "use_karras_sigmas": True, "timestep_spacing": "leading"},
+            "sampler",
+            "timestep_spacing is leading",
+        ),
+        (
+            {**EULER, "timestep_type": "continuous", "prediction_type": "v_prediction"},
+            "sampler",
+            "timestep_type is continuous",
+        ),
+        ({"_class_name": "DEISMultistepScheduler"}, "sampler", "ends at the noise of t = 0"),
+        ({"_class_name": "SASolverScheduler"}, "sampler", "between t = 200 and 800"),
+        ({"_class_name": "DPMSolverSDEScheduler"}, "sampler", "one Brownian motion"),
         (
             {"thresholding": True, "sample_max_value": 1.5},
             "dynamic_threshold",
@@ -149,7 +181,7 @@ def test_of_a_class_that_we_do_not_have_only_what_its_file_states_is_taken():
         ({"_class_name": "EDMEulerScheduler", "prediction_type": "epsilon"}, "beta_schedule"),
         ({"_class_name": "IPNDMScheduler", "trained_betas": None}, "beta_schedule"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, "beta_schedule"),
-        ({"_class_name": "KDPM2DiscreteScheduler", "beta_schedule": "linear"}, "prediction_type"),
+        ({"_class_name": "TCDScheduler", "beta_schedule": "linear"}, "prediction_type"),
     ],
 )
 def test_the_process_of_a_class_that_we_do_not_have_must_be_stated(settings, missing):
@@ -162,6 +194,49 @@ def test_a_default_is_not_said_to_be_in_the_file():
     assert facts["sample.clip_x_0"] == "scheduler/scheduler_config.json"
     assert facts["diffusion.prediction_type"] == "default of DDPMScheduler"
     assert facts["sample.variance"] == "default of DDPMScheduler"
+
+
+def test_a_network_whose_labels_are_not_classes_is_for_python_only():
+    found = find({}, {"class_embed_type": "timestep"})["class_embed_type"]
+    assert "is 'timestep', but the labels of a run" in found.reason
+
+
+SOLVERS = {
+    "UniPCMultistepScheduler": ("unipc", "99,74,50,25"),
+    "DPMSolverSinglestepScheduler": ("dpmpp_2s", "99,74,50,25"),
+    "EulerDiscreteScheduler": ("euler", "99,66,33,0"),
+    "EulerAncestralDiscreteScheduler": ("euler_ancestral", "99,66,33,0"),
+    "HeunDiscreteScheduler": ("heun", "99,66,33,0"),
+    "LMSDiscreteScheduler": ("lms", "99,66,33,0"),
+    "KDPM2DiscreteScheduler": ("kdpm2", "99,66,33,0"),
+    "KDPM2AncestralDiscreteScheduler": ("kdpm2_ancestral", "99,66,33,0"),
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_solver_has_a_sampler_and_visits_the_timesteps_of_its_class(name):
+    sampler, timesteps = SOLVERS[name]
+    found = find({"_class_name": name, **SHORT}, sample__num_steps=4)
+    visited = found.get("timesteps", "99,66,33,0" if found["spacing"] == "linspace" else None)
+    assert (found["sampler"], found["clip_x_0"], visited) == (sampler, False, timesteps)
+    latent = name.startswith(("Heun", "KDPM2"))  # whose betas are others by default
+    assert ("betas" in found) == latent
+
+
+def test_pndm_without_runge_kutta_steps_is_plms():
+    assert find(PNDM, sample__num_steps=10)["sampler"] == "pndm"
+    assert find(PNDM | {"skip_prk_steps": True}, sample__num_steps=20)["sampler"] == "plms"
+
+
+def test_sigmas_may_be_spaced_as_ours_are():
+    assert find(EULER | {"use_karras_sigmas": True})["spacing"] == "karras"
+    assert find(EULER | {"use_exponential_sigmas": True})["spacing"] == "log_snr"
+
+
+def test_linspace_between_timesteps_gets_fewer_steps_or_is_refused():
+    assert find(EULER)["num_steps"] == 34
+    found = find(EULER, sample__num_steps=50)["spacing"]
+    assert "with 50 steps it visits t = 96.98, between two timesteps" in found.reason
 
 
 def test_ddpm_that_adds_noise_in_its_last_step_is_refused():
@@ -212,7 +287,6 @@ def test_the_size_of_the_images_may_be_a_rectangle():
     ("network", "sentence"),
     [
         ({"_class_name": "UNet2DConditionModel"}, "describes a UNet2DConditionModel"),
-        ({"class_embed_type": "timestep"}, "class_embed_type in unet/config.json is 'timestep'"),
         ({"sample_size": [1, 2, 3]}, "must be a side or two sides"),
     ],
 )

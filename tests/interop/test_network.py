@@ -58,6 +58,20 @@ def test_the_network_is_trained_and_sampled_like_any_other(weights):
     assert jax.eval_shape(draw, x_T).shape == x_T.shape
 
 
+def test_a_step_of_gradient_descent_lowers_the_loss(weights):
+    network, schedule = from_torch(weights, config=ARGUMENTS), named_schedule("linear", T)
+    loss_fn = make_loss_fn(network.apply, schedule)
+    x_0, t = jnp.full((2, 4, 4, 1), 0.5, jnp.float32), jnp.array([2, 8])
+    noise = jax.random.normal(jax.random.key(1), x_0.shape, jnp.float32)
+
+    def measure(params):
+        return loss_fn(params, x_0, t, noise).mean()
+
+    before, slopes = jax.jit(jax.value_and_grad(measure))(network.params)
+    after = measure(jax.tree.map(lambda p, slope: p - 0.01 * slope, network.params, slopes))
+    assert after < before
+
+
 def test_dropout_is_used_only_in_training(weights):
     network = from_torch(weights, "lucidrains", ARGUMENTS)
     x_t, t = jnp.ones((2, 4, 4, 1), jnp.float32), jnp.array([3, 7])
@@ -93,7 +107,7 @@ def test_its_arguments_are_checked(weights, shape, arguments, sentence):
     ("source", "config", "sentence"),
     [
         ("lucidrain", {}, "source is 'lucidrain', .* did you mean 'lucidrains'"),
-        ("pulfer", None, "no network with weights called"),
+        ("pulfer", None, "--source is pulfer, but tensors such as .* are those of lucidrains"),
         ("lucidrains", {"dimm": 4}, "no argument 'dimm', did you mean 'dim'"),
         ("lucidrains", {"dim": 8}, "does not fit"),
         ("lucidrains", {"dropout": 2}, "dropout is 2, but it must be in"),

@@ -12,7 +12,8 @@ from jax_ddpm import runs
 from jax_ddpm.config.run import Config, DiffusionConfig
 from jax_ddpm.errors import UserError
 from jax_ddpm.interop import from_torch
-from jax_ddpm.jobs.export import export_weights, fill_channels, find_translation, translate
+from jax_ddpm.jobs.export import export_weights
+from jax_ddpm.jobs.translate import fill_channels, find_translation, translate
 from jax_ddpm.models import (
     AnnotatedConfig,
     AnnotatedWSConfig,
@@ -157,7 +158,7 @@ def test_classes_of_hos_network_leave_under_the_name_of_diffusers():
         (UNET2D, 16, "torch_ref", "other settings than google's"),
         (replace(GOOGLES, time_embedding_dim=16), 16, "torch_ref", "other settings"),
         (UNET, 16, "ho", "--model.num-groups is 32"),
-        (UNET, 16, "lucidrains", "no network|lucidrains weights"),
+        (UNET, 16, "lucidrains", "its network is lucidrains, and the run's is unet"),
     ],
 )
 def test_a_network_that_another_implementation_does_not_have_is_refused(
@@ -165,7 +166,7 @@ def test_a_network_that_another_implementation_does_not_have_is_refused(
 ):
     run = make_run(config, side)
     with pytest.raises(UserError, match=rf"does not have the network of a-run: .*({reason})"):
-        find_translation(run, make_params(run), source)
+        find_translation(run, make_params(run), [source])
 
 
 def test_the_arguments_never_replace_the_configuration_of_a_run(trained_run):

@@ -14,7 +14,8 @@ from jax_ddpm.interop.diffusers_facts import describe_scheduler
 from jax_ddpm.interop.diffusers_pipeline import write_scheduler
 from jax_ddpm.interop.facts import merge
 from jax_ddpm.jobs.convert import apply_facts
-from jax_ddpm.jobs.export_pipeline import make_process
+from jax_ddpm.jobs.export_pipeline import require_pipeline
+from jax_ddpm.jobs.translate import make_process
 from jax_ddpm.models import UNetConfig
 
 SMALL = SampleConfig(num_steps=20, clip_x_0=False)
@@ -27,6 +28,7 @@ def make_config(sample=SMALL, **diffusion):
 
 def write(config):
     """The scheduler's settings as they are after a walk through JSON."""
+    require_pipeline(config)
     return json.loads(json.dumps(write_scheduler(make_process(config, config.sample))))
 
 
@@ -145,7 +147,7 @@ def test_a_run_comes_back_from_its_pipeline(trained_run, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (("--to", "diffusers"), "--to diffusers needs --out"),
+        (("--to", "diffusers"), "--out is missing: the folder to write"),
         (("--to", "diffusers", "--out", "x", "--source", "ho"), "--source ho is only for --to tor"),
         (("--to", "torch", "--steps", "4"), "--steps is only for --to diffusers"),
         (("--to", "diffusers", "--out", "x", "--spacing", "linspace"), "do not end"),

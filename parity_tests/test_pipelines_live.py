@@ -13,7 +13,16 @@ from diffusers import (
     DDPMPipeline,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
     UNet2DModel,
+    UniPCMultistepScheduler,
 )
 from safetensors.torch import load_file
 
@@ -137,16 +146,59 @@ CASES = {
     ),
     "order 1": (DPM, {**TRAILING, "solver_order": 1}, {}, 6, 0.0),
 }
+LEADING, KARRAS = {"timestep_spacing": "leading"}, {"use_karras_sigmas": True}
+EXPONENTIAL = {"use_exponential_sigmas": True}
+# Imported only: DDPMPipeline and DDIMPipeline do not call these schedulers as they must be called.
+SOLVERS = {
+    "2S": (DPMSolverSinglestepScheduler, V, {}, 9, 0.0),
+    "UniPC": (UniPCMultistepScheduler, {}, {}, 8, 0.0),
+    "UniPC, leading, x_0, threshold": (
+        UniPCMultistepScheduler,
+        {**LEADING, **THRESHOLD, "prediction_type": "sample"},
+        {},
+        7,
+        0.0,
+    ),
+    "PNDM": (PNDMScheduler, {"set_alpha_to_one": True}, {}, 20, 0.0),
+    "PLMS, cosine": (
+        PNDMScheduler,
+        {**COSINE, "skip_prk_steps": True, "set_alpha_to_one": True},
+        {},
+        8,
+        0.0,
+    ),
+    "Euler, whole timesteps": (EulerDiscreteScheduler, {}, {}, 10, 0.0),
+    "Euler, trailing, v": (EulerDiscreteScheduler, {**TRAILING, **V}, {}, 7, 0.0),
+    "Euler, offset": (EulerDiscreteScheduler, {**LEADING, "steps_offset": 1}, {}, 6, 0.0),
+    "Euler, karras": (EulerDiscreteScheduler, KARRAS, {}, 6, 0.0),
+    "Euler, exponential, v": (EulerDiscreteScheduler, {**EXPONENTIAL, **V}, {}, 6, 0.0),
+    "Euler ancestral": (EulerAncestralDiscreteScheduler, {**LEADING, **V}, {}, 6, 0.0),
+    "Heun": (HeunDiscreteScheduler, TRAILING, {}, 5, 0.0),
+    "Heun, karras, clipped": (
+        HeunDiscreteScheduler,
+        {**KARRAS, "clip_sample": True, "beta_schedule": "scaled_linear"},
+        {},
+        5,
+        0.0,
+    ),
+    "LMS": (LMSDiscreteScheduler, {**TRAILING, **COSINE}, {}, 7, 0.0),
+    "LMS, karras": (LMSDiscreteScheduler, {**KARRAS, "prediction_type": "sample"}, {}, 7, 0.0),
+    "KDPM2": (KDPM2DiscreteScheduler, {**LEADING, "beta_end": 0.02}, {}, 5, 0.0),
+    "KDPM2 ancestral": (KDPM2AncestralDiscreteScheduler, {**TRAILING, **V}, {}, 5, 0.0),
+}
 FIRST = "2M"
 ONE_WAY = ("order 1", "2M, cosine, clipped log-SNR")  # imported only
 cases = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[] if n == FIRST else pytest.mark.slow) for n in CASES]
 )
+solvers = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) for n in SOLVERS]
+)
 
 
 def make_pipeline(name):
     """Make a pipeline of diffusers with random weights."""
-    make_scheduler, settings, changes, _, _ = CASES[name]
+    make_scheduler, settings, changes, _, _ = (CASES | SOLVERS)[name]
     kind = DDIMPipeline if make_scheduler is DDIMScheduler else DDPMPipeline
     network = UNet2DModel(**{**NETWORK, **changes}).eval()
     if kind is DDIMPipeline:
@@ -155,19 +207,22 @@ def make_pipeline(name):
 
 
 def draw_theirs(monkeypatch, pipeline, x_T, noises, eta=0.0, **step):
-    """Let their scheduler walk from `x_T`, with `noises` where it draws noise."""
-    queue = iter(noises)
+    """Let their scheduler walk from `x_T`, with `noises` where it draws noise.
+
+    The x of some of them is x_t over the signal.
+    """
+    queue, scheduler = iter(noises), pipeline.scheduler
     fake = lambda *args, **kwargs: to_torch(next(queue))  # noqa: E731
-    module = type(pipeline.scheduler).__module__
-    monkeypatch.setattr(f"{module}.randn_tensor", fake)
-    if isinstance(pipeline.scheduler, DDIMScheduler):
+    monkeypatch.setattr(f"{type(scheduler).__module__}.randn_tensor", fake, raising=False)
+    if isinstance(scheduler, DDIMScheduler):
         step["eta"] = eta
-    pipeline.scheduler.set_timesteps(len(noises))
-    x = to_torch(x_T)
-    for t in pipeline.scheduler.timesteps:
+    scheduler.set_timesteps(len(noises))
+    x, t = to_torch(x_T), scheduler.timesteps[0]
+    x = x / scheduler.scale_model_input(torch.ones(()), t)
+    for t in scheduler.timesteps:
         with torch.no_grad():
-            output = pipeline.unet(x, t).sample
-        x = pipeline.scheduler.step(output, t, x, **step).prev_sample
+            output = pipeline.unet(scheduler.scale_model_input(x, t), t).sample
+        x = scheduler.step(output, t, x, **step).prev_sample
     return to_jax(x)
 
 
@@ -204,6 +259,19 @@ def test_a_saved_pipeline_draws_the_same_images(compare, monkeypatch, tmp_path, 
     num_steps = steps or settings["num_train_timesteps"]
     x_T, noises = draw_all_noise(run.image_shape, num_steps)
     theirs = draw_theirs(monkeypatch, pipeline, x_T, noises, eta)
+    compare("pipelines of diffusers", draw_ours(tmp_path / "run", x_T, noises), theirs, "float32")
+
+
+@solvers
+def test_a_saved_solver_draws_the_same_images(compare, monkeypatch, tmp_path, name):
+    _, _, _, steps, _ = SOLVERS[name]
+    pipeline = make_pipeline(name)
+    pipeline.save_pretrained(tmp_path / "theirs")
+    given = ["--sample.num-steps", str(steps), "--out", str(tmp_path / "run")]
+    command.run([str(tmp_path / "theirs"), *given])
+    run = runs.load(tmp_path / "run")
+    x_T, noises = draw_all_noise(run.image_shape, steps)
+    theirs = draw_theirs(monkeypatch, pipeline, x_T, noises)
     compare("pipelines of diffusers", draw_ours(tmp_path / "run", x_T, noises), theirs, "float32")
 
 

@@ -15,7 +15,7 @@ from jax_ddpm.errors import UserError, check_choice, nearest
 from jax_ddpm.files.untrusted import explain
 from jax_ddpm.interop.annotated import ANNOTATED, ANNOTATED_LAYERNORM, ANNOTATED_WS, EPITA
 from jax_ddpm.interop.diffusers import DIFFUSERS
-from jax_ddpm.interop.facts import Fact, Question, merge
+from jax_ddpm.interop.facts import Fact, Missing, Question, merge
 from jax_ddpm.interop.lucidrains import LUCIDRAINS
 from jax_ddpm.interop.openai import GUIDED_DIFFUSION, IMPROVED_DIFFUSION
 from jax_ddpm.interop.peer import Peer
@@ -64,7 +64,8 @@ class Network:
     """Which weights of the file these are: "the average at ema.ema_model", for example."""
     facts: tuple[Fact, ...] = ()
     """What the source says about the process, the sampler and the images: each setting of a run,
-    its value and where that comes from, "assumed" included."""
+    its value and where that comes from, "assumed" included. A Missing value says why a run cannot
+    have it."""
 
 
 def from_torch(
@@ -99,8 +100,15 @@ def from_torch(
     found = make_source(given, config, weights)
     source = choose_peer(found, source)
     network = read_network(found, source, weights=choose_inside(found.path, weights), prefix=prefix)
-    facts = merge(PEERS[source].describe(Question(found, {})))
-    return replace(network, facts=tuple(facts.values()))
+    return replace(network, facts=describe_run(found, source))
+
+
+def describe_run(given: Source, source: str) -> tuple[Fact, ...]:
+    """Collect what `given` says about a run; a Missing value gives the reason against any run."""
+    try:
+        return tuple(merge(PEERS[source].describe(Question(given, {}))).values())
+    except UserError as error:  # the network can be used all the same
+        return (Fact("run", Missing(str(error)), source),)
 
 
 def make_source(given: Any, config: Any, weights: str | None) -> Source:

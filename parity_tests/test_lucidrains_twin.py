@@ -11,13 +11,8 @@ import torch
 
 from jax_ddpm.interop import PEERS, from_state_dict, from_torch, to_state_dict
 from jax_ddpm.models import LucidrainsConfig, make_network, parameter_shapes
-from jax_ddpm.models.lucidrains import (
-    FullAttention,
-    LinearAttention,
-    ResnetBlock,
-    RMSNorm,
-    TimeEmbedding,
-)
+from jax_ddpm.models.lucidrains import TimeEmbedding
+from jax_ddpm.models.lucidrains_layers import FullAttention, LinearAttention, ResnetBlock, RMSNorm
 from parity_tests.comparing import DOUBLE_FIRST, QUICK, draws, to_jax, to_torch
 from torch_ref.lucidrains import LucidrainsUNet as TorchUNet
 

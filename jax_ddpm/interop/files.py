@@ -20,6 +20,7 @@ from jax_ddpm.files.untrusted import MAX_ENTRIES, explain, read_json, read_npz, 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES, ".npz")
 MAX_DEPTH = 16  # mappings and lists inside each other
+MAX_TEXT = 100  # characters of a text beside the weights, such as a version
 
 
 class _Skipped:
@@ -187,7 +188,7 @@ def _import_torch(path: Path) -> Any:
 
 
 def _to_arrays(torch: Any, values: Any, path: Path) -> dict[str, Any]:
-    """Convert tensors to arrays, and lists to mappings; drop numbers, strings and other objects.
+    """Convert tensors to arrays, and lists to mappings; keep short texts; drop other objects.
 
     Raises UserError for a container that contains itself, and for too many entries.
     """
@@ -208,6 +209,8 @@ def _to_arrays(torch: Any, values: Any, path: Path) -> dict[str, Any]:
             elif isinstance(value, np.ndarray):
                 num_bytes += value.nbytes
                 require_bounded(num_bytes, path)
+                target[name] = value
+            elif isinstance(value, str) and len(value) <= MAX_TEXT:
                 target[name] = value
             elif isinstance(value, Mapping) or _holds_arrays(torch, value):
                 waiting.append((value, target.setdefault(name, {}), depth + 1))

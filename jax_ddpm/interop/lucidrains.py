@@ -1,27 +1,45 @@
-"""lucidrains' `denoising_diffusion_pytorch`, 2.0 to 2.3, which all use the same names."""
+"""lucidrains' `denoising_diffusion_pytorch`: 0.7, 0.18, and 0.27 to 2.3."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.interop.peer import Peer, Shapes
-from jax_ddpm.models import LucidrainsConfig
+from jax_ddpm.interop.lucidrains_facts import describe
+from jax_ddpm.interop.lucidrains_old import (
+    CONVNEXT_NAMES,
+    DEFAULT_GROUPS,
+    RESNET_NAMES,
+    V1_NAMES,
+    infer_v0,
+    infer_v1,
+    is_v0,
+    is_v1,
+)
+from jax_ddpm.interop.peer import Peer, Shapes, WeightLayout
+from jax_ddpm.models import LucidrainsConfig, LucidrainsV0Config, LucidrainsV1Config
+from jax_ddpm.models.architecture import Architecture
+
+FAMILIES = {"v1": LucidrainsV1Config, "v2": LucidrainsConfig}
 
 
 def infer_lucidrains(shapes: Shapes) -> dict[str, Any]:
     """Infer all arguments but `sinusoidal_pos_emb_theta`, which defaults to 10000.
 
-    The numbers of input and output channels are for `make_lucidrains_config` to interpret.
+    Some arguments of the older networks are guessed, too; see lucidrains_facts.py. The numbers of
+    input and output channels are for `make_lucidrains_config` to interpret.
     """
-    if "downs.0.0.block1.norm.weight" in shapes:
-        raise UserError("these are from before version 2.0, which had another network")
     try:
-        return _infer(shapes)
+        if is_v0(shapes):
+            return infer_v0(shapes)
+        return infer_v1(shapes) if is_v1(shapes) else _infer(shapes)
     except KeyError as error:
         raise UserError(f"there is no {error.args[0]}") from error
 
 
 def _infer(shapes: Shapes) -> dict[str, Any]:
+    if "downs.0.2.to_qkv.weight" in shapes and "downs.0.2.mem_kv" not in shapes:
+        raise UserError("these are from release 1.8, which had another network")
     time_dim, _ = shapes["time_mlp.1.weight"]
     numbers = [int(match[1]) for name in shapes if (match := re.match(r"downs\.(\d+)\.", name))]
     stages = range(1 + max(numbers, default=-1))
@@ -38,20 +56,27 @@ def _infer(shapes: Shapes) -> dict[str, Any]:
         "input_channels": shapes["init_conv.weight"][1],
         "output_channels": shapes["final_conv.weight"][0],
     }
+    if "downs.0.0.block1.norm.weight" in shapes:  # before 2.0
+        found["resnet_block_groups"] = DEFAULT_GROUPS
     if frequencies := shapes.get("time_mlp.0.weights"):
         found |= {"learned_sinusoidal_cond": True, "learned_sinusoidal_dim": 2 * frequencies[0]}
     return found
 
 
-def make_lucidrains_config(
-    *, input_channels: int, output_channels: int, **arguments: Any
-) -> LucidrainsConfig:
+def make_lucidrains_config(*, family: str = "v2", **arguments: Any) -> Architecture:
     """Make the configuration, deriving arguments that are not given from the channels.
 
     These are channels, self_condition, learned_variance and out_dim. Self-conditioning doubles the
     input channels, a learned variance the output channels. If there are two readings, the simpler
     is chosen; if it is wrong, images have another number of channels and are refused.
     """
+    if family == "v0":
+        return LucidrainsV0Config(**arguments)
+    return FAMILIES[family](**read_channels(**arguments))
+
+
+def read_channels(*, input_channels: int, output_channels: int, **arguments: Any) -> dict[str, Any]:
+    """Replace the numbers of channels by the arguments that explain them."""
     channels, self_condition = arguments.get("channels"), arguments.get("self_condition")
     if self_condition is None:
         halves = 2 if arguments.get("learned_variance") else 1
@@ -63,7 +88,19 @@ def make_lucidrains_config(
         arguments["learned_variance"] = output_channels == 2 * channels
         if output_channels not in (channels, 2 * channels):
             arguments["out_dim"] = output_channels
-    return LucidrainsConfig(**arguments)
+    return arguments
+
+
+def choose_release(config: Architecture) -> Peer:
+    """Choose the release whose names the weights of `config` have."""
+    match config:
+        case LucidrainsV1Config():
+            return V1
+        case LucidrainsV0Config():
+            return CONVNEXT if config.blocks == "convnext" else RESNET
+        case LucidrainsConfig() if config.resnet_block_groups is not None:
+            return GROUP_NORM
+    return LUCIDRAINS
 
 
 LUCIDRAINS = Peer(
@@ -85,8 +122,17 @@ LUCIDRAINS = Peer(
         "attn_heads",
         "full_attn",
         "flash_attn",
+        "resnet_block_groups",  # before 2.0
+        "with_time_emb",  # before 0.12
+        # Our own: what the names of older releases leave open.
+        "downsampling",
+        "cosine_attention",
+        "full_mid_attention",
     ),
     infer=infer_lucidrains,
+    describe=describe,
+    release=choose_release,
+    settable=("sinusoidal_pos_emb_theta", "resnet_block_groups"),
     preset="denoising-diffusion-pytorch",
     architecture=LucidrainsConfig,
     names=[
@@ -136,5 +182,19 @@ LUCIDRAINS = Peer(
         "posterior_mean_coef1",
         "posterior_mean_coef2",
         "loss_weight",
+        "p2_loss_weight",  # before 1.5
     ),
 )
+# Releases 1.9 to 1.11: the norms of ResNet blocks are PyTorch's, whose names need no rule.
+GROUP_NORM = replace(
+    LUCIDRAINS,
+    names=[
+        ("norm.g", "norm.scale"),
+        ("to_out.1.g", "norm_out.scale"),
+        *(rule for rule in LUCIDRAINS.names if rule[0] != "g"),
+    ],
+)
+V1 = replace(LUCIDRAINS, names=V1_NAMES)
+LAYERS: dict[str, WeightLayout] = {"g": "channels", "b": "channels"}
+RESNET = replace(LUCIDRAINS, names=RESNET_NAMES, layouts=LAYERS)
+CONVNEXT = replace(LUCIDRAINS, names=CONVNEXT_NAMES, layouts=LAYERS)

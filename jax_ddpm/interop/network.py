@@ -136,7 +136,7 @@ def read_network(
         made = complete_config(tensors, peer, source, given.arguments)
         made.check()
         like = parameter_shapes(made)
-        params = from_state_dict(tensors, peer, like)
+        params = from_state_dict(tensors, peer.of(made), like)
     except UNFIT as error:
         raise UserError(
             f"these are not the {source} weights of this network: {explain(error)}"
@@ -147,7 +147,7 @@ def read_network(
 
 def to_torch(network: Network) -> dict[str, np.ndarray]:
     """Convert the parameters to the names and layouts of `network.source`, bit for bit."""
-    return to_state_dict(network.params, PEERS[network.source])
+    return to_state_dict(network.params, PEERS[network.source].of(network.config))
 
 
 def complete_config(

@@ -62,6 +62,15 @@ class Peer:
     write_arguments: Callable[[Architecture, ImageShape], dict[str, Any]] | None = None
     """Writes the arguments of its constructor; None: our settings of the same names."""
 
+    release: Callable[[Architecture], "Peer"] | None = None
+    """Chooses the release that has a network, if its releases name their tensors differently."""
+    settable: tuple[str, ...] = ()
+    """Arguments that change results but no shape, and that have a usual value."""
+
+    def of(self, config: Architecture) -> "Peer":
+        """The release that has the network `config`."""
+        return self if self.release is None else self.release(config)
+
     def list_arguments(self, config: Architecture, image_shape: ImageShape) -> dict[str, Any]:
         """The arguments of its constructor for the network `config`, None included."""
         if self.write_arguments is not None:

@@ -98,7 +98,8 @@ def add_network(settings: Config, network: Network, typed: Mapping[str, str]) ->
     model, data = network.config, settings.data
     for what, flag in typed.items():
         section, _, name = what.partition(".")
-        if section == "model" and name not in MODEL_SETTINGS:
+        settable = name in PEERS[network.source].settable and hasattr(model, name)
+        if section == "model" and name not in MODEL_SETTINGS and not settable:
             raise UserError(f"{flag} is not possible here: the network is the one of the weights")
         if section == "model" and name in {field.name for field in fields(model)}:
             model = replace(model, **{name: find_setting(settings, what)})
@@ -148,6 +149,8 @@ def _require_one_schedule(facts: Mapping[str, Fact], typed: Mapping[str, str]) -
 
 def _require_agreement(settings: Config, fact: Fact, flag: str) -> None:
     value = find_setting(settings, fact.what)
+    if isinstance(fact.value, Missing):
+        return
     if fact.what in OF_THE_WEIGHTS and fact.origin != ASSUMED and value != fact.value:
         raise UserError(
             f"{flag} is {show_value(value)}, but {fact.origin} says {show_value(fact.value)}: "

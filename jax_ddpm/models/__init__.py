@@ -12,6 +12,8 @@ from jax_ddpm.models.custom import CustomConfig, adapt_network
 from jax_ddpm.models.guided_diffusion import GuidedDiffusionConfig
 from jax_ddpm.models.improved_diffusion import ImprovedDiffusionConfig
 from jax_ddpm.models.lucidrains import LucidrainsConfig
+from jax_ddpm.models.lucidrains_v0 import LucidrainsV0Config
+from jax_ddpm.models.lucidrains_v1 import LucidrainsV1Config
 from jax_ddpm.models.network import NetworkFns, NetworkModule, make_network, parameter_shapes
 from jax_ddpm.models.pulfer import PulferConfig
 from jax_ddpm.models.unet import UNet, UNetConfig
@@ -25,6 +27,8 @@ ARCHITECTURES: dict[str, type[Architecture]] = {
     "guided_diffusion": GuidedDiffusionConfig,
     "improved_diffusion": ImprovedDiffusionConfig,
     "lucidrains": LucidrainsConfig,
+    "lucidrains_v1": LucidrainsV1Config,
+    "lucidrains_v0": LucidrainsV0Config,
     "pulfer": PulferConfig,
     "custom": CustomConfig,
 }
@@ -42,6 +46,8 @@ __all__ = [
     "GuidedDiffusionConfig",
     "ImprovedDiffusionConfig",
     "LucidrainsConfig",
+    "LucidrainsV0Config",
+    "LucidrainsV1Config",
     "ModelConfig",
     "NetworkFns",
     "NetworkModule",

@@ -124,16 +124,19 @@ class ChannelNorm(nn.Module):
     """Layer normalisation of each pixel's channels; statistics in float32 or better."""
 
     dtype: Dtype
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Features) -> Features:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
-        wide = x.astype(statistics_dtype(self.dtype))
+        shape, dtype = (x.shape[-1],), statistics_dtype(self.dtype)
+        wide = x.astype(dtype)
         centred = wide - wide.mean(-1, keepdims=True)
         y = centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + EPS)
-        scale, bias = (a.astype(wide.dtype)[None, None, None] for a in (scale, bias))
-        y = y * scale + bias
+        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        y = y * scale.astype(dtype)[None, None, None]
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+            y = y + bias.astype(dtype)[None, None, None]
         return y.astype(self.dtype)
 
 

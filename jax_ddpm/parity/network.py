@@ -195,7 +195,8 @@ def _convert_gradients(
     network: Network, reference: Reference, grads: Mapping[str, torch.Tensor]
 ) -> tuple[Any, dict[str, str]]:
     """Convert the gradients to a tree like ours. Also returns our name of each parameter."""
-    like, peer = parameter_shapes(network.config), PEERS[reference.source]
+    like = parameter_shapes(network.config)
+    peer = PEERS[reference.source].of(network.config)
     places, levels = collect_shapes(like), count_stages(like)
     arrays = {name: grad.numpy() for name, grad in grads.items()}
     names = {name: translate_name(name, peer, places, levels) for name, array in arrays.items()}

@@ -160,7 +160,8 @@ def build_network(network_class: Any, location: Location, network: Network) -> t
 
     Raises UserError if it does not accept the weights.
     """
-    weights = to_state_dict(network.params, PEERS[find_naming(network)])
+    peer = PEERS[find_naming(network)].of(network.config)
+    weights = to_state_dict(network.params, peer)
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
     try:
         arguments = choose_arguments(network_class, location, network.config)

@@ -7,13 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
+from jax_ddpm import runs
+from jax_ddpm.cli import convert
 from jax_ddpm.config.run import DiffusionConfig, make_betas
 from jax_ddpm.errors import UserError
 from jax_ddpm.interop import PEERS, from_torch
 from jax_ddpm.interop import to_torch as to_torch_names
 from jax_ddpm.interop.facts import Question, merge
+from jax_ddpm.interop.files import read_weights
 from jax_ddpm.interop.source import Source
+from jax_ddpm.jobs.export import export_weights
 from jax_ddpm.process.denoiser import make_denoise_fn
 from jax_ddpm.process.diffusion import p_mean_variance
 from jax_ddpm.process.levels import level_at
@@ -21,6 +26,7 @@ from jax_ddpm.process.schedules import make_schedule
 from parity_tests.comparing import GOLDENS, QUICK, nchw_to_nhwc
 
 THEIRS = "lucidrains (recorded)"
+PREFIXES = ("model", "denoise_fn")  # of the network in GaussianDiffusion
 RELEASES = ["v0_7", "v0_18", "v0_27", "v0_32", "v1_0", "v1_5", "v1_11", "v2_3"]
 OBJECTIVES = {"pred_noise": "eps", "pred_x0": "x_0", "pred_v": "v"}
 
@@ -59,9 +65,7 @@ def test_recorded_output(compare, release, dtype):
 def test_a_round_trip_keeps_every_bit(release):
     state = load_recorded(release)[0]
     back = to_torch_names(load_network(release))
-    theirs = {
-        n.split(".", 1)[1]: a for n, a in state.items() if n.startswith(("model.", "denoise_fn."))
-    }
+    theirs = {n.split(".", 1)[1]: a for n, a in state.items() if n.split(".")[0] in PREFIXES}
     assert back.keys() == theirs.keys()
     assert all(back[name].tobytes() == array.tobytes() for name, array in theirs.items())
     assert all(back[name].shape == array.shape for name, array in theirs.items())
@@ -152,3 +156,33 @@ def test_the_version_in_a_trainers_file_tells_networks_of_the_same_names_apart()
     assert describe(state, "1.7.0").keys() == describe(state).keys()
     with pytest.raises(UserError, match=r"release 1\.7\.7 wrote the file.*other norms"):
         describe(state, "1.7.7")
+
+
+def make_trainer_file(release):
+    """What Trainer saves: the average, which is taken, is twice the raw weights."""
+    state = {name: torch.from_numpy(array) for name, array in load_recorded(release)[0].items()}
+    average = {f"ema_model.{name}": 2 * tensor for name, tensor in state.items()}
+    ema = {"initted": torch.tensor([True]), "step": torch.tensor([9])} | average
+    return {"step": 9, "model": state, "opt": {"state": {}}, "ema": ema, "version": "1.0.7"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_trainers_file_becomes_a_run_and_goes_back(release, tmp_path, capsys):
+    state = load_recorded(release)[0]
+    torch.save(make_trainer_file(release), tmp_path / "model-9.pt")
+    flags = ["--source", "lucidrains", "--weights", "raw", "--data.image-size", "8"]
+    groups = ["--model.resnet-block-groups", "4"] if release == "v1_11" else []
+    convert.run([str(tmp_path / "model-9.pt"), *flags, "--out", str(tmp_path / "run"), *groups])
+    table = capsys.readouterr().out
+    run = runs.load(tmp_path / "run")
+    assert run.config.diffusion.num_timesteps == 20
+    assert run.config.diffusion.prediction_type == "eps"
+    assert "diffusion.schedule" in table and "tensor betas" in table
+    if release == "v1_11":
+        assert run.config.model.resnet_block_groups == 4
+    out = export_weights(tmp_path / "run", tmp_path / "w.safetensors").file
+    back = read_weights(out)
+    theirs = {n.split(".", 1)[1]: a for n, a in state.items() if n.split(".")[0] in PREFIXES}
+    assert back.keys() == theirs.keys()
+    assert all(back[name].tobytes() == array.tobytes() for name, array in theirs.items())

@@ -11,6 +11,8 @@ from jax_ddpm.models import (
     GuidedDiffusionConfig,
     ImprovedDiffusionConfig,
     LucidrainsConfig,
+    LucidrainsV0Config,
+    LucidrainsV1Config,
     PulferConfig,
     UNet2DConfig,
     UNetConfig,
@@ -34,6 +36,16 @@ FAMILIES = {
     "annotated_ws": AnnotatedWSConfig(dim=8, dim_mults=(1, 2), channels=1),
     "lucidrains": LucidrainsConfig(
         dim=8, dim_mults=(1, 2), channels=1, dropout=0.3, attn_heads=2, attn_dim_head=4
+    ),
+    "lucidrains 1.11": LucidrainsConfig(
+        dim=8, dim_mults=(1, 2), channels=1, attn_heads=2, attn_dim_head=4, resnet_block_groups=2
+    ),
+    "lucidrains_v1": LucidrainsV1Config(
+        dim=8, dim_mults=(1, 2), channels=1, downsampling="conv", cosine_attention=True
+    ),
+    "lucidrains_v0 resnet": LucidrainsV0Config(dim=8, dim_mults=(1, 2), channels=1),
+    "lucidrains_v0 convnext": LucidrainsV0Config(
+        dim=8, dim_mults=(1, 2), channels=1, blocks="convnext", full_mid_attention=False
     ),
     "pulfer": PulferConfig(n_steps=50),
     "improved_diffusion": ImprovedDiffusionConfig(

@@ -194,7 +194,7 @@ GROUP_NORM = replace(
         *(rule for rule in LUCIDRAINS.names if rule[0] != "g"),
     ],
 )
-V1 = replace(LUCIDRAINS, names=V1_NAMES)
+V1 = replace(LUCIDRAINS, architecture=LucidrainsV1Config, names=V1_NAMES)
 LAYERS: dict[str, WeightLayout] = {"g": "channels", "b": "channels"}
-RESNET = replace(LUCIDRAINS, names=RESNET_NAMES, layouts=LAYERS)
-CONVNEXT = replace(LUCIDRAINS, names=CONVNEXT_NAMES, layouts=LAYERS)
+RESNET = replace(LUCIDRAINS, architecture=LucidrainsV0Config, names=RESNET_NAMES, layouts=LAYERS)
+CONVNEXT = replace(RESNET, names=CONVNEXT_NAMES)

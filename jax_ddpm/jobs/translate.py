@@ -41,10 +41,11 @@ def translate(run: runs.Run, params: Any, source: PeerName) -> Translation:
     """
     peer = PEERS[source]
     config = peer.express(fill_channels(run), run.image_shape)
-    if not isinstance(config, peer.architecture):
-        theirs, ours = (name_architecture(kind) for kind in (peer.architecture, type(config)))
+    release = peer.of(config)
+    if not isinstance(config, release.architecture):
+        theirs, ours = (name_architecture(kind) for kind in (release.architecture, type(config)))
         raise UserError(f"its network is {theirs}, and the run's is {ours}")
-    state_dict = to_state_dict(params, peer)
+    state_dict = to_state_dict(params, release)
     arguments = peer.list_arguments(config, run.image_shape)
     back = from_torch(state_dict, source, json.loads(json.dumps(arguments)))
     for name, value in asdict(back.config).items():

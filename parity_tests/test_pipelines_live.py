@@ -182,7 +182,7 @@ SOLVERS = {
         0.0,
     ),
     "LMS": (LMSDiscreteScheduler, {**TRAILING, **COSINE}, {}, 7, 0.0),
-    "LMS, karras": (LMSDiscreteScheduler, {**KARRAS, "prediction_type": "sample"}, {}, 7, 0.0),
+    "LMS, karras, v": (LMSDiscreteScheduler, {**KARRAS, **V}, {}, 7, 0.0),
     "KDPM2": (KDPM2DiscreteScheduler, {**LEADING, "beta_end": 0.02}, {}, 5, 0.0),
     "KDPM2 ancestral": (KDPM2AncestralDiscreteScheduler, {**TRAILING, **V}, {}, 5, 0.0),
 }

@@ -17,6 +17,7 @@ from jax_ddpm.interop.annotated import ANNOTATED, ANNOTATED_LAYERNORM, ANNOTATED
 from jax_ddpm.interop.diffusers import DIFFUSERS
 from jax_ddpm.interop.facts import Fact, Missing, Question, merge
 from jax_ddpm.interop.lucidrains import LUCIDRAINS
+from jax_ddpm.interop.monai import MONAI
 from jax_ddpm.interop.openai import GUIDED_DIFFUSION, IMPROVED_DIFFUSION
 from jax_ddpm.interop.peer import Peer
 from jax_ddpm.interop.pulfer import PULFER
@@ -32,6 +33,7 @@ PEERS: dict[str, Peer] = {
     "ho": HO,
     "pesser": PESSER,
     "diffusers": DIFFUSERS,
+    "monai": MONAI,
     "guided_diffusion": GUIDED_DIFFUSION,
     "improved_diffusion": IMPROVED_DIFFUSION,
     "lucidrains": LUCIDRAINS,

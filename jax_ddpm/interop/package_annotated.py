@@ -11,7 +11,8 @@ SCHEDULES = {
     "sigmoid": "sigmoid_beta_schedule",
 }
 MORE = {
-    "annotated": {"quadratic_slip": "quadratic_beta_schedule"},
+    "annotated": {"quadratic": "quadratic_beta_schedule"},
+    "annotated_layernorm": {"quadratic_slip": "quadratic_beta_schedule"},
     "annotated_ws": {"quadratic": "quadratic_beta_schedule"},
     "epita": {"cosine_epita": "cosine_beta_schedule"},
 }

@@ -39,6 +39,7 @@ SIGNATURES: dict[str, Signature] = {
     "ho": Signature((("temb/dense0/W", "conv_in/W"),)),
     "pesser": Signature((("temb.dense.0.weight", "up.0.block.0.nin_shortcut.weight"),)),
     "diffusers": Signature((("time_embedding.linear_1.weight", "conv_norm_out.weight"),)),
+    "monai": Signature((("conv_in.conv.weight", "middle_block.resnet_1.norm1.weight"),)),
     "guided_diffusion": Signature(
         (OPENAI,),
         r"output_blocks\.\d+\.[12]\.in_layers\.2\.weight",  # resblock_updown

@@ -165,8 +165,8 @@ def to_monai(config: Architecture, image_shape: ImageShape) -> Architecture:
     if not isinstance(config, UNet2DConfig):
         return config
     theirs = make_config(**write_arguments(config, image_shape))
-    kept = {"compute_dtype": config.compute_dtype, "dropout": config.dropout}
-    own = {"sample_size": None, "downsample_type": theirs.downsample_type}
+    kept: dict[str, Any] = {"compute_dtype": config.compute_dtype, "dropout": config.dropout}
+    own: dict[str, Any] = {"sample_size": None, "downsample_type": theirs.downsample_type}
     own |= {"upsample_type": theirs.upsample_type, "attn_norm_num_groups": None}
     own |= {"attention_head_dim": theirs.attention_head_dim}
     own |= {"act_fn": "silu" if config.act_fn == "swish" else config.act_fn}

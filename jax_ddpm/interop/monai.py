@@ -95,7 +95,7 @@ def make_config(
     stages, by_resnet = range(len(channels)), resblock_updown  # the last does not downsample
     down = [_name_block("Down", attention_levels[i], by_resnet and i < stages[-1]) for i in stages]
     up = [_name_block("Up", attention_levels[i], by_resnet and i > 0) for i in reversed(stages)]
-    resample = "resnet" if resblock_updown and any(attention_levels) else "conv"
+    resample: Any = "resnet" if resblock_updown and any(attention_levels) else "conv"
     return UNet2DConfig(
         in_channels=in_channels,
         out_channels=out_channels,

@@ -126,7 +126,7 @@ PULFER = {"n_steps": 200, "time_emb_dim": 100}
         (write_pulfer, "pulfer", {"num_timesteps": 300}, "300 timesteps, but its network only 200"),
         (write_pulfer, "pulfer", {"prediction_type": "v"}, "predict eps, but the run's predicts v"),
         (write_annotated, "annotated", {"schedule": "cosine"}, "cosine_clipped, .* is cosine"),
-        (write_annotated, "annotated", {"schedule": "quadratic"}, "the run's is quadratic"),
+        (write_annotated, "epita", {"schedule": "quadratic"}, "the run's is quadratic"),
         (write_annotated, "annotated_ws", {"variance": "learned_range"}, "learned variances"),
         (write_port, "pesser", {"schedule": "cosine"}, "jsd, but the run's is cosine"),
         (write_original, "ho", {"rescale_timesteps": True}, "the run gives it t . 1000 / T"),
@@ -135,9 +135,7 @@ PULFER = {"n_steps": 200, "time_emb_dim": 100}
 )
 def test_another_process_is_refused(writer, source, diffusion, sentence):
     arguments = PULFER | {"num_classes": 1}
-    diffusion = {"schedule": "linear", "prediction_type": "x_0"} | diffusion
-    if "prediction_type" in diffusion and diffusion["prediction_type"] == "x_0":
-        diffusion["prediction_type"] = "eps"
+    diffusion = {"schedule": "linear"} | diffusion
     sample = replace(SAMPLE, num_steps=diffusion.get("num_timesteps", 100))
     with pytest.raises(UserError, match=sentence):
         write(writer, source, arguments, (28, 28, 1), sample, **diffusion)

@@ -115,12 +115,12 @@ class ExportFlags:
     """torch: file to write: .safetensors, .npz, or .pt if PyTorch is installed; None:
     SOURCE.safetensors in the run folder. Others: folder to write, which must be given."""
     sampler: SamplerName | None = None
-    """diffusers, openai: the sampler that is written; None: the run's."""
+    """diffusers, lucidrains, openai: the sampler that is written; None: the run's."""
     steps: int | None = None
-    """diffusers, openai: its number of steps; None: the run's."""
+    """diffusers, lucidrains, openai: its number of steps; None: the run's."""
     spacing: GridName | None = None
-    """diffusers, openai: the spacing of its timesteps; None: the sampler's own, or else the
-    run's."""
+    """diffusers, lucidrains, openai: the spacing of its timesteps; None: the sampler's own, or else
+    the run's."""
     weights: Flat[Weights] = field(default_factory=Weights)
 
 

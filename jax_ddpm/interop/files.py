@@ -117,9 +117,10 @@ def require_suffix(path: Path, name: str = "") -> None:
         raise UserError(f"{name} {path} must end in one of {', '.join(SUFFIXES)}".lstrip())
 
 
-def write_weights(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
+def write_weights(path: Path, state_dict: Mapping[str, Any]) -> None:
     """Write a state dict in the format that the suffix of `path` names.
 
+    PyTorch's files may also hold arrays in mappings and lists, and other values beside them.
     Raises UserError for an unknown suffix.
     """
     match path.suffix.lower():
@@ -128,11 +129,11 @@ def write_weights(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
             write_atomically(path, lambda temporary: temporary.write_bytes(data))
         case ".npz":
             buffer = io.BytesIO()
-            np.savez(buffer, **state_dict)  # type: ignore[arg-type]
+            np.savez(buffer, **state_dict)
             write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
         case suffix if suffix in TORCH_SUFFIXES:
             torch = _import_torch(path)
-            tensors = {name: _to_tensor(torch, array) for name, array in state_dict.items()}
+            tensors = _to_tensors(torch, dict(state_dict))
             write_atomically(path, lambda temporary: torch.save(tensors, temporary))
         case _:
             require_suffix(path)
@@ -239,6 +240,15 @@ def _to_array(torch: Any, tensor: Any, name: str, path: Path) -> np.ndarray:
         return tensor.numpy()
     except Exception as error:  # sparse, quantised and other tensors
         raise UserError(f"{path}: {name} is not an array of numbers: {explain(error)}") from error
+
+
+def _to_tensors(torch: Any, value: Any) -> Any:
+    """Convert the arrays in mappings and lists."""
+    if isinstance(value, Mapping):
+        return {name: _to_tensors(torch, inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_to_tensors(torch, inner) for inner in value]
+    return _to_tensor(torch, value) if hasattr(value, "shape") else value
 
 
 def _to_tensor(torch: Any, array: np.ndarray) -> Any:

@@ -84,7 +84,7 @@ def _describe_objective(tensors: Tensors) -> Iterator[Fact]:
         )
     weight, betas = (find_tensor(tensors, name) for name in ("loss_weight", "betas"))
     if outputs == 2 * channels:
-        yield from _describe_learned(f"shape of {name}", wrapped=betas is not None)
+        yield from _describe_learned(f"shape of {name}", betas)
         return
     yield Fact("diffusion.variance", "fixed", f"shape of {name}")
     yield Fact("diffusion.objective", "simple", ASSUMED)
@@ -95,14 +95,20 @@ def _describe_objective(tensors: Tensors) -> Iterator[Fact]:
         yield from _assume_noise(tensors)
 
 
-def _describe_learned(origin: str, *, wrapped: bool) -> Iterator[Fact]:
-    """LearnedGaussianDiffusion predicts eps, whatever its `objective` and `loss_weight` say."""
+def _describe_learned(origin: str, betas: np.ndarray | None) -> Iterator[Fact]:
+    """LearnedGaussianDiffusion predicts eps, whatever its `objective` and `loss_weight` say.
+
+    It samples in all steps.
+    """
     yield Fact("diffusion.variance", "learned_range", origin)
     yield Fact("diffusion.objective", "hybrid", ASSUMED)
-    predicts = "LearnedGaussianDiffusion predicts it" if wrapped else ASSUMED
+    predicts = ASSUMED if betas is None else "LearnedGaussianDiffusion, which predicts it"
     yield Fact("diffusion.prediction_type", "eps", predicts)
     yield Fact("diffusion.weighting", "constant", ASSUMED)
+    yield Fact("diffusion.vb_weight", 0.001, ASSUMED)
     yield Fact("sample.sampler", "ddpm", ASSUMED)
+    if betas is not None:
+        yield Fact("sample.num_steps", len(betas), ASSUMED)
 
 
 def _read_weight(tensors: Tensors, weight: np.ndarray, betas: np.ndarray) -> Iterator[Fact]:

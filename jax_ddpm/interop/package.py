@@ -66,7 +66,7 @@ def write_folder(
     documents: Mapping[str, Any],
     readme: str,
     weights: str,
-    state_dict: Mapping[str, np.ndarray],
+    state_dict: Mapping[str, Any],
 ) -> None:
     """Write a folder with these JSON documents, completely or not at all."""
     temporary = out.with_name(f".{out.name}.tmp")

@@ -7,6 +7,7 @@ import numpy as np
 
 from jax_ddpm.errors import UserError, join_or
 from jax_ddpm.interop.facts import find_schedule
+from jax_ddpm.models.architecture import ImageShape
 from jax_ddpm.process.schedules import Betas, rescale_zero_terminal_snr
 
 
@@ -80,9 +81,23 @@ class Process:
             yield f"{len(self.timesteps)} steps; its code takes all {len(self.betas)}"
         if self.learned_variance is None and self.sampler == "ddpm" and self.variance != variance:
             yield f"the variance {self.variance}; its code has {variance}"
+        yield from self.list_clipping(clips=clips)
+
+    def list_clipping(self, *, clips: bool) -> Iterator[str]:
+        """List how the run treats predictions of the clean image, unless it clips as told."""
         if self.dynamic_threshold is not None:
             yield f"the dynamic threshold {self.dynamic_threshold:g}"
         elif self.clip_x_0 != clips:
             does = "clips" if clips else "does not clip"
             kind = "clipped" if self.clip_x_0 else "unclipped"
             yield f"{kind} predictions of the clean image; its code {does} them"
+
+
+def list_settings(process: Process, image_shape: ImageShape) -> dict[str, str]:
+    """List the settings of a run that the text of a package names."""
+    return {
+        "images": "x".join(map(str, image_shape)),
+        "schedule": f"{process.schedule or 'without a name'}, {len(process.betas)} timesteps",
+        "the network predicts": process.prediction_type,
+        "sampler": f"{process.sampler}, {len(process.timesteps)} steps",
+    }

@@ -19,8 +19,9 @@ from jax_ddpm.interop.package_annotated import write_annotated
 from jax_ddpm.interop.package_ho import write_original, write_port
 from jax_ddpm.interop.package_openai import write_openai
 from jax_ddpm.interop.package_pulfer import write_pulfer
-from jax_ddpm.interop.process import Process
+from jax_ddpm.interop.process import Process, list_settings
 from jax_ddpm.jobs.build import build
+from jax_ddpm.jobs.export_lucidrains import export_trainer
 from jax_ddpm.jobs.export_pipeline import export_pipeline
 from jax_ddpm.jobs.parameters import check_weights, load_params
 from jax_ddpm.jobs.translate import find_translation, make_process
@@ -128,16 +129,6 @@ def export_package(
     return Exported(out / package.weights, found.source)
 
 
-def list_settings(process: Process, image_shape: ImageShape) -> dict[str, str]:
-    """List the settings of a run that the text of a package names."""
-    return {
-        "images": "x".join(map(str, image_shape)),
-        "schedule": f"{process.schedule or 'without a name'}, {len(process.betas)} timesteps",
-        "the network predicts": process.prediction_type,
-        "sampler": f"{process.sampler}, {len(process.timesteps)} steps",
-    }
-
-
 def _require_new(out: Path | None) -> Path:
     if out is None:
         raise UserError("--out is missing: the folder to write")
@@ -149,7 +140,7 @@ def _require_new(out: Path | None) -> Path:
 def _refuse_sampling(sampling: Mapping[str, Any]) -> None:
     for name in sampling:
         raise UserError(
-            f"--{name} is only for --to diffusers and --to openai: others store no sampler"
+            f"--{name} is only for --to diffusers, lucidrains and openai: others store no sampler"
         )
 
 
@@ -158,18 +149,19 @@ def _export_weights(order: Order) -> Exported:
     return export_weights(order.run, order.out, order.source, order.weights)
 
 
-def _export_pipeline(order: Order) -> Exported:
-    if order.source not in (None, "diffusers"):
+def _export_as(name: PeerName, write: Callable[..., Any], order: Order) -> Exported:
+    if order.source not in (None, name):
         raise UserError(f"--source {order.source} is only for --to torch: leave it out")
     out = _require_new(order.out)
-    export_pipeline(order.run, out, order.weights, order.sampling)
-    return Exported(out, "diffusers")
+    write(order.run, out, order.weights, order.sampling)
+    return Exported(out, name)
 
 
 # What --to can be -> what writes it.
 EXPORTS: dict[str, Callable[[Order], Exported]] = {
     "torch": _export_weights,
-    "diffusers": _export_pipeline,
+    "diffusers": partial(_export_as, "diffusers", export_pipeline),
+    "lucidrains": partial(_export_as, "lucidrains", export_trainer),
     "pulfer": partial(export_package, write_pulfer, ("pulfer",)),
     "openai": partial(export_package, write_openai, OPENAI, samples=True),
     "annotated": partial(export_package, write_annotated, ANNOTATED),

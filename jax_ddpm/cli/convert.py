@@ -59,12 +59,13 @@ IMPORT_HELP = Help(
     more="jax-ddpm convert RUN --to torch --help shows the flags for exporting.",
 )
 EXPORT_HELP = Help(
-    usage=f"jax-ddpm convert RUN --to {'|'.join(EXPORTS)} [FLAGS]",
+    usage="jax-ddpm convert RUN --to NAME [FLAGS]",
     summary="Write a run's weights to a file for a PyTorch implementation, with a JSON file beside "
     "it that holds the constructor arguments of the network; or write the folder of a pipeline "
     "that diffusers loads; or a folder with what another implementation's own code loads.",
     examples=EXAMPLES,
     flags=(
+        "--to",
         "--source",
         "--out",
         "--sampler",

@@ -9,7 +9,15 @@ import pytest
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.interop import from_torch, to_torch
-from parity_tests.comparing import GOLDENS, QUICK, SHORT, load_weights, nchw_to_nhwc, read_golden
+from parity_tests.comparing import (
+    DOUBLE_FIRST,
+    GOLDENS,
+    QUICK,
+    SHORT,
+    load_weights,
+    nchw_to_nhwc,
+    read_golden,
+)
 
 THEIRS = "MONAI (recorded)"
 PLAIN, CLASSES = "monai/unet_attention", "monai/unet_classes_updown"
@@ -23,6 +31,7 @@ def load_recorded(case):
     return manifest["config"], io, weights, from_torch(weights, config=manifest["config"])
 
 
+@pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 @each_case
 def test_the_network_computes_what_was_recorded(compare, dtype, case):
     _, io, _, network = load_recorded(case)

@@ -82,9 +82,9 @@ RUNS = {
     "pesser": ("pesser", HO, (8, 8, 3), {"schedule": "warmup10"}, SampleConfig(num_steps=20)),
     "ho": ("ho", HO, (8, 8, 3), {"schedule": "quadratic"}, SampleConfig(num_steps=20)),
 }
-QUICK_RUNS = ("pulfer",)
+GUARDS = ("pulfer", "guided")
 each = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in QUICK_RUNS else pytest.mark.slow) for n in RUNS]
+    "name", [pytest.param(n, marks=pytest.mark.guard if n in GUARDS else ()) for n in RUNS]
 )
 
 
@@ -183,6 +183,7 @@ def make_run(folder, model, image_shape, diffusion, sample):
     return network, params
 
 
+@pytest.mark.slow
 @each
 def test_their_network_loads_it_and_computes_the_same(compare, tmp_path, name):
     to, model, image_shape, diffusion, sample = RUNS[name]

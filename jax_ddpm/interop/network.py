@@ -71,14 +71,14 @@ class Network:
 
 
 def from_torch(
-    given: Mapping[str, Any] | Sequence[Any] | str | os.PathLike[str],
+    state_dict: Mapping[str, Any] | Sequence[Any] | str | os.PathLike[str],
     source: str | None = None,
     config: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     *,
     weights: str | None = None,
     prefix: str | None = None,
 ) -> Network:
-    """Read a network from what `source` wrote: a path, or a state dict (names -> arrays).
+    """Read a network from what `source` wrote: a state dict (names -> arrays), or a path.
 
     A path is what `jax-ddpm convert` takes: a weight file, a folder with one, the index of a
     sharded one, or the folder of a pipeline; the JSON files beside it are read. A state dict may
@@ -99,7 +99,7 @@ def from_torch(
     """
     if source is not None:
         source = check_choice("source", source, PEERS)
-    found = make_source(given, config, weights)
+    found = make_source(state_dict, config, weights)
     source = choose_peer(found, source)
     network = read_network(found, source, weights=choose_inside(found.path, weights), prefix=prefix)
     return replace(network, facts=describe_run(found, source))

@@ -51,7 +51,8 @@ SIGNATURES: dict[str, Signature] = {
             (LAST_BLOCK, "downs.0.2.mem_kv"),
             (LAST_BLOCK, "downs.0.2.fn.norm.g"),
             ("final_conv.1.weight", "downs.0.2.fn.norm.g"),
-        )
+        ),
+        "sqrt_recipm1_alphas_cumprod",  # of GaussianDiffusion; the Annotated text has no such class
     ),
     "pulfer": Signature((("time_embed.weight", "te_mid.0.weight", "b_mid.0.ln.weight"),)),
     "annotated": Signature((ANNOTATED,)),

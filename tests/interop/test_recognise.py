@@ -89,6 +89,14 @@ def test_an_implementation_is_recognised_behind_any_prefix(peer):
     assert recognise_tensors(average) == expected
 
 
+def test_a_chain_around_the_network_tells_lucidrains_from_the_text_that_is_like_it():
+    names = ("final_conv.1.weight", "downs.0.2.fn.norm.g", "downs.0.2.fn.fn.to_out.1.g")
+    tensors = {f"denoise_fn.{name}": np.zeros(2) for name in names}
+    assert recognise_tensors(tensors) == ["lucidrains", "annotated_layernorm"]
+    chain = {"sqrt_recipm1_alphas_cumprod": np.zeros(2)}
+    assert recognise_tensors(tensors | chain) == ["lucidrains"]
+
+
 def test_flags_tell_what_names_do_not():
     tensors = make_state_dict("improved_diffusion")
     assert recognise_tensors(tensors, {"sigma_small": True}) == ["improved_diffusion"]

@@ -22,7 +22,7 @@ PER_CLASS: dict[Split, int] = {"train": 1000, "test": 200}
 
 def extract(source: Path, target: Path, split: Split) -> None:
     """Write the class-balanced extract of one split, byte for byte the same every time."""
-    images, labels = read_idx_folder(source, split)
+    images, labels = read_idx_folder(source, split)[:2]
     chosen = np.sort(
         np.concatenate([np.flatnonzero(labels == c)[: PER_CLASS[split]] for c in range(10)])
     )

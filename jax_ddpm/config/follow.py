@@ -1,4 +1,4 @@
-"""Fit a preset's dependent settings to the user's changes: warm-up, sampling steps, intervals.
+"""Fit a preset's dependent settings to the user's changes: warm-up, intervals, kind of data.
 
 A setting is adjusted only if the user did not type it and the preset's value can no longer work.
 """
@@ -8,9 +8,10 @@ from dataclasses import fields, replace
 from math import gcd, isqrt
 from typing import Any, NamedTuple
 
-from jax_ddpm.config.run import Config
+from jax_ddpm.config.run import Config, DataConfig
 from jax_ddpm.config.sample import SampleConfig, sampling_timesteps, visits_timesteps
 from jax_ddpm.config.train import AT_LEAST_ONE, TrainConfig
+from jax_ddpm.data.sources import recognize
 from jax_ddpm.errors import flag_name
 
 
@@ -41,8 +42,16 @@ def follow(config: Config, preset: Config, typed: Collection[str]) -> tuple[Conf
     rows = model.num_timesteps
     if rows is not None and rows < timesteps and "--model.n-steps" not in typed:
         model = replace(model, n_steps=timesteps)  # type: ignore[call-arg]  # PulferConfig
-    followed = replace(config, model=model, train=train, sample=sample)
+    data = _follow_path(config.data, typed)
+    followed = replace(config, data=data, model=model, train=train, sample=sample)
     return followed, list(_list_changes(config, followed))
+
+
+def _follow_path(data: DataConfig, typed: Collection[str]) -> DataConfig:
+    """Choose the kind of data that a typed path holds, if the preset's images have no path."""
+    if data.path is None or data.name != "embedded" or "--data.name" in typed:
+        return data
+    return replace(data, name=recognize(data.path) or data.name)
 
 
 def _follow_num_steps(
@@ -119,7 +128,7 @@ def _follow_timesteps(
 
 
 def _list_changes(before: Config, after: Config) -> Iterator[Followed]:
-    for section in ("model", "train", "sample"):
+    for section in ("data", "model", "train", "sample"):
         old, new = getattr(before, section), getattr(after, section)
         for field in fields(old):
             preset, value = getattr(old, field.name), getattr(new, field.name)

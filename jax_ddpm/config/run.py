@@ -41,8 +41,9 @@ class SourceConfig:
     name: SourceName = "embedded"
     """embedded: images that ship with the package. idx: a folder of IDX files. fashion_mnist: the
     same, by default from the folder of Debian's package. arrays: an .npz or .npy file. folder: a
-    folder of pictures, with one subfolder per class. Any other name: a data set prepared by
-    TensorFlow Datasets, such as cifar10 or lsun/bedroom."""
+    folder of pictures, with one subfolder per class. parquet: Parquet files, as Hugging Face stores
+    images. cifar10: an archive from CIFAR-10's home page. Any other name: a data set prepared by
+    TensorFlow Datasets, such as celeb_a or lsun/bedroom."""
     path: Path | None = None
     """The folder or file that holds the data."""
     image_size: int | None = None

@@ -16,6 +16,8 @@ class ImageSource(NamedTuple):
     """Supports `len(images)`, and `images[i]`, uint8 [h, w, c]."""
     labels: Any
     """Supports `labels[i]`, an integer, and `labels.max()`."""
+    class_names: tuple[str, ...] = ()
+    """The name of each class, if they are known."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -29,8 +29,8 @@ class Examples:
         return len(self.source.images)
 
     def __getitem__(self, index: int) -> Batch:
-        images, labels = self.source
-        return Batch(images[index], np.asarray(labels[index], np.int32))
+        pixels, label = self.source.images[index], self.source.labels[index]
+        return Batch(pixels, np.asarray(label, np.int32))
 
 
 def batches(

@@ -1,5 +1,6 @@
 """Open image sources: the loader needs only random access to uint8 images [h, w, c]."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +12,15 @@ from jax_ddpm.data.arrays import open_arrays
 from jax_ddpm.data.base import ImageSource as ImageSource
 from jax_ddpm.data.base import Request
 from jax_ddpm.data.base import Split as Split
+from jax_ddpm.data.cifar10 import EXPECTED as CIFAR10_FILES
+from jax_ddpm.data.cifar10 import is_cifar10, read_cifar10
+from jax_ddpm.data.folder import SUFFIXES as PICTURES
 from jax_ddpm.data.folder import open_folder
 from jax_ddpm.data.idx import read_idx
+from jax_ddpm.data.parquet import find_files, is_parquet, open_parquet
 from jax_ddpm.data.pictures import FittedArrays, Form
 from jax_ddpm.data.tfds_reader import open_prepared
-from jax_ddpm.errors import UserError, nearest
+from jax_ddpm.errors import UserError, join_or, nearest
 
 SourceName = str  # one of SOURCES, or the name of a data set of TensorFlow Datasets
 
@@ -42,8 +47,12 @@ def open_source(
     package. `idx`: IDX files with MNIST's names in the folder `path`. `fashion_mnist`: the same;
     `path` defaults to where Debian installs them. `arrays`: the .npz or .npy file `path`. `folder`:
     all pictures in `path` and its subfolders; the top subfolder is the class. With `skip_bad`,
-    unreadable files are left out and `tell` says how many. Any other name: a data set that
-    TensorFlow Datasets has prepared in `path`.
+    unreadable files are left out and `tell` says how many. `parquet`: a Parquet file, or a folder
+    of them, as Hugging Face stores images. `cifar10`: an archive from CIFAR-10's home page, or its
+    folder. Any other name: a data set that TensorFlow Datasets has prepared in `path`.
+
+    For `cifar10` and the names of other data sets, `path` may also hold the images in one of the
+    forms above; it is then read in that form, and `tell` says so.
 
     `image_size` is the side of square images; `crop` and `resize` choose the part of the picture
     and the filter. `channels` makes images grey (1) or colour (3, the default for a folder).
@@ -54,9 +63,8 @@ def open_source(
     require_known(name, path, split)
     Form(crop=crop, resize=resize).check()
     request = Request(path, split, image_size, channels, crop, resize, skip_bad, tell)
-    if name not in SOURCES or _holds_prepared(name, path):
-        return open_prepared(name, request)
-    return SOURCES[name].open(request)
+    kind = choose_kind(name, path, tell)
+    return open_prepared(name, request) if kind is None else SOURCES[kind].open(request)
 
 
 class Source(NamedTuple):
@@ -66,6 +74,8 @@ class Source(NamedTuple):
     path: str = ""
     """Describes the path that it needs; empty if it needs none."""
     has_test_split: bool = True
+    recognizes: Callable[[Path], bool] = lambda path: False
+    """Whether a path that exists holds this kind of data."""
 
 
 def _open_embedded(request: Request) -> ImageSource:
@@ -88,32 +98,102 @@ def _open_folder(request: Request) -> ImageSource:
     return open_folder(request.path, form, skip_bad=request.skip_bad, tell=request.tell)
 
 
+def _open_cifar10(request: Request) -> ImageSource:
+    assert request.path is not None, "require_known has checked it"
+    return fit_source(read_cifar10(request.path, request.split), request)
+
+
+def _holds_idx(path: Path) -> bool:
+    return any(any(path.glob(f"{prefix}-images?idx3-ubyte*")) for prefix in IDX_PREFIX.values())
+
+
+def _holds_pictures(path: Path) -> bool:
+    return any(file.suffix.lower() in PICTURES for file in path.rglob("*"))
+
+
 SOURCES = {
     "embedded": Source(_open_embedded),
     "fashion_mnist": Source(_open_idx),
-    "idx": Source(_open_idx, path="the folder of IDX files, --data.path DIR"),
+    "idx": Source(
+        _open_idx, path="the folder of IDX files, --data.path DIR", recognizes=_holds_idx
+    ),
     "arrays": Source(
-        _open_arrays, path="the .npz or .npy file, --data.path FILE", has_test_split=False
+        _open_arrays,
+        path="the .npz or .npy file, --data.path FILE",
+        has_test_split=False,
+        recognizes=lambda path: path.is_file() and path.suffix in (".npz", ".npy"),
+    ),
+    "cifar10": Source(_open_cifar10, path=f"--data.path: {CIFAR10_FILES}", recognizes=is_cifar10),
+    "parquet": Source(
+        open_parquet,
+        path="the Parquet file or the folder of them, --data.path PATH",
+        recognizes=is_parquet,
     ),
     "folder": Source(
-        _open_folder, path="the folder of pictures, --data.path DIR", has_test_split=False
+        _open_folder,
+        path="the folder of pictures, --data.path DIR",
+        has_test_split=False,
+        recognizes=_holds_pictures,
     ),
 }
+DATA_SETS = ("cifar10",)  # sources that are one data set, which can also come in another form
+
+
+def recognize(path: Path) -> SourceName | None:
+    """The kind of data that `path` holds, one of SOURCES; None if it is none of them.
+
+    A folder that TensorFlow Datasets uses is none of them: it may also hold the files that data
+    sets were prepared from.
+    """
+    if not path.exists() or any(path.glob("*/*/dataset_info.json")):
+        return None
+    if (path / "downloads").is_dir() or any(path.glob("*/*/*/dataset_info.json")):
+        return None
+    return next((name for name, source in SOURCES.items() if source.recognizes(path)), None)
+
+
+def choose_kind(
+    name: SourceName, path: Path | None, tell: Callable[[str], object]
+) -> SourceName | None:
+    """Choose the entry of SOURCES that opens the data; None: TensorFlow Datasets has prepared it.
+
+    The name of a data set leaves open how it is stored, so what `path` holds decides.
+    """
+    if _holds_prepared(name, path):
+        return None
+    if name in SOURCES and name not in DATA_SETS:
+        return name
+    kind = None if path is None else recognize(path)
+    if kind is not None and kind != name:
+        tell(f"{path} is read as --data.name {kind}")
+        return kind
+    return None if path is None or name not in SOURCES else name
+
+
+def has_test_part(name: SourceName, path: Path | None) -> bool:
+    """Whether one of SOURCES has images set aside for tests; False for any other name."""
+    source = SOURCES.get(name)
+    if source is None or name != "parquet" or path is None:
+        return source is not None and source.has_test_split
+    try:
+        return bool(find_files(path, "test"))
+    except UserError:
+        return False
 
 
 def require_known(name: SourceName, path: Path | None, split: Split = "train") -> None:
     """Raise UserError for a misspelt name, a missing or superfluous path, or a missing split."""
     if name not in SOURCES and not (path is not None and (path / name).is_dir()):
-        near = nearest(name, SOURCES, cutoff=0.85)
+        near = nearest(name, SOURCES.keys() - set(DATA_SETS), cutoff=0.85)  # cifar100 is no slip
         if near is not None:
             raise UserError(f"there is no data set {name}, did you mean --data.name {near}?")
     source = SOURCES.get(name)
-    if path is None and source is not None and source.path:
+    if path is None and source is not None and source.path and not _is_prepared(name):
         raise UserError(f"--data.name {name} needs {source.path}")
     if name == "embedded" and path is not None:
         raise UserError(
             f"--data.path {path} was given without the kind of data in it: "
-            "add --data.name folder, arrays, idx or fashion_mnist"
+            f"add --data.name {join_or(list(reversed(SOURCES))[:-1])}"
         )
     if split == "test" and source is not None and not source.has_test_split:
         raise UserError(f"--split test: --data.name {name} has no images set aside for tests")
@@ -137,6 +217,12 @@ def fit_images(images: UInt8[np.ndarray, "n h w c"], form: Form) -> Any:
 def _holds_prepared(name: SourceName, path: Path | None) -> bool:
     """Whether `path` holds a prepared TFDS data set with the same name as one of SOURCES."""
     return path is not None and name in SOURCES and any(path.glob(f"{name}/*/dataset_info.json"))
+
+
+def _is_prepared(name: SourceName) -> bool:
+    """Whether TFDS has prepared the data set `name` in its default folder."""
+    folder = os.environ.get("TFDS_DATA_DIR", Path.home() / "tensorflow_datasets")
+    return name in DATA_SETS and (Path(folder) / name).is_dir()
 
 
 def read_idx_folder(folder: Path, split: Split = "train") -> ImageSource:

@@ -40,9 +40,11 @@ def open_prepared(name: str, request: Request) -> ImageSource:
         )
     images = FittedArrays(Field(records, image), form)
     labels: Any = np.zeros(len(records), np.int32)
+    names: tuple[str, ...] = ()
     if label is not None:
         labels = Labels(records, label, features[label].num_classes)
-    source = ImageSource(images, labels)
+        names = tuple(features[label].names or ())
+    source = ImageSource(images, labels, names)
     return read_all(source) if form.fits_in_memory(len(records), size) else source
 
 
@@ -78,10 +80,10 @@ def find_label(tfds: Any, features: Any) -> str | None:
 
 def read_all(source: ImageSource) -> ImageSource:
     """Read every image and label of `source` into memory."""
-    images, labels = source
+    images, labels = source.images, source.labels
     pairs = list(map_in_parallel(lambda i: (images[i], labels[i]), range(len(images))))
     pictures, classes = zip(*pairs, strict=True)
-    return ImageSource(np.stack(pictures), np.array(classes, np.int32))
+    return source._replace(images=np.stack(pictures), labels=np.array(classes, np.int32))
 
 
 class Records:

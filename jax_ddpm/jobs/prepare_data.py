@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from jax_ddpm.config.run import SourceConfig
-from jax_ddpm.data.sources import SOURCES, ImageSource, Split
+from jax_ddpm.data.sources import ImageSource, Split, has_test_part
 from jax_ddpm.data.tfds_writer import require_new, write_prepared
 from jax_ddpm.errors import require
 from jax_ddpm.jobs.build import open_data
@@ -17,8 +17,7 @@ def prepare_dataset(name: str, out: Path, data: SourceConfig) -> Path:
     fixed = data.crop != "random"
     require(fixed, "--data.crop", "random", "center or none: each image is written only once")
     require_new(name, out)
-    source = SOURCES.get(data.name)
-    has_tests = source is not None and source.has_test_split
+    has_tests = has_test_part(data.name, data.path)
     splits: tuple[Split, ...] = ("train", "test") if has_tests else ("train",)
     sources: dict[str, ImageSource] = {split: open_data(data, split) for split in splits}
     folder = write_prepared(sources, name, out)

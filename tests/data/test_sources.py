@@ -38,7 +38,7 @@ def test_the_embedded_images_never_change(split):
 
 
 def test_embedded_data_take_no_path():
-    with pytest.raises(UserError, match=r"--data\.name folder, arrays, idx or fashion_mnist"):
+    with pytest.raises(UserError, match=r"--data\.name folder, parquet, cifar10, arrays, idx or"):
         open_source("embedded", "somewhere")
 
 

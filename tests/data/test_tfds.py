@@ -106,13 +106,13 @@ def test_the_data_of_a_preset_fit_its_network(name, monkeypatch):
     """Using TFDS's own description of each data set, with noise for images."""
     monkeypatch.setattr(pictures, "IN_MEMORY", 0)
     data = PRESETS[name].data
-    side = {"cifar10": 32, "imagenet_resized/64x64": 64, "celeb_a": 64}.get(data.name, 256)
+    side = {"imagenet_resized/64x64": 64, "celeb_a": 64}.get(data.name, 256)
     with tfds.testing.mock_data(num_examples=3):
         source = open_data(data)
         assert source.image_shape == (side, side, 3)
         assert len(source.images) == 3
         labels = [int(source.labels[i]) for i in range(3)]
-    classes = {"cifar10": 10, "imagenet_resized/64x64": 1000}
+    classes = {"imagenet_resized/64x64": 1000}
     if data.name in classes:
         assert int(source.labels.max()) == classes[data.name] - 1
     else:
@@ -131,8 +131,8 @@ def test_pictures_of_different_sizes_need_a_size():
     ("name", "message"),
     [
         (
-            "cifar10",
-            "cifar10 has not been prepared in {tmp}: run tfds build cifar10 "
+            "cifar100",
+            "cifar100 has not been prepared in {tmp}: run tfds build cifar100 "
             "--file_format=array_record --data_dir={tmp}",
         ),
         ("no_such_data", "there is no data set no_such_data: .* not been prepared in {tmp}"),
@@ -196,9 +196,9 @@ def test_damage_gives_one_sentence(data_dir, tmp_path):
 def test_without_tfds_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(
-        UserError, match=r"--data.name cifar10 needs .* pip install 'jax_ddpm\[tfds\]'"
+        UserError, match=r"--data.name cifar100 needs .* pip install 'jax_ddpm\[tfds\]'"
     ):
-        open_source("cifar10")
+        open_source("cifar100")
 
 
 # Preparing data sets.

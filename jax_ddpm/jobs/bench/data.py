@@ -53,8 +53,8 @@ def bench_data(args: DataArgs) -> list[dict[str, Any]]:
 
 def open_every_source(args: DataArgs, folder: Path) -> Iterator[tuple[str, ImageSource]]:
     """Write the same images for each kind of source, and open them as training does."""
-    images, labels = open_source("embedded")
-    images, labels = images[: args.images], labels[: args.images]
+    source = open_source("embedded")
+    images, labels = source.images[: args.images], source.labels[: args.images]
     form: dict[str, Any] = {"image_size": args.image_size, "channels": args.channels or 1}
     np.save(folder / "images.npy", images)
     np.savez_compressed(folder / "images.npz", images=images, labels=labels)

@@ -1,0 +1,196 @@
+"""CIFAR-10's own archives. The pickles are written byte for byte as Python 2 wrote them."""
+
+import gzip
+import io
+import pickle
+import struct
+import tarfile
+
+import numpy as np
+import pytest
+
+from jax_ddpm.data import cifar10
+from jax_ddpm.data.cifar10 import CLASSES, read_cifar10
+from jax_ddpm.data.inert_pickle import read_inert
+from jax_ddpm.data.sources import open_source
+from jax_ddpm.errors import UserError
+
+NAMES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 3, 3072), np.uint8)
+LABELS = np.arange(18).reshape(6, 3) % 10
+
+
+def write_text(text):
+    return b"U" + bytes([len(text)]) + text.encode()
+
+
+def write_python_2(pixels, labels):
+    """A batch as cPickle of Python 2 wrote it, with NumPy 1's array."""
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85U\x01b\x87Rq\x09(K\x01"
+        + b"M" + struct.pack("<H", len(pixels)) + b"M\x00\x0c\x86"
+        + b"cnumpy\ndtype\nq\x0aU\x02u1K\x00K\x01\x87Rq\x0b(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+        + b"T" + struct.pack("<I", pixels.size) + pixels.tobytes() + b"tb"
+    )  # fmt: skip
+    numbers = b"".join(b"K" + bytes([label]) for label in labels)
+    files = b"".join(write_text(f"{i}.png") + b"r" + struct.pack("<I", 300 + i) for i in range(3))
+    return (
+        b"\x80\x02}q\x01(" + write_text("batch_label") + b"q\x02" + write_text("training batch 1 of 5")
+        + b"q\x03" + write_text("labels") + b"q\x04]q\x05(" + numbers + b"e"
+        + write_text("data") + b"q\x06" + array
+        + write_text("filenames") + b"]q\x0c(" + files + b"eu."
+    )  # fmt: skip
+
+
+def write_binary(pixels, labels):
+    return np.column_stack([labels.astype(np.uint8), pixels]).tobytes()
+
+
+KINDS = {
+    "python": ("cifar-10-batches-py", "", write_python_2),
+    "binary": ("cifar-10-batches-bin", ".bin", write_binary),
+}
+
+
+def list_files(kind):
+    folder, suffix, write = KINDS[kind]
+    batches = zip(NAMES, PIXELS, LABELS, strict=True)
+    files = {f"{folder}/{name}{suffix}": write(pixels, labels) for name, pixels, labels in batches}
+    return {f"{folder}/readme.html": b"hello", **files}
+
+
+def write_archive(path, files, mode="w:gz"):
+    with tarfile.open(path, mode) as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def write_folder(root, files):
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+def check(source, batches):
+    planes = PIXELS[batches].reshape(-1, 3, 32, 32)
+    np.testing.assert_array_equal(source.images, planes.transpose(0, 2, 3, 1))
+    assert source.labels.tolist() == LABELS[batches].ravel().tolist()
+    assert source.class_names == CLASSES
+    assert source.image_shape == (32, 32, 3)
+
+
+def test_the_bytes_written_here_are_a_pickle_that_python_reads_as_the_archive_is_read():
+    data = write_python_2(PIXELS[0], LABELS[0])
+    expected = pickle.loads(data, encoding="latin-1")
+    found = read_inert(data)
+    assert found.keys() == expected.keys()
+    np.testing.assert_array_equal(found["data"], expected["data"])
+    assert found["labels"] == expected["labels"] and found["filenames"] == expected["filenames"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_archives_and_their_folders_are_read(kind, tmp_path):
+    archive = write_archive(tmp_path / f"cifar-10-{kind}.tar.gz", list_files(kind))
+    plain = write_archive(tmp_path / "x.tar", list_files(kind), "w")
+    folder = write_folder(tmp_path / "unpacked", list_files(kind))
+    for path in (archive, plain, folder, folder / KINDS[kind][0], tmp_path):
+        check(read_cifar10(path), slice(0, 5))
+        check(read_cifar10(path, "test"), slice(5, 6))
+
+
+def test_a_batch_that_python_3_has_pickled_for_python_2_is_read(tmp_path):
+    files = {
+        name: pickle.dumps({"data": pixels, "labels": labels.tolist()}, protocol=2)
+        for name, pixels, labels in zip(NAMES, PIXELS, LABELS, strict=True)
+    }
+    check(read_cifar10(write_archive(tmp_path / "a.tar.gz", files)), slice(0, 5))
+
+
+class Hostile:
+    def __reduce__(self):
+        return (print, ("run",))
+
+
+BATCH = {"data": PIXELS[0], "labels": [1, 2, 3]}
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({**BATCH, "labels": [1, 2]}, r"shape \(3, 3072\) for 2 labels"),
+        ({**BATCH, "labels": [1, 2, 10]}, "the label 10"),
+        ({**BATCH, "labels": [1, 2, -1]}, "not numbers from 0 to 9"),
+        ({**BATCH, "labels": [1, 2, 0.5]}, "opcode BINFLOAT"),
+        ({**BATCH, "data": PIXELS[0] / 2}, "does not hold bytes"),
+        ({**BATCH, "data": Hostile()}, "it refers to .*print"),
+        ({"labels": [1]}, "'data'"),
+        ([1], "not a batch"),
+    ],
+)
+def test_other_pickles_are_refused_and_never_run(tmp_path, batch, message, capsys):
+    files = {"data_batch_1": pickle.dumps(batch, protocol=2)}
+    with pytest.raises(UserError, match=rf"data_batch_1 in .* is not a batch.*{message}|{message}"):
+        read_cifar10(write_archive(tmp_path / "a.tar.gz", files))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "data", [pickle.dumps(BATCH, 4), b"", b"\x80\x02.", b"(((", b"R.", b"\x80\x02]b."]
+)
+def test_damaged_pickles_are_refused(tmp_path, data):
+    with pytest.raises(UserError, match="is not a batch of CIFAR-10"):
+        read_cifar10(write_archive(tmp_path / "a.tar.gz", {"data_batch_1": data}))
+
+
+def test_damaged_archives_are_refused(tmp_path):
+    whole = write_archive(tmp_path / "a.tar.gz", list_files("binary"))
+    raw = whole.read_bytes()
+    damaged = {
+        "damaged or not a tar archive": [
+            raw[: len(raw) // 2],
+            b"nothing",
+            gzip.compress(b"x" * 600),
+        ],
+        "does not hold data_batch_1:": [gzip.compress(bytes(10240))],
+    }
+    for message, cases in damaged.items():
+        for data in cases:
+            whole.write_bytes(data)
+            with pytest.raises(UserError, match=message):
+                read_cifar10(whole)
+
+
+def test_incomplete_data_are_refused(tmp_path):
+    files = list_files("binary")
+    del files["cifar-10-batches-bin/data_batch_3.bin"]
+    with pytest.raises(UserError, match=r"does not hold data_batch_3\.bin: download it again"):
+        read_cifar10(write_archive(tmp_path / "a.tar.gz", files))
+    folder = write_folder(tmp_path / "folder", {"data_batch_1.bin": bytes(3072)})
+    with pytest.raises(UserError, match=r"3,072 bytes, not a multiple of 3073"):
+        read_cifar10(folder)
+    with pytest.raises(UserError, match=r"there is no .*give cifar-10-binary\.tar\.gz or"):
+        read_cifar10(tmp_path / "nothing")
+    with pytest.raises(
+        UserError, match=r"does not hold CIFAR-10: give cifar-10-binary\.tar\.gz or"
+    ):
+        read_cifar10(tmp_path)
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar10, "MAX_BYTES", 50_000)
+    path = write_archive(tmp_path / "a.tar.gz", list_files("binary"))
+    with pytest.raises(UserError, match="unpacks to more than 50,000 bytes"):
+        read_cifar10(path)
+
+
+def test_the_name_of_the_data_set_is_enough(tmp_path, monkeypatch):
+    path = write_archive(tmp_path / "cifar-10-python.tar.gz", list_files("python"))
+    check(open_source("cifar10", path, image_size=32, channels=3), slice(0, 5))
+    assert open_source("cifar10", path, "test", image_size=8, channels=1).image_shape == (8, 8, 1)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(UserError, match=r"cifar10 needs --data\.path: cifar-10-binary\.tar\.gz or"):
+        open_source("cifar10")

@@ -175,7 +175,7 @@ def test_the_reference_computes_the_same(compare, recorded, forward, dtype):
 def test_initial_parameters_are_distributed_as_in_torch():
     """Uniform within 1/sqrt(fan_in); the table is the same."""
     config = PulferConfig(n_steps=5)
-    init = jax.jit(make_network(config, config.example_shape).init)
+    init = make_network(config, config.example_shape).init
     ours = to_state_dict(init(jax.random.key(0)), PEERS["pulfer"])
     for name, parameter in ref.PulferUNet(5).state_dict().items():
         expected, found = parameter.numpy(), ours[name]

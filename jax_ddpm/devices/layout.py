@@ -118,8 +118,20 @@ def make_reshard_fn(sharding: Any) -> Callable[[Any], Any]:
     return lambda a: finish_in_turn(program(a))
 
 
+def draw_on_devices(init: Callable[[Any], Any], key: Any, layout: Layout) -> Any:
+    """Draw the parameters `init(key)`, and distribute them according to `layout`.
+
+    No device ever holds the whole of sharded parameters: they are drawn on the host.
+    """
+    if layout.fsdp == 1:
+        return init(key)
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        params = init(key)
+    return place_state(params, layout)
+
+
 def make_state(init: Callable[[Any], TrainState], start: Any, layout: Layout) -> Any:
-    """Compute the state `init(start)`, from a key or parameters, distributed according to `layout`.
+    """Compute the state `init(start)`, such as one from parameters, distributed by `layout`.
 
     No device ever holds the whole of a sharded state.
     """

@@ -9,7 +9,12 @@ from jax_ddpm import runs
 from jax_ddpm.config.run import Config, validate
 from jax_ddpm.data.loader import require_full_batch, require_labels
 from jax_ddpm.data.sources import ImageSource
-from jax_ddpm.devices.layout import assign_shardings, count_devices, make_state
+from jax_ddpm.devices.layout import (
+    assign_shardings,
+    count_devices,
+    draw_on_devices,
+    make_state,
+)
 from jax_ddpm.devices.processes import get_process, is_distributed
 from jax_ddpm.errors import UserError
 from jax_ddpm.jobs.build import Parts, build, open_data
@@ -120,7 +125,8 @@ def load_or_make_state(job: Job) -> tuple[TrainState, Progress]:
     key, layout = jax.random.key(job.run.config.seed), job.layout
     if checkpoint.find_latest_step(job.checkpoints) is None:
         with tell_if_slow("Drawing the initial parameters"):
-            state = make_state(job.parts.init_state, key, layout)
+            params = draw_on_devices(job.parts.network.init, key, layout)
+            state = make_state(job.parts.start_state, params, layout)
             return jax.block_until_ready(state), Progress()
     shapes = jax.eval_shape(job.parts.init_state, key)
     like = assign_shardings(layout.mode, shapes, layout.fsdp)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
 from jax_ddpm.models.architecture import Architecture, ImageShape
+from jax_ddpm.models.initializers import ONES, ZEROS
 from jax_ddpm.models.layers import (
     MLP,
     DropoutKeys,
@@ -132,10 +133,10 @@ class ChannelNorm(nn.Module):
         wide = x.astype(dtype)
         centred = wide - wide.mean(-1, keepdims=True)
         y = centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + EPS)
-        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        scale = self.param("scale", ONES, shape, jnp.float32)
         y = y * scale.astype(dtype)[None, None, None]
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+            bias = self.param("bias", ZEROS, shape, jnp.float32)
             y = y + bias.astype(dtype)[None, None, None]
         return y.astype(self.dtype)
 

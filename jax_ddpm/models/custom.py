@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
 from jax_ddpm.errors import UserError
 from jax_ddpm.models.architecture import Architecture
 from jax_ddpm.models.network import NetworkFns, find_arguments
@@ -52,4 +54,4 @@ def adapt_network(network: tuple[Callable[..., Any], Callable[..., Any]]) -> Net
         }
         return apply_fn(params, x_t, t, **given)
 
-    return NetworkFns(init, adapted)
+    return NetworkFns(jax.jit(init), adapted)

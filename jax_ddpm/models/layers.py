@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Num
 
-from jax_ddpm.models.initializers import Init, torch_uniform
+from jax_ddpm.models.initializers import ONES, ZEROS, Init, normal, torch_uniform
 
 Features = Float[Array, "b _ _ _"]  # [b, h, w, c]; blocks change all but the batch
 Temb = Float[Array, "b e"]  # the embedding of the timestep, and of the class
@@ -186,7 +186,7 @@ class LabelEmbedding(nn.Module):
     def __call__(self, label: Int[Array, " b"] | None) -> Temb:
         """Look up labels in 0..num_classes-1; None, for initialisation, means class 0."""
         shape = self.num_classes, self.features
-        table = self.param("embedding", nn.initializers.normal(1.0), shape, jnp.float32)
+        table = self.param("embedding", normal(1.0), shape, jnp.float32)
         label = jnp.zeros((1,), jnp.int32) if label is None else jnp.asarray(label)
         return jnp.take(table.astype(self.dtype), label, axis=0)
 
@@ -209,8 +209,8 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Features) -> Features:
         channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        scale = self.param("scale", ONES, (channels,), jnp.float32)
+        bias = self.param("bias", ZEROS, (channels,), jnp.float32)
         wide = x.astype(statistics_dtype(self.dtype))
         mean = self._average_groups(wide.mean((1, 2)))  # [b, c]
         centred = wide - mean[:, None, None, :]

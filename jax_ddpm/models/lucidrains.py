@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
 from jax_ddpm.models.architecture import Architecture, ImageShape
+from jax_ddpm.models.initializers import normal
 from jax_ddpm.models.layers import (
     DropoutKeys,
     Dtype,
@@ -198,7 +199,7 @@ class TimeEmbedding(nn.Module):
     def _embed_fourier(self, t: Float[Array, "b 1"]) -> Float[Array, "b d"]:
         """t itself, unscaled, then its sines and cosines."""
         shape = (self.config.learned_sinusoidal_dim // 2,)
-        frequencies = self.param("frequencies", nn.initializers.normal(1.0), shape, jnp.float32)
+        frequencies = self.param("frequencies", normal(1.0), shape, jnp.float32)
         if self.config.random_fourier_features:
             frequencies = jax.lax.stop_gradient(frequencies)
         angles = t * frequencies.astype(t.dtype)[None] * 2 * math.pi  # [b, d/2]

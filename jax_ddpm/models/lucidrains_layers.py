@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_ddpm.models.initializers import ONES, normal
 from jax_ddpm.models.layers import (
     Dropout,
     DropoutKeys,
@@ -37,7 +38,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Features) -> Features:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        scale = self.param("scale", ONES, (x.shape[-1],), jnp.float32)
         wide = x.astype(statistics_dtype(self.dtype))
         square = jnp.maximum((wide**2).sum(-1, keepdims=True), 1e-24)
         factor = (scale.astype(wide.dtype) * x.shape[-1] ** 0.5)[None, None, None]
@@ -96,7 +97,7 @@ class LinearAttention(Attention):
     @nn.compact
     def __call__(self, x: Features) -> Features:
         shape = (2, self.heads, self.head_dim, NUM_MEM_KV)
-        mem_kv = self.param("mem_kv", nn.initializers.normal(1.0), shape, jnp.float32)
+        mem_kv = self.param("mem_kv", normal(1.0), shape, jnp.float32)
         q, k, v = self.project(x, mem_kv.transpose(0, 3, 1, 2))
         wide = statistics_dtype(self.dtype)
         q = jax.nn.softmax(q.astype(wide), axis=-1).astype(self.dtype)  # over the channels
@@ -115,7 +116,7 @@ class FullAttention(Attention):
     @nn.compact
     def __call__(self, x: Features) -> Features:
         shape = (2, self.heads, NUM_MEM_KV, self.head_dim)
-        mem_kv = self.param("mem_kv", nn.initializers.normal(1.0), shape, jnp.float32)
+        mem_kv = self.param("mem_kv", normal(1.0), shape, jnp.float32)
         q, k, v = self.project(x, mem_kv.transpose(0, 2, 1, 3))
         if self.flash and q.dtype != jnp.float64:  # JAX's has no double precision softmax
             out = jax.nn.dot_product_attention(q, k, v)

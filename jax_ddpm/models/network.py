@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ from jaxtyping import Array, Key, Num
 
 from jax_ddpm.errors import UserError, nearest
 from jax_ddpm.models.architecture import Architecture, ImageShape
+from jax_ddpm.models.initializers import describe_parameters, draw_parameters, is_described
 from jax_ddpm.models.layers import DropoutKeys, Dtype, Features, statistics_dtype
 
 
@@ -54,9 +56,18 @@ def make_network(
     else:
         module = network
 
-    def init(key: Key[Array, ""]) -> Any:
+    def init_module(key: Key[Array, ""]) -> Any:
         x_t, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
         return module.init(key, x_t, t)["params"]
+
+    @cache
+    def describe() -> Any:
+        return describe_parameters(init_module)
+
+    def init(key: Key[Array, ""]) -> Any:
+        leaves = jax.tree.leaves(describe(), is_leaf=is_described)
+        ours = all(map(is_described, leaves))  # a user's own module has other initialisers
+        return draw_parameters(describe(), key) if ours else init_module(key)
 
     def apply_fn(params: Any, x_t: Any, t: Any, **network_args: Any) -> Any:
         check_images(x_t, t, channels)

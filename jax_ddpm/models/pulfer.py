@@ -7,10 +7,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, Num
+import numpy as np
+from jaxtyping import Array, Float, Num
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.models.architecture import Architecture, ImageShape
+from jax_ddpm.models.initializers import ONES, ZEROS, Initializer, Shape
 from jax_ddpm.models.layers import (
     MLP,
     DropoutKeys,
@@ -76,6 +78,12 @@ def interleaved_embedding(n: int, dim: int, dtype: Dtype = jnp.float32) -> Float
     return pairs.reshape(n, -1)[:, :dim]
 
 
+def compute_embedding(shape: Shape) -> np.ndarray:
+    """Compute the table of `shape` at once, also where the network is being traced."""
+    with jax.ensure_compile_time_eval():
+        return np.asarray(interleaved_embedding(*shape))
+
+
 class TimeEmbedding(nn.Module):
     """A table of sines and cosines: a parameter, so that it is saved, but never trained."""
 
@@ -86,12 +94,9 @@ class TimeEmbedding(nn.Module):
     @nn.compact
     def __call__(self, t: Num[Array, " b"]) -> Temb:
         """Look up the rows of t; they are NaN beyond the table."""
-        table = self.param("embedding", self._init)
+        table = self.param("embedding", Initializer(compute_embedding), (self.n_steps, self.dim))
         rows = jnp.take(table, t.astype(jnp.int32), axis=0, mode="fill", fill_value=jnp.nan)
         return jax.lax.stop_gradient(rows).astype(self.dtype)
-
-    def _init(self, key: Key[Array, ""]) -> Float[Array, "n d"]:
-        return interleaved_embedding(self.n_steps, self.dim)
 
 
 class Block(Segment):
@@ -109,6 +114,8 @@ class Block(Segment):
             reduction_axes=(1, 2, 3),
             feature_axes=(1, 2, 3),
             use_fast_variance=False,
+            scale_init=ONES,
+            bias_init=ZEROS,
             name="norm",
         )
         normalised = norm(h)  # the norm has parameters even where it is not used

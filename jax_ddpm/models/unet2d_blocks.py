@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
+from jax_ddpm.models.initializers import normal
 from jax_ddpm.models.layers import (
     Dropout,
     DropoutKeys,
@@ -85,7 +86,7 @@ class TimeProjection(nn.Module):
     def __call__(self, t: Num[Array, " b"]) -> Float[Array, "b d"]:
         wide = statistics_dtype(self.dtype)
         if self.kind == "learned":
-            shape, init = (self.num_rows or 0, self.channels), nn.initializers.normal(1.0)
+            shape, init = (self.num_rows or 0, self.channels), normal(1.0)
             table = self.param("embedding", init, shape, jnp.float32)
             return table.astype(self.dtype)[t.astype(jnp.int32)]
         if self.kind == "positional":
@@ -94,7 +95,7 @@ class TimeProjection(nn.Module):
             return timestep_embedding(
                 t, self.channels, wide, denominator=denominator, cos_first=cos_first
             )
-        init = nn.initializers.normal(FOURIER_SCALE)
+        init = normal(FOURIER_SCALE)
         weight = self.param("weight", init, (self.channels,), jnp.float32)
         weight = jax.lax.stop_gradient(weight).astype(wide)  # as published, it is not trained
         angles = jnp.log(t.astype(wide))[:, None] * weight[None] * (2 * math.pi)

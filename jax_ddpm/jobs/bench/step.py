@@ -123,7 +123,7 @@ def make_our_steps(args: StepArgs) -> Callable[[], object]:
     config, shape = make_config(args), (args.image_size, args.image_size, 3)
     parts = build(config, shape)
     step, key = compile_step(config, parts), jax.random.key(0)
-    state = jax.jit(parts.init_state)(key)
+    state = parts.init_state(key)
     per_call = () if args.steps_per_call == 1 else (args.steps_per_call,)
     pixels = np.random.default_rng(0).integers(0, 256, (*per_call, args.batch_size, *shape))
     batch = replicate(pixels.astype(np.uint8), "jit")
@@ -141,7 +141,7 @@ def make_our_sampling(args: SamplingArgs) -> Callable[[], object]:
     """Make a function that draws one batch in JAX."""
     shape = (args.image_size, args.image_size, 3)
     parts = build(make_config(args), shape)
-    params = jax.jit(parts.network.init)(jax.random.key(0))
+    params = parts.network.init(jax.random.key(0))
     settings = SampleConfig(sampler="ddim", num_steps=args.steps, frames=1)
     generate = make_generate_fn(parts, settings, shape)
 

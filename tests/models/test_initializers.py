@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -100,3 +101,9 @@ def test_a_module_with_other_initialisers_is_initialised_by_itself():
     params = make_network(Net(), (4, 4, 3)).init(KEY)
     np.testing.assert_array_equal(params["Dense_0"]["bias"], np.full(3, 2.0))
     assert params["Dense_0"]["kernel"].std() > 0
+
+
+def test_no_network_draws_with_other_initialisers():
+    """One parameter drawn otherwise, and the whole network is compiled to draw it."""
+    for file in Path(initializers.__file__).parent.glob("*.py"):
+        assert "nn.initializers" not in file.read_text(), file

@@ -22,6 +22,7 @@ from jax_ddpm.models.layers import (
     Segment,
     Temb,
     attention,
+    contract,
     conv,
     conv_transpose,
     dense,
@@ -230,8 +231,8 @@ def linear_attention(
     q = nn.softmax(q.astype(wide), axis=-1) * q.shape[-1] ** -0.5
     k = nn.softmax(k.astype(wide), axis=-2)
     q, k = (a.astype(v.dtype) for a in (q, k))
-    context = jnp.einsum("bmc,bmd->bcd", k, v, preferred_element_type=wide).astype(v.dtype)
-    return jnp.einsum("bnc,bcd->bnd", q, context, preferred_element_type=wide).astype(v.dtype)
+    context = contract("bmc,bmd->bcd", k, v).astype(v.dtype)
+    return contract("bnc,bcd->bnd", q, context).astype(v.dtype)
 
 
 def make_block(config: AnnotatedConfig, features: int, name: str, dtype: Dtype) -> nn.Module:

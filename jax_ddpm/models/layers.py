@@ -6,6 +6,7 @@ Every default is explicit, because frameworks differ in them silently.
 import math
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -250,8 +251,23 @@ def attention(
 
     The softmax's division comes after the product with v, where there is less to divide.
     """
-    wide = statistics_dtype(q.dtype)
-    scores = jnp.einsum("bnc,bmc->bnm", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
+    scores = contract("bnc,bmc->bnm", q, k) * q.shape[-1] ** -0.5
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    out = jnp.einsum("bnm,bmc->bnc", weights.astype(v.dtype), v, preferred_element_type=wide)
+    out = contract("bnm,bmc->bnc", weights.astype(v.dtype), v)
     return (out / weights.sum(-1, keepdims=True)).astype(v.dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def contract(spec: str, a: Array, b: Array) -> Array:
+    """The einsum of a and b, summed and returned in float32 or better.
+
+    The products of its gradient take bfloat16 operands if this one does; by JAX's own rule they
+    would take float32.
+    """
+    return jnp.einsum(spec, a, b, preferred_element_type=statistics_dtype(a.dtype))
+
+
+@contract.defjvp
+def _differentiate(spec: str, operands: tuple[Array, Array], tangents: Any) -> tuple[Array, Array]:
+    (a, b), (da, db), out = operands, tangents, contract(spec, *operands)
+    return out, (jnp.einsum(spec, da, b) + jnp.einsum(spec, a, db)).astype(out.dtype)

@@ -22,6 +22,7 @@ from jax_ddpm.models.layers import (
     Segment,
     Temb,
     attention,
+    contract,
     conv,
     conv_transpose,
     dense,
@@ -181,9 +182,9 @@ def mix_linearly(
     """q / sqrt(c) (softmax_n(k)^T v), softmax and sums in float32 or better."""
     wide = statistics_dtype(q.dtype)
     k = jax.nn.softmax(k.astype(wide), axis=-2).astype(v.dtype)
-    context = jnp.einsum("bnc,bnd->bcd", k, v, preferred_element_type=wide).astype(v.dtype)
+    context = contract("bnc,bnd->bcd", k, v).astype(v.dtype)
     scaled = q * q.shape[-1] ** -0.5
-    return jnp.einsum("bnc,bcd->bnd", scaled, context, preferred_element_type=wide).astype(v.dtype)
+    return contract("bnc,bcd->bnd", scaled, context).astype(v.dtype)
 
 
 class TimeEmbedding(nn.Module):

@@ -29,8 +29,8 @@ def list_types(eqn):
     return {str(v.aval.dtype) for v in eqn.invars if hasattr(v.aval, "dtype")}
 
 
-def trace_forward(config):
-    """Trace a network in bfloat16: its equations, and the shapes of its parameters and output."""
+def trace(config):
+    """Trace a network in bfloat16: its equations, those of its gradient, and some shapes."""
     network = build_network(config, jnp.bfloat16)
     params = jax.eval_shape(network.init, jax.random.key(0))
     x_t, t, more = make_example(config)
@@ -39,19 +39,25 @@ def trace_forward(config):
     def apply(params, x_t):
         return network.apply_fn(params, x_t, t, train=True, dropout_keys=keys, **more)
 
-    return list_equations(apply, params, x_t), params, jax.eval_shape(apply, params, x_t)
+    def gradient(params, x_t):
+        return jax.grad(lambda params: (apply(params, x_t) ** 2).mean())(params)
+
+    both = list_equations(apply, params, x_t), list_equations(gradient, params, x_t)
+    return *both, params, jax.eval_shape(apply, params, x_t)
 
 
 @pytest.mark.parametrize("name", EACH)
 def test_sums_and_softmax_are_float32_and_products_are_bfloat16(name):
-    equations, params, out = trace_forward(FAMILIES[name])
+    equations, backward, params, out = trace(FAMILIES[name])
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     assert out.dtype == jnp.float32
     narrow = [e.primitive.name for e in equations if "bfloat16" in list_types(e)]
     assert WIDE & set(narrow) == set()
     assert {e.primitive.name for e in equations} >= {"reduce_sum"}  # in the norms
-    products = [list_types(e) for e in equations if e.primitive.name in PRODUCTS]
-    assert products and all(found == {"bfloat16"} for found in products)
+    for found in (equations, backward):
+        products = [list_types(e) for e in found if e.primitive.name in PRODUCTS]
+        assert products and all(types == {"bfloat16"} for types in products)
+    assert len(products) > 2 * sum(e.primitive.name in PRODUCTS for e in equations)
 
 
 # annotated_ws adds 1e-3, not 1e-5, to the variance of its kernels in half precision, as published.

@@ -119,15 +119,22 @@ def make_reshard_fn(sharding: Any) -> Callable[[Any], Any]:
 
 
 def draw_on_devices(init: Callable[[Any], Any], key: Any, layout: Layout) -> Any:
-    """Draw the parameters `init(key)`, and distribute them according to `layout`.
+    """Draw the parameters `init(key)` on the host, and distribute sharded ones by `layout`.
 
-    No device ever holds the whole of sharded parameters: they are drawn on the host.
+    So no device ever holds the whole of sharded parameters, and the small programs that draw them
+    compile quickly.
     """
-    if layout.fsdp == 1:
-        return init(key)
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    with jax.default_device(find_host()):
         params = init(key)
-    return place_state(params, layout)
+    return params if layout.fsdp == 1 else place_state(params, layout)
+
+
+def find_host() -> jax.Device | None:
+    """The CPU as a device; None if JAX was told to leave it out."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
 
 
 def make_state(init: Callable[[Any], TrainState], start: Any, layout: Layout) -> Any:

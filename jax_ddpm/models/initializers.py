@@ -150,7 +150,6 @@ def draw_parameters(described: Any, key: Key[Array, ""]) -> Any:
         values = leaf.initializer.draw(own_key, leaf.value.shape)
         return jnp.asarray(values, leaf.value.dtype)
 
-    key = key if isinstance(key, jax.core.Tracer) else copy_to_host(key)
     return jax.tree_util.tree_map_with_path(draw, described, is_leaf=is_described)
 
 
@@ -186,12 +185,3 @@ def draw_chunk(
 
 
 compiled_draw_chunk = jax.jit(draw_chunk, static_argnums=(0, 1))
-
-
-def copy_to_host(key: Key[Array, ""]) -> Key[Array, ""]:
-    """Copy a key to the CPU, where small programs compile and start fastest, if JAX has it."""
-    try:
-        cpu = jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        return key
-    return jax.device_put(key, cpu)

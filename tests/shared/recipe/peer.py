@@ -11,6 +11,7 @@ def infer(shapes):
 
 TINY_TORCH = Peer(
     make_config=TinyConfig,
+    architecture=TinyConfig,
     arguments=("width", "channels"),
     infer=infer,
     names=[("first", "conv_in"), ("time_mlp.1", "time"), ("last", "conv_out")],

@@ -156,6 +156,8 @@ from jax_ddpm.models import (
     GuidedDiffusionConfig as GuidedDiffusionConfig,
     ImprovedDiffusionConfig as ImprovedDiffusionConfig,
     LucidrainsConfig as LucidrainsConfig,
+    LucidrainsV0Config as LucidrainsV0Config,
+    LucidrainsV1Config as LucidrainsV1Config,
     NetworkFns as NetworkFns,
     PulferConfig as PulferConfig,
     UNet as UNet,

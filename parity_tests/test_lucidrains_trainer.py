@@ -61,13 +61,16 @@ def test_the_file_holds_what_the_trainer_saves(compare, release, objective, tmp_
 
 
 def test_what_leaves_comes_back_as_it_was(tmp_path):
-    export("v2_3", "pred_x0", tmp_path, "--diffusion.offset-noise", "0.1")
-    flags = f"--out {tmp_path}/again --data.image-size 8 --diffusion.offset-noise 0.1"
+    told = "--diffusion.offset-noise 0.1 --model.sinusoidal-pos-emb-theta 500"
+    _, _, documents = export("v2_3", "pred_x0", tmp_path, *told.split())
+    flags = f"--out {tmp_path}/again --data.image-size 8 {told}"
     convert.run([str(tmp_path / "out"), *flags.split()])
     first, again = (runs.load(tmp_path / name).config for name in ("run", "again"))
     assert (first.model, first.diffusion) == (again.model, again.diffusion)
     assert first.diffusion.prediction_type == "x_0"
-    assert json.loads((tmp_path / "out/diffusion.json").read_text())["offset_noise_strength"] == 0.1
+    assert documents["diffusion"]["offset_noise_strength"] == 0.1
+    assert documents["unet"]["sinusoidal_pos_emb_theta"] == first.model.sinusoidal_pos_emb_theta
+    assert first.model.sinusoidal_pos_emb_theta == 500
 
 
 @pytest.mark.slow

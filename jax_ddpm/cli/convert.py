@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 else:
     ExportName = Literal[tuple(EXPORTS)]
 
+MODEL_FLAGS = "--model."
 EXAMPLES = (
     (
         "jax-ddpm convert model.pt --out runs/a",
@@ -133,6 +134,16 @@ def read_import(args: Sequence[str]) -> Parsed[ImportFlags]:
     return parse(ImportFlags, args, IMPORT_HELP, default=default)
 
 
+def read_first(args: Sequence[str]) -> Parsed[ImportFlags]:
+    """Read the flags apart from those of the network, whose implementation is not known yet."""
+    kept, skips = [], False
+    for arg in args:
+        skips = arg.startswith(MODEL_FLAGS) or (skips and not arg.startswith("--"))
+        if not skips:
+            kept.append(arg)
+    return read_import(kept)
+
+
 def read_export(args: Sequence[str]) -> Parsed[ExportFlags]:
     """Read the flags in `args`."""
     return parse(ExportFlags, args, EXPORT_HELP)
@@ -140,8 +151,9 @@ def read_export(args: Sequence[str]) -> Parsed[ExportFlags]:
 
 def read(args: Sequence[str]) -> Parsed[Any]:
     """Read the flags in `args`: for exporting if --to is among them, else for importing."""
-    exports = any(arg.partition("=")[0] == "--to" for arg in args)
-    return read_export(args) if exports else read_import(args)
+    if any(arg.partition("=")[0] == "--to" for arg in args):
+        return read_export(args)
+    return read_first(args) if find_value("--source", args) is None else read_import(args)
 
 
 def run(args: Sequence[str]) -> None:

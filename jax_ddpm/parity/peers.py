@@ -132,12 +132,15 @@ def find_reference(network: Network) -> Reference:
                 print(f"note: {sentence}", file=sys.stderr)
             source = find_naming(network)
             return Reference(describe(location), source, module, location.in_float64)
-    raise UserError(refused[0] if refused else explain_missing(network.source))
+    older = PEERS[network.source].of(network.config) is not PEERS[network.source]
+    raise UserError(refused[0] if refused and not older else explain_missing(network.source, older))
 
 
-def explain_missing(source: str) -> str:
-    """Explain that there is nothing to compare a source with."""
+def explain_missing(source: str, older: bool = False) -> str:
+    """Explain that there is nothing to compare a source, or an `older` release of it, with."""
     package = PACKAGES.get(source)
+    if older:
+        return f"this is the network of an older release of {source}: install that release"
     way_out = f": install the package {package.module.split('.')[0]}" if package else ""
     return f"there is no PyTorch network to compare {source} with{way_out}"
 

@@ -14,7 +14,7 @@ from jax_ddpm.interop.recognise import recognise
 from jax_ddpm.interop.source import Source
 from jax_ddpm.jobs.translate import fill_channels, translate
 from jax_ddpm.models import UNet2DConfig
-from tests.shared.networks import NETWORKS, make_run
+from tests.shared.networks import NETWORKS, OLDER, make_run
 
 # Each example traces networks for seconds: there are few, and they are not made simpler.
 FEW = settings(
@@ -36,10 +36,12 @@ def complete(filled, back, side):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", NETWORKS)
-def test_out_and_in_again_is_the_identity(source):
+@pytest.mark.parametrize("name", [*NETWORKS, *OLDER])
+def test_out_and_in_again_is_the_identity(name):
+    source = name.partition(" ")[0]
+
     @FEW
-    @given(NETWORKS[source], st.integers(0, 1000))
+    @given((NETWORKS | OLDER)[name], st.integers(0, 1000))
     def check(config, seed):
         run, _, params = make_run(source, config, 1.0, seed)
         found = translate(run, params, source)

@@ -16,6 +16,8 @@ from jax_ddpm.models import (
     GuidedDiffusionConfig,
     ImprovedDiffusionConfig,
     LucidrainsConfig,
+    LucidrainsV0Config,
+    LucidrainsV1Config,
     PulferConfig,
     UNet2DConfig,
     UNetConfig,
@@ -154,6 +156,34 @@ def draw_lucidrains(draw):
         dim_mults=tuple(draw(st.lists(st.integers(1, 2), min_size=num, max_size=num))),
         self_condition=draw(flags),
         dropout=draw(rates),
+        resnet_block_groups=draw(st.sampled_from((None, 1, 4))),
+    )
+
+
+@st.composite
+def draw_lucidrains_v1(draw):
+    num = draw(levels)
+    return LucidrainsV1Config(
+        dim=draw(st.sampled_from((8, 16))),
+        dim_mults=tuple(draw(st.lists(st.integers(1, 2), min_size=num, max_size=num))),
+        self_condition=draw(flags),
+        resnet_block_groups=draw(st.sampled_from((1, 4))),
+        downsampling=draw(st.sampled_from(("unshuffle", "conv"))),
+        cosine_attention=draw(flags),
+    )
+
+
+@st.composite
+def draw_lucidrains_v0(draw):
+    num, convnext = draw(st.integers(0, 2)), draw(flags)
+    return LucidrainsV0Config(
+        dim=8,
+        init_dim=None if convnext else draw(st.sampled_from((None, 5))),
+        dim_mults=(1, *draw(st.lists(st.integers(1, 2), min_size=num, max_size=num))),
+        blocks="convnext" if convnext else "resnet",
+        resnet_block_groups=draw(st.sampled_from((1, 4))),
+        with_time_emb=not convnext or draw(flags),
+        full_mid_attention=not convnext or draw(flags),
     )
 
 
@@ -176,6 +206,8 @@ NETWORKS = {
     "lucidrains": draw_lucidrains(),
     "pulfer": draw_pulfer(),
 }
+# Networks of older releases, after the name of their implementation.
+OLDER = {"lucidrains v1": draw_lucidrains_v1(), "lucidrains v0": draw_lucidrains_v0()}
 
 
 def make_run(source, config, scale, seed):

@@ -24,7 +24,7 @@ def write_pulfer(found: Translation, process: Process, image_shape: ImageShape) 
     process.require_plain_times()
     ends = process.find_linear_ends()
     if ends is None:
-        raise process.refuse_schedule("that grow linearly only")
+        raise process.refuse_schedule("linear")
     timesteps, rows = len(process.betas), found.arguments["n_steps"]
     if timesteps > rows:
         raise UserError(f"the run has {timesteps} timesteps, but its network only {rows} times")

@@ -125,7 +125,7 @@ def export_package(
     write_folder(out, package.documents, readme, package.weights, state_dict)
     print(f"Wrote {out}: {description}, for {found.source}; README.md there says how to load it")
     for line in package.unsaid:
-        print(f"Not said: {line}")
+        print(f"The run itself draws with {line}")
     return Exported(out / package.weights, found.source)
 
 

@@ -122,7 +122,12 @@ PULFER = {"n_steps": 200, "time_emb_dim": 100}
 @pytest.mark.parametrize(
     ("writer", "source", "diffusion", "sentence"),
     [
-        (write_pulfer, "pulfer", {"schedule": "cosine"}, "linearly only, but the run's is cosine"),
+        (
+            write_pulfer,
+            "pulfer",
+            {"schedule": "cosine"},
+            "the schedules linear, but the run's is cosine",
+        ),
         (write_pulfer, "pulfer", {"num_timesteps": 300}, "300 timesteps, but its network only 200"),
         (write_pulfer, "pulfer", {"prediction_type": "v"}, "predict eps, but the run's predicts v"),
         (write_annotated, "annotated", {"schedule": "cosine"}, "cosine_clipped, .* is cosine"),

@@ -1,5 +1,6 @@
 """Random tiny networks of every architecture, by the implementation that has them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +157,12 @@ def draw_lucidrains(draw):
         dim_mults=tuple(draw(st.lists(st.integers(1, 2), min_size=num, max_size=num))),
         self_condition=draw(flags),
         dropout=draw(rates),
-        resnet_block_groups=draw(st.sampled_from((None, 1, 4))),
     )
+
+
+@st.composite
+def draw_group_norms(draw):
+    return replace(draw(draw_lucidrains()), resnet_block_groups=draw(st.sampled_from((1, 4))))
 
 
 @st.composite
@@ -207,7 +212,11 @@ NETWORKS = {
     "pulfer": draw_pulfer(),
 }
 # Networks of older releases, after the name of their implementation.
-OLDER = {"lucidrains v1": draw_lucidrains_v1(), "lucidrains v0": draw_lucidrains_v0()}
+OLDER = {
+    "lucidrains 1.11": draw_group_norms(),
+    "lucidrains v1": draw_lucidrains_v1(),
+    "lucidrains v0": draw_lucidrains_v0(),
+}
 
 
 def make_run(source, config, scale, seed):

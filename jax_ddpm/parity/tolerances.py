@@ -50,6 +50,8 @@ TOLERANCES = {
     "interleaved embedding": Tolerance(1e-12, 1e-05),  # 1.8e-15, 6.0e-08
     "tutorials' U-Nets": Tolerance(1e-13, 1e-05),  # 6.8e-15, 1.0e-06
     "tutorials' U-Nets: gradients": Tolerance(1e-13, 2e-05),  # 6.2e-15, 1.6e-06
+    "resized images": Tolerance(1e-15, 1e-06),  # 0, 0
+    "Inception": Tolerance(1e-13, 1e-05),  # 2.3e-15, 0
     "one sampler step": Tolerance(1e-11, 5e-05),  # 1.5e-12, 4.9e-06
     "chain of 1000 ancestral steps": Tolerance(1e-11, 0.0002),  # 3.9e-13, 1.9e-05
     "chain of 50 DDIM steps": Tolerance(1e-12, 0.0001),  # 1.3e-14, 8.7e-06

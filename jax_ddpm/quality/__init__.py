@@ -1,0 +1,1 @@
+"""How good images are: feature networks, and distances between two sets of features."""

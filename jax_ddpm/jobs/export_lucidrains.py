@@ -17,11 +17,10 @@ from jax_ddpm.interop.lucidrains_export import Training, write_trainer
 from jax_ddpm.interop.package import Package, write_folder, write_readme
 from jax_ddpm.interop.process import list_settings
 from jax_ddpm.jobs.build import build
-from jax_ddpm.jobs.parameters import check_weights, load_state
+from jax_ddpm.jobs.parameters import check_weights, choose_params, load_state
 from jax_ddpm.jobs.translate import make_process, translate
 from jax_ddpm.process.schedules import make_schedule
 from jax_ddpm.process.weighting import loss_weight
-from jax_ddpm.runs.averages import select_params
 
 SOURCE = "lucidrains"
 
@@ -43,9 +42,7 @@ def export_trainer(
     check_weights(run.config, weights)
     process = make_process(run.config, change_settings(run.config.sample, sampling or {}))
     state = load_state(run, build(run.config, run.image_shape), best=weights.checkpoint == "best")
-    params, description = select_params(
-        run, state, weights.weights, weights.posthoc_ema, weights.posthoc_step
-    )
+    params, description = choose_params(run, state, weights)
     found = translate(run, params, SOURCE)
     release = PEERS[SOURCE].of(run.config.model)
     raw = to_state_dict(jax.tree.map(np.asarray, state.params), release)

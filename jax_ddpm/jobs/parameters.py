@@ -1,4 +1,8 @@
-"""Load a run's parameters: from the newest or the best checkpoint, averaged or not."""
+"""Load a run's parameters: from the newest or the best checkpoint, averaged or not.
+
+The functions import what reads checkpoints themselves: Orbax takes half a second, and a command's
+help needs none of it.
+"""
 
 import jax
 
@@ -9,8 +13,6 @@ from jax_ddpm.devices.layout import shapes_to_load
 from jax_ddpm.errors import UserError
 from jax_ddpm.jobs.build import Parts
 from jax_ddpm.optim.averages import Params
-from jax_ddpm.runs.averages import check_selection, select_params
-from jax_ddpm.runs.checkpoint import find_best_step, open_checkpoints, restore
 from jax_ddpm.training.state import TrainState
 
 
@@ -19,12 +21,23 @@ def load_params(run: runs.Run, parts: Parts, weights: Weights = EMA) -> tuple[Pa
 
     Raises UserError if the run does not have them.
     """
-    state = load_state(run, parts, best=weights.checkpoint == "best")
+    return choose_params(run, load_state(run, parts, best=weights.checkpoint == "best"), weights)
+
+
+def choose_params(run: runs.Run, state: TrainState, weights: Weights) -> tuple[Params, str]:
+    """Choose the parameters in `state` that `weights` asks for, with a description of them.
+
+    Raises UserError if the run does not have them.
+    """
+    from jax_ddpm.runs.averages import select_params
+
     return select_params(run, state, weights.weights, weights.posthoc_ema, weights.posthoc_step)
 
 
 def check_weights(config: Config, weights: Weights) -> None:
     """Raise UserError if a run of `config` cannot have `weights`. Reads no checkpoint."""
+    from jax_ddpm.runs.averages import check_selection
+
     check_selection(config, weights.weights, weights.posthoc_ema, weights.posthoc_step)
 
 
@@ -33,6 +46,8 @@ def load_state(run: runs.Run, parts: Parts, *, best: bool = False) -> TrainState
 
     Raises UserError if the run has no such checkpoint.
     """
+    from jax_ddpm.runs.checkpoint import find_best_step, open_checkpoints, restore
+
     if not run.checkpoints.is_dir():
         raise UserError(f"{run.folder} has no checkpoint yet: train it first")
     like = shapes_to_load(jax.eval_shape(parts.init_state, jax.random.key(0)))

@@ -16,6 +16,8 @@ import torch
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.interop import PEERS, Network, PeerName, to_state_dict
+from jax_ddpm.interop.peer import Peer
+from jax_ddpm.models import Architecture
 from jax_ddpm.parity.network import Reference
 
 Context = Callable[[torch.nn.Module], AbstractContextManager[Any]]
@@ -65,6 +67,14 @@ def openai_in_float64(module: torch.nn.Module) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def monai_in_float64(module: torch.nn.Module) -> Iterator[None]:
+    """Replace the sinusoidal embedding, which is float32 even in a float64 network."""
+    unet = sys.modules[type(module).__module__]
+    with patch.object(unet, "get_timestep_embedding", embed_as_openai):
+        yield
+
+
 def embed_as_openai(timesteps: torch.Tensor, dim: int, max_period: int = 10000) -> torch.Tensor:
     """OpenAI's timestep_embedding in float64."""
     return _embed(timesteps.double(), dim, dim // 2, max_period, cos_first=True)
@@ -90,6 +100,11 @@ PACKAGES: dict[str, Location] = {
     ),
     "improved_diffusion": Location(
         "improved_diffusion.unet", "UNetModel", in_float64=openai_in_float64
+    ),
+    "monai": Location(
+        "monai.networks.nets.diffusion_model_unet",
+        "DiffusionModelUNet",
+        in_float64=monai_in_float64,
     ),
 }
 ANNOTATED = Location(
@@ -167,7 +182,7 @@ def build_network(network_class: Any, location: Location, network: Network) -> t
     weights = to_state_dict(network.params, peer)
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
     try:
-        arguments = choose_arguments(network_class, location, network.config)
+        arguments = choose_arguments(network_class, location, network.config, peer)
         module: torch.nn.Module = network_class(**arguments)
         module.load_state_dict(tensors)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
@@ -184,14 +199,15 @@ def describe(location: Location) -> str:
     return f"{package} {find_version(package)}".strip()
 
 
-def choose_arguments(network_class: Any, location: Location, config: Any) -> dict[str, Any]:
-    """Choose the constructor's arguments from our configuration, by name or as in `renamed`."""
-    named = {
-        name: getattr(config, name)
-        for name in inspect.signature(network_class).parameters
-        if hasattr(config, name)
-    }
-    return named | {name: value(config) for name, value in location.renamed.items()}
+def choose_arguments(
+    network_class: Any, location: Location, config: Architecture, peer: Peer
+) -> dict[str, Any]:
+    """Choose the constructor's arguments: our settings of the same name, theirs, and `renamed`."""
+    taken = inspect.signature(network_class).parameters
+    theirs = peer.list_arguments(config, config.example_shape)
+    named = {name: value for name, value in theirs.items() if name in taken}
+    ours = {name: getattr(config, name) for name in taken if hasattr(config, name)}
+    return named | ours | {name: value(config) for name, value in location.renamed.items()}
 
 
 def find_version(package: str) -> str:

@@ -33,8 +33,8 @@ OBJECTIVES = {"pred_noise": "eps", "pred_x0": "x_0", "pred_v": "v"}
 
 
 def mark_copies_slow():
-    """Mark releases whose network is the one of another release."""
-    copies = ("v0_32", "v1_0", "v2_3")
+    """Mark releases whose network is much like the one of another release."""
+    copies = ("v0_18", "v0_32", "v1_0", "v1_5", "v2_3")
     return [pytest.param(r, marks=pytest.mark.slow) if r in copies else r for r in RELEASES]
 
 

@@ -60,6 +60,8 @@ def test_the_file_holds_what_the_trainer_saves(compare, release, objective, tmp_
     assert group["params"] == list(range(sum(name.startswith("model.") for name in state)))
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_what_leaves_comes_back_as_it_was(tmp_path):
     told = "--diffusion.offset-noise 0.1 --model.sinusoidal-pos-emb-theta 500"
     _, _, documents = export("v2_3", "pred_x0", tmp_path, *told.split())

@@ -147,6 +147,7 @@ def test_resampling(compare, dtype, twins, layer):
     compare("down- and upsampling", ours, to_jax(reference(to_torch(x))), dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(8, 8), pytest.param((7, 9), marks=pytest.mark.slow)])
 def test_network_that_averages_and_repeats_pixels(compare, size):
     theirs, network, params = make_twin_networks("float64", resamp_with_conv=False)

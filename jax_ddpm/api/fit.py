@@ -16,6 +16,7 @@ from jax_ddpm.api.trained_run import TrainedRun, load_run, make_functions
 from jax_ddpm.config.follow import follow
 from jax_ddpm.config.presets import find_preset
 from jax_ddpm.config.run import Config, DataConfig, validate
+from jax_ddpm.data.holdout import hold_out
 from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.errors import Stopped, UserError, flag_name
 from jax_ddpm.jobs.build import build
@@ -52,7 +53,8 @@ def fit(
 
     `config` is the name of a preset or a Config. `seed`, `random_flip` and `changes`, which are
     fields of TrainConfig and DiffusionConfig, change it; `steps` is short for num_steps. Settings
-    that depend on a change, such as the warm-up, are adjusted to it.
+    that depend on a change, such as the warm-up, are adjusted to it. `holdout=0.05` holds out that
+    fraction of the images for a validation loss.
 
     `network` replaces the preset's network. It is a configuration such as UNetConfig(channels=32),
     a Linen module, or two functions (init, apply_fn): init(key) returns params, and
@@ -67,7 +69,7 @@ def fit(
     Raises UserError for images, settings or a network that cannot work.
     """
     with name_arguments(), jax.enable_x64(False):
-        source = make_source(images, labels)
+        source, held_out = make_source(images, labels), None
         own_changes = {"seed": seed, "random_flip": random_flip}
         changes |= {name: value for name, value in own_changes.items() if value is not None}
         chosen = change_config(config, changes)
@@ -78,9 +80,11 @@ def fit(
             folder = temporary.name
         chosen = replace(chosen, run=Path(folder))
         validate(chosen)
+        if chosen.data.holdout:
+            source, held_out = hold_out(source, chosen.data.holdout)
         parts, stopped = build(chosen, source.image_shape, network=own), False
         try:
-            train_run(chosen, source, parts)
+            train_run(chosen, source, parts, held_out)
         except Stopped:
             stopped = True
         trained = replace(load_run(folder, network=own), temporary=temporary)
@@ -106,7 +110,7 @@ def change_config(config: Any, changes: dict[str, Any]) -> Config:
         for section in ("train", "diffusion")
         for f in fields(getattr(preset, section))
     }
-    sections |= {"random_flip": "data"}
+    sections |= {"random_flip": "data", "holdout": "data"}
     check_keywords("fit", changes, dict.fromkeys([*SHORT, *sections, *OWN]))
     changed = replace(preset, seed=changes.pop("seed", preset.seed))
     changed = replace(changed, data=DataConfig("arrays", random_flip=preset.data.random_flip))

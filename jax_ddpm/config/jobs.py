@@ -21,7 +21,8 @@ class Weights:
     posthoc_step: int | None = None
     """The step at which that average ends; None: the last snapshot."""
     checkpoint: Literal["newest", "best"] = "newest"
-    """best: the checkpoint with the lowest training loss, for a run with train.keep_best."""
+    """best: the checkpoint with the lowest validation loss, or else training loss, for a run with
+    train.keep_best."""
 
 
 EMA = Weights()  # the moving average in the newest checkpoint

@@ -65,6 +65,12 @@ class DataConfig(SourceConfig):
 
     random_flip: bool = True
     """Mirror each image left to right with probability 1/2."""
+    holdout: float = 0.0
+    """Fraction of the training images, such as 0.05, that is never trained on and gives a
+    validation loss. Which images these are does not depend on the seed."""
+    validation: str | None = None
+    """Images for a validation loss. test: the data's own test images. Anything else: the path of a
+    folder or file like data.path."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +189,22 @@ def _validate_data(data: DataConfig, train: TrainConfig) -> None:
         fixed,
         "center or none with --train.data-on-device always: images on the devices are cropped once",
     )
+    check("holdout", 0 <= data.holdout < 1, "at least 0 and less than 1")
+    both = data.holdout > 0 and data.validation is not None
+    check("validation", not both, "left out with --data.holdout")
+    _validate_validation(train, has_images=data.holdout > 0 or data.validation is not None)
+
+
+def _validate_validation(train: TrainConfig, has_images: bool) -> None:
+    check, every = make_check(train, "--train."), train.validate_every
+    check(
+        "validate_every",
+        every is None or has_images,
+        "left out without images for it: add --data.holdout 0.05 or --data.validation PATH",
+    )
+    fits = not train.keep_best or every is None or train.checkpoint_every % every == 0
+    expected = f"a divisor of --train.checkpoint-every {train.checkpoint_every}"
+    check("validate_every", fits, f"{expected} with --train.keep-best")
 
 
 def _validate_schedule(diffusion: DiffusionConfig) -> None:

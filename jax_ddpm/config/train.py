@@ -21,6 +21,8 @@ AT_LEAST_ONE = (
     "ema_half_life",
     "snapshot_every",
     "log_every",
+    "validate_every",
+    "validate_images",
     "sample_every",
     "checkpoint_every",
     "keep_checkpoints",
@@ -103,6 +105,12 @@ class TrainConfig:
     """Steps between two snapshots for posthoc_ema; the last step always makes one."""
     log_every: int = 100
     """Steps between two lines of metrics.jsonl."""
+    validate_every: int | None = None
+    """Steps between two validation losses, for data.holdout or data.validation; None: one with each
+    checkpoint."""
+    validate_images: int = 1000
+    """At most this many images give a validation loss. Each has the same noise and timestep every
+    time, and the timesteps are spread evenly."""
     sample_every: int = 10_000
     """Steps between two image grids of samples."""
     checkpoint_every: int = 10_000
@@ -112,8 +120,9 @@ class TrainConfig:
     keep_every: int | None = None
     """Also keep the checkpoint at every multiple of this many steps; None: keep no others."""
     keep_best: bool = False
-    """Also keep the checkpoint with the lowest mean loss since the one before it, and draw the
-    final images from it."""
+    """Also keep the checkpoint with the lowest loss, and draw the final images from it. The loss is
+    the validation loss (see data.holdout); without one, the mean loss since the checkpoint before.
+    """
     parallel: Literal["auto", "jit", "pmap", "mesh"] = "auto"
     """jit: one device. pmap: data parallel on all devices. mesh: one sharded program, which can
     shard the parameters too (see fsdp). auto: pmap if there are several devices, else jit."""
@@ -143,8 +152,8 @@ def _validate_intervals(train: TrainConfig) -> None:
     check = make_check(train, "--train.")
     log, save, calls = train.log_every, train.checkpoint_every, train.steps_per_call
     check("log_every", log % calls == 0, f"a multiple of --train.steps-per-call {calls}")
-    for name in ("checkpoint_every", "sample_every"):
-        fits = getattr(train, name) % log == 0
+    for name in ("checkpoint_every", "sample_every", "validate_every"):
+        fits = (getattr(train, name) or log) % log == 0
         check(name, fits, f"a multiple of --train.log-every {log}")
     kept = train.keep_every is None or train.keep_every % save == 0
     check("keep_every", kept, f"a multiple of --train.checkpoint-every {save}")

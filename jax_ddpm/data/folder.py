@@ -49,6 +49,7 @@ def open_folder(
     """
     paths, bad = find_pictures(folder)
     labels = dict(zip(paths, number_classes(paths, folder), strict=True))
+    names = sorted({find_class(path, folder) for path in paths})
     refused = {path for path, _ in bad}
     good, images, unreadable = open_pictures([p for p in paths if p not in refused], form)
     if bad or unreadable:
@@ -56,7 +57,8 @@ def open_folder(
         report_bad(folder, sorted([*bad, *unreadable]), total, skip_bad, tell)
     if not good:
         raise UserError(f"{folder} holds no picture that can be read")
-    return ImageSource(images, np.array([labels[path] for path in good], np.int32))
+    numbers = np.array([labels[path] for path in good], np.int32)
+    return ImageSource(images, numbers, tuple(names) if names != [""] else ())
 
 
 def open_pictures(
@@ -126,9 +128,14 @@ def _find_refusal(path: Path, root: Path) -> str | None:
 
 def number_classes(paths: Sequence[Path], folder: Path) -> Int[np.ndarray, " n"]:
     """Number the classes: each picture's top subfolder, by its position among all of them."""
-    classes = [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in paths]
+    classes = [find_class(path, folder) for path in paths]
     numbers = {name: i for i, name in enumerate(sorted(set(classes)))}
     return np.array([numbers[name] for name in classes], np.int32)
+
+
+def find_class(path: Path, folder: Path) -> str:
+    """The name of a picture's class, its top subfolder; "" for a picture outside any."""
+    return path.relative_to(folder).parts[0] if path.parent != folder else ""
 
 
 def are_few(paths: Sequence[Path], form: Form, size: Size) -> bool:

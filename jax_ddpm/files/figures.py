@@ -15,8 +15,17 @@ from jax_ddpm.files.atomic import write_atomically
 Curves = Mapping[str, Float[np.ndarray, " T"]]
 
 
-def save_loss_curve(path: Path, steps: Sequence[int], losses: Sequence[float]) -> None:
-    """Plot the logged losses, and their running mean over a twentieth of the rows."""
+def save_loss_curve(
+    path: Path,
+    steps: Sequence[int],
+    losses: Sequence[float],
+    others: Mapping[str, tuple[Sequence[int], Sequence[float]]] | None = None,
+) -> None:
+    """Plot the logged losses, and their running mean over a twentieth of the rows.
+
+    `others` maps the names of further losses to (steps, losses).
+    """
+    others = {name: curve for name, curve in (others or {}).items() if len(curve[0])}
     figure = _make_figure(7, 4)
     axes = figure.subplots()
     axes.plot(steps, losses, color="0.75", linewidth=1, label="logged")
@@ -24,8 +33,12 @@ def save_loss_curve(path: Path, steps: Sequence[int], losses: Sequence[float]) -
     if window > 1:
         smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
         axes.plot(steps[window - 1 :], smooth, color="C0", label=f"mean of {window}")
+    for i, (name, curve) in enumerate(others.items()):
+        axes.plot(*curve, color=f"C{i + 1}", marker=".", label=name)
+    if window > 1 or others:
         axes.legend()
-    axes.set(xlabel="training step", ylabel="loss", yscale="log", title="Training loss")
+    title = "Training and validation loss" if others else "Training loss"
+    axes.set(xlabel="training step", ylabel="loss", yscale="log", title=title)
     axes.grid(alpha=0.3, which="both")
     _save(figure, path)
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Key
 
 from jax_ddpm.config.run import (
     Config,
+    DataConfig,
     DiffusionConfig,
     SampleConfig,
     SourceConfig,
@@ -17,6 +18,7 @@ from jax_ddpm.config.run import (
     make_betas,
 )
 from jax_ddpm.config.sample import sampling_timesteps, visits_timesteps
+from jax_ddpm.data.holdout import hold_out
 from jax_ddpm.data.sources import ImageSource, Split, open_source
 from jax_ddpm.errors import UserError
 from jax_ddpm.models import CustomConfig, NetworkFns, adapt_network, make_network
@@ -124,8 +126,11 @@ def build(
 
 
 def open_data(data: SourceConfig, split: Split = "train") -> ImageSource:
-    """Open the images that `data` describes. Raises UserError if they cannot be opened."""
-    return open_source(
+    """Open the images that `data` describes, without those that training holds out.
+
+    Raises UserError if they cannot be opened.
+    """
+    source = open_source(
         data.name,
         data.path,
         split,
@@ -135,6 +140,8 @@ def open_data(data: SourceConfig, split: Split = "train") -> ImageSource:
         resize=data.resize,
         skip_bad=data.skip_bad,
     )
+    fraction = data.holdout if isinstance(data, DataConfig) and split == "train" else 0.0
+    return hold_out(source, fraction)[0] if fraction else source
 
 
 def count_classes(config: Config) -> int | None:

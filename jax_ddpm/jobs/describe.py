@@ -8,10 +8,12 @@ from typing import Any
 import jax
 
 from jax_ddpm.config.run import Config, validate
-from jax_ddpm.jobs.build import build, open_data
+from jax_ddpm.jobs.build import build
+from jax_ddpm.jobs.validation import find_interval, open_training_data
 from jax_ddpm.models import ARCHITECTURES
 
 WIDTH, NAME = 98, 11
+MAX_NAMES = 12
 
 
 def describe_run(config: Config) -> str:
@@ -20,18 +22,21 @@ def describe_run(config: Config) -> str:
     Opens the data but writes nothing. Raises UserError if training cannot work.
     """
     validate(config)
-    source = open_data(config.data)
+    source, held_out = open_training_data(config)
     parts = build(config, source.image_shape)
     params = jax.eval_shape(parts.network.init, jax.random.key(0))
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    names = {kind: name for name, kind in ARCHITECTURES.items()}
+    kinds = {kind: name for name, kind in ARCHITECTURES.items()}
     train, images = config.train, len(source.images)
     size = "x".join(map(str, source.image_shape))
     epochs = train.num_steps * train.batch_size / images
     exists = (config.folder / "config.json").is_file()
+    names = source.class_names
+    classes = f"; {len(names)} classes: {', '.join(names[:MAX_NAMES])}" if names else ""
+    classes += ", ..." if len(names) > MAX_NAMES else ""
     facts = {
-        "data": f"{images:,} images of {size} from {config.data.name}",
-        "network": f"{names[type(config.model)]}, {count:,} parameters",
+        "data": f"{images:,} images of {size} from {config.data.name}{classes}",
+        "network": f"{kinds[type(config.model)]}, {count:,} parameters",
         "training": f"{train.num_steps:,} steps of {train.batch_size} images, which is "
         f"{epochs:.3g} epochs of {images / train.batch_size:,.4g} steps",
         "folder": f"{config.folder}, {'an existing run to resume' if exists else 'a new run'}",
@@ -39,6 +44,11 @@ def describe_run(config: Config) -> str:
         f"{train.checkpoint_every} (the newest {train.keep_checkpoints} are kept), samples every "
         f"{train.sample_every}, and at the end samples.png, sampling.gif and loss.png",
     }
+    if held_out is not None:
+        count, of = min(train.validate_images, len(held_out.images)), len(held_out.images)
+        facts["validation"] = (
+            f"the loss of {count:,} of {of:,} held-out images every {find_interval(config)} steps"
+        )
     lines = ["This is a dry run: nothing is computed or written.", ""]
     lines += [line for name, text in facts.items() for line in _format(name, text)]
     lines += ["", "Every setting:", *_format("run", f"preset {config.preset}, seed {config.seed}")]

@@ -17,7 +17,7 @@ from jax_ddpm.devices.layout import (
 )
 from jax_ddpm.devices.processes import get_process, is_distributed
 from jax_ddpm.errors import UserError
-from jax_ddpm.jobs.build import Parts, build, open_data
+from jax_ddpm.jobs.build import Parts, build
 from jax_ddpm.jobs.messages import make_bar, tell, tell_if_slow
 from jax_ddpm.jobs.progress import Progress, from_json, join_metrics
 from jax_ddpm.jobs.train_records import (
@@ -32,6 +32,13 @@ from jax_ddpm.jobs.train_records import (
     write_row,
 )
 from jax_ddpm.jobs.train_setup import Job, choose_layout, open_job
+from jax_ddpm.jobs.validation import (
+    Validated,
+    describe_validation,
+    find_interval,
+    measure,
+    open_training_data,
+)
 from jax_ddpm.runs import checkpoint
 from jax_ddpm.runs.folder import Run
 from jax_ddpm.training.feed import load_into_memory, make_feed
@@ -51,18 +58,23 @@ def train(config: Config) -> Run:
     run = find_finished_run(config)
     if run is None:
         with tell_if_slow("Opening the images"):
-            source = open_data(config.data)
+            source, held_out = open_training_data(config)
         with tell_if_slow("Building the network"):
             parts = build(config, source.image_shape)
-        run = train_run(config, source, parts)
+        run = train_run(config, source, parts, held_out)
     else:
         tell(f"{run.folder} is finished: all {config.train.num_steps} steps are done")
     tell(f"Finished: {run.final_grid}, {run.final_gif}, {run.loss_curve}")
     return run
 
 
-def train_run(config: Config, source: ImageSource, parts: Parts) -> Run:
+def train_run(
+    config: Config, source: ImageSource, parts: Parts, held_out: ImageSource | None = None
+) -> Run:
     """Train `parts` on the images of `source` in the run folder of `config`.
+
+    If `config` asks for a validation loss, `held_out` has the images for it (see
+    `open_training_data`).
 
     `parts` come from `build(config, source.image_shape)`, perhaps with a network of the user's own.
     Resumes from the newest checkpoint. Raises UserError if training is impossible, and Stopped
@@ -74,7 +86,7 @@ def train_run(config: Config, source: ImageSource, parts: Parts) -> Run:
     source = load_into_memory(source, config.train.data_on_device)
     with (
         runs.lock_for_training(config, source.image_shape) as run,  # writes from here on
-        open_job(run, parts, source) as job,
+        open_job(run, parts, source, held_out) as job,
     ):
         tell_summary(job)
         state, progress = load_or_make_state(job)
@@ -117,6 +129,8 @@ def tell_summary(job: Job) -> None:
     devices = f"{count_devices(layout.mode)} {jax.default_backend()} device(s)"
     data = f"{len(job.source.images):,} images of {size}"
     tell(f"{config.preset}: {count:,} parameters, {data}, {layout.mode} on {devices}")
+    if job.validation is not None:
+        tell(describe_validation(job.validation, config))
     tell(f"Run folder: {job.run.folder}")
 
 
@@ -164,12 +178,13 @@ def take_steps(job: Job, state: TrainState, progress: Progress) -> TrainState:
                 bar = stack.enter_context(make_bar(train.num_steps, "step", initial=step))
             else:
                 bar.update(count)
-            progress, failure = log_if_due(job, state, step, progress, bar)
+            validated = validate_if_due(job, state, step, bar)
+            progress, failure = log_if_due(job, state, step, progress, bar, validated)
             signum = job.agree(job.stop.signum or 0)
             last, stopping = step == train.num_steps, bool(failure or signum) or step == end
             due = last or step % train.checkpoint_every == 0
             if stopping or due:
-                progress = save_checkpoint(job, state, progress, due=due)
+                progress = save_checkpoint(job, state, progress, due=due, validated=validated)
             if failure:
                 checkpoint.wait(job.checkpoints)
                 raise failure
@@ -181,8 +196,23 @@ def take_steps(job: Job, state: TrainState, progress: Progress) -> TrainState:
     return state
 
 
+def validate_if_due(job: Job, state: TrainState, step: int, bar: Any) -> Validated | None:
+    """Measure the validation losses when due; None if they are not."""
+    every, last = find_interval(job.run.config), step == job.run.config.train.num_steps
+    if job.validation is None or every is None or (step % every != 0 and not last):
+        return None
+    validated = measure(job.validation, state, step)
+    bar.unpause()
+    return validated
+
+
 def log_if_due(
-    job: Job, state: TrainState, step: int, progress: Progress, bar: Any
+    job: Job,
+    state: TrainState,
+    step: int,
+    progress: Progress,
+    bar: Any,
+    validated: Validated | None,
 ) -> tuple[Progress, UserError | None]:
     """Write a row and averages when due; return the progress and the error that ends the run.
 
@@ -193,7 +223,7 @@ def log_if_due(
     if step % train.log_every != 0 and not last:
         return progress, None
     metrics = join_metrics(progress.window)
-    loss = write_row(job, step, metrics, bar.format_dict["rate"])
+    loss = write_row(job, step, metrics, bar.format_dict["rate"], validated)
     bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
     if last or step % train.snapshot_every == 0:
         write_averages(job, state, step)

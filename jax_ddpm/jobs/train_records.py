@@ -1,6 +1,7 @@
 """What a training job writes: rows of metrics, averages, checkpoints and pictures."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from jax_ddpm.jobs.messages import tell
 from jax_ddpm.jobs.progress import Progress, to_json
 from jax_ddpm.jobs.sample import write_samples
 from jax_ddpm.jobs.train_setup import Job
+from jax_ddpm.jobs.validation import Validated
 from jax_ddpm.runs import checkpoint, metrics
 from jax_ddpm.runs.folder import Run
 from jax_ddpm.runs.snapshots import write_snapshots
@@ -33,18 +35,31 @@ def drop_later_records(job: Job, step: int) -> None:
         job.board.start_after(step)
 
 
-def write_row(job: Job, step: int, values: dict[str, Any], steps_per_second: float | None) -> float:
-    """Write the means of `values` over the steps that were not skipped; return the mean loss."""
+def write_row(
+    job: Job,
+    step: int,
+    values: dict[str, Any],
+    steps_per_second: float | None,
+    validated: Validated | None = None,
+) -> float:
+    """Write the means of `values` over the steps that were not skipped; return the mean loss.
+
+    The row also holds the validation losses, if they were measured after this step.
+    """
     good = values["skipped"] == 0
     means = {name: average_finite(values[name][good]) for name in ("loss", "grad_norm")}
     skipped = len(good) - int(good.sum())
     rate = float(job.parts.learning_rate(step - 1))
-    row = metrics.Row(step, **means, learning_rate=rate, skipped=skipped)
+    more = {} if validated is None else validated._asdict()
+    row = metrics.Row(step, **means, learning_rate=rate, skipped=skipped, **more)
     if not is_main_process():
         return row.loss
     metrics.append(job.run.metrics, row)
     for name in ("loss", "grad_norm", "learning_rate", "skipped"):
         job.board.add_scalar(name, getattr(row, name), step)
+    for name, value in more.items():
+        if value is not None:
+            job.board.add_scalar(name, value, step)
     if steps_per_second:
         job.board.add_scalar("steps_per_second", steps_per_second, step)
     if skipped:
@@ -72,13 +87,14 @@ def find_failure(job: Job, step: int, values: dict[str, Any]) -> UserError | Non
     first = reached - int(in_a_row[in_a_row >= limit][0]) + 1
     count, size = len(job.source.images), config.train.batch_size
     images = batch_indices(count, size, config.seed, first - 1)[:8].tolist()
+    kept = ", without those held out" if config.data.holdout else ""
     half = config.model.compute_dtype != "float32"
     dtype = " or --model.compute-dtype float32" if half else ""
     return UserError(
         f"{reached - first + 1} steps in a row, {first} to {reached}, were skipped because their "
         "loss or gradient was not a finite number. The state after the last good step is saved as "
         f"checkpoint {step}. Try a lower --train.learning-rate{dtype} in another --run, and look "
-        f"at the images of step {first}: numbers {', '.join(map(str, images))}... of the data"
+        f"at the images of step {first}: numbers {', '.join(map(str, images))}... of the data{kept}"
     )
 
 
@@ -89,13 +105,24 @@ def write_averages(job: Job, state: TrainState, step: int) -> None:
         write_snapshots(job.run.snapshots, job.run.config.train.posthoc_ema, averages, step)
 
 
-def save_checkpoint(job: Job, state: TrainState, progress: Progress, *, due: bool) -> Progress:
+def save_checkpoint(
+    job: Job,
+    state: TrainState,
+    progress: Progress,
+    *,
+    due: bool,
+    validated: Validated | None = None,
+) -> Progress:
     """Start saving a checkpoint that holds the configuration and `progress`.
 
-    A checkpoint that is `due`, not only made on request, is saved with the mean loss since the last
-    one, and the progress returned no longer holds these losses.
+    A checkpoint that is `due`, not only made on request, is saved with a loss, and the progress
+    returned no longer holds the losses since the last one. The loss is their mean; in a run with a
+    validation loss, it is the one in `validated`, if it was measured after this step.
     """
-    loss = average_finite(progress.losses) if due else math.nan
+    loss = average_finite(progress.losses)
+    if job.validation is not None:
+        loss = math.nan if validated is None else validated.validation_loss
+    loss = loss if due else math.nan
     progress = progress._replace(losses=()) if due else progress
     about = runs.describe(job.run) | {"progress": to_json(progress)}
     known = loss if math.isfinite(loss) else None
@@ -146,12 +173,28 @@ def draw_final_pictures(job: Job, state: TrainState) -> None:
     """Draw the final grid, the GIF and the loss curve; with keep_best, from the best checkpoint."""
     best = checkpoint.find_best_step(job.checkpoints)
     if job.run.config.train.keep_best and best not in (None, int(state.step)):
-        tell(f"Drawing the final images from the checkpoint with the lowest loss, step {best}")
+        kind = "loss" if job.validation is None else "validation loss"
+        tell(f"Drawing the final images from the checkpoint with the lowest {kind}, step {best}")
         state = checkpoint.restore(job.checkpoints, state, step=best)
     samples = draw_grid(job, state, job.run.config.train.num_steps)
     write_samples(job.run.final_grid, samples)
     write_samples(job.run.final_gif, samples)
     if not is_main_process():
         return
-    rows = [row for row in metrics.read(job.run.metrics) if math.isfinite(row.loss)]
-    save_loss_curve(job.run.loss_curve, [row.step for row in rows], [row.loss for row in rows])
+    rows = metrics.read(job.run.metrics)
+    steps, losses = find_curve(rows, "loss")
+    others = {name: find_curve(rows, field) for name, field in CURVES.items()}
+    save_loss_curve(job.run.loss_curve, steps, losses, others)
+
+
+CURVES = {
+    "held-out images": "validation_loss",
+    "training images, same noise": "trained_loss",
+}
+
+
+def find_curve(rows: Sequence[metrics.Row], field: str) -> tuple[list[int], list[float]]:
+    """The steps at which a field of the rows is finite, and its values there."""
+    points = [(row.step, getattr(row, field)) for row in rows]
+    finite = [(step, value) for step, value in points if value is not None and math.isfinite(value)]
+    return [step for step, _ in finite], [value for _, value in finite]

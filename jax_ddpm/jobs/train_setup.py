@@ -15,6 +15,7 @@ from jax_ddpm.jobs.build import Parts
 from jax_ddpm.jobs.generate import GenerateFn, make_generate_fn
 from jax_ddpm.jobs.interrupt import StopRequest
 from jax_ddpm.jobs.messages import announce_compilation
+from jax_ddpm.jobs.validation import Validation, make_validation
 from jax_ddpm.models.remat import recompute_segments
 from jax_ddpm.process.losses import LossFn, make_loss_fn
 from jax_ddpm.process.timesteps import make_timestep_fn
@@ -41,6 +42,8 @@ class Job(NamedTuple):
     """All images and labels, if they are kept on the devices."""
     agree: Callable[[int], int] = int
     """Exchanges signals between processes: returns one that any of them has received, or 0."""
+    validation: Validation | None = None
+    """What the validation loss is measured with, if the run has one."""
 
     @property
     def layout(self) -> Layout:
@@ -49,9 +52,17 @@ class Job(NamedTuple):
 
 
 @contextmanager
-def open_job(run: Run, parts: Parts, source: ImageSource) -> Iterator[Job]:
-    """Open the job of `run`. Inside this context, checkpoints are open and signals are handled."""
-    train = run.config.train
+def open_job(
+    run: Run, parts: Parts, source: ImageSource, held_out: ImageSource | None = None
+) -> Iterator[Job]:
+    """Open the job of `run`. Inside this context, checkpoints are open and signals are handled.
+
+    `held_out` has the images for a validation loss, if there are any.
+    """
+    train, validation = run.config.train, None
+    if held_out is not None:
+        loss_fn = build_loss(run.config, parts)
+        validation = make_validation(run.config, parts, loss_fn, source, held_out)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         checkpoints = stack.enter_context(
@@ -75,6 +86,7 @@ def open_job(run: Run, parts: Parts, source: ImageSource) -> Iterator[Job]:
             stop,
             put_data_on_devices(train, source),
             Agreement(),
+            validation,
         )
 
 

@@ -18,7 +18,8 @@ class Row(NamedTuple):
     """Means over the steps since the last row, after `step` steps. It holds no times.
 
     Means leave out skipped steps; if all steps were skipped, loss and grad_norm are NaN (null in
-    the file).
+    the file). The fields after `skipped` are None, and not in the file, if they were not measured
+    at this step.
     """
 
     step: int
@@ -26,6 +27,12 @@ class Row(NamedTuple):
     grad_norm: float
     learning_rate: float
     skipped: int = 0
+    validation_loss: float | None = None
+    """Loss of held-out images with the averaged weights."""
+    validation_loss_raw: float | None = None
+    """The same with the raw weights."""
+    trained_loss: float | None = None
+    """Loss of as many training images with the averaged weights and the same noise."""
 
 
 def append(path: Path, row: Row) -> None:
@@ -64,8 +71,8 @@ def drop_rows_after(path: Path, step: int) -> None:
 
 
 def _line(row: Row) -> str:
-    values = row._asdict().items()
-    return json.dumps({name: None if math.isnan(value) else value for name, value in values}) + "\n"
+    values = {name: value for name, value in row._asdict().items() if value is not None}
+    return json.dumps({name: None if math.isnan(v) else v for name, v in values.items()}) + "\n"
 
 
 def _row(values: Any) -> Row:
@@ -73,8 +80,9 @@ def _row(values: Any) -> Row:
         name: math.nan if value is None else value for name, value in values.items()
     }
     row = Row(**known)
-    numbers = all(type(value) in (int, float) for value in row)
-    numbers = numbers and not any(abs(value) > MAX_VALUE for value in row)
+    values = [value for value in row if value is not None]
+    numbers = all(type(value) in (int, float) for value in values)
+    numbers = numbers and not any(abs(value) > MAX_VALUE for value in values)
     if not numbers or type(row.step) is not int or type(row.skipped) is not int:
         raise ValueError("one of its values is not a number")
     return row

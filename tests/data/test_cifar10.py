@@ -1,10 +1,7 @@
-"""CIFAR-10's own archives. The pickles are written byte for byte as Python 2 wrote them."""
+"""CIFAR-10's own archives."""
 
 import gzip
-import io
 import pickle
-import struct
-import tarfile
 
 import numpy as np
 import pytest
@@ -14,58 +11,15 @@ from jax_ddpm.data.cifar10 import CLASSES, read_cifar10
 from jax_ddpm.data.inert_pickle import read_inert
 from jax_ddpm.data.sources import open_source
 from jax_ddpm.errors import UserError
-
-NAMES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
-PIXELS = np.random.default_rng(0).integers(0, 256, (6, 3, 3072), np.uint8)
-LABELS = np.arange(18).reshape(6, 3) % 10
-
-
-def write_text(text):
-    return b"U" + bytes([len(text)]) + text.encode()
-
-
-def write_python_2(pixels, labels):
-    """A batch as cPickle of Python 2 wrote it, with NumPy 1's array."""
-    array = (
-        b"cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85U\x01b\x87Rq\x09(K\x01"
-        + b"M" + struct.pack("<H", len(pixels)) + b"M\x00\x0c\x86"
-        + b"cnumpy\ndtype\nq\x0aU\x02u1K\x00K\x01\x87Rq\x0b(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
-        + b"T" + struct.pack("<I", pixels.size) + pixels.tobytes() + b"tb"
-    )  # fmt: skip
-    numbers = b"".join(b"K" + bytes([label]) for label in labels)
-    files = b"".join(write_text(f"{i}.png") + b"r" + struct.pack("<I", 300 + i) for i in range(3))
-    return (
-        b"\x80\x02}q\x01(" + write_text("batch_label") + b"q\x02" + write_text("training batch 1 of 5")
-        + b"q\x03" + write_text("labels") + b"q\x04]q\x05(" + numbers + b"e"
-        + write_text("data") + b"q\x06" + array
-        + write_text("filenames") + b"]q\x0c(" + files + b"eu."
-    )  # fmt: skip
-
-
-def write_binary(pixels, labels):
-    return np.column_stack([labels.astype(np.uint8), pixels]).tobytes()
-
-
-KINDS = {
-    "python": ("cifar-10-batches-py", "", write_python_2),
-    "binary": ("cifar-10-batches-bin", ".bin", write_binary),
-}
-
-
-def list_files(kind):
-    folder, suffix, write = KINDS[kind]
-    batches = zip(NAMES, PIXELS, LABELS, strict=True)
-    files = {f"{folder}/{name}{suffix}": write(pixels, labels) for name, pixels, labels in batches}
-    return {f"{folder}/readme.html": b"hello", **files}
-
-
-def write_archive(path, files, mode="w:gz"):
-    with tarfile.open(path, mode) as archive:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return path
+from tests.shared.cifar10 import (
+    KINDS,
+    LABELS,
+    NAMES,
+    PIXELS,
+    list_files,
+    write_archive,
+    write_python_2,
+)
 
 
 def write_folder(root, files):

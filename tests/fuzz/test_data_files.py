@@ -14,9 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from jax_ddpm.data.cifar10 import read_cifar10
 from jax_ddpm.data.idx import read_idx
 from jax_ddpm.data.sources import open_source
 from jax_ddpm.files.untrusted import read_npz
+from tests.shared.cifar10 import LABELS as CLASSES
+from tests.shared.cifar10 import PIXELS, list_files, write_archive, write_binary, write_python_2
 from tests.shared.mutations import INTERESTING, corruptions, read_or_refuse, valid_or_damaged
 
 SIZES = st.one_of(st.integers(0, 4), st.sampled_from([n for n in INTERESTING if n < 2**32]))
@@ -198,3 +201,44 @@ def test_pictures_are_read_or_refused(scratch, name, data):
     if source is not None:
         found = read_or_refuse(lambda: source.images[0])
         assert found is None or (found.dtype, found.shape[-1]) == (np.uint8, channels)
+
+
+BATCHES = [write(PIXELS[0], CLASSES[0]) for write in (write_python_2, write_binary)]
+
+
+@given(raw=valid_or_damaged(st.sampled_from(BATCHES)), suffix=st.sampled_from(["", ".bin"]))
+def test_batches_of_cifar10_are_read_or_refused(scratch, raw, suffix):
+    folder = scratch / f"batches{suffix}"
+    folder.mkdir(exist_ok=True)
+    (folder / f"test_batch{suffix}").write_bytes(raw)
+    check_cifar10(folder)
+
+
+@given(
+    data=st.data(), kind=st.sampled_from(["python", "binary"]), mode=st.sampled_from(["w", "w:gz"])
+)
+def test_archives_of_cifar10_are_read_or_refused(scratch, data, kind, mode):
+    path = write_archive(scratch / "any.tar.gz", list_files(kind), mode)
+    path.write_bytes(data.draw(valid_or_damaged(st.just(path.read_bytes()))))
+    check_cifar10(path)
+
+
+def check_cifar10(path):
+    source = read_or_refuse(lambda: read_cifar10(path, "test"))
+    if source is not None:
+        assert source.images.shape == (len(source.labels), 32, 32, 3)
+        assert source.images.dtype == np.uint8
+        assert 0 <= source.labels.min() <= source.labels.max() <= 9
+
+
+@given(data=st.data())
+def test_parquet_files_are_read_or_refused(scratch, data):
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.table({"image": [make_picture("PNG")] * 5, "label": [0, 1, 2, 1, 0]})
+    path = scratch / "any.parquet"
+    pytest.importorskip("pyarrow.parquet").write_table(table, path, row_group_size=2)
+    path.write_bytes(data.draw(valid_or_damaged(st.just(path.read_bytes()))))
+    source = read_or_refuse(lambda: open_source("parquet", path))
+    if source is not None:
+        assert len(source.images) == len(source.labels) > 0
+        assert source.images[0].shape == source.image_shape

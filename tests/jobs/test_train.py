@@ -121,7 +121,7 @@ def test_a_finished_run_started_again_does_nothing_and_says_so_at_once(
         raise AssertionError("data were opened, or a network was built")
 
     before = {path: path.stat().st_mtime_ns for path in trained_run.rglob("*") if path.is_file()}
-    for name in ("open_data", "build"):
+    for name in ("open_training_data", "build"):
         monkeypatch.setattr(loop, name, refuse)
     run = loop.train(make_config(trained_run))
     out = capsys.readouterr().out

@@ -16,7 +16,7 @@ from jax_ddpm.api.trained_run import TrainedRun, load_run, make_functions
 from jax_ddpm.config.follow import follow
 from jax_ddpm.config.presets import find_preset
 from jax_ddpm.config.run import Config, DataConfig, validate
-from jax_ddpm.data.holdout import hold_out
+from jax_ddpm.data.holdout import split_off
 from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.errors import Stopped, UserError, flag_name
 from jax_ddpm.jobs.build import build
@@ -53,8 +53,8 @@ def fit(
 
     `config` is the name of a preset or a Config. `seed`, `random_flip` and `changes`, which are
     fields of TrainConfig and DiffusionConfig, change it; `steps` is short for num_steps. Settings
-    that depend on a change, such as the warm-up, are adjusted to it. `holdout=0.05` holds out that
-    fraction of the images for a validation loss.
+    that depend on a change, such as the warm-up, are adjusted to it. `holdout` is the fraction of
+    the images that is held out for a validation loss.
 
     `network` replaces the preset's network. It is a configuration such as UNetConfig(channels=32),
     a Linen module, or two functions (init, apply_fn): init(key) returns params, and
@@ -69,19 +69,15 @@ def fit(
     Raises UserError for images, settings or a network that cannot work.
     """
     with name_arguments(), jax.enable_x64(False):
-        source, held_out = make_source(images, labels), None
+        source = make_source(images, labels)
         own_changes = {"seed": seed, "random_flip": random_flip}
         changes |= {name: value for name, value in own_changes.items() if value is not None}
         chosen = change_config(config, changes)
         chosen, own = choose_network(chosen, network, source, labels is not None)
-        folder, temporary = run or chosen.run, None
-        if folder is None:
-            temporary = TemporaryDirectory(prefix="jax_ddpm_")
-            folder = temporary.name
-        chosen = replace(chosen, run=Path(folder))
+        folder, temporary = choose_folder(run or chosen.run)
+        chosen = replace(chosen, run=folder)
         validate(chosen)
-        if chosen.data.holdout:
-            source, held_out = hold_out(source, chosen.data.holdout)
+        source, held_out = split_off(source, chosen.data.holdout)
         parts, stopped = build(chosen, source.image_shape, network=own), False
         try:
             train_run(chosen, source, parts, held_out)
@@ -113,7 +109,7 @@ def change_config(config: Any, changes: dict[str, Any]) -> Config:
     sections |= {"random_flip": "data", "holdout": "data"}
     check_keywords("fit", changes, dict.fromkeys([*SHORT, *sections, *OWN]))
     changed = replace(preset, seed=changes.pop("seed", preset.seed))
-    changed = replace(changed, data=DataConfig("arrays", random_flip=preset.data.random_flip))
+    changed = replace(changed, data=copy_data(preset.data))
     for name, value in changes.items():
         section = getattr(changed, sections[name])
         changed = replace(changed, **{sections[name]: replace(section, **{name: value})})
@@ -124,6 +120,19 @@ def change_config(config: Any, changes: dict[str, Any]) -> Config:
         name = to_arguments(setting.flag)
         tell(f"{name} is {setting.value} (the preset has {setting.preset})")
     return changed
+
+
+def choose_folder(folder: str | Path | None) -> tuple[Path, TemporaryDirectory[str] | None]:
+    """The run folder; without one, a temporary folder and the object that removes it."""
+    if folder is not None:
+        return Path(folder), None
+    temporary = TemporaryDirectory(prefix="jax_ddpm_")
+    return Path(temporary.name), temporary
+
+
+def copy_data(data: DataConfig) -> DataConfig:
+    """The settings for arrays: those of `data` that do not say where the images come from."""
+    return DataConfig("arrays", random_flip=data.random_flip, holdout=data.holdout)
 
 
 def choose_network(

@@ -23,6 +23,11 @@ def hold_out(source: ImageSource, fraction: float) -> tuple[ImageSource, ImageSo
     return select(source, np.sort(order[count:])), select(source, np.sort(order[:count]))
 
 
+def split_off(source: ImageSource, fraction: float) -> tuple[ImageSource, ImageSource | None]:
+    """Split `source` as `hold_out` does; for a fraction of 0, return it whole, and None."""
+    return hold_out(source, fraction) if fraction else (source, None)
+
+
 def fixed_order(count: int) -> Int[np.ndarray, " n"]:
     """The numbers 0 to count - 1 in an order that looks random and never changes.
 

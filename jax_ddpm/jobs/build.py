@@ -18,7 +18,7 @@ from jax_ddpm.config.run import (
     make_betas,
 )
 from jax_ddpm.config.sample import sampling_timesteps, visits_timesteps
-from jax_ddpm.data.holdout import hold_out
+from jax_ddpm.data.holdout import split_off
 from jax_ddpm.data.sources import ImageSource, Split, open_source
 from jax_ddpm.errors import UserError
 from jax_ddpm.models import CustomConfig, NetworkFns, adapt_network, make_network
@@ -141,7 +141,7 @@ def open_data(data: SourceConfig, split: Split = "train") -> ImageSource:
         skip_bad=data.skip_bad,
     )
     fraction = data.holdout if isinstance(data, DataConfig) and split == "train" else 0.0
-    return hold_out(source, fraction)[0] if fraction else source
+    return split_off(source, fraction)[0]
 
 
 def count_classes(config: Config) -> int | None:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jax_ddpm.config.run import Config, DataConfig
-from jax_ddpm.data.holdout import hold_out, select
+from jax_ddpm.data.holdout import select, split_off
 from jax_ddpm.data.loader import require_labels
 from jax_ddpm.data.sources import SOURCES, ImageSource, has_test_part, recognize
 from jax_ddpm.devices.per_example import compile_per_example, round_up
@@ -58,11 +58,9 @@ def open_training_data(config: Config) -> tuple[ImageSource, ImageSource | None]
     Raises UserError if they cannot be opened or differ in size.
     """
     data = config.data
-    if data.holdout:
-        return hold_out(open_data(replace(data, holdout=0.0)), data.holdout)
-    source = open_data(data)
+    source = open_data(replace(data, holdout=0.0))
     if data.validation is None:
-        return source, None
+        return split_off(source, data.holdout)
     return source, check_validation(open_validation(data), source, config)
 
 

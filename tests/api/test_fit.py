@@ -1,6 +1,7 @@
 """`fit` trains on arrays as the command does, with a preset's network or your own."""
 
 import gc
+import json
 import signal
 from dataclasses import replace
 
@@ -91,6 +92,12 @@ def test_keywords_change_settings(config):
 def test_adjusted_settings_are_printed_without_flags(config, capsys):
     change_config(config(), {"steps": 2})
     assert "warmup_steps is 1 (the preset has 4)" in capsys.readouterr().out
+
+
+def test_held_out_images_give_a_validation_loss(config):
+    run = jd.fit(IMAGES, config=config(), network=OWN, holdout=0.25, validate_every=3)
+    rows = [json.loads(line) for line in run.files.metrics.read_text().splitlines()]
+    assert [0 < row["validation_loss"] < 10 for row in rows] == [True] * 4
 
 
 def test_labels_make_the_network_conditional(config):

@@ -63,6 +63,7 @@ def make_flags(config):
     flags = ["--run", str(config.run), "--data.name", config.data.name]
     flags += ["--data.path", str(config.data.path)]
     flags += ["--data.random-flip"] if config.data.random_flip else []
+    flags += ["--data.holdout", str(config.data.holdout)]
     for section in ("model", "diffusion", "train", "sample"):
         for name, value in vars(getattr(config, section)).items():
             flag = f"--{section}.{name.replace('_', '-')}"

@@ -104,7 +104,7 @@ def test_every_way_to_use_devices_gives_the_same_losses(
         [[getattr(row, name) for name in NAMES] for row in metrics.read(path / "metrics.jsonl")]
         for path in (validated_run, tmp_path / "run")
     )
-    np.testing.assert_allclose(found, expected, rtol=1e-4)  # measured: 2e-6
+    np.testing.assert_allclose(found, expected, rtol=1e-5)  # measured, pmap: 6e-8
 
 
 @pytest.mark.slow

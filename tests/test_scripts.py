@@ -95,7 +95,7 @@ def test_commands_on_a_run_load_no_other_framework(trained_run, tmp_path):
     run, out = str(trained_run), str(tmp_path / "out")
     commands = [
         ["sample", run, "--num", "1", "--out", f"{out}.png"],
-        ["evaluate", run, "--num", "1", "--out", f"{out}.json"],
+        ["evaluate", run, "--likelihood", "--num", "1", "--out", f"{out}.json"],
         ["convert", run, "--to", "torch", "--out", f"{out}.safetensors"],
         ["plot", "schedules", "--out", f"{out}.png"],
     ]

@@ -10,7 +10,7 @@ from jax_ddpm.errors import nearest
 COMMANDS = {
     "train": "train a model; run the same command again to resume",
     "sample": "draw images from a run, or edit pictures with it",
-    "evaluate": "compute the likelihood of a run's images, in bits per dimension",
+    "evaluate": "measure how good a run's images are, or its likelihood",
     "convert": "import weights from PyTorch and other sources, or export them",
     "plot": "draw noise schedules, the forward process, or a comparison of samplers",
     "parity": "compare JAX with PyTorch, quantity by quantity",

@@ -6,6 +6,7 @@ from typing import Literal
 
 from jax_ddpm.data.sources import Split
 from jax_ddpm.process.grids import GridName
+from jax_ddpm.quality.measures import MeasureName
 from jax_ddpm.samplers import SamplerName
 
 
@@ -36,8 +37,9 @@ class SampleJob:
     """Number of images."""
     out: Path | None = None
     """File to write: .png (an image grid), .gif (the grid as it emerges from noise) or .npz (arr_0,
-    uint8 [n, h, w, c]). None: samples/seed_SEED.png in the run folder; the name starts with the
-    sampler, if it is not the run's own, or with the edit."""
+    uint8 [n, h, w, c]); or a folder, which gets one PNG file per image as they come. None:
+    samples/seed_SEED.png in the run folder; the name starts with the sampler, if it is not the
+    run's own, or with the edit."""
     trajectory: bool = False
     """Also write a GIF of the images emerging from noise, beside --out."""
     seed: int = 0
@@ -51,6 +53,44 @@ class SampleJob:
     """float64: noise, tables and network in double precision, to compare with PyTorch."""
     batch_size: int = 64
     """Images per call of the compiled program."""
+
+
+@dataclass(frozen=True)
+class QualityJob:
+    """How the quality of a run's images is measured."""
+
+    measures: tuple[MeasureName, ...] = ()
+    """What to measure: frechet and kernel (FID and KID with Inception's features), score (Inception
+    Score), precision (and recall), density (and coverage); default: all that can be."""
+    num: int = 2048
+    """Number of images to draw. A distance depends on it: papers give FID for 50000."""
+    features: str | None = None
+    """Features to compare images in. fashion: the classifier of Fashion-MNIST that ships, for grey
+    images of 28x28. inception: those of FID. FILE.py:FUNCTION: your own, features(images), in JAX,
+    from uint8 [b, h, w, c] to [b, d]; the file is executed. None: fashion if it fits, or inception.
+    """
+    inception: Path | None = None
+    """Inception's weights, pt_inception-2015-12-05-6726825d.pth; None: fetched once into the user's
+    cache."""
+    reference: Path | None = None
+    """An .npz file with mu and sigma to compare with (pytorch-fid, clean-fid, EDM); None: the run's
+    images."""
+    split: Split = "train"
+    """Which of the run's images to compare with: train, as papers do, or test."""
+    raw_too: bool = False
+    """Also measure the raw parameters, with the same seed."""
+    against: Path | None = None
+    """Another run that was evaluated, or its report, to compare with: says which differences may be
+    chance."""
+    write_reference: Path | None = None
+    """Also write mu and sigma of the reference to this .npz file, for other tools."""
+    batch_size: int = 64
+    """Images per call of the compiled programs."""
+    seed: int = 0
+    """Seed of all noise. Image i depends only on the seed, not on --num or --batch-size."""
+    out: Path | None = None
+    """JSON file to write, with a picture of nearest neighbours beside it. None:
+    evaluation/quality.json in the run folder."""
 
 
 @dataclass(frozen=True)

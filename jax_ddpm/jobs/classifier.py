@@ -1,9 +1,7 @@
 """Guide sampling by a classifier of noisy images from the user's own file: FILE.py:FUNCTION."""
 
-import importlib.util
 from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +11,7 @@ from jax_ddpm.config.run import Config
 from jax_ddpm.config.sample import SampleConfig
 from jax_ddpm.errors import UserError, flag_name
 from jax_ddpm.jobs.generate import GradientOf
+from jax_ddpm.jobs.own_function import load_function, summarize
 from jax_ddpm.process.guidance import LogProbFn, classifier_gradient
 
 
@@ -44,37 +43,9 @@ def make_gradient(
 
     Raises UserError if `place`, FILE.py:FUNCTION, is not a classifier.
     """
-    log_prob = load_classifier(place)
+    log_prob = load_function(place, "--classifier")
     require_classifier(log_prob, place, image_shape, dtype)
     return lambda labels: classifier_gradient(log_prob, labels, scale)
-
-
-def load_classifier(place: str) -> LogProbFn:
-    """Load the function that `place`, FILE.py:FUNCTION, names. Executes the file, as `import` does.
-
-    Raises UserError if there is no such file or function, or if executing the file fails.
-    """
-    file, _, name = place.rpartition(":")
-    path = Path(file)
-    if not file or path.suffix != ".py" or not name:
-        raise UserError(f"--classifier {place} must name a file and a function: FILE.py:FUNCTION")
-    if not path.is_file():
-        raise UserError(f"--classifier {place}: there is no file {path}")
-    function = getattr(_execute(path, place), name, None)
-    if not callable(function):
-        raise UserError(f"--classifier {place}: {path} has no function {name}")
-    return function
-
-
-def _execute(path: Path, place: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"jax_ddpm_classifier_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file raises
-        raise UserError(f"--classifier {place}: {_summarize(error)}") from error
-    return module
 
 
 def require_classifier(
@@ -86,13 +57,7 @@ def require_classifier(
     try:
         found = jax.eval_shape(log_prob, jnp.zeros((2, *image_shape), dtype), two, two)
     except Exception as error:  # whatever the user's function raises
-        raise UserError(f"--classifier {place} is not {wanted}: {_summarize(error)}") from error
+        raise UserError(f"--classifier {place} is not {wanted}: {summarize(error)}") from error
     fits = getattr(found, "shape", None) == (2,) and jnp.issubdtype(found.dtype, jnp.floating)
     if not fits:
         raise UserError(f"--classifier {place} is not {wanted}: for two images it returns {found}")
-
-
-def _summarize(error: Exception) -> str:
-    """The type of `error` and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

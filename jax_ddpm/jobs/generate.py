@@ -169,13 +169,15 @@ def generate_images(
     num_labels: int | None = None,
     label: int | None = None,
     edit: EditFns = NO_EDIT,
+    first_image: int = 0,
 ) -> Iterator[Samples]:
-    """Draw images 0 to num_images - 1 of `seed` in batches, on the devices that hold `params`.
+    """Draw images `first_image` to num_images - 1 of `seed` in batches.
 
+    They are drawn on the devices that hold `params`.
     A batch that is too small, or does not divide over the devices, is padded and then cut.
     """
     batch_size = min(batch_size, num_images)
-    for first in range(0, num_images, batch_size):
+    for first in range(first_image, num_images, batch_size):
         indices = first + np.arange(round_up(batch_size, params))
         labels = image_labels(num_labels, label, indices)
         keys = image_keys(seed, 0 * indices if edit.one_noise else indices)

@@ -1,7 +1,7 @@
 """The sampling job: from a run folder to images in a file."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from jax_ddpm.jobs.edit import (
 from jax_ddpm.jobs.generate import Samples, collect, generate_images, make_generate_fn
 from jax_ddpm.jobs.messages import announce_compilation, tell, tell_if_slow
 from jax_ddpm.jobs.parameters import check_weights, load_params
+from jax_ddpm.jobs.sample_folder import is_folder, open_folder, tell_next, write_images
+from jax_ddpm.runs.checkpoint import find_latest_step, open_checkpoints
 
 SUFFIXES = (".png", ".gif", ".npz")
 
@@ -49,6 +51,8 @@ def sample_run(
     changes, run = changes or {}, runs.load(folder)
     settings = choose_settings(run, job, changes, weights, edit)
     out = job.out or folder / "samples" / make_name(run, job, settings, edit)
+    if is_folder(out):
+        return sample_to_folder(run, job, settings, out, weights=weights, edit=edit)
     check_suffix(out)
     if is_main_process():
         require_writable(out)
@@ -57,6 +61,37 @@ def sample_run(
     for path in dict.fromkeys([out, out.with_suffix(".gif")] if job.trajectory else [out]):
         write_samples(path, samples, columns)
         tell(f"Wrote {path}")
+    return out
+
+
+def sample_to_folder(
+    run: runs.Run,
+    job: SampleJob,
+    settings: SampleConfig,
+    out: Path,
+    *,
+    weights: Weights,
+    edit: Edit | None,
+) -> Path:
+    """Draw images and write each to a file of its own in the folder `out`, as they come."""
+    if job.trajectory:
+        raise UserError(f"--trajectory needs --out FILE, not the folder {out}")
+    if not run.checkpoints.is_dir():
+        raise UserError(f"{run.folder} has no checkpoint yet: train it first")
+    with open_checkpoints(run.checkpoints) as checkpoints:
+        step = find_latest_step(checkpoints)
+    facts = {"run": str(run.folder.resolve()), "step": step, "settings": asdict(settings)}
+    facts |= {"seed": job.seed, "label": job.label, "weights": asdict(weights)}
+    facts |= {"edit": None if edit is None else edit.name, "classifier": job.classifier}
+    if is_main_process():
+        open_folder(out, facts)
+    size = min(job.batch_size, job.num)
+
+    def batches(first: int) -> Iterator[Samples]:
+        return draw_batches(run, job, settings, weights=weights, edit=edit, first_image=first)
+
+    write_images(out, batches, job.num, size)
+    tell_next(out, job.num)
     return out
 
 
@@ -112,6 +147,19 @@ def draw_samples(
     edit: Edit | None = None,
 ) -> Samples:
     """Draw images from a run, with `settings` from `choose_settings`."""
+    return collect(draw_batches(run, job, settings, weights=weights, edit=edit), job.num)
+
+
+def draw_batches(
+    run: runs.Run,
+    job: SampleJob,
+    settings: SampleConfig,
+    *,
+    weights: Weights = EMA,
+    edit: Edit | None = None,
+    first_image: int = 0,
+) -> Iterator[Samples]:
+    """Draw images `first_image` to job.num - 1 in batches."""
     with jax.enable_x64(job.dtype == "float64"):
         parts = build(run.config, run.image_shape, "float64" if job.dtype == "float64" else None)
         edit_fns = make_edit_fns(edit, parts, settings, run.image_shape, job.num)
@@ -128,7 +176,7 @@ def draw_samples(
         num_steps = len(edit_fns.levels(make_sampling_levels(settings, parts.schedule)).t) - 1
         tell(f"{job.num} images with {settings.sampler} in {num_steps} steps, {description}")
         params = jax.tree.map(lambda leaf: leaf.astype(job.dtype), params)
-        batches = generate_images(
+        yield from generate_images(
             announce_compilation(generate, "the sampler"),
             replicate_params(params, min(job.batch_size, job.num)),
             job.num,
@@ -137,8 +185,8 @@ def draw_samples(
             num_labels=parts.num_labels,
             label=job.label,
             edit=edit_fns,
+            first_image=first_image,
         )
-        return collect(batches, job.num)
 
 
 def require_label(label: int | None, num_labels: int | None) -> None:
@@ -153,7 +201,9 @@ def require_label(label: int | None, num_labels: int | None) -> None:
 def check_suffix(out: Path) -> None:
     """Raise UserError unless `out` names a PNG, GIF or NPZ file."""
     if out.suffix.lower() not in SUFFIXES:
-        raise UserError(f"--out {out} must end in .png (an image grid), .gif or .npz")
+        raise UserError(
+            f"--out {out} must end in .png (an image grid), .gif or .npz, or be a folder"
+        )
 
 
 def write_samples(out: Path, samples: Samples, columns: int | None = None) -> None:

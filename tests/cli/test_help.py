@@ -13,6 +13,7 @@ PAGES = {
     "train": (train.run, []),
     "sample": (sample.run, []),
     "evaluate": (evaluate.run, []),
+    "evaluate --likelihood": (evaluate.run, ["--likelihood"]),
     "convert": (convert.run, []),
     "convert to": (convert.run, ["--to", "torch"]),
     "plot": (plot.run, []),

@@ -1,0 +1,116 @@
+"""The measures of image quality by name, each with a confidence range if one is known."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy.special import stdtrit
+
+from jax_ddpm.quality.distances import cubic_mmd, inception_score, kernel_distance
+from jax_ddpm.quality.frechet import Gaussian, distance_of_features, fit_gaussian, frechet_distance
+from jax_ddpm.quality.manifolds import density_and_coverage, precision_and_recall
+
+CONFIDENCE = 0.95
+NUM_SPLITS = 10
+SUBSET = 1000  # images of a reference that a split's kernel distance compares with
+
+
+class Sets(NamedTuple):
+    """What is measured: features of drawn images, and those of the reference."""
+
+    drawn: Float[np.ndarray, "n d"]
+    logits: Float[np.ndarray, "n k"] | None
+    """The classes that the network sees in the drawn images; None if it names none."""
+    reference: Gaussian
+    real: Float[np.ndarray, "m d"] | None
+    """None if only the statistics of the reference are known."""
+
+
+class Figure(NamedTuple):
+    """A number, and half the width of its confidence range; None: unknown."""
+
+    value: float
+    margin: float | None = None
+
+
+Figures = Mapping[str, Figure]
+
+
+class Measure(NamedTuple):
+    """A measure: what computes it, and what it needs."""
+
+    compute: Callable[[Sets], Figures]
+    needs_images: bool = False
+    """Of the reference, not only its statistics."""
+    needs_logits: bool = False
+
+
+def measure_frechet(sets: Sets) -> Figures:
+    """The Frechet distance; lower is better."""
+    value = frechet_distance(fit_gaussian(sets.drawn), sets.reference)
+    found = [distance_of_features(part, sets.reference) for part in split(sets.drawn)]
+    return {"frechet": Figure(value, estimate_margin(found))}
+
+
+def measure_kernel(sets: Sets) -> Figures:
+    """The kernel distance with the subsets of torch-fidelity; lower is better."""
+    assert sets.real is not None
+    chosen = np.linspace(0, len(sets.real) - 1, min(SUBSET, len(sets.real))).astype(int)
+    some = sets.real[chosen].astype(np.float64)
+    found = [cubic_mmd(part.astype(np.float64), some) for part in split(sets.drawn)]
+    return {"kernel": Figure(kernel_distance(sets.drawn, sets.real).mean, estimate_margin(found))}
+
+
+def measure_score(sets: Sets) -> Figures:
+    """The Inception Score, in the classes of the feature network; higher is better."""
+    assert sets.logits is not None
+    found = inception_score(sets.logits, num_splits=NUM_SPLITS)
+    scale = stdtrit(NUM_SPLITS - 1, (1 + CONFIDENCE) / 2) / np.sqrt(NUM_SPLITS - 1)
+    return {"score": Figure(found.mean, float(found.spread * scale))}
+
+
+def measure_precision(sets: Sets) -> Figures:
+    """The shares of drawn images that look real, and of real images that the drawn ones reach."""
+    assert sets.real is not None
+    found = precision_and_recall(sets.drawn, sets.real)
+    return {name: Figure(value) for name, value in found._asdict().items()}
+
+
+def measure_density(sets: Sets) -> Figures:
+    """The same with density and coverage."""
+    assert sets.real is not None
+    found = density_and_coverage(sets.drawn, sets.real)
+    return {name: Figure(value) for name, value in found._asdict().items()}
+
+
+MEASURES = {
+    "frechet": Measure(measure_frechet),
+    "kernel": Measure(measure_kernel, needs_images=True),
+    "score": Measure(measure_score, needs_logits=True),
+    "precision": Measure(measure_precision, needs_images=True),
+    "density": Measure(measure_density, needs_images=True),
+}
+if TYPE_CHECKING:
+    MeasureName = str
+else:
+    MeasureName = Literal[tuple(MEASURES)]
+
+
+def split(drawn: Float[np.ndarray, "n d"]) -> list[Float[np.ndarray, "_ d"]]:
+    """Split into disjoint parts of equal size, each with images from all over the set."""
+    size = len(drawn) // NUM_SPLITS
+    return [drawn[i::NUM_SPLITS][:size] for i in range(NUM_SPLITS)] if size >= 2 else []
+
+
+def estimate_margin(of_splits: list[float]) -> float | None:
+    """Half the width of the confidence range of the whole, from its value in each split.
+
+    The spread of an average shrinks with the root of the number of images. A distance of few images
+    is larger than that of many, which adds the same to every split and does not widen the range.
+    """
+    n = len(of_splits)
+    if n < 2:
+        return None
+    quantile = stdtrit(n - 1, (1 + CONFIDENCE) / 2)
+    return float(quantile * np.std(of_splits, ddof=1) / np.sqrt(n))

@@ -39,6 +39,9 @@ class _Storage(NamedTuple):
     numel: int
 
 
+Contents = Callable[[_Storage], bytes]  # the memory of a storage
+
+
 class _Tensor(NamedTuple):
     """A view of a storage, until the content of the storage is known."""
 
@@ -56,15 +59,19 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         found, contents = _read_zip(path) if zipfile.is_zipfile(path) else _read_old(path)
-        tensors = {name: value for name, value in found.items() if isinstance(value, _Tensor)}
-        if len(tensors) < len(found):
-            raise ValueError("it holds more than tensors")
-        return {str(name): _to_array(tensor, contents) for name, tensor in tensors.items()}
+        return {name: _to_array(tensor, contents) for name, tensor in found.items()}
     except UserError:
         raise
     except Exception as error:  # pickle, zipfile and struct raise many kinds of errors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is not a state dict of PyTorch: {reason}") from error
+
+
+def _require_tensors(found: Any) -> dict[str, _Tensor]:
+    """Return `found` if it is a flat dictionary of tensors. Raises ValueError otherwise."""
+    if not isinstance(found, dict) or not all(isinstance(v, _Tensor) for v in found.values()):
+        raise ValueError("it holds more than tensors, or no dictionary")
+    return {str(name): tensor for name, tensor in found.items()}
 
 
 class _Unpickler(pickle.Unpickler):
@@ -97,25 +104,24 @@ def _rebuild_tensor(
     return _Tensor(storage, int(offset), tuple(map(int, size)), tuple(map(int, stride)))
 
 
-def _read_zip(path: Path) -> tuple[Any, Callable[[_Storage], bytes]]:
+def _read_zip(path: Path) -> tuple[dict[str, _Tensor], Contents]:
     with zipfile.ZipFile(path) as file:
         require_bounded(sum(member.file_size for member in file.infolist()), path)
         members = {name.partition("/")[2]: file.read(name) for name in file.namelist()}
-    found = _Unpickler(io.BytesIO(members["data.pkl"])).load()
+    found = _require_tensors(_Unpickler(io.BytesIO(members["data.pkl"])).load())
     return found, lambda storage: members[f"data/{storage.key}"]
 
 
-def _read_old(path: Path) -> tuple[Any, Callable[[_Storage], bytes]]:
+def _read_old(path: Path) -> tuple[dict[str, _Tensor], Contents]:
     file = io.BytesIO(path.read_bytes())
     if _Unpickler(file).load() != MAGIC:
         raise ValueError("it does not begin as such files do")
     _Unpickler(file).load()  # the version of the format
     _Unpickler(file).load()  # about the machine
-    found = _Unpickler(file).load()
+    found = _require_tensors(_Unpickler(file).load())
     sizes = {
         value.storage.key: value.storage.numel * np.dtype(value.storage.dtype).itemsize
         for value in found.values()
-        if isinstance(value, _Tensor)
     }
     contents = {}
     for key in _Unpickler(file).load():
@@ -124,7 +130,7 @@ def _read_old(path: Path) -> tuple[Any, Callable[[_Storage], bytes]]:
     return found, lambda storage: contents[storage.key]
 
 
-def _to_array(tensor: _Tensor, contents: Callable[[_Storage], bytes]) -> np.ndarray:
+def _to_array(tensor: _Tensor, contents: Contents) -> np.ndarray:
     storage, offset, size, stride = tensor
     memory = np.frombuffer(contents(storage), storage.dtype, count=storage.numel)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))

@@ -10,6 +10,6 @@ def test_the_shipped_classifier_is_small_and_knows_the_test_images():
     images, labels = source.images[:500], source.labels[:500]
     found = jax.jit(classify)(load_classifier(), np.asarray(images))
     accuracy = (np.asarray(found.logits).argmax(1) == labels).mean()
-    assert 0.88 < accuracy < 1  # measured: MEASURED; 90.0 % of all 2,000
+    assert 0.88 < accuracy < 1  # 90.0 % of all 2,000
     assert found.features.shape == (500, 128)
     assert WEIGHTS.stat().st_size < 2**20

@@ -59,10 +59,11 @@ def write_images(
     folder: Path, batches: Callable[[int], Iterable[Samples]], num: int, batch_size: int
 ) -> None:
     """Write images as they are drawn; `batches(first)` draws them from number `first` on."""
-    first = count_finished(folder, num) // batch_size * batch_size
-    if first >= num:
+    finished = count_finished(folder, num)
+    if finished == num:
         tell(f"{folder} holds all {num} images already")
         return
+    first = finished // batch_size * batch_size  # whole batches round alike
     if first:
         tell(f"Continuing at image {first}")
     with make_bar(num, "img", initial=first) as bar:

@@ -95,6 +95,8 @@ def test_a_network_survives_with_every_setting_that_is_none(source):
     assert back == filled
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 @pytest.mark.parametrize(
     "changes",
     [

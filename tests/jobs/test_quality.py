@@ -95,6 +95,7 @@ def test_the_distance_is_that_of_the_images_that_are_drawn(evaluate, trained_run
     assert again["reference"] == "statistics in ref.npz"
 
 
+@pytest.mark.slow
 def test_a_cached_reference_is_read_and_a_damaged_one_replaced(evaluate, cache, monkeypatch):
     first = evaluate(measures=("frechet",))
     (path,) = (cache / "references").iterdir()
@@ -106,6 +107,8 @@ def test_a_cached_reference_is_read_and_a_damaged_one_replaced(evaluate, cache, 
     assert figures(evaluate(measures=("frechet",))) == figures(first)
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_two_reports_are_compared_honestly(evaluate, tmp_path, capsys, trained_run):
     evaluate(name="other", measures=("frechet", "precision"))
     same = evaluate(seed=1, against=tmp_path / "other.json", measures=("frechet", "precision"))

@@ -36,6 +36,8 @@ def validated_run(make_config, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_metrics_and_the_board_hold_the_losses(validated_run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -52,6 +54,8 @@ def test_metrics_and_the_board_hold_the_losses(validated_run):
         assert image.format == "PNG"
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_the_losses_are_those_of_the_saved_weights_without_dropout(validated_run):
     """Computed here from the checkpoint, image by image."""
     run = load(validated_run)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 
 from jax_ddpm import runs
@@ -205,3 +206,12 @@ def test_a_trainers_file_becomes_a_run_and_goes_back(release, tmp_path, capsys):
     theirs = {n.split(".", 1)[1]: a for n, a in state.items() if n.split(".")[0] in PREFIXES}
     assert back.keys() == theirs.keys()
     assert all(back[name].tobytes() == array.tobytes() for name, array in theirs.items())
+
+
+def test_a_setting_that_the_network_lacks_is_refused(tmp_path):
+    """The flags are those of the newest network; older ones have no dropout."""
+    safetensors.numpy.save_file(load_recorded("v1_5")[0], tmp_path / "w.safetensors")
+    flags = f"--out {tmp_path}/run --model.dropout 0.1".split()
+    with pytest.raises(UserError, match="has no dropout"):
+        convert.run([str(tmp_path / "w.safetensors"), *flags])
+    assert not (tmp_path / "run").exists()

@@ -101,6 +101,8 @@ def count_values(kind: Any) -> int | None:
     kind = strip_none(kind)
     if kind is bool:
         return 0
+    if get_origin(kind) in (Union, types.UnionType):  # one value, or one per resolution
+        return None
     if get_origin(kind) is not tuple:
         return 1
     parts = get_args(kind)

@@ -1,7 +1,8 @@
 """Check the values of flags against their types, and explain wrong ones in one sentence."""
 
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from jax_ddpm.cli.flags import Flag, allows_none, count_values, strip_none
 from jax_ddpm.config.aliases import ALIASES
@@ -18,8 +19,9 @@ def check_values(flag: Flag, typed: str, values: list[str]) -> list[str]:
     """
     if allows_none(flag.kind) and values == ["None"]:
         return values
-    count = count_values(flag.kind)
-    if count is not None and len(values) < count:
+    is_tuple = get_origin(strip_none(flag.kind)) is tuple
+    count = count_values(flag.kind) or (0 if is_tuple else 1)
+    if len(values) < count:
         needs = "a value" if count == 1 else f"{count} values, each"
         raise UserError(f"{typed} needs {needs}: {describe(flag.kind)}")
     return [check_value(flag, typed, value) for value in values]
@@ -52,4 +54,6 @@ def describe(kind: Any) -> str:
 def strip_tuple(kind: Any) -> Any:
     """The type of each value: of a tuple's items, or `kind` itself; without None."""
     kind = strip_none(kind)
+    if get_origin(kind) in (Union, UnionType):  # one value, or one per resolution
+        return strip_tuple(get_args(kind)[0])
     return get_args(kind)[0] if get_origin(kind) is tuple else kind

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -101,7 +101,11 @@ def add_network(settings: Config, network: Network, typed: Mapping[str, str]) ->
         settable = name in PEERS[network.source].settable and hasattr(model, name)
         if section == "model" and name not in MODEL_SETTINGS and not settable:
             raise UserError(f"{flag} is not possible here: the network is the one of the weights")
-        if section == "model" and name in {field.name for field in fields(model)}:
+        if section == "model" and not hasattr(model, name):
+            raise UserError(
+                f"{flag} is not possible here: the network of the weights has no {name}"
+            )
+        if section == "model":
             model = replace(model, **{name: find_setting(settings, what)})
     channels = model.image_channels
     if data.channels is not None and "data.channels" not in typed:

@@ -27,6 +27,7 @@ class Train:
     norm: float | None = 1.0
     keep: bool = False
     """Keep everything that is written."""
+    heads: int | tuple[int, ...] = 4
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ def read(*args):
             "--betas 0.1 0.2 --decays 0.3 0.4 0.5 --norm None",
             Flags(Path("a/b"), train=Train(betas=(0.1, 0.2), decays=(0.3, 0.4, 0.5), norm=None)),
         ),
+        ("--heads 2", Flags(Path("a/b"), train=Train(heads=2))),
+        ("--heads 2 3 4 --num 4", Flags(Path("a/b"), train=Train(heads=(2, 3, 4)))),
         ("--betas=0.1 0.2", Flags(Path("a/b"), train=Train(betas=(0.1, 0.2)))),
         (
             "--interval 3 4 --sampler ddim",
@@ -107,6 +110,8 @@ def test_a_command_line_is_read(args, expected):
         ("--num --keep", "--num needs a value: a whole number"),
         ("--num many", "--num is 'many', but it must be a whole number"),
         ("--num 1.5", "--num is '1.5', but it must be a whole number"),
+        ("--heads x", "--heads is 'x', but it must be a whole number"),
+        ("--heads", "--heads needs a value: a whole number"),
         ("--num 7 8", "'8' after 7 is not expected here"),
         ("--num 99999999999", "--num is 99999999999, but it must be at most"),
         ("--rate much", "--rate is 'much', but it must be a number"),

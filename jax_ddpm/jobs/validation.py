@@ -68,6 +68,11 @@ def open_validation(data: DataConfig) -> ImageSource:
     """Open the images of data.validation. Raises UserError if there are none."""
     if data.validation != TEST:
         path = Path(str(data.validation))
+        if not path.exists():
+            raise UserError(
+                f"--data.validation is {path}, but it must be test or the path of images: there is "
+                f"no {path}"
+            )
         found = None if data.path is not None else recognize(path)
         return open_data(replace(data, name=found or data.name, path=path, validation=None))
     if data.name in SOURCES and not has_test_part(data.name, data.path):

@@ -212,3 +212,9 @@ def test_a_dry_run_names_the_held_out_images(make_config, tmp_path):
     text = describe_run(make_config(tmp_path / "run", **HOLDOUT))
     assert "30 images of 8x8x1" in text
     assert "the loss of 6 of 10 held-out images every 3 steps" in text
+
+
+def test_validation_images_that_do_not_exist_are_named_with_their_flag(make_config, tmp_path):
+    config = make_config(tmp_path / "run", data={"validation": "nothere"})
+    with pytest.raises(UserError, match="--data.validation is nothere, but it must be test or"):
+        loop.train(config)

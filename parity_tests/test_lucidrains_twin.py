@@ -47,6 +47,7 @@ def run(module, params, *args):
     return jax.jit(module.apply, compiler_options=QUICK)({"params": params}, *args)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 @pytest.mark.parametrize(
     "arguments",

@@ -280,6 +280,7 @@ def list_plainly(value):
     return list(value) if isinstance(value, tuple) else value
 
 
+@pytest.mark.slow
 @cases
 def test_a_pipeline_comes_back_bit_for_bit_with_the_same_scheduler(tmp_path, name):
     """In, out, and loaded by diffusers: the same state dict, network and scheduler."""

@@ -16,10 +16,13 @@ def test_one_step(compare, dtype, sampler, schedule, jump):
     compare("one sampler step", *take_one_step(dtype, schedule, sampler, jump), dtype)
 
 
+FIRST = pytest.param(CHAINS[0], marks=[pytest.mark.slow, pytest.mark.guard])
+
+
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 @pytest.mark.parametrize(
     "chain",
-    [CHAINS[0], *(pytest.param(chain, marks=pytest.mark.slow) for chain in [*CHAINS[1:], SLOW])],
+    [FIRST, *(pytest.param(chain, marks=pytest.mark.slow) for chain in [*CHAINS[1:], SLOW])],
 )
 def test_whole_chain_through_the_same_network(compare, dtype, chain):
     compare(chain.tolerance, *run_chain(dtype, chain, 0), dtype)

@@ -45,7 +45,10 @@ SETTINGS = {
     "ddim": ["--sampler", "ddim", "--spacing", "trailing"],
     "ddim 0.7": ["--sampler", "ddim", "--eta", "0.7", "--steps", "40"],
 }
-FEW = ["ddpm", *(pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS if name != "ddpm")]
+FEW = [
+    pytest.param("ddpm", marks=[pytest.mark.slow, pytest.mark.guard]),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS if name != "ddpm"),
+]
 
 
 def write_run(folder, config, image_shape, source="torch_ref"):

@@ -59,6 +59,8 @@ def test_it_trains_the_same_run_as_the_command(config, make_config, tmp_path):
     assert [path.name for path in run.folder.glob("*.png")] == ["samples.png", "loss.png"]
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_a_run_folder_stays_and_can_be_resumed(config, tmp_path, capsys):
     folder = tmp_path / "mine"
     settings = {"config": config(), "network": OWN}

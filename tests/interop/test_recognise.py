@@ -166,6 +166,8 @@ def test_from_torch_takes_what_the_command_takes(tmp_path):
     assert {fact.what: fact.origin for fact in in_memory.facts} == {"data.image_size": "config"}
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_from_torch_reads_arguments_from_a_file(tmp_path):
     write_weights(tmp_path / "w.npz", make_state_dict("torch_ref"))
     (tmp_path / "other.json").write_text('{"num_groups": 16}')

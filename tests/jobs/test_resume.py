@@ -35,6 +35,8 @@ from tests.shared.processes import make_flags
 from tests.shared.quick_compilation import LEVEL
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_a_resumed_run_equals_an_uninterrupted_one(
     trained_run, make_config, tmp_path, monkeypatch, capsys
 ):

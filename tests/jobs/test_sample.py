@@ -74,6 +74,8 @@ def test_settings_of_the_run_can_be_changed(draw, six, settings):
     assert np.abs(draw(settings).astype(int) - six).max() > 0
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 @pytest.mark.parametrize(("suffix", "frames"), [(".png", 1), (".PNG", 1), (".gif", 5)])
 def test_pictures_show_all_images(trained_run, tmp_path, suffix, frames):
     out = sample_run(trained_run, SampleJob(6, tmp_path / f"new/a{suffix}", batch_size=4))

@@ -216,5 +216,5 @@ def test_a_dry_run_names_the_held_out_images(make_config, tmp_path):
 
 def test_validation_images_that_do_not_exist_are_named_with_their_flag(make_config, tmp_path):
     config = make_config(tmp_path / "run", data={"validation": "nothere"})
-    with pytest.raises(UserError, match="--data.validation is nothere, but it must be test or"):
+    with pytest.raises(UserError, match=r"--data.validation is nothere, but it must be test or"):
         loop.train(config)

@@ -44,6 +44,8 @@ def results(tmp_path_factory, trained_run):
     return found | {"left behind": list(tmp.iterdir())}
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_gives_one_sentence_and_no_traceback(results, name):
     done, message = results[name]

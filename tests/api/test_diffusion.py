@@ -56,6 +56,8 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_the_loss_equals_the_loss_of_a_training_step_with_the_same_key(images, settings):
     self_condition = settings.get("objective") == "vlb"

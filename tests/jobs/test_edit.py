@@ -206,6 +206,8 @@ def test_a_classifier_pulls_images_its_way(draw, sampler):
     assert np.abs(grey - 127.5).mean() < 0.9 * np.abs(plain - 127.5).mean()
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -56,6 +56,8 @@ def figures(report, number=0):
     return report["results"][number]["figures"]
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_the_report_holds_every_figure_and_what_stands_beside_it(evaluate, tmp_path, capsys, cache):
     report = evaluate(raw_too=True)
     out = capsys.readouterr().out

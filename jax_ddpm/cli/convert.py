@@ -135,7 +135,7 @@ def read_import(args: Sequence[str]) -> Parsed[ImportFlags]:
 
 
 def read_first(args: Sequence[str]) -> Parsed[ImportFlags]:
-    """Read the flags apart from those of the network, whose implementation is not known yet."""
+    """Read all flags but the network's, as long as its implementation is not known."""
     kept, skips = [], False
     for arg in args:
         skips = arg.startswith(MODEL_FLAGS) or (skips and not arg.startswith("--"))
@@ -173,7 +173,7 @@ def import_from(parsed: Parsed[ImportFlags], args: Sequence[str]) -> None:
     with parsed.naming_flags_as_typed():
         source = read_source(flags.file, flags.config, flags.weights or "average")
         peer = choose_peer(source, flags.source)
-    if flags.source is None:  # the flags that were not given are those of the peer's preset
+    if flags.source is None:  # all other settings come from the peer's preset
         parsed = read_import([*args, "--source", peer])
     flags, given = parsed.flags, parsed.arguments.given
     typed = {to_setting(name): name for name in given if "." in name}

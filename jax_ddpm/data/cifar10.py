@@ -104,7 +104,7 @@ def read_cifar10(path: Path, split: Split = "train") -> ImageSource:
 
 
 def read_folder(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
-    """Read those of the files `names` that are in `folder`."""
+    """Read each of the files `names` that `folder` has."""
     found = {}
     for path in (folder / name for name in names):
         if path.is_file():
@@ -114,7 +114,7 @@ def read_folder(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
 
 
 def read_archive(path: Path, names: Iterable[str]) -> dict[str, bytes]:
-    """Read those of the files `names` that are in a tar archive, gzipped or not, in any folder.
+    """Read each of the files `names` that a tar archive has in any folder, gzipped or not.
 
     Nothing is written. Raises UserError for a damaged archive.
     """

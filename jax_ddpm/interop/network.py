@@ -143,8 +143,20 @@ def read_network(
         raise UserError(
             f"these are not the {source} weights of this network: {explain(error)}"
         ) from error
+    require_finite(params)
     params = jax.tree.map(to_array, params)
     return Network(source, made, params, make_apply(made), found.describe())
+
+
+def require_finite(params: Any) -> None:
+    """Raise UserError for a parameter with NaN or infinity: the training has diverged."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not np.isfinite(leaf).all():
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise UserError(
+                f"the weights that become {name} are not all finite, so the network draws nothing: "
+                "take a file from before its training diverged"
+            )
 
 
 def to_torch(network: Network) -> dict[str, np.ndarray]:

@@ -1,7 +1,6 @@
 """Load a run's parameters: from the newest or the best checkpoint, averaged or not.
 
-The functions import what reads checkpoints themselves: Orbax takes half a second, and a command's
-help needs none of it.
+The functions import what reads checkpoints themselves: a command's help needs no Orbax.
 """
 
 import jax

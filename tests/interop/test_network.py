@@ -118,3 +118,11 @@ def test_its_arguments_are_checked(weights, shape, arguments, sentence):
 def test_mistakes_get_one_sentence(weights, source, config, sentence):
     with pytest.raises(UserError, match=sentence):
         from_torch(weights, source, config)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(weights, value):
+    name = next(iter(weights))
+    damaged = {**weights, name: np.full_like(weights[name], value)}
+    with pytest.raises(UserError, match="not all finite"):
+        from_torch(damaged, config=ARGUMENTS)

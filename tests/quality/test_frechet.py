@@ -27,7 +27,9 @@ def test_the_distance_of_independent_dimensions_is_known():
 def test_it_is_zero_to_itself_and_symmetric():
     a, b = fit_gaussian(draw(50, 8)), fit_gaussian(draw(60, 8, seed=1, shift=0.2))
     assert abs(frechet_distance(a, a)) < 1e-10  # measured: 1e-13; the traces are 200
-    np.testing.assert_allclose(frechet_distance(a, b), frechet_distance(b, a), rtol=1e-12)
+    np.testing.assert_allclose(
+        frechet_distance(a, b), frechet_distance(b, a), rtol=1e-12
+    )  # measured: 1e-14
 
 
 def test_a_singular_covariance_gives_the_limit_of_regular_ones():
@@ -36,7 +38,7 @@ def test_a_singular_covariance_gives_the_limit_of_regular_ones():
     assert find_root(a.covariance).shape == (8, 4)
     almost = Gaussian(a.mean, a.covariance + 1e-12 * np.eye(8))
     found = frechet_distance(a, b)
-    np.testing.assert_allclose(found, frechet_distance(almost, b), rtol=1e-5)
+    np.testing.assert_allclose(found, frechet_distance(almost, b), rtol=1e-5)  # measured: 2e-7
     np.testing.assert_allclose(found, distance_of_features(few, b), rtol=1e-7)  # measured: 8e-9
     np.testing.assert_allclose(found, frechet_distance(b, a), rtol=1e-6)  # measured: 2e-8
 

@@ -157,7 +157,8 @@ def _describe_unexpected(words: Sequence[str], at: int) -> str:
 def _hint(typed: str, known: Sequence[Flag]) -> str:
     """Suggest the flag that was probably meant: one with the same or a similar last part."""
     last = typed.lstrip("-").rpartition(".")[2]
-    close = [flag.name for flag in known if flag.last_part == last]
+    same = [flag.name for flag in known if flag.last_part == last]
+    close = difflib.get_close_matches(typed, same, n=1, cutoff=0)
     close += difflib.get_close_matches(typed, [flag.name for flag in known], n=1, cutoff=0.75)
     ends = {flag.name: flag.last_part for flag in known}
     alike = [n for n in close if difflib.SequenceMatcher(None, last, ends[n]).ratio() >= 0.6]

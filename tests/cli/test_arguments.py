@@ -106,6 +106,7 @@ def test_a_command_line_is_read(args, expected):
         ("--zzzz 7", r"unknown flag --zzzz \(--help-all lists every flag\)"),
         ("--train.nm-steps 7", r"unknown flag --train.nm-steps: did you mean --train.num-steps"),
         ("--data.norm 7", r"unknown flag --data.norm: did you mean --train.norm\?"),
+        ("--trian.num-steps 7", r"did you mean --train.num-steps\?"),  # not --num-steps
         ("--num", "--num needs a value: a whole number"),
         ("--num --keep", "--num needs a value: a whole number"),
         ("--num many", "--num is 'many', but it must be a whole number"),

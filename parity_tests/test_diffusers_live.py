@@ -58,6 +58,8 @@ def test_unet(compare, models):
     compare("U-Net", jax.jit(apply_fn)(params, x, jnp.asarray(t)), to_jax(expected), "float32")
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 @pytest.mark.parametrize("kind", ["ddpm", "ddim"])
 def test_chain_through_the_same_network(compare, monkeypatch, models, kind):
     """25 steps: their scheduler with their network, our sampler with ours."""

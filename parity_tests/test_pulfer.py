@@ -146,6 +146,7 @@ def test_files_of_the_whole_model_are_read(recorded):
         from_torch(weights, "pulfer", {"n_steps": 100})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_steps", "dim"), [(1000, 100), (3, 1)])
 def test_the_reference_has_the_same_parameters(n_steps, dim):
     """Names and shapes are equal, and the tables up to rounding."""

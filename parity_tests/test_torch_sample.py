@@ -129,6 +129,8 @@ def test_images_are_drawn_from_the_same_noise():
         np.testing.assert_array_equal(ours, theirs[i].permute(0, 2, 3, 1).numpy())
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_the_program_runs_without_jax(folder, tmp_path):
     """It writes the same image grid as the library."""
     out = tmp_path / "images.png"

@@ -223,6 +223,8 @@ def port(tensors):
     return {pattern.sub(lambda m: PORTED[m[1]], name): array for name, array in tensors.items()}
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 @pytest.mark.parametrize("resamp_with_conv", [True, False])
 def test_the_port_of_the_original_code(compare, resamp_with_conv):
     kind = {"channel_mult": (1, 2), "num_res_blocks": 1, "resamp_with_conv": resamp_with_conv}

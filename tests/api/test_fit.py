@@ -96,6 +96,8 @@ def test_adjusted_settings_are_printed_without_flags(config, capsys):
     assert "warmup_steps is 1 (the preset has 4)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_held_out_images_give_a_validation_loss(config):
     run = jd.fit(IMAGES, config=config(), network=OWN, holdout=0.25, validate_every=3)
     rows = [json.loads(line) for line in run.files.metrics.read_text().splitlines()]

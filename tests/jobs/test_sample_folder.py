@@ -22,6 +22,8 @@ def drawn(trained_run, tmp_path_factory):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_every_image_gets_its_file_and_is_that_of_the_array(trained_run, drawn, tmp_path):
     images = read_folder(drawn)
     assert list(images) == [f"{i:06}.png" for i in range(5)]

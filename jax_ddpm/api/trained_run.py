@@ -25,6 +25,7 @@ from jax_ddpm.jobs.sample import choose_settings
 from jax_ddpm.models import NetworkFns, make_network
 from jax_ddpm.process.schedules import Schedule
 from jax_ddpm.process.types import ApplyFn
+from jax_ddpm.runs import metrics
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -72,6 +73,11 @@ class TrainedRun:
     def prediction_type(self) -> str:
         """What the network predicts: eps, x_0 or v."""
         return self.config.diffusion.prediction_type
+
+    @property
+    def history(self) -> list[metrics.Row]:
+        """What was logged while training: step, loss, and whatever else was measured."""
+        return metrics.read(self.files.metrics)
 
     @property
     def diffusion(self) -> Diffusion:

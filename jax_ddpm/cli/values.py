@@ -24,7 +24,9 @@ def check_values(flag: Flag, typed: str, values: list[str]) -> list[str]:
     if len(values) < count:
         needs = "a value" if count == 1 else f"{count} values, each"
         raise UserError(f"{typed} needs {needs}: {describe(flag.kind)}")
-    return [check_value(flag, typed, value) for value in values]
+    checked = [check_value(flag, typed, value) for value in values]
+    has_choices = is_tuple and list_choices(flag.kind) is not None
+    return [word for value in checked for word in value.split()] if has_choices else checked
 
 
 def check_value(flag: Flag, typed: str, value: str) -> str:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from jax_ddpm.data.sources import Split
 from jax_ddpm.process.grids import GridName
-from jax_ddpm.quality.measures import MeasureName
+from jax_ddpm.quality.measures import MeasureName, find_measures
 from jax_ddpm.samplers import SamplerName
 
 
@@ -60,8 +60,9 @@ class QualityJob:
     """How the quality of a run's images is measured."""
 
     measures: tuple[MeasureName, ...] = ()
-    """What to measure: frechet and kernel (FID and KID with Inception's features), score (Inception
-    Score), precision (and recall), density (and coverage); default: all that can be."""
+    """What to measure: frechet or fid, kernel or kid, score or is (these are FID, KID and Inception
+    Score with Inception's features), precision (and recall), density (and coverage), prdc (these
+    four); default: all that can be."""
     num: int = 2048
     """Number of images to draw. A distance depends on it: papers give FID for 50000."""
     features: str | None = None
@@ -92,6 +93,10 @@ class QualityJob:
     """JSON file to write, with a picture of nearest neighbours beside it. None:
     evaluation/quality.json in the run folder."""
 
+    def __post_init__(self) -> None:
+        """Replace the field's names of measures, such as fid, by ours."""
+        object.__setattr__(self, "measures", find_measures(self.measures))
+
 
 @dataclass(frozen=True)
 class EvaluateJob:
@@ -99,8 +104,8 @@ class EvaluateJob:
 
     method: Literal["bound", "ode"] = "bound"
     """bound: the variational bound, term by term. ode: the likelihood of the probability flow."""
-    num: int = 256
-    """Number of images, spread evenly over the data."""
+    num: int | None = None
+    """Number of images, spread evenly over the data; None: 256, or all if there are fewer."""
     split: Split = "train"
     """train: the training images. test: the test images, which training does not see."""
     respacing: str | None = None

@@ -130,9 +130,9 @@ class DiffusionConfig:
 
     def __post_init__(self) -> None:
         """Replace other common names of a prediction type or schedule by ours."""
-        for name, aliases in ALIASES.items():
+        for name in ("prediction_type", "schedule"):
             value = getattr(self, name)
-            object.__setattr__(self, name, aliases.get(value, value))
+            object.__setattr__(self, name, ALIASES[name].get(value, value))
 
     @property
     def ends_in_noise(self) -> bool:

@@ -37,7 +37,7 @@ def save_loss_curve(
         axes.plot(*curve, color=f"C{i + 1}", marker=".", label=name)
     if window > 1 or others:
         axes.legend()
-    title = "Training and validation loss" if others else "Training loss"
+    title = "Losses" if others else "Training loss"
     axes.set(xlabel="training step", ylabel="loss", yscale="log", title=title)
     axes.grid(alpha=0.3, which="both")
     _save(figure, path)

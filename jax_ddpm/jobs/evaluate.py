@@ -26,6 +26,8 @@ from jax_ddpm.jobs.parameters import check_weights, load_params
 from jax_ddpm.process.diffusion import Variance
 from jax_ddpm.process.grids import space_timesteps
 
+NUM_IMAGES = 256  # by default, if there are as many
+
 Values = dict[str, Float[np.ndarray, "n *S"]]
 
 
@@ -43,16 +45,17 @@ def evaluate_run(folder: Path, job: EvaluateJob, weights: Weights = EMA) -> Path
     plan = make_plan(job, run)
     with tell_if_slow("Opening the images"):
         source = open_images(job, run)
+    num = job.num or min(NUM_IMAGES, len(source.images))
     if is_main_process():
         require_writable(out)
     parts = build(run.config, run.image_shape)
     with tell_if_slow("Loading the checkpoint"):
         params, description = load_params(run, parts, weights)
     kind = "test" if job.split == "test" else "training"
-    data = f"{job.num} {kind} images of {run.config.data.name}"
+    data = f"{num} {kind} images of {run.config.data.name}"
     tell(f"{data}, {plan.how}, {description}")
     likelihood_fn = announce_compilation(plan.make(parts), "the likelihood")
-    values = collect(likelihood_fn, params, parts, source, job)
+    values = collect(likelihood_fn, params, parts, source, num, job)
     about = {"method": job.method, "how": plan.how, "images": data, "parameters": description}
     write_report(out, about | {"seed": job.seed} | summarize(values, plan.timesteps))
     return out
@@ -135,7 +138,8 @@ def open_images(job: EvaluateJob, run: runs.Run) -> ImageSource:
     """Open the images of the run's data. Raises UserError for too few, or of another size."""
     source = open_data(run.config.data, job.split)
     count = len(source.images)
-    require(job.num <= count, "--num", job.num, f"at most {count}, the number of images")
+    fits = job.num is None or job.num <= count
+    require(fits, "--num", job.num, f"at most {count}, the number of images")
     if source.image_shape != run.image_shape:
         raise UserError(
             f"the data has images of {source.image_shape}, but {run.folder} was trained on "
@@ -145,14 +149,19 @@ def open_images(job: EvaluateJob, run: runs.Run) -> ImageSource:
 
 
 def collect(
-    likelihood_fn: LikelihoodFn, params: Any, parts: Parts, source: ImageSource, job: EvaluateJob
+    likelihood_fn: LikelihoodFn,
+    params: Any,
+    parts: Parts,
+    source: ImageSource,
+    num: int,
+    job: EvaluateJob,
 ) -> Values:
-    """Collect the results of `likelihood_fn` for all images, with a progress bar."""
+    """Collect the results of `likelihood_fn` for `num` images, with a progress bar."""
     done: list[Values] = []
-    size = min(job.batch_size, job.num)
+    size = min(job.batch_size, num)
     params = replicate_params(params, size)
-    with make_bar(job.num, "img") as bar:
-        for indices in split_evenly(len(source.images), job.num, job.batch_size):
+    with make_bar(num, "img") as bar:
+        for indices in split_evenly(len(source.images), num, job.batch_size):
             padded = np.resize(indices, round_up(size, params))  # one shape compiles once
             pixels = np.stack([source.images[i] for i in padded])
             labels = None

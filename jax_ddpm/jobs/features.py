@@ -49,6 +49,7 @@ class FeatureNetwork(NamedTuple):
     params: Any
     apply: Callable[[Any, Any], tuple[Any, Any]]
     """(params, uint8 [b, h, w, c]) -> features [b, d], and logits [b, k] or None."""
+    has_logits: bool = True
 
 
 class Extracted(NamedTuple):
@@ -136,6 +137,7 @@ def make_own(place: str, image_shape: tuple[int, int, int]) -> FeatureNetwork:
         f"{hash_file(Path(path))}:{name}",
         jnp.zeros(()),  # something to copy to all devices, where the function then runs
         lambda _, images: (function(images), None),
+        has_logits=False,
     )
 
 

@@ -19,6 +19,7 @@ from jax_ddpm.errors import UserError, flag_name, require
 from jax_ddpm.files.atomic import require_writable
 from jax_ddpm.files.images import Pixels, make_image_grid, save_png
 from jax_ddpm.files.statistics import write_statistics
+from jax_ddpm.jobs.baseline import load_baseline
 from jax_ddpm.jobs.build import Parts, build, make_sampling_levels, open_data
 from jax_ddpm.jobs.features import (
     Extracted,
@@ -65,8 +66,9 @@ def evaluate_quality(
     settings = change_settings(run.config.sample, changes or {})
     validate_sampling(settings, run.config)
     network = choose_features(job, run.image_shape)
-    measures = choose_measures(job, network, run.image_shape)
+    measures = choose_measures(job, network)
     source = open_source_of(run, job)
+    measures = drop_unmeasurable(measures, job, source)
     if is_main_process():
         require_writable(out)
     studio = open_studio(run, settings, job, network)
@@ -82,11 +84,12 @@ def evaluate_quality(
         if source is not None and reference.features is not None:
             nearest = find_nearest(drawn.found.features, reference.features, NUM_NEIGHBOURS - 1)
             save_neighbours(name_sheet(out, len(rows)), drawn.images, source, nearest)
+    baseline = measure_baseline(measures, job, studio, run, reference)
     if is_main_process():
         if job.write_reference is not None:
             write_statistics(job.write_reference, reference.statistics)
         about = describe(run, job, settings, studio, reference)
-        report = write_report(out, about, network.titles, rows)
+        report = write_report(out, about, network.titles, rows, baseline)
         if other is not None:
             compare_reports(report, other)
     return out
@@ -108,18 +111,15 @@ def check_job(job: QualityJob, out: Path) -> None:
     )
 
 
-def choose_measures(
-    job: QualityJob, network: FeatureNetwork, image_shape: tuple[int, int, int]
-) -> list[MeasureName]:
+def choose_measures(job: QualityJob, network: FeatureNetwork) -> list[MeasureName]:
     """The measures that `job` names; by default all that the features and the reference allow.
 
     Raises UserError for a measure that they do not allow.
     """
-    has_logits = network.name != "own"
     possible = [
         name
         for name, measure in MEASURES.items()
-        if (has_logits or not measure.needs_logits)
+        if (network.has_logits or not measure.needs_logits)
         and (job.reference is None or not measure.needs_images)
     ]
     for name in job.measures:
@@ -127,6 +127,26 @@ def choose_measures(
             lack = "images, not only statistics" if MEASURES[name].needs_images else "classes"
             raise UserError(f"--measures {name} needs {lack}: choose among {', '.join(possible)}")
     return list(job.measures) or possible
+
+
+def drop_unmeasurable(
+    names: list[MeasureName], job: QualityJob, source: ImageSource | None
+) -> list[MeasureName]:
+    """Leave out the measures that need more images than `source` has, and say so.
+
+    Raises UserError for such a measure if `job` names it, and if no measure remains.
+    """
+    if source is None:
+        return names
+    count = len(source.images)
+    needed = {name: max(2, MEASURES[name].needs_images) for name in names}
+    dropped = [name for name in names if needed[name] > count]
+    for name in dropped:
+        sentence = f"{name} needs at least {needed[name]} images to compare with, not {count}"
+        if name in job.measures or len(dropped) == len(names):
+            raise UserError(f"--measures {sentence}")
+        tell(f"{sentence}: it is left out")
+    return [name for name in names if name not in dropped]
 
 
 def open_source_of(run: runs.Run, job: QualityJob) -> ImageSource | None:
@@ -252,6 +272,24 @@ def measure(names: list[MeasureName], sets: Sets) -> Figures:
     return figures
 
 
+def measure_baseline(
+    names: list[MeasureName], job: QualityJob, studio: Studio, run: runs.Run, reference: Reference
+) -> Row | None:
+    """Measure as many real images against the same reference; None if the data has no others."""
+    if job.reference is not None:
+        return None
+    with tell_if_slow("Measuring real images, to compare with"):
+        found = load_baseline(
+            studio.network, studio.extract, run.config.data, job.split, job.num, run.image_shape
+        )
+        if found is None or len(found[1].features) < 2 * NUM_SPLITS:
+            return None
+        about, extracted = found
+        return Row(
+            about, measure(names, Sets(*extracted, reference.statistics, reference.features))
+        )
+
+
 def describe(
     run: runs.Run, job: QualityJob, settings: SampleConfig, studio: Studio, reference: Reference
 ) -> dict[str, Any]:
@@ -287,4 +325,5 @@ def save_neighbours(path: Path, drawn: Pixels, source: ImageSource, nearest: Nei
     cells = []
     for i in suspects:
         cells += [drawn[i], *read_images(source, nearest.indices[i])]
-    save_png(path, make_image_grid(np.stack(cells), columns=NUM_NEIGHBOURS))
+    columns = 1 + nearest.indices.shape[1]
+    save_png(path, make_image_grid(np.stack(cells), columns=columns))

@@ -23,24 +23,20 @@ class Row(NamedTuple):
 
 
 def write_report(
-    out: Path, about: Mapping[str, Any], titles: Mapping[str, str], rows: list[Row]
+    out: Path,
+    about: Mapping[str, Any],
+    titles: Mapping[str, str],
+    rows: list[Row],
+    baseline: Row | None = None,
 ) -> dict[str, Any]:
-    """Write the report as JSON, print it as a table, and return it."""
-    results = [
-        {
-            "parameters": row.parameters,
-            "figures": {
-                name: {
-                    "title": titles.get(name, name),
-                    "value": figure.value,
-                    "margin": figure.margin,
-                }
-                for name, figure in row.figures.items()
-            },
-        }
-        for row in rows
-    ]
-    report = {"format": FORMAT, **about, "confidence": CONFIDENCE, "results": results}
+    """Write the report as JSON, print it as a table, and return it.
+
+    `baseline` has the figures of real images.
+    """
+    report = {"format": FORMAT, **about, "confidence": CONFIDENCE}
+    report["results"] = [describe_row(row, titles) for row in rows]
+    if baseline is not None:
+        report["baseline"] = describe_row(baseline, titles)
     text = json.dumps(report, indent=1) + "\n"
     write_atomically(out, lambda temporary: temporary.write_text(text))
     print("\n".join(format_table(report)))
@@ -48,15 +44,25 @@ def write_report(
     return report
 
 
+def describe_row(row: Row, titles: Mapping[str, str]) -> dict[str, Any]:
+    """One set of figures as JSON values."""
+    figures = {
+        name: {"title": titles.get(name, name), "value": figure.value, "margin": figure.margin}
+        for name, figure in row.figures.items()
+    }
+    return {"parameters": row.parameters, "figures": figures}
+
+
 def format_table(report: Mapping[str, Any]) -> list[str]:
-    """The lines of the table: what was measured, then one line per figure."""
+    """The lines of the table: what was measured, then one line per figure, then real images."""
     guidance = "" if report["guidance"] is None else f", guidance {report['guidance']:g}"
     how = f"{report['sampler']} in {report['steps']} steps{guidance}, seed {report['seed']}"
     lines = [
         f"{report['images']:,} images of {report['run']}, {how}",
         f"against {report['reference']}; {report['features']}",
     ]
-    for result in report["results"]:
+    real = [report["baseline"]] if "baseline" in report else []
+    for result in [*report["results"], *real]:
         lines.append(f"  {result['parameters']}")
         width = max(len(figure["title"]) for figure in result["figures"].values())
         for figure in result["figures"].values():

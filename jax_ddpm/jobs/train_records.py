@@ -26,6 +26,7 @@ from jax_ddpm.runs.snapshots import write_snapshots
 from jax_ddpm.training.state import TrainState
 
 GRID_IMAGES = 64
+TERMS = ("mse", "vb")  # of a hybrid loss
 
 
 def drop_later_records(job: Job, step: int) -> None:
@@ -47,7 +48,8 @@ def write_row(
     The row also holds the validation losses, if they were measured after this step.
     """
     good = values["skipped"] == 0
-    means = {name: average_finite(values[name][good]) for name in ("loss", "grad_norm")}
+    names = [name for name in ("loss", "grad_norm", *TERMS) if name in values]
+    means = {name: average_finite(values[name][good]) for name in names}
     skipped = len(good) - int(good.sum())
     rate = float(job.parts.learning_rate(step - 1))
     more = {} if validated is None else validated._asdict()
@@ -55,7 +57,7 @@ def write_row(
     if not is_main_process():
         return row.loss
     metrics.append(job.run.metrics, row)
-    for name in ("loss", "grad_norm", "learning_rate", "skipped"):
+    for name in (*means, "learning_rate", "skipped"):
         job.board.add_scalar(name, getattr(row, name), step)
     for name, value in more.items():
         if value is not None:
@@ -190,6 +192,8 @@ def draw_final_pictures(job: Job, state: TrainState) -> None:
 CURVES = {
     "held-out images": "validation_loss",
     "training images, same noise": "trained_loss",
+    "its mean squared error": "mse",
+    "its bound": "vb",
 }
 
 

@@ -69,10 +69,11 @@ def diffusion_loss(
 class Loss:
     """A loss function (params, x_0, t, noise, **args) -> [b], the sum of its `parts`.
 
-    `parts` takes the same arguments and gives the terms apart.
+    `parts` takes the same arguments and gives the terms apart. `is_sum` if both terms are in use.
     """
 
     parts: Callable[..., LossParts]
+    is_sum: bool = False
 
     def __call__(
         self, params: Any, x_0: Images, t: Int[Array, " b"], noise: Images, **args: Any
@@ -138,7 +139,7 @@ def make_loss_fn(
         batch = NoisedBatch(x_0, t, noise, level, x_t)
         return kind.combine(error, bound, *split_output(output, learned), batch)
 
-    return Loss(parts)
+    return Loss(parts, is_sum=objective == "hybrid")
 
 
 LOSS_SETTINGS = (

@@ -1,15 +1,21 @@
 """The measures of image quality by name, each with a confidence range if one is known."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from scipy.special import stdtrit
 
+from jax_ddpm.errors import check_choice
 from jax_ddpm.quality.distances import cubic_mmd, inception_score, kernel_distance
 from jax_ddpm.quality.frechet import Gaussian, distance_of_features, fit_gaussian, frechet_distance
-from jax_ddpm.quality.manifolds import density_and_coverage, precision_and_recall
+from jax_ddpm.quality.manifolds import (
+    DENSITY_NEIGHBOURS,
+    PRECISION_NEIGHBOURS,
+    density_and_coverage,
+    precision_and_recall,
+)
 
 CONFIDENCE = 0.95
 NUM_SPLITS = 10
@@ -41,8 +47,8 @@ class Measure(NamedTuple):
     """A measure: what computes it, and what it needs."""
 
     compute: Callable[[Sets], Figures]
-    needs_images: bool = False
-    """Of the reference, not only its statistics."""
+    needs_images: int = 0
+    """How many images the reference must have; 0: its statistics are enough."""
     needs_logits: bool = False
 
 
@@ -86,15 +92,37 @@ def measure_density(sets: Sets) -> Figures:
 
 MEASURES = {
     "frechet": Measure(measure_frechet),
-    "kernel": Measure(measure_kernel, needs_images=True),
+    "kernel": Measure(measure_kernel, needs_images=2),
     "score": Measure(measure_score, needs_logits=True),
-    "precision": Measure(measure_precision, needs_images=True),
-    "density": Measure(measure_density, needs_images=True),
+    "precision": Measure(measure_precision, needs_images=PRECISION_NEIGHBOURS + 1),
+    "density": Measure(measure_density, needs_images=DENSITY_NEIGHBOURS + 1),
+}
+# "precision density" stands for two measures.
+MEASURE_ALIASES = {
+    "fid": "frechet",
+    "fd": "frechet",
+    "kid": "kernel",
+    "kd": "kernel",
+    "mmd": "kernel",
+    "is": "score",
+    "isc": "score",
+    "inception_score": "score",
+    "inception-score": "score",
+    "recall": "precision",
+    "prc": "precision",
+    "coverage": "density",
+    "prdc": "precision density",
 }
 if TYPE_CHECKING:
     MeasureName = str
 else:
     MeasureName = Literal[tuple(MEASURES)]
+
+
+def find_measures(names: Sequence[str]) -> tuple[MeasureName, ...]:
+    """The measures that `names` stand for, each once. Raises UserError for an unknown name."""
+    found = [check_choice("--measures", name, MEASURES, MEASURE_ALIASES) for name in names]
+    return tuple(dict.fromkeys(word for words in found for word in words.split()))
 
 
 def split(drawn: Float[np.ndarray, "n d"]) -> list[Float[np.ndarray, "_ d"]]:

@@ -33,6 +33,10 @@ class Row(NamedTuple):
     """The same with the raw weights."""
     trained_loss: float | None = None
     """Loss of as many training images with the averaged weights and the same noise."""
+    mse: float | None = None
+    """The error's part of a hybrid loss."""
+    vb: float | None = None
+    """The bound's part of it, with its weight: the loss is the sum of both."""
 
 
 def append(path: Path, row: Row) -> None:

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from jax_ddpm.optim.averages import EmaFn, Params, make_ema
-from jax_ddpm.process.losses import LossFn
+from jax_ddpm.process.losses import Loss, LossFn
 from jax_ddpm.process.timesteps import record
 from jax_ddpm.process.types import Images, Labels, Losses, Timesteps
 from jax_ddpm.training.state import Skipped, TrainState
@@ -42,6 +42,9 @@ def make_update(
     `posthoc_ema` update the moving averages of the state. If the state has a `loss_history`, the
     unweighted losses are added to it.
 
+    The metrics are loss, grad_norm, skipped and skipped_in_a_row, and for a hybrid loss also its
+    two terms, mse and vb, as OpenAI's code calls them.
+
     If the loss, the gradient or the update is not finite, only the state's `step` and `skipped`
     change. Raises ValueError if the batch does not divide into the parts.
     """
@@ -62,7 +65,7 @@ def make_update(
         batch |= {} if label is None else {"label": label}
         gradient_fn = average_over_parts(make_gradient(loss_fn, **options), accumulate)
         means, losses = gradient_fn(state.params, (batch, weight))
-        loss, grads = average_over_devices(means, axis_name)
+        loss, grads, terms = average_over_devices(means, axis_name)
         new, updates = apply_gradient(optimizer, state, grads)
         new = new.replace(
             ema_params=ema(state.ema_params, new.params, state.step),
@@ -72,24 +75,46 @@ def make_update(
         if state.loss_history is not None:
             seen = gather_in_order((t, losses), axis_name)
             new = new.replace(loss_history=record(state.loss_history, *seen))
-        return keep_if_finite(state, new, loss, grads, updates)
+        state, metrics = keep_if_finite(state, new, loss, grads, updates)
+        return state, metrics | terms
 
     return update
 
 
 def make_gradient(loss_fn: LossFn, **options: Any) -> Callable[[Params, Any], Any]:
-    """Build (params, (examples, weight)) -> ((mean loss, gradient), losses [b])."""
+    """Build (params, (examples, weight)) -> ((mean loss, gradient, mean terms), losses [b])."""
+    compute = split_loss(loss_fn)
 
-    def mean_loss(params: Params, part: Any) -> tuple[Float[Array, ""], Losses]:
+    def mean_loss(params: Params, part: Any) -> tuple[Float[Array, ""], Any]:
         examples, weight = part
-        losses = loss_fn(params, **examples, train=True, **options)
-        return (losses if weight is None else weight * losses).mean(), losses
+        losses, terms = compute(params, **examples, train=True, **options)
+
+        def mean(values: Losses) -> Float[Array, ""]:
+            return (values if weight is None else weight * values).mean()
+
+        return mean(losses), (losses, {name: mean(term) for name, term in terms.items()})
 
     def gradient(params: Params, part: Any) -> tuple[Any, Losses]:
-        (loss, losses), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, part)
-        return (loss, grads), losses
+        (loss, aux), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, part)
+        losses, terms = aux
+        return (loss, grads, terms), losses
 
     return gradient
+
+
+def split_loss(loss_fn: LossFn) -> Callable[..., tuple[Losses, dict[str, Losses]]]:
+    """Make a function with the arguments of `loss_fn` that returns the losses and their terms.
+
+    The terms are the mean squared error and the bound of a hybrid loss; other losses have none.
+    """
+    if not (isinstance(loss_fn, Loss) and loss_fn.is_sum):
+        return lambda *args, **options: (loss_fn(*args, **options), {})
+
+    def compute(*args: Any, **options: Any) -> tuple[Losses, dict[str, Losses]]:
+        error, bound = loss_fn.parts(*args, **options)
+        return error + bound, {"mse": error, "vb": bound}
+
+    return compute
 
 
 def apply_gradient(

@@ -40,6 +40,11 @@ def test_its_images_equal_the_commands_bit_for_bit(run, trained_run, tmp_path, s
     np.testing.assert_array_equal(found, expected)
 
 
+def test_its_history_holds_the_rows_that_were_logged(run):
+    assert [row.step for row in run.history] == [3, 6, 9, 12]
+    assert all(row.loss > 0 and row.mse is None for row in run.history)
+
+
 def test_a_second_call_compiles_nothing(run):
     traces = []
 

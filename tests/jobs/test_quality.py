@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from jax_ddpm.config.jobs import QualityJob, Weights
+from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.errors import UserError
 from jax_ddpm.files.statistics import read_statistics, write_statistics
 from jax_ddpm.jobs import quality as command
@@ -74,7 +75,11 @@ def test_the_report_holds_every_figure_and_what_stands_beside_it(evaluate, tmp_p
     with Image.open(tmp_path / "found_neighbours.png") as sheet:
         assert sheet.size == (4 * 58 + 2, 12 * 58 + 2)
     assert (tmp_path / "found_neighbours_raw.png").is_file()
-    assert len(list((cache / "references").iterdir())) == 1
+    assert report["baseline"]["parameters"] == "24 real images, test images of fashion_mnist"
+    assert list(report["baseline"]["figures"]) == list(found)
+    assert report["baseline"]["figures"]["frechet"]["value"] < found["frechet"]["value"]
+    assert "24 real images, test images of fashion_mnist" in out
+    assert len(list((cache / "references").iterdir())) == 2
 
 
 @pytest.mark.slow
@@ -104,7 +109,7 @@ def test_the_distance_is_that_of_the_images_that_are_drawn(evaluate, trained_run
 @pytest.mark.slow
 def test_a_cached_reference_is_read_and_a_damaged_one_replaced(evaluate, cache, monkeypatch):
     first = evaluate(measures=("frechet",))
-    (path,) = (cache / "references").iterdir()
+    (path,) = (cache / "references").glob("*train*")
     monkeypatch.setattr(references, "extract_all", None)
     assert figures(evaluate(measures=("frechet",))) == figures(first)
     monkeypatch.undo()
@@ -170,6 +175,31 @@ def test_flags_that_cannot_work_are_refused_before_any_work(
         job |= {name: Path(job[name])} if name in job else {}
     with pytest.raises(UserError, match=message):
         evaluate_quality(trained_run, QualityJob(**job))
+
+
+def test_a_measure_that_needs_more_images_than_there_are_is_left_out(capsys):
+    source = ImageSource(np.zeros((5, 8, 8, 1), np.uint8), np.zeros(5, np.int32))
+    names = ["frechet", "precision", "density"]
+    assert command.drop_unmeasurable(names, QualityJob(), source) == ["frechet", "precision"]
+    out = capsys.readouterr().out
+    assert out == "density needs at least 6 images to compare with, not 5: it is left out\n"
+    with pytest.raises(UserError, match="--measures density needs at least 6 images"):
+        command.drop_unmeasurable(names, QualityJob(measures=("prdc",)), source)
+    one = source._replace(images=source.images[:1])
+    with pytest.raises(UserError, match="needs at least 2 images to compare with, not 1"):
+        command.drop_unmeasurable(["frechet"], QualityJob(), one)
+
+
+def test_the_fields_names_of_measures_are_accepted():
+    assert QualityJob(measures=("fid", "prdc", "kid", "frechet", "is")).measures == (
+        "frechet",
+        "precision",
+        "density",
+        "kernel",
+        "score",
+    )
+    with pytest.raises(UserError, match="did you mean 'fid'"):
+        QualityJob(measures=("fidd",))
 
 
 def test_statistics_alone_allow_no_measure_of_images(trained_run, tmp_path, own):

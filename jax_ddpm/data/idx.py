@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jax_ddpm.errors import UserError
+from jax_ddpm.files.atomic import write_atomically
 from jax_ddpm.files.untrusted import require_bounded
 
 UNSIGNED_BYTE = 0x08
@@ -78,4 +79,5 @@ def _read_at_most(stream: Any, count: int) -> bytearray:
 def write_idx(path: Path, array: UInt8[np.ndarray, "..."]) -> None:
     """Write `array` as a gzipped IDX file. The same array gives the same bytes."""
     header = struct.pack(f">BBBB{array.ndim}I", 0, 0, UNSIGNED_BYTE, array.ndim, *array.shape)
-    path.write_bytes(gzip.compress(header + array.tobytes(), compresslevel=9, mtime=0))
+    data = gzip.compress(header + array.tobytes(), compresslevel=9, mtime=0)
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))

@@ -15,6 +15,7 @@ from jax_ddpm.data.base import ImageSource
 from jax_ddpm.data.pictures import from_array
 from jax_ddpm.data.tfds_reader import import_tfds
 from jax_ddpm.errors import UserError
+from jax_ddpm.files.atomic import name_temporary
 from jax_ddpm.files.untrusted import explain
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -32,7 +33,7 @@ def write_prepared(splits: Mapping[str, ImageSource], name: str, out: Path) -> P
     require_new(name, out)
     tfds = import_tfds("preparing data")
     version = find_version(tfds, name)
-    temporary = out / f".{name}.{os.getpid()}.tmp"
+    temporary = name_temporary(out / name)
     try:
         builder_class = _make_builder_class(tfds, splits, name, version)
         builder = builder_class(data_dir=temporary, file_format="array_record")

@@ -1,12 +1,23 @@
-"""Write files atomically: they appear completely or not at all."""
+"""Write files and folders atomically: they appear completely or not at all.
+
+Temporary names cannot be guessed, and are made with O_EXCL, so a link that somebody has left in the
+folder is never followed.
+"""
 
 import os
+import secrets
+import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import BinaryIO
 
 from jax_ddpm.errors import UserError
+
+NEW = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+MAX_NAME = 40  # characters of a name that its temporary one repeats
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -16,14 +27,59 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     the disk is full or cannot be written to, and if `path` is a folder or a device.
     """
     refuse_folder_or_device(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = name_temporary(path)
     with report_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(temporary, os.O_WRONLY | NEW, 0o666))
         try:
             write(temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_folder_atomically(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`, which must not exist, and rename it to `path` at the end.
+
+    Removes the folder if the context is left with an error.
+    """
+    temporary = name_temporary(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def name_temporary(path: Path) -> Path:
+    """A hidden name beside `path` that nobody can guess, and that `is_leftover` recognises."""
+    return path.with_name(f".{path.name[:MAX_NAME]}.{secrets.token_hex(8)}.tmp")
+
+
+def open_new(path: Path) -> BinaryIO:
+    """Create the file `path` and open it for writing. Raises FileExistsError also for a link."""
+    return os.fdopen(os.open(path, os.O_WRONLY | NEW, 0o666), "wb")
+
+
+def open_to_append(path: Path) -> BinaryIO:
+    """Open `path` to write at its end. Raises OSError for a link, a pipe or a device."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path.name} is not a regular file")
+    return os.fdopen(descriptor, "ab")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link (not what it points to) or a whole folder, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def require_writable(path: Path) -> None:

@@ -2,10 +2,13 @@
 
 import json
 import math
+import os
+import stat
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -33,6 +36,99 @@ def require_bounded(num_bytes: int, path: Path) -> None:
         )
 
 
+def open_regular(path: Path, inside: Path | None = None) -> BinaryIO:
+    """Open a regular file for reading, without waiting for one that is not.
+
+    With the folder `inside`, links must stay in it. Raises UserError for a pipe, a device, a folder
+    and a link that leaves the folder, and OSError if there is no file or it cannot be opened.
+    """
+    target = path if inside is None else follow_inside(path, inside)
+    descriptor = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path} is {name_kind(target)}, but it must be a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bounded(path: Path, max_bytes: int, inside: Path | None = None) -> bytes:
+    """Read a regular file of at most `max_bytes`. Raises the errors that `open_regular` does."""
+    with open_regular(path, inside) as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise UserError(f"{path} has more than {max_bytes:,} bytes")
+    return data
+
+
+def require_regular(path: Path, inside: Path | None = None) -> None:
+    """Raise the errors that `open_regular` does. Call it before a library opens `path` itself."""
+    open_regular(path, inside).close()
+
+
+def follow_inside(path: Path, folder: Path) -> Path:
+    """The file that `path` stands for. Raises UserError for a link that leaves `folder`."""
+    try:
+        target = path.resolve(strict=True)
+    except RuntimeError as error:  # how Python before 3.13 reports a loop
+        raise UserError(f"{path} is a link that leads to itself") from error
+    if not target.is_relative_to(find_root(folder)):
+        raise UserError(f"{path} is a link out of its folder, to {target}: copy the file into it")
+    return target
+
+
+def find_root(folder: Path) -> Path:
+    """The folder that the links in `folder` may not leave: itself, without links.
+
+    In the cache of Hugging Face, the files of a snapshot are links to blobs/ beside snapshots/.
+    """
+    home = folder.resolve()
+    for parent in (home, *home.parents):
+        if parent.name == "snapshots" and (parent.parent / "blobs").is_dir():
+            return parent.parent
+    return home
+
+
+def name_kind(path: Path) -> str:
+    """What `path` is, as part of a sentence."""
+    if path.is_dir():
+        return "a folder"
+    return "a device" if path.is_block_device() or path.is_char_device() else "a pipe or socket"
+
+
+def require_plain_tree(folder: Path) -> None:
+    """Raise UserError unless `folder` holds only regular files, folders, and links that stay in it.
+
+    Looks at every level, and follows no links. Raises OSError for a folder that cannot be read.
+    """
+    home = folder.resolve()
+    for entry in _walk(folder):
+        if entry.is_symlink():
+            _require_inward(Path(entry.path), home)
+        elif not entry.is_file() and not entry.is_dir():
+            raise UserError(f"{entry.path} is {name_kind(Path(entry.path))}: remove it")
+
+
+def _walk(folder: Path) -> Iterator["os.DirEntry[str]"]:
+    waiting = [os.fspath(folder)]
+    while waiting:
+        with suppress(FileNotFoundError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:  # a running job may remove a checkpoint meanwhile
+                yield entry
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+
+
+def _require_inward(path: Path, home: Path) -> None:
+    try:
+        target = path.resolve(strict=path.exists())
+    except (RuntimeError, OSError) as error:  # a loop of links raises either
+        raise UserError(f"{path} is a link that leads to itself: remove it") from error
+    if not target.is_relative_to(home):
+        raise UserError(
+            f"{path} is a link out of the run folder, to {target}: copy the files into it (the run "
+            "folder itself may be a link)"
+        )
+
+
 def read_json(path: Path, what: str, *, infinite: bool = False) -> Any:
     """Read the JSON value in `path`; error messages call the file `what`.
 
@@ -40,15 +136,13 @@ def read_json(path: Path, what: str, *, infinite: bool = False) -> Any:
     unless numbers may be `infinite`).
     """
     try:
-        if path.stat().st_size > MAX_JSON:
-            raise UserError(f"{path} has more than {MAX_JSON:,} bytes: it cannot be {what}")
         read = _read_infinity if infinite else _refuse_constant
-        return json.loads(path.read_text("utf-8"), parse_constant=read)
+        return json.loads(read_bounded(path, MAX_JSON).decode("utf-8"), parse_constant=read)
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}: expected {what}") from error
+    except UserError:
+        raise
     except (ValueError, RecursionError, OSError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{path} is not {what}: {explain(error)}") from error
 
 

@@ -1,13 +1,13 @@
 """A folder for another implementation: weights, documents, and a text on how to load them."""
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jax_ddpm.files.atomic import write_folder_atomically
 from jax_ddpm.interop.files import write_weights
 
 README = """# {title}
@@ -69,16 +69,10 @@ def write_folder(
     state_dict: Mapping[str, Any],
 ) -> None:
     """Write a folder with these JSON documents, completely or not at all."""
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
+    with write_folder_atomically(out) as temporary:
         for name, document in documents.items():
             path = temporary / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(document, indent=2) + "\n")
         (temporary / "README.md").write_text(readme)
         write_weights(temporary / weights, state_dict)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,6 +1,5 @@
 """Import weights of other implementations as runs."""
 
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 from jax_ddpm import runs
 from jax_ddpm.config.run import Config, DataConfig, validate
 from jax_ddpm.errors import UserError, flag_name
+from jax_ddpm.files.atomic import write_folder_atomically
 from jax_ddpm.interop import PEERS, Network, PeerName, WeightsName
 from jax_ddpm.interop.facts import ASSUMED, Fact, Missing, Question, merge, show_value
 from jax_ddpm.interop.network import read_network
@@ -216,15 +216,10 @@ def print_table(described: Described, shape: tuple[int, int, int]) -> None:
 
 def write_run(run: runs.Run, network: Network) -> None:
     """Write a run folder at step 0, with the parameters of `network` as all averages too."""
-    temporary = run.folder.with_name(f".{run.folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with write_folder_atomically(run.folder) as temporary:
         draft = replace(run, folder=temporary)
         params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), network.params)
         start = jax.jit(build(run.config, run.image_shape).start_state)  # one program, not hundreds
         with open_checkpoints(draft.checkpoints) as checkpoints:
             save(checkpoints, start(params), runs.describe(run))
         runs.write_config(draft)
-        temporary.rename(run.folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

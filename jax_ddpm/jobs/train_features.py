@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int, UInt8
 
 from jax_ddpm.data.sources import ImageSource, open_source
+from jax_ddpm.files.atomic import write_atomically
 from jax_ddpm.jobs.messages import make_bar, tell
 from jax_ddpm.quality.classifier import SHAPE, WEIGHTS, Classifier, classify, save_classifier
 
@@ -47,7 +48,7 @@ def train_features(out: Path = WEIGHTS, epochs: int = 16, seed: int = 0) -> floa
             bar.set_postfix_str(f"loss {float(value):.3f}")
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.float16).astype(jnp.float32), params)
     found = accuracy(rounded, test)
-    save_classifier(out, params)
+    write_atomically(out, lambda temporary: save_classifier(temporary, params))
     tell(f"{found:.1%} of the {len(test.images)} test images are classified correctly; wrote {out}")
     return found
 

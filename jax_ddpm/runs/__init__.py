@@ -13,7 +13,6 @@ from jax_ddpm.runs.folder import (
     open_for_training,
     remove_leftovers,
     require_free,
-    require_no_outward_links,
     to_dict,
     write_config,
 )
@@ -31,7 +30,6 @@ __all__ = [
     "open_for_training",
     "remove_leftovers",
     "require_free",
-    "require_no_outward_links",
     "to_dict",
     "write_config",
 ]

@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from jax_ddpm.files.atomic import report_disk_errors
+from jax_ddpm.files.atomic import open_new, report_disk_errors
 
 VARINT, DOUBLE, BYTES, FLOAT = 0, 1, 2, 5  # wire types
 SESSION_START = 1
@@ -78,7 +78,7 @@ class Board:
 def open_event_file(folder: Path) -> BinaryIO:
     """Open a new file under a name that TensorBoard recognises and no other process uses."""
     name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-    return (folder / name).open("wb")
+    return open_new(folder / name)
 
 
 def encode_record(data: bytes) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from jax_ddpm.devices.processes import is_main_process, max_over_processes
 from jax_ddpm.errors import UserError
+from jax_ddpm.files.atomic import remove
 from jax_ddpm.optim.averages import Params
 from jax_ddpm.runs import stored
 from jax_ddpm.runs.retention import Keep, choose_kept, find_best
@@ -232,11 +233,11 @@ def _make_room(checkpoints: Checkpoints, step: int) -> None:
     checkpoints.directory.mkdir(parents=True, exist_ok=True)
     for path in checkpoints.directory.iterdir():
         if path.name.endswith(UNFINISHED):
-            shutil.rmtree(path)
+            remove(path)
     damaged = _path(checkpoints, step)
-    if damaged.exists():
+    if damaged.exists() or damaged.is_symlink():
         aside = damaged.with_name(damaged.name + DAMAGED)
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(aside)
         damaged.rename(aside)
     checkpoints.losses.pop(step, None)
 
@@ -252,7 +253,7 @@ def _remove_old(checkpoints: Checkpoints) -> None:
             removed = path.with_name(f"{name}.removed")
             try:
                 path.rename(removed)
-                shutil.rmtree(removed)
+                remove(removed)
             except OSError as error:
                 raise UserError(
                     f"the old checkpoint {path} could not be removed ({error.strerror or error}); "

@@ -17,7 +17,7 @@ from jax_ddpm.config.run import Config, validate
 from jax_ddpm.devices.processes import is_main_process, wait_for_all
 from jax_ddpm.errors import UserError, flag_name
 from jax_ddpm.files.atomic import is_leftover, report_disk_errors, write_atomically
-from jax_ddpm.files.untrusted import explain, read_json
+from jax_ddpm.files.untrusted import explain, read_json, require_plain_tree
 from jax_ddpm.models import ARCHITECTURES
 from jax_ddpm.runs.formats import FORMAT, migrate
 
@@ -205,7 +205,10 @@ def load(folder: Path) -> Run:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder: it has no config.json")
-    require_no_outward_links(folder)
+    try:
+        require_plain_tree(folder)
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: {explain(error)}") from error
     document = read_json(path, "the configuration of a run")
     try:
         document = migrate(document, path)
@@ -221,17 +224,6 @@ def load(folder: Path) -> Run:
     except UserError as error:
         raise UserError(f"{path} cannot be used: {error}") from error
     return run
-
-
-def require_no_outward_links(folder: Path) -> None:
-    """Raise UserError if anything in a run folder is a link to somewhere outside it."""
-    home = folder.resolve()
-    for path in folder.iterdir():
-        if path.is_symlink() and not path.resolve().is_relative_to(home):
-            raise UserError(
-                f"{path} is a link out of the run folder, to {path.resolve()}: copy the files "
-                "into it (the run folder itself may be a link)"
-            )
 
 
 def _image_shape(values: Any) -> tuple[int, int, int]:

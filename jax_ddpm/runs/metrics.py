@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.files.atomic import report_disk_errors, write_atomically
-from jax_ddpm.files.untrusted import explain
+from jax_ddpm.files.atomic import open_to_append, report_disk_errors, write_atomically
+from jax_ddpm.files.untrusted import explain, open_regular
 
 MAX_LINE, MAX_VALUE = 10_000, sys.float_info.max
 
@@ -41,8 +41,8 @@ class Row(NamedTuple):
 
 def append(path: Path, row: Row) -> None:
     """Append `row` to the file as one line. Raises UserError if it cannot be written."""
-    with report_disk_errors(path), path.open("a") as file:
-        file.write(_line(row))
+    with report_disk_errors(path), open_to_append(path) as file:
+        file.write(_line(row).encode())
 
 
 def read(path: Path) -> list[Row]:
@@ -53,7 +53,7 @@ def read(path: Path) -> list[Row]:
     if not path.exists():
         return []
     rows: list[Row] = []
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for number in itertools.count(1):
             line = file.readline(MAX_LINE)
             if not line.endswith(b"\n") and len(line) < MAX_LINE:

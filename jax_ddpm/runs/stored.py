@@ -21,7 +21,7 @@ from orbax.checkpoint import v1 as ocp
 from jax_ddpm.devices.layout import shapes_to_load
 from jax_ddpm.devices.processes import finish_in_turn, max_over_processes
 from jax_ddpm.errors import UserError
-from jax_ddpm.files.untrusted import require_bounded
+from jax_ddpm.files.untrusted import read_bounded, require_bounded, require_plain_tree
 from jax_ddpm.optim.averages import Params
 from jax_ddpm.runs.checksums import checksum, copy_array, is_whole, seal
 from jax_ddpm.runs.formats import check_format
@@ -33,6 +33,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
 # Errors that do not mean that the checkpoint is damaged.
 REFUSED = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
 DESCRIPTION = "_CHECKPOINT_METADATA"
+MAX_TEXT = 2**26  # bytes of the documents beside the arrays; those of a network take kilobytes
 UNCHECKED_FORMATS = (1, 2)  # without checksums
 
 
@@ -106,8 +107,9 @@ def describe(path: Path) -> dict[str, Any]:
 
     Raises Damaged, or UserError if it was written by a newer version.
     """
+    _require_plain(path)
     try:  # ocp.metadata would also read a description of every array
-        document = dict(json.loads((path / DESCRIPTION).read_text())["custom_metadata"])
+        document = dict(json.loads(read_bounded(path / DESCRIPTION, MAX_TEXT))["custom_metadata"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _unreadable(path, error) from error
     if "leaves" not in document and document.get("format") in UNCHECKED_FORMATS:
@@ -118,6 +120,29 @@ def describe(path: Path) -> dict[str, Any]:
     if not _is_well_formed(document):
         raise Damaged(path, "its description does not describe a checkpoint")
     return document
+
+
+def _require_plain(path: Path) -> None:
+    """Raise Damaged for links and devices in a checkpoint, and for documents of absurd size.
+
+    Orbax follows links, waits for pipes, and reads documents as a whole.
+    """
+    try:
+        require_plain_tree(path)
+        large = [file for file in path.rglob("*") if file.is_symlink() or _is_too_large(file)]
+    except UserError as error:
+        raise Damaged(path, explain_error(error)) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if large:
+        what = "a link" if large[0].is_symlink() else "too large"
+        raise Damaged(path, f"{large[0].relative_to(path)} is {what}")
+
+
+def _is_too_large(file: Path) -> bool:
+    is_document = file.name.startswith("_") or file.name in ("manifest.ocdbt", "metrics")
+    is_document = is_document or file.parent.name == "array_metadatas"
+    return is_document and file.is_file() and file.stat().st_size > MAX_TEXT
 
 
 def _num_bytes(like: Any) -> int:
@@ -144,7 +169,7 @@ def read_loss(path: Path) -> float | None:
     if "leaves" in document:
         return document.get("loss")
     try:  # older formats may have it in a separate file
-        return float(json.loads((path / "metrics" / "metrics").read_text())["loss"])
+        return float(json.loads(read_bounded(path / "metrics" / "metrics", MAX_TEXT))["loss"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -1,9 +1,11 @@
 import os
+from pathlib import Path
 
 import pytest
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.files.atomic import require_writable, write_atomically
+from jax_ddpm.files import atomic
+from jax_ddpm.files.atomic import require_writable, write_atomically, write_folder_atomically
 
 
 def test_the_folder_is_created_and_the_file_written(tmp_path):
@@ -57,6 +59,67 @@ def test_a_link_is_replaced_and_its_target_stays(tmp_path):
     write_atomically(tmp_path / "file", lambda temporary: temporary.write_text("new"))
     assert (tmp_path / "other").read_text() == "other"
     assert (tmp_path / "file").read_text() == "new"
+
+
+def plant_links(folder, name, target):
+    """Leave links to `target` under every temporary name that can be guessed."""
+    for number in (os.getpid(), 0):
+        (folder / f".{name}.{number}.tmp").symlink_to(target)
+    (folder / f".{name}.tmp").symlink_to(target)
+
+
+def test_a_planted_link_is_not_followed(tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    plant_links(tmp_path, "file", tmp_path / "precious")
+    write_atomically(tmp_path / "file", lambda temporary: temporary.write_text("new"))
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert (tmp_path / "file").read_text() == "new"
+
+
+def test_a_planted_link_under_the_very_name_is_refused(tmp_path, monkeypatch):
+    """As if somebody had guessed the temporary name."""
+    monkeypatch.setattr(atomic, "name_temporary", lambda path: path.with_name(".guessed.tmp"))
+    (tmp_path / ".guessed.tmp").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"file could not be written \(File exists\)"):
+        write_atomically(tmp_path / "file", lambda temporary: temporary.write_text("new"))
+    with pytest.raises(FileExistsError), write_folder_atomically(tmp_path / "folder"):
+        pass
+    with pytest.raises(FileExistsError):
+        atomic.open_new(tmp_path / ".guessed.tmp")
+    assert not (tmp_path / "elsewhere").exists()
+    assert (tmp_path / ".guessed.tmp").is_symlink()
+
+
+def test_a_folder_appears_completely_or_not_at_all(tmp_path):
+    with write_folder_atomically(tmp_path / "a" / "folder") as temporary:
+        (temporary / "file").write_text("whole")
+        assert atomic.is_leftover(temporary)
+        assert not (tmp_path / "a" / "folder").exists()
+    assert (tmp_path / "a" / "folder" / "file").read_text() == "whole"
+    with pytest.raises(KeyError), write_folder_atomically(tmp_path / "b") as temporary:
+        raise KeyError
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "a"]
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "device"])
+def test_only_a_regular_file_is_appended_to(tmp_path, kind):
+    path = tmp_path / "log"
+    with atomic.open_to_append(path) as file:
+        file.write(b"one")
+    with atomic.open_to_append(path) as file:
+        file.write(b" two")
+    assert path.read_text() == "one two"
+    other = tmp_path / kind
+    match kind:
+        case "link":
+            other.symlink_to(path)
+        case "pipe":
+            os.mkfifo(other)
+        case "device":
+            other = Path("/dev/null")
+    with pytest.raises(OSError, match=r"Too many levels|No such device|not a regular file"):
+        atomic.open_to_append(other)
+    assert path.read_text() == "one two"
 
 
 def test_checking_that_a_file_can_be_written_leaves_nothing_behind(tmp_path):

@@ -13,7 +13,14 @@ import pytest
 import jax_ddpm
 from jax_ddpm.data.idx import read_idx
 from jax_ddpm.errors import UserError
-from jax_ddpm.files.untrusted import read_json, read_npz, require_bounded
+from jax_ddpm.files.untrusted import (
+    open_regular,
+    read_bounded,
+    read_json,
+    read_npz,
+    require_bounded,
+    require_plain_tree,
+)
 from jax_ddpm.interop.files import read_weights
 
 ZEROS = 2**28  # they compress to a thousandth, and a file may not unpack to that many bytes
@@ -159,7 +166,7 @@ def test_hostile_json_is_refused(tmp_path, text, message):
 def test_a_path_without_json_is_refused(tmp_path):
     with pytest.raises(UserError, match="there is no file"):
         read_json(tmp_path / "a.json", "a thing")
-    with pytest.raises(UserError, match=r"is not a thing: Is a directory"):
+    with pytest.raises(UserError, match=r"is a folder, but it must be a regular file"):
         read_json(tmp_path, "a thing")
 
 
@@ -214,6 +221,53 @@ def test_a_link_out_of_a_run_folder_is_refused(tmp_path):
     (run.folder / "ema").symlink_to(tmp_path)
     with pytest.raises(UserError, match=r"run/ema is a link out of the run folder"):
         runs.load(run.folder)
+
+
+@pytest.mark.parametrize("place", ["a", "samples/b", "checkpoints/3/state/c"])
+def test_links_and_pipes_are_found_at_every_level(tmp_path, place):
+    run, path = tmp_path / "run", tmp_path / "run" / place
+    path.parent.mkdir(parents=True)
+    (run / "file").write_text("")
+    path.symlink_to(run / "file")
+    require_plain_tree(run)
+    for target in ("/dev/zero", tmp_path / "nothing", path):
+        path.unlink()
+        path.symlink_to(target)
+        with pytest.raises(UserError, match=rf"{path.name} is a link (out|that leads to itself)"):
+            require_plain_tree(run)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=rf"{path.name} is a pipe or socket: remove it"):
+        require_plain_tree(run)
+
+
+def test_only_a_regular_file_is_opened_and_nobody_waits_for_a_pipe(tmp_path):
+    pipe, folder, file = tmp_path / "pipe", tmp_path / "folder", tmp_path / "file"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    file.write_text("text")
+    for path, kind in ((pipe, "a pipe"), (folder, "a folder"), (Path("/dev/zero"), "a device")):
+        with pytest.raises(UserError, match=f"{path.name} is {kind}.*must be a regular file"):
+            open_regular(path)
+    assert read_bounded(file, 4) == b"text"
+    with pytest.raises(UserError, match="has more than 3 bytes"):
+        read_bounded(file, 3)
+
+
+def test_a_link_may_not_leave_the_folder_that_it_is_in(tmp_path):
+    snapshot, blobs = tmp_path / "models--a" / "snapshots" / "1", tmp_path / "models--a" / "blobs"
+    for folder in (snapshot, blobs, tmp_path / "mine"):
+        folder.mkdir(parents=True)
+    (blobs / "b").write_text("blob")
+    (snapshot / "weights").symlink_to("../../blobs/b")
+    assert read_bounded(snapshot / "weights", 9, inside=snapshot) == b"blob"
+    (tmp_path / "mine" / "weights").symlink_to(blobs / "b")
+    assert read_bounded(tmp_path / "mine" / "weights", 9) == b"blob"
+    with pytest.raises(UserError, match="weights is a link out of its folder"):
+        read_bounded(tmp_path / "mine" / "weights", 9, inside=tmp_path / "mine")
+    (tmp_path / "mine" / "loop").symlink_to("loop")
+    with pytest.raises((UserError, OSError)):
+        open_regular(tmp_path / "mine" / "loop", inside=tmp_path / "mine")
 
 
 def test_a_lock_that_is_a_link_leaves_its_target_alone(tmp_path):

@@ -31,7 +31,7 @@ from jax_ddpm.process.schedules import (
 from jax_ddpm.process.timesteps import TimestepSampling
 from jax_ddpm.process.weighting import Weighting
 
-MAX_SIDE, MAX_TIMESTEPS = 65_536, 1_000_000
+MAX_SIDE, MAX_TIMESTEPS, MAX_WHITE = 65_536, 1_000_000, 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ class SourceConfig:
     """Filter for resizing. box_bicubic: halve with a box filter first, as OpenAI does."""
     skip_bad: bool = False
     """Leave out unreadable files of a folder instead of refusing the folder."""
+    follow_links: bool = False
+    """Allow links in a folder that lead out of it, such as to pictures on another disk."""
+    max_value: int | None = None
+    """The value in the files that means white, such as 1 for masks of 0 and 1, or 4095 for 12 bits
+    in a format of 16; None: the largest that the format can hold, 255 or 65535."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +188,8 @@ def validate(config: Config) -> None:
 def _validate_data(data: DataConfig, train: TrainConfig) -> None:
     check, size = make_check(data, "--data."), data.image_size
     check("image_size", size is None or 1 <= size <= MAX_SIDE, f"between 1 and {MAX_SIDE}")
+    white = data.max_value
+    check("max_value", white is None or 1 <= white <= MAX_WHITE, f"between 1 and {MAX_WHITE}")
     fixed = data.crop != "random" or train.data_on_device != "always"
     check(
         "crop",

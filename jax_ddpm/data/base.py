@@ -18,6 +18,8 @@ class ImageSource(NamedTuple):
     """Supports `labels[i]`, an integer, and `labels.max()`."""
     class_names: tuple[str, ...] = ()
     """The name of each class, if they are known."""
+    left_out: tuple[tuple[str, int], ...] = ()
+    """Kinds of files that are not read, and how many there are of each."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -39,9 +41,13 @@ class Request(NamedTuple):
     resize: Resize = "bicubic"
     skip_bad: bool = False
     """Leave out unreadable files of a folder."""
+    follow_links: bool = False
+    """Allow links that lead out of a folder."""
+    max_value: int | None = None
+    """The value in the files that means white; None: the largest that their format can hold."""
     tell: Callable[[str], object] = print
     """Called with a sentence that says what was left out."""
 
     def form(self, channels: int) -> Form:
         """The form of the images, given that the data has `channels` channels."""
-        return Form(self.size, self.channels or channels, self.crop, self.resize)
+        return Form(self.size, self.channels or channels, self.crop, self.resize, self.max_value)

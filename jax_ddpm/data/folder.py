@@ -1,9 +1,8 @@
 """A folder of pictures as an image source: find the files, and check which can be used."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int
@@ -11,11 +10,11 @@ from PIL import Image
 
 from jax_ddpm.data import pictures
 from jax_ddpm.data.base import ImageSource
+from jax_ddpm.data.listing import Bad, count_kinds, list_pictures
 from jax_ddpm.data.parallel import map_in_parallel
 from jax_ddpm.data.pictures import FolderPictures, Form, Picture, explain_decoding, read_picture
 from jax_ddpm.errors import UserError
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 SHOWN = 10
 JPEG_END, JPEG_END_IS_IN_LAST = b"\xff\xd9", 4096
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
@@ -28,26 +27,21 @@ Size = tuple[int, int]
 T = TypeVar("T")
 
 
-class Bad(NamedTuple):
-    """A file that cannot be used, and the reason."""
-
-    path: Path
-    reason: str
-
-
 def open_folder(
     folder: Path,
     form: Form,
     *,
     skip_bad: bool = False,
+    follow_links: bool = False,
     tell: Callable[[str], object] = print,
 ) -> ImageSource:
     """Open the pictures in `folder` and its subfolders, and check each of them.
 
     Raises UserError if there are none, if they differ in size and `form` sets no size, or if files
-    cannot be used. With `skip_bad`, such files are left out, and `tell` says how many.
+    cannot be used. With `skip_bad`, such files are left out, and `tell` says how many. With
+    `follow_links`, links may lead out of the folder.
     """
-    paths, bad = find_pictures(folder)
+    paths, bad, left_out = list_pictures(folder, follow_links=follow_links)
     labels = dict(zip(paths, number_classes(paths, folder), strict=True))
     names = sorted({find_class(path, folder) for path in paths})
     refused = {path for path, _ in bad}
@@ -55,10 +49,12 @@ def open_folder(
     if bad or unreadable:
         total = len(refused | set(paths))
         report_bad(folder, sorted([*bad, *unreadable]), total, skip_bad, tell)
+        left_out["unusable pictures"] += len(bad) + len(unreadable)
     if not good:
         raise UserError(f"{folder} holds no picture that can be read")
     numbers = np.array([labels[path] for path in good], np.int32)
-    return ImageSource(images, numbers, tuple(names) if names != [""] else ())
+    known = tuple(names) if names != [""] else ()
+    return ImageSource(images, numbers, known, count_kinds(left_out))
 
 
 def open_pictures(
@@ -78,52 +74,6 @@ def open_pictures(
         good, images, unreadable = decode_all(good, form)
         return good, images, [*bad, *unreadable]
     return good, FolderPictures(good, form, size), bad
-
-
-def find_pictures(folder: Path) -> tuple[list[Path], list[Bad]]:
-    """Find all picture files in `folder` and below it, sorted by name, and the unusable ones.
-
-    A link counts as the picture that it points to, if that lies in the folder. Raises UserError if
-    there are no picture files.
-    """
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: give a folder of pictures with --data.path")
-    root, paths, bad = folder.resolve(), [], []
-    for path in sorted(_walk(folder)):
-        if not path.is_dir():
-            paths.append(path)
-        if refusal := _find_refusal(path, root):
-            bad.append(Bad(path, refusal))
-    if not paths and not bad:
-        raise UserError(f"{folder} holds no picture ({', '.join(sorted(SUFFIXES))})")
-    return paths, bad
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Yield files with a picture's suffix, and links to folders outside `folder`."""
-    root = folder.resolve()
-    for parent, folders, files in os.walk(folder, onerror=_raise):
-        below = Path(parent)
-        yield from (below / name for name in files if Path(name).suffix.lower() in SUFFIXES)
-        for path in (below / name for name in folders):
-            if path.is_symlink() and not path.resolve().is_relative_to(root):
-                yield path
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _find_refusal(path: Path, root: Path) -> str | None:
-    """The reason not to open a file; None if there is none."""
-    try:
-        if path.is_symlink() and not path.resolve(strict=True).is_relative_to(root):
-            return "a link that leaves the folder"
-        if not path.is_file():
-            return "not a file"
-        return "an empty file" if path.stat().st_size == 0 else None
-    except (OSError, RuntimeError):  # a loop of links raises either, depending on Python
-        return "a link to nothing"
 
 
 def number_classes(paths: Sequence[Path], folder: Path) -> Int[np.ndarray, " n"]:

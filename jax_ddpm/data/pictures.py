@@ -18,7 +18,7 @@ Position = tuple[float, float]
 
 MODES = {1: "L", 3: "RGB"}
 # Only these are decoded, whatever a file is called: Pillow runs other programs for some formats.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 89_478_485  # above this, Pillow warns of decompression bombs
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # we refuse them
 IN_MEMORY = 2**28  # data sets of at most 256 MiB are decoded immediately and kept in memory
@@ -84,6 +84,8 @@ class Form(NamedTuple):
     channels: int = 3
     crop: Crop = "center"
     resize: Resize = "bicubic"
+    max_value: int | None = None
+    """The value in the files that means white; None: the largest that the format can hold."""
 
     def check(self) -> "Form":
         """Return this form. Raises UserError for a crop or filter that does not exist."""
@@ -98,9 +100,10 @@ class Form(NamedTuple):
         return self.size is not None and self.crop == "random"
 
     def fits(self, images: UInt8[np.ndarray, "n h w c"]) -> bool:
-        """Whether `images` already have this size and number of channels."""
+        """Whether `images` already have this size, number of channels and range of values."""
         right_size = self.size is None or images.shape[1:3] == (self.size, self.size)
-        return right_size and images.shape[-1] == self.channels
+        same_values = self.max_value is None
+        return right_size and same_values and images.shape[-1] == self.channels
 
     def fits_in_memory(self, count: int, size: tuple[int, int]) -> bool:
         """Whether to decode `count` pictures of `size` immediately, not on demand."""
@@ -110,33 +113,52 @@ class Form(NamedTuple):
 
 def fit_picture(image: Image.Image, form: Form, position: Position | None = None) -> Picture:
     """Bring `image` to `form`, on white. Only a random crop uses `position`."""
-    image = flatten_to_8_bits(image).convert(MODES[form.channels])
+    image = flatten_to_8_bits(image, form.max_value).convert(MODES[form.channels])
     if form.size is not None and image.size != (form.size, form.size):
         image = RESIZES[form.resize](CROPS[form.crop](image, position), form.size)
     array = np.asarray(image, np.uint8)
     return array.reshape(*array.shape[:2], form.channels)
 
 
-def flatten_to_8_bits(image: Image.Image) -> Image.Image:
-    """Convert `image` to 8 bits per channel, with white behind transparent parts."""
-    if image.mode.startswith("I"):
-        image = _reduce_16_bits(image)
+def flatten_to_8_bits(image: Image.Image, max_value: int | None = None) -> Image.Image:
+    """Convert `image` to 8 bits per channel, with white behind transparent parts.
+
+    Values are scaled so that `max_value` becomes 255. Raises ValueError if that is impossible.
+    """
+    if image.mode.startswith(("I", "F")):  # 16 or 32 bits, or floating-point numbers
+        image = _reduce_wide_values(image, max_value)
+    elif max_value is not None:
+        image = _stretch_8_bits(image, max_value)
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA"))
     return image.convert("RGB") if image.mode in ("CMYK", "YCbCr", "LAB", "HSV") else image
 
 
-def _reduce_16_bits(image: Image.Image) -> Image.Image:
-    """Scale grey values from 0..65535 to 0..255; Pillow itself would clip them at 255."""
-    shades = np.asarray(image).astype(np.int64)
-    if shades.min() < 0 or shades.max() > 65535:
-        raise ValueError("it has more than 16 bits per channel")
-    grey = Image.fromarray(((shades * 255 + 32767) // 65535).astype(np.uint8))
+def _reduce_wide_values(image: Image.Image, max_value: int | None) -> Image.Image:
+    """Scale grey values from 0..65535 or 0..max_value to 0..255; Pillow would clip them at 255."""
+    shades = np.asarray(image).astype(np.float64)
+    if image.mode == "F" and max_value is None:
+        raise ValueError("it holds floating-point numbers: say with --data.max-value what is white")
+    if not (shades.min() >= 0 and (max_value is not None or shades.max() <= 65535)):
+        raise ValueError("it has negative values or more than 16 bits per channel")
+    scaled = np.floor(shades * 255 / (max_value or 65535) + 0.5)
+    grey = Image.fromarray(np.minimum(scaled, 255).astype(np.uint8))
     if "transparency" in image.info:
         seen = np.where(shades == image.info["transparency"], 0, 255).astype(np.uint8)
         grey.putalpha(Image.fromarray(seen))
     return grey
+
+
+def _stretch_8_bits(image: Image.Image, max_value: int) -> Image.Image:
+    """Scale the values of each channel from 0..max_value to 0..255; transparency stays."""
+    if max_value > 255:
+        raise ValueError(f"its values go up to 255, but --data.max-value is {max_value}")
+    transparent = "transparency" in image.info or image.mode in ("RGBA", "LA", "PA")
+    image = image.convert("RGBA" if transparent else "L" if image.mode in ("1", "L") else "RGB")
+    scaled = [min((value * 255 + max_value // 2) // max_value, 255) for value in range(256)]
+    colours = 3 if image.mode.startswith("RGB") else 1
+    return image.point(scaled * colours + list(range(256)) * (len(image.getbands()) - colours))
 
 
 def open_upright(file: Any) -> Image.Image:

@@ -14,9 +14,9 @@ from jax_ddpm.data.base import Request
 from jax_ddpm.data.base import Split as Split
 from jax_ddpm.data.cifar10 import EXPECTED as CIFAR10_FILES
 from jax_ddpm.data.cifar10 import is_cifar10, read_cifar10
-from jax_ddpm.data.folder import SUFFIXES as PICTURES
 from jax_ddpm.data.folder import open_folder
 from jax_ddpm.data.idx import read_idx
+from jax_ddpm.data.listing import holds_pictures
 from jax_ddpm.data.parquet import find_files, is_parquet, open_parquet
 from jax_ddpm.data.pictures import FittedArrays, Form
 from jax_ddpm.data.tfds_reader import open_prepared
@@ -26,6 +26,18 @@ SourceName = str  # one of SOURCES, or the name of a data set of TensorFlow Data
 
 EMBEDDED = Path(__file__).parent / "fashion_mnist_extract"
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+FASHION_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 IDX_PREFIX: dict[Split, str] = {"train": "train", "test": "t10k"}
 
 
@@ -39,6 +51,8 @@ def open_source(
     crop: str = "center",
     resize: str = "bicubic",
     skip_bad: bool = False,
+    follow_links: bool = False,
+    max_value: int | None = None,
     tell: Callable[[str], object] = print,
 ) -> ImageSource:
     """Open the data set called `name`.
@@ -47,7 +61,8 @@ def open_source(
     package. `idx`: IDX files with MNIST's names in the folder `path`. `fashion_mnist`: the same;
     `path` defaults to where Debian installs them. `arrays`: the .npz or .npy file `path`. `folder`:
     all pictures in `path` and its subfolders; the top subfolder is the class. With `skip_bad`,
-    unreadable files are left out and `tell` says how many. `parquet`: a Parquet file, or a folder
+    unreadable files are left out and `tell` says how many; with `follow_links`, links may lead out
+    of the folder. `parquet`: a Parquet file, or a folder
     of them, as Hugging Face stores images. `cifar10`: an archive from CIFAR-10's home page, or its
     folder. Any other name: a data set that TensorFlow Datasets has prepared in `path`.
 
@@ -56,13 +71,25 @@ def open_source(
 
     `image_size` is the side of square images; `crop` and `resize` choose the part of the picture
     and the filter. `channels` makes images grey (1) or colour (3, the default for a folder).
+    `max_value` is the value in the files that means white.
 
     Raises UserError if the data is missing or damaged, or has no such split.
     """
     path = None if path is None else Path(path)
     require_known(name, path, split)
     Form(crop=crop, resize=resize).check()
-    request = Request(path, split, image_size, channels, crop, resize, skip_bad, tell)
+    request = Request(
+        path,
+        split,
+        image_size,
+        channels,
+        crop,
+        resize,
+        skip_bad=skip_bad,
+        follow_links=follow_links,
+        max_value=max_value,
+        tell=tell,
+    )
     kind = choose_kind(name, path, tell)
     return open_prepared(name, request) if kind is None else SOURCES[kind].open(request)
 
@@ -79,7 +106,8 @@ class Source(NamedTuple):
 
 
 def _open_embedded(request: Request) -> ImageSource:
-    return fit_source(read_idx_folder(EMBEDDED, request.split), request)
+    source = read_idx_folder(EMBEDDED, request.split)
+    return fit_source(source._replace(class_names=FASHION_CLASSES), request)
 
 
 def _open_idx(request: Request) -> ImageSource:
@@ -94,8 +122,13 @@ def _open_arrays(request: Request) -> ImageSource:
 
 def _open_folder(request: Request) -> ImageSource:
     assert request.path is not None, "require_known has checked it"
-    form = request.form(channels=3)
-    return open_folder(request.path, form, skip_bad=request.skip_bad, tell=request.tell)
+    return open_folder(
+        request.path,
+        request.form(channels=3),
+        skip_bad=request.skip_bad,
+        follow_links=request.follow_links,
+        tell=request.tell,
+    )
 
 
 def _open_cifar10(request: Request) -> ImageSource:
@@ -105,10 +138,6 @@ def _open_cifar10(request: Request) -> ImageSource:
 
 def _holds_idx(path: Path) -> bool:
     return any(any(path.glob(f"{prefix}-images?idx3-ubyte*")) for prefix in IDX_PREFIX.values())
-
-
-def _holds_pictures(path: Path) -> bool:
-    return any(file.suffix.lower() in PICTURES for file in path.rglob("*"))
 
 
 SOURCES = {
@@ -133,7 +162,7 @@ SOURCES = {
         _open_folder,
         path="the folder of pictures, --data.path DIR",
         has_test_split=False,
-        recognizes=_holds_pictures,
+        recognizes=holds_pictures,
     ),
 }
 DATA_SETS = ("cifar10",)  # sources that are one data set, which can also come in another form

@@ -139,6 +139,8 @@ def open_data(data: SourceConfig, split: Split = "train") -> ImageSource:
         crop=data.crop,
         resize=data.resize,
         skip_bad=data.skip_bad,
+        follow_links=data.follow_links,
+        max_value=data.max_value,
     )
     fraction = data.holdout if isinstance(data, DataConfig) and split == "train" else 0.0
     return split_off(source, fraction)[0]

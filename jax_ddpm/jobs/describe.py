@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 
-from jax_ddpm.config.run import Config, validate
+from jax_ddpm.config.run import Config, DataConfig, validate
+from jax_ddpm.data.summary import DataSummary, describe, summarize
 from jax_ddpm.jobs.build import build
 from jax_ddpm.jobs.validation import find_interval, open_training_data
 from jax_ddpm.models import ARCHITECTURES
 
 WIDTH, NAME = 98, 11
-MAX_NAMES = 12
 
 
 def describe_run(config: Config) -> str:
@@ -28,14 +28,9 @@ def describe_run(config: Config) -> str:
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     kinds = {kind: name for name, kind in ARCHITECTURES.items()}
     train, images = config.train, len(source.images)
-    size = "x".join(map(str, source.image_shape))
     epochs = train.num_steps * train.batch_size / images
     exists = (config.folder / "config.json").is_file()
-    names = source.class_names
-    classes = f"; {len(names)} classes: {', '.join(names[:MAX_NAMES])}" if names else ""
-    classes += ", ..." if len(names) > MAX_NAMES else ""
     facts = {
-        "data": f"{images:,} images of {size} from {config.data.name}{classes}",
         "network": f"{kinds[type(config.model)]}, {count:,} parameters",
         "training": f"{train.num_steps:,} steps of {train.batch_size} images, which is "
         f"{epochs:.3g} epochs of {images / train.batch_size:,.4g} steps",
@@ -50,11 +45,22 @@ def describe_run(config: Config) -> str:
             f"the loss of {count:,} of {of:,} held-out images every {find_interval(config)} steps"
         )
     lines = ["This is a dry run: nothing is computed or written.", ""]
+    lines += describe_data(summarize(source), config.data)
     lines += [line for name, text in facts.items() for line in _format(name, text)]
     lines += ["", "Every setting:", *_format("run", f"preset {config.preset}, seed {config.seed}")]
     for section in ("data", "model", "diffusion", "train", "sample"):
         lines += _format(section, ", ".join(_list_settings(getattr(config, section))))
     return "\n".join(lines)
+
+
+def describe_data(summary: DataSummary, data: DataConfig) -> list[str]:
+    """Describe the images to train on, as the lines of a table."""
+    where = data.name if data.path is None else f"{data.name} {data.path}"
+    mirrored = "never (--data.random-flip turns it on)"
+    if data.random_flip:
+        mirrored = "left to right, half of the time (--data.no-random-flip turns it off)"
+    rows = [("data", where), *describe(summary), ("mirrored", mirrored)]
+    return [line for name, text in rows for line in _format(name, text)]
 
 
 def _list_settings(settings: Any) -> Iterator[str]:

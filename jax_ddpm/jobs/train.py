@@ -9,6 +9,7 @@ from jax_ddpm import runs
 from jax_ddpm.config.run import Config, validate
 from jax_ddpm.data.loader import require_full_batch, require_labels
 from jax_ddpm.data.sources import ImageSource
+from jax_ddpm.data.summary import DataSummary, summarize
 from jax_ddpm.devices.layout import (
     assign_shardings,
     count_devices,
@@ -18,6 +19,7 @@ from jax_ddpm.devices.layout import (
 from jax_ddpm.devices.processes import get_process, is_distributed
 from jax_ddpm.errors import UserError
 from jax_ddpm.jobs.build import Parts, build
+from jax_ddpm.jobs.describe import describe_data
 from jax_ddpm.jobs.messages import make_bar, tell, tell_if_slow
 from jax_ddpm.jobs.progress import Progress, from_json, join_metrics
 from jax_ddpm.jobs.train_records import (
@@ -84,11 +86,13 @@ def train_run(
     require_full_batch(source, config.train.batch_size)
     require_labels(source, parts.num_labels, parts.null_label)
     source = load_into_memory(source, config.train.data_on_device)
+    with tell_if_slow("Looking at the images"):
+        summary = summarize(source)
     with (
         runs.lock_for_training(config, source.image_shape) as run,  # writes from here on
         open_job(run, parts, source, held_out) as job,
     ):
-        tell_summary(job)
+        tell_summary(job, summary)
         state, progress = load_or_make_state(job)
         step = int(state.step)
         if step > 0:
@@ -120,15 +124,14 @@ def has_pictures(run: Run) -> bool:
     return all(path.exists() for path in (run.final_grid, run.final_gif, run.loss_curve))
 
 
-def tell_summary(job: Job) -> None:
+def tell_summary(job: Job, data: DataSummary) -> None:
     """Tell which network is trained, on which data, devices and folder."""
     config, layout = job.run.config, job.layout
     shapes = jax.eval_shape(job.parts.network.init, jax.random.key(0))
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    size = "x".join(map(str, job.run.image_shape))
     devices = f"{count_devices(layout.mode)} {jax.default_backend()} device(s)"
-    data = f"{len(job.source.images):,} images of {size}"
-    tell(f"{config.preset}: {count:,} parameters, {data}, {layout.mode} on {devices}")
+    tell(f"{config.preset}: {count:,} parameters, {layout.mode} on {devices}")
+    tell("\n".join(describe_data(data, config.data)))
     if job.validation is not None:
         tell(describe_validation(job.validation, config))
     tell(f"Run folder: {job.run.folder}")

@@ -91,7 +91,7 @@ def test_a_dry_run_says_what_would_happen_and_touches_nothing(tmp_path, capsys, 
     out = capsys.readouterr().out
     for line in (
         "Adjusted to fit: --train.warmup-steps 2 (was 100)",
-        "10,000 images of 14x14x1 from embedded",
+        "10,000 of 14x14x1",
         "unet, 41,153 parameters",
         "40 steps of 16 images, which is 0.064 epochs of 625 steps",
         "runs/fashion-cpu, a new run",

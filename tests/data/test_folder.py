@@ -136,6 +136,32 @@ def test_a_folder_with_only_bad_files_is_refused_even_with_skip_bad(tmp_path):
         open_source("folder", tmp_path, skip_bad=True, tell=lambda line: None)
 
 
+@pytest.fixture
+def linked(tmp_path):
+    """Two classes and a picture on another disk, with links that lead round in circles."""
+    folder, disk = tmp_path / "data", tmp_path / "disk"
+    for name in ("a/1.png", "b/2.png", "3.png"):
+        save_picture(disk / name)
+    folder.mkdir()
+    for name in ("a", "b", "3.png"):
+        (folder / name).symlink_to(disk / name)
+    (disk / "a/again").symlink_to(disk / "b")
+    (disk / "b/back").symlink_to(disk / "a")
+    (disk / "b/up").symlink_to(tmp_path)
+    return folder
+
+
+def test_links_to_another_disk_are_followed_only_on_request(linked):
+    with pytest.raises(UserError, match=r"a link that leaves the folder \(--data.follow-links"):
+        open_source("folder", linked)
+    told = []
+    source = open_source("folder", linked, follow_links=True, skip_bad=True, tell=told.append)
+    assert source.class_names == ("", "a", "b")
+    assert source.labels.tolist() == [0, 1, 1, 2, 2]  # each class also links to the other
+    (line,) = told
+    assert "a link to a folder that contains it" in line
+
+
 def test_pictures_decoded_at_once_and_on_demand_are_the_same(tmp_path, monkeypatch):
     for i, suffix in enumerate(("png", "jpg", "webp")):
         save_picture(tmp_path / f"{i}.{suffix}", size=(30 + i, 40))

@@ -248,3 +248,44 @@ def test_grey_images_become_colour_with_equal_channels():
     assert fit_images(grey, Form(channels=1)) is grey
     assert fit_images(grey, Form(5, channels=1)) is grey
     assert fit_images(grey, Form(8, channels=1)).shape == (3, 8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "max_value", "expected"),
+    [
+        ([0, 1], np.uint8, 1, [0, 255]),
+        ([0, 2, 4, 9], np.uint8, 4, [0, 128, 255, 255]),
+        ([0, 2048, 4095], np.uint16, 4095, [0, 128, 255]),
+        ([0, 65536, 131072], np.int32, 131072, [0, 128, 255]),
+        ([0, 0.5, 1], np.float32, 1, [0, 128, 255]),
+    ],
+)
+def test_the_value_that_means_white_can_be_given(tmp_path, values, dtype, max_value, expected):
+    Image.fromarray(np.array([values], dtype)).save(tmp_path / "a.tif")
+    form = Form(channels=1, max_value=max_value)
+    assert read_picture(tmp_path / "a.tif", form)[0, :, 0].tolist() == expected
+
+
+def test_the_value_that_means_white_holds_for_each_colour_and_not_for_transparency():
+    array = np.array([[[0, 1, 2, 255], [1, 1, 1, 0]]], np.uint8)
+    found = fit_picture(Image.fromarray(array, "RGBA"), Form(max_value=2))
+    assert found.tolist() == [[[0, 128, 255], [255, 255, 255]]]
+    grey = np.array([[[0, 0, 2], [2, 2, 2]]], np.uint8)
+    assert fit_picture(Image.fromarray(grey), Form(max_value=2)).tolist() == [
+        [[0, 0, 255], [255, 255, 255]]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "max_value", "message"),
+    [
+        ([0, 1], np.uint8, 4095, "go up to 255, but --data.max-value is 4095"),
+        ([0, 1], np.float32, None, "floating-point numbers: say with --data.max-value"),
+        ([-1, 1], np.int32, 255, "negative values"),
+        ([0, np.nan], np.float32, 1, "negative values"),
+    ],
+)
+def test_values_without_a_known_white_are_refused(tmp_path, values, dtype, max_value, message):
+    Image.fromarray(np.array([values], dtype)).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=message):
+        read_picture(tmp_path / "a.tif", Form(channels=1, max_value=max_value))

@@ -210,7 +210,7 @@ def test_settings_that_cannot_work_are_refused(make_config, tmp_path, data, trai
 
 def test_a_dry_run_names_the_held_out_images(make_config, tmp_path):
     text = describe_run(make_config(tmp_path / "run", **HOLDOUT))
-    assert "30 images of 8x8x1" in text
+    assert "30 of 8x8x1" in text
     assert "the loss of 6 of 10 held-out images every 3 steps" in text
 
 

@@ -1,5 +1,6 @@
-"""Data sets of TensorFlow Datasets: prepared here, mocked or missing; TensorFlow never runs."""
+"""Data sets of TensorFlow Datasets: prepared here, described or missing; TensorFlow never runs."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from google.protobuf import json_format
 
 import jax_ddpm
 from jax_ddpm.cli import prepare
@@ -24,6 +26,7 @@ from jax_ddpm.data.tfds_writer import write_prepared
 from jax_ddpm.errors import UserError
 from jax_ddpm.jobs.build import open_data
 from jax_ddpm.jobs.prepare_data import prepare_dataset
+from tests.shared.prepared import encode_example, encode_picture, make_examples, write_folder
 
 EMBEDDED = open_source("embedded", split="test")
 FEW = ImageSource(EMBEDDED.images[:40], EMBEDDED.labels[:40])
@@ -81,11 +84,11 @@ def test_a_record_is_decoded_once_for_image_and_label():
             self.reads += 1
             return super().__getitem__(index)
 
-    examples = Counted({"image": np.zeros((2, 2, 1), np.uint8), "label": i} for i in range(3))
-    records = tfds_reader.Records(examples)
+    examples = Counted(make_examples(3))
+    records = tfds_reader.Records(examples, "image", "label", (8, 8, 3))
     images, labels = tfds_reader.Field(records, "image"), tfds_reader.Labels(records, "label", 3)
     assert [(images[i].shape, int(labels[i])) for i in range(3)] == [
-        ((2, 2, 1), i) for i in range(3)
+        ((8, 8, 3), i) for i in range(3)
     ]
     assert examples.reads == 3
 
@@ -101,30 +104,40 @@ def test_a_data_set_named_like_a_built_in_source_is_found_by_tfds(tmp_path):
 PREPARED = [name for name, preset in PRESETS.items() if preset.data.name not in SOURCES]
 
 
+def prepare_noise(name, root):
+    """Prepare noise as the data set `name`, which TFDS describes but has not prepared."""
+    builder = tfds.builder(name, data_dir=root)
+    height, width, channels = builder.info.features["image"].shape
+    noise = np.random.default_rng(0).integers(
+        0, 256, (3, height or 300, width or 256, channels), np.uint8
+    )
+    folder = write_folder(root, [encode_example(encode_picture(noise[i]), i) for i in range(3)])
+    features = json_format.MessageToDict(builder.info.features.to_proto())
+    (folder / "features.json").write_text(json.dumps(features))
+    builder.data_path.parent.mkdir(parents=True)
+    folder.rename(builder.data_path)
+
+
 @pytest.mark.parametrize("name", PREPARED)
-def test_the_data_of_a_preset_fit_its_network(name, monkeypatch):
+def test_the_data_of_a_preset_fit_its_network(name, tmp_path, monkeypatch):
     """Using TFDS's own description of each data set, with noise for images."""
     monkeypatch.setattr(pictures, "IN_MEMORY", 0)
-    data = PRESETS[name].data
+    data = replace(PRESETS[name].data, path=tmp_path)
+    prepare_noise(data.name, tmp_path)
     side = {"imagenet_resized/64x64": 64, "celeb_a": 64}.get(data.name, 256)
-    with tfds.testing.mock_data(num_examples=3):
-        source = open_data(data)
-        assert source.image_shape == (side, side, 3)
-        assert len(source.images) == 3
-        labels = [int(source.labels[i]) for i in range(3)]
+    source = open_data(data)
+    assert source.image_shape == (side, side, 3)
+    assert len(source.images) == 3
+    labels = [int(source.labels[i]) for i in range(3)]
     classes = {"imagenet_resized/64x64": 1000}
     if data.name in classes:
         assert int(source.labels.max()) == classes[data.name] - 1
+        assert labels == [0, 1, 2]
     else:
         assert labels == [0, 0, 0]
-
-
-def test_pictures_of_different_sizes_need_a_size():
-    with (
-        tfds.testing.mock_data(num_examples=3),
-        pytest.raises(UserError, match=r"images of lsun/bedroom differ in size.*--data.image-size"),
-    ):
-        open_data(replace(PRESETS["ddpm-lsun-bedroom"].data, image_size=None))
+    if data.name.startswith("lsun"):
+        with pytest.raises(UserError, match=r"images of lsun/.* differ in size.*--data.image-size"):
+            open_data(replace(data, image_size=None))
 
 
 @pytest.mark.parametrize(
@@ -136,9 +149,12 @@ def test_pictures_of_different_sizes_need_a_size():
             "--file_format=array_record --data_dir={tmp}",
         ),
         ("no_such_data", "there is no data set no_such_data: .* not been prepared in {tmp}"),
-        ("celeb_a_hq/255", "--data.name celeb_a_hq/255 cannot be opened"),
+        ("celeb_a_hq/255", "--data.name celeb_a_hq/255 cannot be opened: .* no configuration 255"),
         ("not a name", "--data.name not a name cannot be opened"),
-        ("piqa", "an example of piqa has the features .* not exactly one 8-bit image"),
+        ("huggingface:mnist", "--data.name huggingface:mnist cannot be opened: .* fetched from"),
+        ("kubric:kubric_frames", "nothing is fetched from the network"),
+        ("gs://bucket/mnist", "nothing is fetched from the network"),
+        ("../extract", "--data.name ../extract cannot be opened"),
         ("embeded", "there is no data set embeded, did you mean --data.name embedded?"),
         ("fashion_mnsit", "did you mean --data.name fashion_mnist?"),
         ("foldr", "did you mean --data.name folder?"),

@@ -37,21 +37,23 @@ def read_arguments(args: Sequence[str], flags: Sequence[Flag], short: Short) -> 
     _require_no_gaps(args)
     words, typed_short = expand(args, short)
     queue, places = deque(words), deque(flag for flag in flags if flag.is_positional)
-    by_place, by_name, given = list[str](), list[str](), dict[str, str]()
+    by_place, by_name, given = list[str](), dict[str, list[str]](), dict[str, str]()
     while queue:
         word = queue.popleft()
         if is_flag(word):
             name, equals, value = word.partition("=")
             flag, on = find_flag(name, flags)
-            typed = given[flag.name] = typed_short.get(name, name)
-            by_name += read_values(flag, typed, on, [value] if equals else [], queue)
+            typed = typed_short.get(name, name)
+            found = read_values(flag, typed, on, [value] if equals else [], queue)
+            by_name[flag.name] = _join_values(flag, typed, by_name.get(flag.name, []), found)
+            given[flag.name] = typed
         elif places:
             flag = places.popleft()
             by_place += check_values(flag, flag.name, [word])
         else:
             raise UserError(_describe_unexpected(words, len(words) - len(queue) - 1))
     _require_complete([*places, *(f for f in flags if not f.is_positional and f.name not in given)])
-    return Arguments([*by_place, *by_name], given)
+    return Arguments([*by_place, *(word for words in by_name.values() for word in words)], given)
 
 
 def expand(args: Sequence[str], short: Short) -> tuple[list[str], dict[str, str]]:
@@ -108,6 +110,17 @@ def read_values(flag: Flag, typed: str, on: bool, first: list[str], queue: deque
     return [flag.name if on else turn_off(flag)]
 
 
+def _join_values(flag: Flag, typed: str, before: list[str], found: list[str]) -> list[str]:
+    """The words for a flag that was perhaps given before: a list grows.
+
+    Raises UserError for a flag without a list of values that is given twice.
+    """
+    if before and not flag.is_list:
+        first, second = (" ".join(words[1:]) or words[0] for words in (before, found))
+        raise UserError(f"{typed} is given twice, first {first} and then {second}: give it once")
+    return [*before, *found[1:]] if before else found
+
+
 def take_values(flag: Flag, first: list[str], queue: deque[str]) -> list[str]:
     """Take the values of `flag`: `first`, then as many words from `queue` as it takes."""
     count, values = count_values(flag.kind), list(first)
@@ -124,12 +137,13 @@ def is_flag(word: str) -> bool:
 
 
 def find_value(flag: str, args: Sequence[str]) -> str | None:
-    """Find the last value of a flag in an unread command line; None if it has no value."""
+    """Find the value of a flag in an unread command line; None if it has no value."""
     found = None
     for arg, following in zip(args, [*args[1:], None], strict=False):
         name, equals, value = arg.partition("=")
         if name == flag:
-            found = value if equals else following
+            has_value = following is not None and not is_flag(following)
+            found = value if equals else following if has_value else None
     return found
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from jax_ddpm.cli.help import Help
 from jax_ddpm.cli.parsing import choose, parse
+from jax_ddpm.errors import require
 
 EXAMPLES = (
     ("jax-ddpm bench step --dtype bfloat16 --batch-size 128", "training steps, against PyTorch"),
@@ -41,4 +42,6 @@ def run(args: Sequence[str]) -> None:
     """Read the command line and measure."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave PyTorch some memory
     measure, flags = read(args)
+    suits = flags.out is None or flags.out.suffix == ".json"
+    require(suits, "--out", flags.out, "a file that ends in .json")
     measure(flags)

@@ -41,6 +41,11 @@ class Flag(NamedTuple):
         return strip_none(self.kind) is bool
 
     @property
+    def is_list(self) -> bool:
+        """Whether it takes any number of values."""
+        return count_values(self.kind) is None and get_origin(strip_none(self.kind)) is tuple
+
+    @property
     def is_required(self) -> bool:
         """Whether it has no default."""
         return self.default in (MISSING, tyro.MISSING)

@@ -81,10 +81,10 @@ class ForwardFlags:
     """Side to which pictures are cropped and resized; None: keep their size."""
     steps: tuple[int, ...] = ()
     """Timesteps to draw, 0 to T - 1."""
-    percent: tuple[float, ...] = (25, 50, 75, 100)
-    """Timesteps to draw, in percent of T, if --steps is not given."""
-    num: int = 4
-    """Number of pictures from the preset's data."""
+    percent: tuple[float, ...] = ()
+    """Timesteps to draw, in percent of T; default: 25 50 75 100, unless --steps is given."""
+    num: int | None = None
+    """Number of pictures from the preset's data, without --image; None: 4."""
     seed: int = 0
     """Seed of the noise."""
 

@@ -8,6 +8,7 @@ from jaxtyping import Int
 
 from jax_ddpm.data.base import ImageSource
 from jax_ddpm.data.pictures import Form, Position
+from jax_ddpm.errors import UserError
 
 IN_MEMORY = 2**30  # arrays of at most 1 GiB are copied; larger ones are indexed on demand
 
@@ -16,10 +17,15 @@ def hold_out(source: ImageSource, fraction: float) -> tuple[ImageSource, ImageSo
     """Split `source` into the images to train on and a `fraction` of at least one to hold out.
 
     The choice depends only on the number of images, and a larger fraction includes a smaller one.
-    Both parts keep the order of `source`.
+    Both parts keep the order of `source`. Raises UserError if no image would be left to train on.
     """
     order = fixed_order(len(source.images))
     count = max(1, round(fraction * len(order)))
+    if count >= len(order):
+        raise UserError(
+            f"--data.holdout {fraction:g} leaves none of {len(order)} images to train on: choose a "
+            "smaller fraction or give more images"
+        )
     return select(source, np.sort(order[count:])), select(source, np.sort(order[:count]))
 
 

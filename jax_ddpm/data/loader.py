@@ -53,7 +53,9 @@ def batches(
     index, count = process
     if batch_size % count:
         raise UserError(f"--train.batch-size {batch_size} does not divide over {count} processes")
-    parts = _stream_examples(source, seed).batch(batch_size // count)
+    # The stream has no end, so nothing is dropped, but Grain's other way of counting its batches
+    # overflows for batches of one.
+    parts = _stream_examples(source, seed).batch(batch_size // count, drop_remainder=True)
     mine = parts if count == 1 else parts[index::count]
     threads = _count_threads(source)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(4, threads))

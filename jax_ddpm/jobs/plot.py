@@ -19,6 +19,9 @@ from jax_ddpm.jobs.build import open_data
 from jax_ddpm.process.diffusion import q_sample
 from jax_ddpm.process.schedules import Schedule, ScheduleName, make_schedule
 
+PERCENT = (25, 50, 75, 100)  # of T: the timesteps that are drawn unless others are chosen
+NUM = 4  # pictures from the data
+
 
 def plot_schedules(
     out: Path,
@@ -31,6 +34,7 @@ def plot_schedules(
     The default schedule and T are the preset's. Raises UserError for a schedule that is not valid
     at this T.
     """
+    require_png(out)
     diffusion = find_preset(preset).diffusion
     T = diffusion.num_timesteps if num_timesteps is None else num_timesteps
     require(1 <= T <= MAX_TIMESTEPS, "--num-timesteps", T, f"between 1 and {MAX_TIMESTEPS:,}")
@@ -49,6 +53,11 @@ def plot_schedules(
     save_curves(out, curves)
     print(f"Wrote {out}: {', '.join(each.schedule for each in chosen)} with T = {T}")
     return out
+
+
+def require_png(out: Path) -> None:
+    """Raise UserError unless `out` names a PNG file."""
+    require(out.suffix.lower() == ".png", "--out", out, "a file that ends in .png")
 
 
 def list_tables(schedule: Schedule) -> Mapping[str, Float[np.ndarray, " T"]]:
@@ -76,25 +85,31 @@ def plot_forward(
     image: Path | None = None,
     image_size: int | None = None,
     steps: Sequence[int] = (),
-    percent: Sequence[float] = (25, 50, 75, 100),
-    num: int = 4,
+    percent: Sequence[float] = (),
+    num: int | None = None,
     seed: int = 0,
 ) -> Path:
     """Draw pictures at several timesteps of the forward process.
 
     The preset provides the schedule and, unless `image` is given, the pictures. Timesteps are
-    `steps`, or else `percent` of T. Raises UserError for a timestep outside the chain and for a
-    picture that cannot be read.
+    `steps`, or `percent` of T (25, 50, 75 and 100 if there is neither). Raises UserError for a
+    timestep outside the chain and for a picture that cannot be read.
     """
+    require_png(out)
     validate_seed(seed)
+    if steps and percent:
+        raise UserError("--steps and --percent each choose the timesteps: give only one of them")
+    if image is not None and num is not None:
+        raise UserError(f"--num {num} counts pictures from the preset's data: leave out --image")
+    require(num is None or num >= 1, "--num", num, "at least 1")
     config = find_preset(preset)
     T = config.diffusion.num_timesteps
     for part in percent:
         require(0 < part <= 100, "--percent", part, "above 0 and at most 100")
-    steps = steps or [int(part / 100 * T) - 1 for part in percent]
+    steps = steps or [int(part / 100 * T) - 1 for part in percent or PERCENT]
     for t in steps:
         require(0 <= t < T, "--steps", t, f"between 0 and {T - 1}")
-    pictures = read_pictures(config, image, image_size, num)
+    pictures = read_pictures(config, image, image_size, NUM if num is None else num)
     noised = diffuse(make_schedule(make_betas(config.diffusion)), pictures, steps, seed)
     rows = np.concatenate([pictures[:, None], noised], axis=1)
     save_rows(out, ["original", *(f"t = {t}" for t in steps)], rows)
@@ -110,7 +125,7 @@ def read_pictures(
         picture: Picture = read_picture(image, Form(image_size))
         return picture[None]
     images = open_data(config.data).images
-    shown = np.stack([images[i] for i in range(min(max(num, 1), len(images)))])
+    shown = np.stack([images[i] for i in range(min(num, len(images)))])
     if image_size is None:
         return shown
     return np.stack(list(FittedArrays(shown, Form(image_size, shown.shape[-1]))))

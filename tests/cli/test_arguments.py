@@ -69,7 +69,6 @@ def read(*args):
     [
         ("--num 7", Flags(Path("a/b"), num=7)),
         ("--num=7", Flags(Path("a/b"), num=7)),
-        ("--num 3 --num 7", Flags(Path("a/b"), num=7)),
         ("--train.num-steps 7 --num-steps 8", Flags(Path("a/b"), train=Train(7), sample=Sample(8))),
         ("--train.num_steps 7", Flags(Path("a/b"), train=Train(7))),
         ("--steps=7", Flags(Path("a/b"), train=Train(7))),
@@ -197,3 +196,33 @@ def test_defaults_come_from_the_instance():
     assert flags["--clip"].is_switch and flags["--rescale"].is_switch
     assert flags["--train.keep"].help == "Keep everything that is written."
     assert read_arguments(["x"], list(flags.values()), {}).words == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("--num 3 --num 4", "--num is given twice, first 3 and then 4: give it once"),
+        ("--num=3 --num=3", "--num is given twice"),
+        ("--steps 3 --train.num-steps 4", "--steps is given twice, first 3 and then 4"),
+        ("--train.keep --train.no-keep", "twice, first --train.keep and then --train.no-keep"),
+        ("--betas 0.9 0.99 --betas 0.5 0.9", "twice, first 0.9 0.99 and then 0.5 0.9"),
+        ("--heads 4 --heads 8", "--heads is given twice"),
+    ],
+)
+def test_a_flag_that_is_given_twice_is_refused(args, message):
+    with pytest.raises(UserError, match=message):
+        read_arguments(["RUN", *args.split()], list(read_flags(Flags)), SHORT)
+
+
+def test_a_list_that_is_given_twice_grows():
+    flags = list(read_flags(Flags))
+    words = read_arguments(
+        ["RUN", "--decays", "0.5", "--num", "2", "--decays", "0.9"], flags, SHORT
+    ).words
+    assert words == ["RUN", "--train.decays", "0.5", "0.9", "--num", "2"]
+
+
+def test_the_value_of_a_flag_is_not_another_flag():
+    assert arguments.find_value("--preset", ["--preset", "--run", "X"]) is None
+    assert arguments.find_value("--run", ["--preset", "--run", "X"]) == "X"
+    assert arguments.find_value("--preset", ["--preset=a", "--run", "X"]) == "a"

@@ -19,8 +19,17 @@ def test_a_preset_sets_every_value(name):
     assert read("--preset", name) == PRESETS[name]
 
 
-def test_the_last_of_two_presets_is_used():
-    assert read("--preset", "ddpm-256", "--preset=epita") == PRESETS["epita"]
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("--preset ddpm-256 --preset epita", "--preset is given twice, first ddpm-256 and then"),
+        ("--run a --run b", "--run is given twice, first a and then b: give it once"),
+        ("--preset --run a", "--preset needs a value"),
+    ],
+)
+def test_two_presets_or_runs_are_not_mixed(args, message):
+    with pytest.raises(UserError, match=message):
+        train.read(args.split())
 
 
 def test_without_flags_the_small_preset_is_used():

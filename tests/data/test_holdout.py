@@ -4,9 +4,10 @@ import pytest
 from jax_ddpm.config.run import DataConfig
 from jax_ddpm.data import holdout
 from jax_ddpm.data.base import ImageSource
-from jax_ddpm.data.holdout import fixed_order, hold_out
+from jax_ddpm.data.holdout import fixed_order, hold_out, split_off
 from jax_ddpm.data.loader import batches
 from jax_ddpm.data.pictures import FittedArrays, Form
+from jax_ddpm.errors import UserError
 from jax_ddpm.jobs.build import open_data
 
 IMAGES = np.arange(20 * 12, dtype=np.uint8).reshape(20, 2, 2, 3)
@@ -60,3 +61,12 @@ def test_every_job_sees_the_training_images_without_those_held_out(tiny_folder):
     data = DataConfig("fashion_mnist", tiny_folder, holdout=0.25)
     assert len(open_data(data).images) == 30
     assert len(open_data(data, "test").images) == 40
+
+
+@pytest.mark.parametrize(("count", "fraction"), [(1, 0.05), (2, 0.9)])
+def test_a_fraction_that_leaves_no_image_is_refused(count, fraction):
+    source = ImageSource(np.zeros((count, 2, 2, 1), np.uint8), np.zeros(count, np.int32))
+    with pytest.raises(
+        UserError, match=rf"--data.holdout {fraction} leaves none of {count} images"
+    ):
+        split_off(source, fraction)

@@ -133,3 +133,16 @@ def test_the_label_for_no_class_is_not_available_to_the_data():
     require_labels(NUMBERED, 120, 120)
     with pytest.raises(UserError, match=r"class 119, .* only 0 to 118, because 119 stands for no"):
         require_labels(NUMBERED, 119, 119)
+
+
+def test_a_batch_may_hold_one_image_and_a_process_read_one_of_a_batch():
+    """Grain counts the batches of an endless stream, which overflows for batches of one."""
+    together = read_numbers(10, batch_size=2)
+    np.testing.assert_array_equal(read_numbers(20, batch_size=1).ravel(), together.ravel())
+    parts = [read_numbers(10, batch_size=2, process=(i, 2)) for i in range(2)]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), together)
+
+
+def test_a_data_set_may_hold_one_image():
+    source = ImageSource(np.zeros((1, 2, 2, 1), np.uint8), np.array([3]))
+    assert [batch.labels.tolist() for batch in islice(batches(source, 1, 0), 3)] == [[3]] * 3

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -89,3 +90,23 @@ def test_the_figures_of_a_preset_end_in_pure_noise_if_it_does(monkeypatch, tmp_p
     assert drawn["alphas_cumprod"]["cosine"][-1] == 0
     plot_schedules(tmp_path / "s.png", "noise", ["cosine"])
     assert drawn["alphas_cumprod"]["cosine"][-1] > 0
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.jpg", "x"])
+@pytest.mark.parametrize("draw", [plot_schedules, plot_forward])
+def test_a_figure_is_a_png(tmp_path, draw, name):
+    with pytest.raises(UserError, match=r"--out is .*, but it must be a file that ends in \.png"):
+        draw(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": (3,), "percent": (50,)}, "--steps and --percent each choose the timesteps"),
+        ({"image": Path("a.png"), "num": 2}, "--num 2 counts pictures from the preset's data"),
+        ({"num": 0}, "--num is 0, but it must be at least 1"),
+    ],
+)
+def test_flags_of_a_figure_that_would_have_no_effect_are_refused(tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        plot_forward(tmp_path / "f.png", **settings)

@@ -53,7 +53,7 @@ FEW = [
 
 def write_run(folder, config, image_shape, source="torch_ref"):
     """Write a run folder as training does, with random parameters, and export them."""
-    run = runs.open_for_training(replace(config, run=folder), image_shape)
+    run = runs.open_for_training(replace(config, run=folder), image_shape).run
     shapes = jax.eval_shape(build(config, image_shape).init_state, jax.random.key(0))
     state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     generator = np.random.default_rng(0)

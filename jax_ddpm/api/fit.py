@@ -75,7 +75,8 @@ def fit(
         chosen = change_config(config, changes)
         chosen, own = choose_network(chosen, network, source, labels is not None)
         folder, temporary = choose_folder(run or chosen.run)
-        chosen = replace(chosen, run=folder)
+        typed = {flag_name(name, "--train.") for name in changes}
+        chosen = runs.adopt(replace(chosen, run=folder), typed)
         validate(chosen)
         source, held_out = split_off(source, chosen.data.holdout)
         parts, stopped = build(chosen, source.image_shape, network=own), False

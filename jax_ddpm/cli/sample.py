@@ -71,7 +71,7 @@ def load_settings(args: Sequence[str]) -> SampleConfig | None:
     from jax_ddpm import runs
 
     folders = [Path(arg) for arg in args if not is_flag(arg)]
-    known = [folder for folder in folders if (folder / "config.json").is_file()]
+    known = [folder for folder in folders if runs.holds_run(folder)]
     return runs.load(known[0]).config.sample if known else None
 
 

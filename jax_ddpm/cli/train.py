@@ -62,7 +62,7 @@ def read(args: Sequence[str]) -> tuple[Parsed[TrainFlags], list[Followed]]:
     """
     words, _ = expand(args, SHORT)
     name, folder = find_value("--preset", words), find_value("--run", words)
-    if name is None and folder is not None and (Path(folder) / "config.json").is_file():
+    if name is None and folder is not None and holds_run(Path(folder)):
         from jax_ddpm import runs
 
         stored = TrainFlags(runs.load(Path(folder)).config)
@@ -72,7 +72,19 @@ def read(args: Sequence[str]) -> tuple[Parsed[TrainFlags], list[Followed]]:
     help_ = HELP._replace(defaults=f"preset {preset.preset}")
     parsed = parse(TrainFlags, args, help_, default=TrainFlags(preset), short=SHORT)
     config, followed = follow(parsed.flags.config, preset, parsed.arguments.given)
+    from jax_ddpm import runs
+
+    adopted = runs.adopt(config, parsed.arguments.given)
+    if adopted != config:
+        config, followed = adopted, []
     return parsed._replace(flags=replace(parsed.flags, config=config)), followed
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether `folder` is a run, also if its configuration must be restored."""
+    from jax_ddpm import runs
+
+    return runs.holds_run(folder)
 
 
 def run(args: Sequence[str]) -> None:

@@ -94,13 +94,16 @@ def name_kind(path: Path) -> str:
     return "a device" if path.is_block_device() or path.is_char_device() else "a pipe or socket"
 
 
-def require_plain_tree(folder: Path) -> None:
+def require_plain_tree(folder: Path, allowed: Sequence[Path] = ()) -> None:
     """Raise UserError unless `folder` holds only regular files, folders, and links that stay in it.
 
-    Looks at every level, and follows no links. Raises OSError for a folder that cannot be read.
+    Looks at every level, and follows no links. The links `allowed` may lead elsewhere. Raises
+    OSError for a folder that cannot be read.
     """
     home = folder.resolve()
     for entry in _walk(folder):
+        if entry.is_symlink() and Path(entry.path) in allowed:
+            continue
         if entry.is_symlink():
             _require_inward(Path(entry.path), home)
         elif not entry.is_file() and not entry.is_dir():

@@ -12,6 +12,7 @@ from jax_ddpm.data.summary import DataSummary, describe, summarize
 from jax_ddpm.jobs.build import build
 from jax_ddpm.jobs.validation import find_interval, open_training_data
 from jax_ddpm.models import ARCHITECTURES
+from jax_ddpm.runs import holds_run
 
 WIDTH, NAME = 98, 11
 
@@ -29,7 +30,7 @@ def describe_run(config: Config) -> str:
     kinds = {kind: name for name, kind in ARCHITECTURES.items()}
     train, images = config.train, len(source.images)
     epochs = train.num_steps * train.batch_size / images
-    exists = (config.folder / "config.json").is_file()
+    exists = holds_run(config.folder)
     facts = {
         "network": f"{kinds[type(config.model)]}, {count:,} parameters",
         "training": f"{train.num_steps:,} steps of {train.batch_size} images, which is "

@@ -1,12 +1,14 @@
 """The training job, which fills a run folder with checkpoints, metrics and pictures."""
 
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from jax_ddpm import runs
 from jax_ddpm.config.run import Config, validate
+from jax_ddpm.data.identity import identify
 from jax_ddpm.data.loader import require_full_batch, require_labels
 from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.data.summary import DataSummary, summarize
@@ -66,7 +68,7 @@ def train(config: Config) -> Run:
         run = train_run(config, source, parts, held_out)
     else:
         tell(f"{run.folder} is finished: all {config.train.num_steps} steps are done")
-    tell(f"Finished: {run.final_grid}, {run.final_gif}, {run.loss_curve}")
+    tell(f"Finished: {', '.join(str(path) for path in list_pictures(run) if path.is_file())}")
     return run
 
 
@@ -88,20 +90,23 @@ def train_run(
     source = load_into_memory(source, config.train.data_on_device)
     with tell_if_slow("Looking at the images"):
         summary = summarize(source)
+        images = identify(source, summary)
     with (
-        runs.lock_for_training(config, source.image_shape) as run,  # writes from here on
-        open_job(run, parts, source, held_out) as job,
+        runs.lock_for_training(config, source.image_shape, images) as opening,  # writes from here
+        open_job(opening, parts, source, held_out) as job,
     ):
         tell_summary(job, summary)
+        tell_changes(opening)
         state, progress = load_or_make_state(job)
         step = int(state.step)
         if step > 0:
             tell(f"Continuing after step {step} of {config.train.num_steps}")
         drop_later_records(job, step)
-        if step < config.train.num_steps or not has_pictures(run):
+        drawn = has_pictures(opening.run) and not opening.draws_otherwise
+        if step < config.train.num_steps or not drawn:
             state = take_steps(job, state, progress)
             draw_final_pictures(job, state)
-    return run
+    return opening.run
 
 
 def find_finished_run(config: Config) -> Run | None:
@@ -111,9 +116,10 @@ def find_finished_run(config: Config) -> Run | None:
     """
     if is_distributed():  # other processes may see the files a moment later and disagree
         return None
-    run = runs.load_for_training(config)
-    if run is None or not has_pictures(run):
+    opening = runs.load_for_training(config)
+    if opening is None or opening.needs_work or not has_pictures(opening.run):
         return None
+    run = opening.run
     with checkpoint.open_checkpoints(run.checkpoints) as checkpoints:
         intact = checkpoint.is_intact(checkpoints, config.train.num_steps)
     return run if intact else None
@@ -121,7 +127,18 @@ def find_finished_run(config: Config) -> Run | None:
 
 def has_pictures(run: Run) -> bool:
     """Whether the pictures that a finished run has are there."""
-    return all(path.exists() for path in (run.final_grid, run.final_gif, run.loss_curve))
+    return all(path.is_file() and path.stat().st_size for path in list_pictures(run))
+
+
+def list_pictures(run: Run) -> list[Path]:
+    """The pictures that a finished run has."""
+    return [run.final_grid, run.final_gif, run.loss_curve]
+
+
+def tell_changes(opening: runs.Opening) -> None:
+    """Tell which settings differ from those that the run had so far."""
+    if opening.changes:
+        tell(f"Changed from here on: {', '.join(map(str, opening.changes))}")
 
 
 def tell_summary(job: Job, data: DataSummary) -> None:

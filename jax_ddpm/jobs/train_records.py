@@ -56,6 +56,7 @@ def write_row(
     row = metrics.Row(step, **means, learning_rate=rate, skipped=skipped, **more)
     if not is_main_process():
         return row.loss
+    job.guard()
     metrics.append(job.run.metrics, row)
     for name in (*means, "learning_rate", "skipped"):
         job.board.add_scalar(name, getattr(row, name), step)
@@ -103,6 +104,7 @@ def find_failure(job: Job, step: int, values: dict[str, Any]) -> UserError | Non
 def write_averages(job: Job, state: TrainState, step: int) -> None:
     """Write a snapshot of the averages for train.posthoc_ema, if the run has any."""
     averages = to_one_device(state.posthoc_ema)
+    job.guard()
     if is_main_process():
         write_snapshots(job.run.snapshots, job.run.config.train.posthoc_ema, averages, step)
 
@@ -152,6 +154,7 @@ def draw_grid(job: Job, state: TrainState, step: int) -> Samples:
         num_labels=job.parts.num_labels,
     )
     samples = next(batches)
+    job.guard()
     write_samples(path, samples)
     if is_main_process():
         job.board.add_image("samples", make_image_grid(samples.images), step)

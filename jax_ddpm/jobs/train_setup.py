@@ -22,6 +22,7 @@ from jax_ddpm.process.timesteps import make_timestep_fn
 from jax_ddpm.runs.board import Board
 from jax_ddpm.runs.checkpoint import Checkpoints, open_checkpoints
 from jax_ddpm.runs.folder import Run
+from jax_ddpm.runs.opening import Opening
 from jax_ddpm.training.feed import fits_on_device
 from jax_ddpm.training.step import TrainStep, make_train_step, scan_steps
 from jax_ddpm.training.update import make_update
@@ -44,6 +45,9 @@ class Job(NamedTuple):
     """Exchanges signals between processes: returns one that any of them has received, or 0."""
     validation: Validation | None = None
     """What the validation loss is measured with, if the run has one."""
+    guard: Callable[[], object] = bool
+    """Raises UserError if the run folder was moved or removed; called before each file is written.
+    """
 
     @property
     def layout(self) -> Layout:
@@ -53,12 +57,14 @@ class Job(NamedTuple):
 
 @contextmanager
 def open_job(
-    run: Run, parts: Parts, source: ImageSource, held_out: ImageSource | None = None
+    opening: Opening, parts: Parts, source: ImageSource, held_out: ImageSource | None = None
 ) -> Iterator[Job]:
-    """Open the job of `run`. Inside this context, checkpoints are open and signals are handled.
+    """Open the job of a run. Inside this context, checkpoints are open and signals are handled.
 
     `held_out` has the images for a validation loss, if there are any.
     """
+    run, held = opening.run, opening.held
+    guard = held.check if held is not None else bool
     train, validation = run.config.train, None
     if held_out is not None:
         loss_fn = build_loss(run.config, parts)
@@ -71,6 +77,7 @@ def open_job(
                 keep=train.keep_checkpoints,
                 keep_best=train.keep_best,
                 keep_every=train.keep_every,
+                guard=guard,
             )
         )
         board = stack.enter_context(Board(run.tensorboard))
@@ -87,6 +94,7 @@ def open_job(
             put_data_on_devices(train, source),
             Agreement(),
             validation,
+            guard,
         )
 
 

@@ -5,23 +5,32 @@ from jax_ddpm.runs.folder import (
     Run,
     describe,
     from_dict,
+    holds_run,
     load,
+    to_dict,
+    write_config,
+)
+from jax_ddpm.runs.lock import Held, lock_folder
+from jax_ddpm.runs.opening import (
+    Opening,
+    adopt,
     load_for_training,
     load_from_first_process,
-    lock_folder,
     lock_for_training,
     open_for_training,
     remove_leftovers,
     require_free,
-    to_dict,
-    write_config,
 )
 
 __all__ = [
     "MAX_PIXELS",
+    "Held",
+    "Opening",
     "Run",
+    "adopt",
     "describe",
     "from_dict",
+    "holds_run",
     "load",
     "load_for_training",
     "load_from_first_process",

@@ -17,6 +17,7 @@ from jax_ddpm.errors import UserError
 from jax_ddpm.files.atomic import remove
 from jax_ddpm.optim.averages import Params
 from jax_ddpm.runs import stored
+from jax_ddpm.runs.recovery import find_steps
 from jax_ddpm.runs.retention import Keep, choose_kept, find_best
 from jax_ddpm.runs.stored import Damaged
 from jax_ddpm.training.state import TrainState
@@ -46,6 +47,8 @@ class Checkpoints:
     """Step of each checkpoint that cannot be read -> the reason."""
     losses: dict[int, float | None] = field(default_factory=dict)
     """Step of each checkpoint -> its loss, if it was saved with one."""
+    guard: Callable[[], object] = bool
+    """Called before and after a save; raises UserError if the folder is no longer the run's."""
 
 
 @contextmanager
@@ -55,14 +58,16 @@ def open_checkpoints(
     keep: int | None = None,
     keep_best: bool = False,
     keep_every: int | None = None,
+    guard: Callable[[], object] = bool,
 ) -> Iterator[Checkpoints]:
     """Open the checkpoints in `folder`. Reading changes nothing there; saving makes the folder.
 
     After each save, these stay: the newest `keep` (None: all); with `keep_best`, the one with the
     lowest loss; and every multiple of `keep_every` steps. Leaving the context waits until the last
-    checkpoint is written, and raises UserError if writing fails.
+    checkpoint is written, and raises UserError if writing fails. `guard()` raises UserError if
+    nothing may be written any more, because `folder` is no longer the same.
     """
-    checkpoints = Checkpoints(folder.absolute(), Keep(keep, keep_best, keep_every))
+    checkpoints = Checkpoints(folder.absolute(), Keep(keep, keep_best, keep_every), guard=guard)
     try:
         yield checkpoints
     except BaseException:
@@ -90,6 +95,7 @@ def save(
     """
     wait(checkpoints)
     step = int(state.step)
+    checkpoints.guard()
     if step in list_steps(checkpoints):
         return
     try:
@@ -114,7 +120,9 @@ def wait(checkpoints: Checkpoints) -> None:
     try:
         pending.response.result()
     except Exception as error:
+        checkpoints.guard()
         raise _failed(checkpoints, pending.step, error) from error
+    checkpoints.guard()
     checkpoints.damaged.pop(pending.step, None)
     if is_main_process():
         _remove_old(checkpoints)
@@ -122,11 +130,7 @@ def wait(checkpoints: Checkpoints) -> None:
 
 def list_steps(checkpoints: Checkpoints) -> list[int]:
     """List the steps of the checkpoints on disk, ascending, without those found damaged."""
-    if not checkpoints.directory.is_dir():
-        return []
-    names = [path.name for path in checkpoints.directory.iterdir() if path.is_dir()]
-    steps = {int(name) for name in names if name.isascii() and name.isdigit()}
-    return sorted(step for step in steps - checkpoints.damaged.keys() if str(step) in names)
+    return [s for s in find_steps(checkpoints.directory) if s not in checkpoints.damaged]
 
 
 def find_latest_step(checkpoints: Checkpoints) -> int | None:
@@ -206,8 +210,9 @@ def read_newest(checkpoints: Checkpoints, read: Callable[[int], T]) -> T:
     if checkpoints.damaged:
         bad = "; ".join(f"step {step}: {why}" for step, why in checkpoints.damaged.items())
         raise UserError(
-            f"no checkpoint in {checkpoints.directory} is intact ({bad}): "
-            "restore the folder from a backup, or start again with another --run"
+            f"no checkpoint in {checkpoints.directory} is intact ({bad}): restore the folder from "
+            "a backup, give a checkpoint that holds another step its name, or start again with "
+            "another --run"
         )
     raise UserError(f"there is no checkpoint in {checkpoints.directory}")
 

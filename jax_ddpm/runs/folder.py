@@ -1,41 +1,26 @@
-"""The run folder: its files, its configuration, and a lock that keeps out a second writer."""
+"""The run folder: its files, and its configuration, which is sealed with a checksum."""
 
-import fcntl
 import json
 import math
 import os
-import socket
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import dacite
 
 from jax_ddpm.config.run import Config, validate
-from jax_ddpm.devices.processes import is_main_process, wait_for_all
-from jax_ddpm.errors import UserError, flag_name
-from jax_ddpm.files.atomic import is_leftover, report_disk_errors, write_atomically
+from jax_ddpm.data.identity import Identity, identity_from_json, identity_to_json
+from jax_ddpm.errors import UserError
+from jax_ddpm.files.atomic import write_atomically
 from jax_ddpm.files.untrusted import explain, read_json, require_plain_tree
 from jax_ddpm.models import ARCHITECTURES
+from jax_ddpm.runs.checksums import is_whole, seal
 from jax_ddpm.runs.formats import FORMAT, migrate
+from jax_ddpm.runs.recovery import find_copy, find_steps, warn_once
 
-# Settings that do not change what a run computes.
-MAY_DIFFER = {
-    "run",
-    "train.parallel",
-    "train.fsdp",
-    "train.max_steps",
-    "train.keep_checkpoints",
-    "train.keep_every",
-    "train.steps_per_call",
-    "train.data_on_device",
-    "train.remat",
-    "train.max_bad_steps",
-}
-LOCK = "lock"
-
+CONFIG = "config.json"
+FOLDERS = ("checkpoints", "samples", "ema", "tensorboard")  # those of a run
 MAX_PIXELS = 2**28  # values in one image: height x width x channels
 
 
@@ -48,6 +33,15 @@ class Run:
     image_shape: tuple[int, int, int]
     imported_from: str | None = None
     """The implementation whose weights the run started from."""
+    images: Identity | None = None
+    """The images that it was trained on; None if it was made by an earlier version or is new."""
+    restored: bool = field(default=False, compare=False)
+    """Whether config.json could not be used, and a checkpoint's copy of it was."""
+
+    @property
+    def configuration(self) -> Path:
+        """The settings, as JSON."""
+        return self.folder / "config.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -88,102 +82,17 @@ class Run:
         return self.folder / "loss.png"
 
 
-@contextmanager
-def lock_for_training(config: Config, image_shape: tuple[int, int, int]) -> Iterator[Run]:
-    """Open the run folder of `config`, and lock it until this context is left.
+class Unusable(UserError):
+    """A configuration that is missing or not the one that was written."""
 
-    Of several processes, only the first writes and locks. Raises UserError as `open_for_training`
-    and `lock_folder` do, and then writes nothing in the folder.
-    """
-    run, _ = _opened(config, image_shape)
-    with ExitStack() as stack:
-        if is_main_process():
-            stack.enter_context(lock_folder(run.folder))
-            run = open_for_training(config, image_shape)
-            remove_leftovers(run)
-        wait_for_all("the run folder is there")
-        if not is_main_process():
-            run = load_from_first_process(config, image_shape)
-        yield run
+    def __init__(self, cause: str, way_out: str) -> None:
+        super().__init__(f"{cause}: {way_out}")
+        self.cause = cause
 
 
-def load_for_training(config: Config) -> Run | None:
-    """Load the run in the folder of `config`; None if there is none yet.
-
-    Raises UserError if the folder holds something else, or a run with other settings.
-    """
-    if not (config.folder / "config.json").exists():
-        require_free(config.folder, "--run")
-        return None
-    run, _ = _opened(config, load(config.folder).image_shape)
-    return run
-
-
-def load_from_first_process(config: Config, image_shape: tuple[int, int, int]) -> Run:
-    """Load the run that the first process of the job has opened.
-
-    Raises UserError if this process does not see it, or was started with other settings.
-    """
-    if not (config.folder / "config.json").exists():
-        raise UserError(
-            f"this process does not see {config.folder}, which the first process has opened: give "
-            "all processes the same folder, on a file system that they share"
-        )
-    run, _ = _opened(config, image_shape)
-    return run
-
-
-def open_for_training(config: Config, image_shape: tuple[int, int, int]) -> Run:
-    """Open the run folder of `config`; make it if it does not exist.
-
-    A run of imported weights that has not been trained yet takes all settings from `config`, except
-    for the network. Raises UserError if the folder holds something else, or a run with other
-    settings.
-    """
-    run, is_new = _opened(config, image_shape)
-    if is_new:
-        write_config(run)
-    return run
-
-
-def _opened(config: Config, image_shape: tuple[int, int, int]) -> tuple[Run, bool]:
-    """Return the run, and whether its config.json must still be written."""
-    folder = config.folder
-    run = Run(folder, config, image_shape)
-    if not (folder / "config.json").exists():
-        require_free(folder, "--run")
-        return run, True
-    stored = load(folder)
-    run = replace(run, imported_from=stored.imported_from)
-    if stored.imported_from is None or stored.metrics.exists():
-        _require_same(stored, run)
-        return run, False
-    _require_same(replace(stored, config=replace(config, model=stored.config.model)), run)
-    return run, True
-
-
-def remove_leftovers(run: Run) -> None:
-    """Remove the temporary files of processes that were killed while writing."""
-    for folder in (run.folder, run.samples, run.snapshots):
-        for path in folder.glob(".*"):
-            if is_leftover(path):
-                path.unlink(missing_ok=True)
-
-
-def require_free(folder: Path, flag: str) -> None:
-    """Raise UserError, naming `flag`, if `folder`, which is not a run, contains anything.
-
-    Files that a process killed at its very start has left behind do not count.
-    """
-
-    def is_nothing(path: Path) -> bool:
-        return path.name == LOCK or is_leftover(path)
-
-    if folder.exists() and not (folder.is_dir() and all(map(is_nothing, folder.iterdir()))):
-        raise UserError(
-            f"{folder} exists and is not a run folder (it has no config.json): "
-            f"choose another folder with {flag}"
-        )
+def holds_run(folder: Path) -> bool:
+    """Whether `folder` has a configuration, or checkpoints from which it can be restored."""
+    return os.path.lexists(folder / CONFIG) or bool(find_steps(folder / "checkpoints"))
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -191,29 +100,76 @@ def describe(run: Run) -> dict[str, Any]:
     document: dict[str, Any] = {"format": FORMAT, "image_shape": run.image_shape}
     if run.imported_from is not None:
         document["imported_from"] = run.imported_from
+    if run.images is not None:
+        document["images"] = identity_to_json(run.images)
     return document | {"config": to_dict(run.config)}
 
 
 def write_config(run: Run) -> None:
-    """Write config.json, atomically."""
-    text = json.dumps(describe(run), indent=2) + "\n"
-    write_atomically(run.folder / "config.json", lambda temporary: temporary.write_text(text))
+    """Write config.json with its seal, atomically."""
+    text = json.dumps(seal(describe(run)), indent=2) + "\n"
+    write_atomically(run.configuration, lambda temporary: temporary.write_text(text))
 
 
 def load(folder: Path) -> Run:
-    """Load the run in `folder`. Raises UserError if there is none or it cannot be read."""
-    path = folder / "config.json"
-    if not path.is_file():
+    """Load the run in `folder`.
+
+    If its configuration is missing, damaged or does not match its seal, uses the copy in the newest
+    checkpoint, and says so on stderr. Raises UserError if there is no run or it cannot be read.
+    """
+    if not holds_run(folder):
         raise UserError(f"{folder} is not a run folder: it has no config.json")
+    require_plain_folder(folder)
     try:
-        require_plain_tree(folder)
-    except OSError as error:
-        raise UserError(f"{error.filename} cannot be read: {explain(error)}") from error
+        return read_document(folder, read_sealed(folder / CONFIG))
+    except UserError as error:
+        return _restore(folder, error)
+
+
+def read_sealed(path: Path) -> Any:
+    """Read config.json. Raises UserError if it is missing, unreadable, or its seal is wrong.
+
+    Earlier versions wrote no seal.
+    """
+    if not os.path.lexists(path):
+        raise Unusable(f"{path} is missing", "no checkpoint holds an intact copy of it")
     document = read_json(path, "the configuration of a run")
+    if isinstance(document, dict) and "seal" in document and not is_whole(document):
+        raise Unusable(
+            f"{path} does not match its seal, so it was damaged or edited by hand",
+            "put the original back, or start again with another --run, and give settings as flags",
+        )
+    return document
+
+
+def _restore(folder: Path, error: UserError) -> Run:
+    """Load the configuration from the newest checkpoint; raise `error` if there is none."""
+    found = find_copy(folder / "checkpoints")
+    if found is None:
+        raise error
+    step, document = found
+    try:
+        run = read_document(folder, document)
+    except UserError:
+        raise error from None
+    cause = error.cause if isinstance(error, Unusable) else error
+    warn_once(f"{cause}. The configuration in the checkpoint of step {step} is used instead.")
+    return replace(run, restored=True)
+
+
+def read_document(folder: Path, document: Any) -> Run:
+    """Read what `describe` wrote. Raises UserError for anything else."""
+    path = folder / CONFIG
     try:
         document = migrate(document, path)
-        config, imported_from = from_dict(document["config"]), document.get("imported_from")
-        run = Run(folder, config, _image_shape(document["image_shape"]), imported_from)
+        images = document.get("images")
+        run = Run(
+            folder,
+            from_dict(document["config"]),
+            _image_shape(document["image_shape"]),
+            document.get("imported_from"),
+            None if images is None else identity_from_json(images),
+        )
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, dacite.DaciteError) as error:
@@ -224,6 +180,48 @@ def load(folder: Path) -> Run:
     except UserError as error:
         raise UserError(f"{path} cannot be used: {error}") from error
     return run
+
+
+def require_plain_folder(folder: Path) -> None:
+    """Raise UserError for links out of a run folder, and for anything but files and folders.
+
+    The folders of FOLDERS may be links, for example to another disk, if the owner of the run folder
+    made them.
+    """
+    links = [folder / name for name in FOLDERS if (folder / name).is_symlink()]
+    home = folder.resolve()
+    outward = [link for link in links if not _follow(link).is_relative_to(home)]
+    for link in outward:
+        _require_own_link(link)
+    try:
+        require_plain_tree(folder, outward)
+        for link in outward:
+            require_plain_tree(_follow(link))
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: {explain(error)}") from error
+
+
+def _follow(link: Path) -> Path:
+    """Where `link` leads; unlike Path.resolve, this raises nothing for a link to itself."""
+    return Path(os.path.realpath(link))
+
+
+def _get_owner(path: Path) -> int:
+    return path.lstat().st_uid
+
+
+def _require_own_link(link: Path) -> None:
+    """Raise UserError unless `link`, in a run folder, may be followed to another folder."""
+    target = _follow(link)
+    if _get_owner(link) != _get_owner(link.parent.resolve()):
+        raise UserError(
+            f"{link} is a link out of the run folder, to {target}, that the owner of the folder "
+            "did not make: make it yourself, or copy the files into the run folder"
+        )
+    if not target.is_dir():
+        raise UserError(
+            f"{link} is a link to {target}, which is not there: mount its disk, or remove the link"
+        )
 
 
 def _image_shape(values: Any) -> tuple[int, int, int]:
@@ -261,60 +259,3 @@ def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{value!r} is not a number")
     return float(value)
-
-
-def _require_same(stored: Run, given: Run) -> None:
-    for name, old, new in _differences(to_dict(stored.config), to_dict(given.config)):
-        raise UserError(
-            f"{given.folder} was made with {flag_name(name)} {old}, not {new}: "
-            "repeat its flags to continue it, or choose another folder with --run"
-        )
-    if stored.image_shape != given.image_shape:
-        raise UserError(
-            f"{given.folder} was made with images of shape {stored.image_shape}, but the data has "
-            f"{given.image_shape}: choose another folder with --run"
-        )
-
-
-def _differences(
-    old: dict[str, Any], new: dict[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
-    for key in new:
-        name = prefix + key
-        if name in MAY_DIFFER:
-            continue
-        if isinstance(new[key], dict):
-            yield from _differences(old.get(key, {}), new[key], f"{name}.")
-        elif old.get(key) != new[key]:
-            yield name, old.get(key), new[key]
-
-
-@contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder, and make the folder if necessary.
-
-    If this process is killed, the lock is released. It works between processes on one machine, and
-    over NFS with lock support. Raises UserError if another process is training there, naming it.
-    """
-    with ExitStack() as stack:
-        with report_disk_errors(folder / LOCK):
-            folder.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(open(folder / LOCK, "ab+", 0, opener=_open_no_link))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read(200).decode(errors="replace").strip()
-            raise UserError(
-                f"another process is training in {folder} ({holder}): "
-                "wait for it, or choose another folder with --run"
-            ) from error
-        with report_disk_errors(folder / LOCK):
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        yield
-
-
-def _open_no_link(path: str, flags: int) -> int:
-    """Open without following links: if the lock were a link, another file would be emptied."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)

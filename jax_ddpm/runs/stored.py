@@ -45,6 +45,14 @@ class Damaged(UserError):
         self.reason = reason
 
 
+class Misnamed(Damaged):
+    """A checkpoint that holds another step than its name says."""
+
+    def __init__(self, path: Path, step: int | None) -> None:
+        what = "another step" if step is None else f"step {step}"
+        super().__init__(path, f"it holds {what}, so it was copied or renamed")
+
+
 def write(path: Path, state: TrainState, about: dict[str, Any], loss: float | None) -> Any:
     """Start writing `state` to `path`, which must not exist. Returns an object to wait on.
 
@@ -52,7 +60,8 @@ def write(path: Path, state: TrainState, about: dict[str, Any], loss: float | No
     when this function returns. Raises whatever Orbax raises.
     """
     held = jax.tree.map(_without_empty, _fields_with_arrays(state))
-    document = seal({**about, "loss": loss, "leaves": _described(held)})
+    step = int(state.step)
+    document = seal({**about, "step": step, "loss": loss, "leaves": _described(held)})
     if jax.default_backend() == "cpu":  # there, what Orbax takes for its copy may be no copy
         held = jax.tree.map(copy_array, held)
     with _orbax():
@@ -71,6 +80,8 @@ def read(path: Path, like: TrainState) -> TrainState:
         there = {name.split("/")[0] for name in leaves}
         later = {name: expected.pop(name) for name in LATER_FIELDS & expected.keys() - there}
     found = _load(path, expected, leaves)
+    if _step_in_name(path) not in (None, int(found["step"])):  # formats 1 and 2 show it only here
+        raise Misnamed(path, int(found["step"]))
     return like.replace(**found, **jax.tree.map(_zeros, later))
 
 
@@ -119,6 +130,7 @@ def describe(path: Path) -> dict[str, Any]:
     check_format(document.get("format", 1), path)
     if not _is_well_formed(document):
         raise Damaged(path, "its description does not describe a checkpoint")
+    _require_own_step(path, document)
     return document
 
 
@@ -145,6 +157,25 @@ def _is_too_large(file: Path) -> bool:
     return is_document and file.is_file() and file.stat().st_size > MAX_TEXT
 
 
+def _require_own_step(path: Path, document: dict[str, Any]) -> None:
+    """Raise Misnamed if the state is not of the step in the name of its folder.
+
+    Earlier versions did not write the step down, but its checksum tells.
+    """
+    named, leaf = _step_in_name(path), document.get("leaves", {}).get("step")
+    if named is None:
+        return
+    if "step" in document:
+        if document["step"] != named:
+            raise Misnamed(path, document["step"])
+    elif leaf is not None and leaf[2] != checksum(np.array(named, np.int32)).tolist():
+        raise Misnamed(path, None)
+
+
+def _step_in_name(path: Path) -> int | None:
+    return int(path.name) if path.name.isascii() and path.name.isdigit() else None
+
+
 def _num_bytes(like: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(like))
 
@@ -153,6 +184,8 @@ def _is_well_formed(document: dict[str, Any]) -> bool:
     """Whether loss and leaves have the right types; a valid seal does not prove that."""
     leaves, loss = document.get("leaves", {}), document.get("loss")
     if not isinstance(leaves, dict) or not (loss is None or type(loss) in (int, float)):
+        return False
+    if type(document.get("step", 0)) is not int:
         return False
     return all(
         isinstance(leaf, list) and len(leaf) == 3 and _is_shape(leaf[0]) for leaf in leaves.values()

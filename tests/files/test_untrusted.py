@@ -218,8 +218,8 @@ def test_a_link_out_of_a_run_folder_is_refused(tmp_path):
     (tmp_path / "link").symlink_to(run.folder)
     (run.folder / "samples").symlink_to("checkpoints")
     assert runs.load(tmp_path / "link").image_shape == (8, 8, 1)
-    (run.folder / "ema").symlink_to(tmp_path)
-    with pytest.raises(UserError, match=r"run/ema is a link out of the run folder"):
+    (run.folder / "metrics.jsonl").symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match=r"run/metrics.jsonl is a link out of the run folder"):
         runs.load(run.folder)
 
 

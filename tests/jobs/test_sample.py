@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jax_ddpm import runs
 from jax_ddpm.config.jobs import SampleJob, Weights
 from jax_ddpm.errors import UserError
 from jax_ddpm.jobs import sample as generate
@@ -150,8 +152,9 @@ def test_a_run_without_checkpoint_is_refused(trained_run, tmp_path):
 
 def test_a_checkpoint_of_another_network_is_refused(trained_run, tmp_path):
     shutil.copytree(trained_run, tmp_path / "run")
-    path = tmp_path / "run" / "config.json"
-    path.write_text(path.read_text().replace('"channels": 4', '"channels": 8'))
+    run = runs.load(trained_run)
+    other = replace(run.config, model=replace(run.config.model, channels=8))
+    runs.write_config(replace(run, folder=tmp_path / "run", config=other))
     with pytest.raises(
         UserError, match=r"belongs to another network: .* of shape .* there, .* here"
     ):

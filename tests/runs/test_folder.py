@@ -10,6 +10,7 @@ from jax_ddpm.config.presets import PRESETS
 from jax_ddpm.config.run import Config, TrainConfig
 from jax_ddpm.errors import UserError
 from jax_ddpm.models import GuidedDiffusionConfig, UNetConfig
+from jax_ddpm.runs import folder
 
 SHAPE = (28, 28, 1)
 
@@ -23,7 +24,9 @@ def test_every_preset_survives_the_round_trip_through_json(name):
 def test_a_folder_is_opened_again_with_the_same_settings(tmp_path):
     config = Config(run=tmp_path / "run")
     made = runs.open_for_training(config, SHAPE)
-    assert runs.open_for_training(config, SHAPE) == made == runs.load(tmp_path / "run")
+    assert made.is_new
+    again = runs.open_for_training(config, SHAPE)
+    assert again == runs.Opening(runs.load(tmp_path / "run"))
 
 
 def change(config, section, **values):
@@ -34,7 +37,8 @@ def change(config, section, **values):
     ("changed", "message"),
     [
         (lambda c: replace(c, seed=5), "made with --seed 0, not 5"),
-        (lambda c: change(c, "train", num_steps=7), "made with --train.num-steps 800000, not 7"),
+        (lambda c: change(c, "train", ema_decay=0.5), "made with --train.ema-decay 0.9999, not"),
+        (lambda c: change(c, "data", holdout=0.5), "made with --data.holdout 0.0, not 0.5"),
         (
             lambda c: change(c, "model", channel_mult=(1,)),
             r"--model.channel-mult \[1, 2, 2, 2\], not \[1\]",
@@ -64,7 +68,9 @@ def test_where_and_how_a_run_is_computed_may_change(tmp_path):
     runs.open_for_training(config, SHAPE)
     (tmp_path / "run").rename(tmp_path / "moved")
     moved = change(replace(config, run=tmp_path / "moved"), "train", parallel="pmap")
-    assert runs.open_for_training(moved, SHAPE).config.train.parallel == "pmap"
+    opening = runs.open_for_training(moved, SHAPE)
+    assert opening.run.config.train.parallel == "pmap"
+    assert opening.changes == ()
 
 
 def test_a_folder_that_holds_something_else_is_refused_and_left_alone(tmp_path):
@@ -82,7 +88,7 @@ def test_a_file_is_not_a_run_folder(tmp_path):
 
 
 def test_an_empty_folder_becomes_a_run(tmp_path):
-    assert runs.open_for_training(Config(run=tmp_path), SHAPE) == runs.load(tmp_path)
+    assert runs.open_for_training(Config(run=tmp_path), SHAPE).run == runs.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["missing", "empty"])
@@ -94,7 +100,9 @@ def test_a_folder_without_a_configuration_is_not_a_run(tmp_path, name):
 
 def make_document(tmp_path):
     runs.open_for_training(Config(run=tmp_path / "run"), SHAPE)
-    return json.loads((tmp_path / "run/config.json").read_text())
+    document = json.loads((tmp_path / "run/config.json").read_text())
+    del document["seal"]
+    return document
 
 
 def load_text(tmp_path, text):
@@ -162,8 +170,8 @@ def test_leftovers_of_a_process_killed_at_its_start_do_not_stop_the_next(tmp_pat
     config.run.mkdir()
     for name in ("lock", ".config.json.123.tmp"):
         (config.run / name).write_text("{")
-    with runs.lock_for_training(config, SHAPE) as run:
-        assert runs.load(config.run) == run
+    with runs.lock_for_training(config, SHAPE) as opening:
+        assert runs.load(config.run) == opening.run
     assert {path.name for path in config.run.iterdir()} == {"lock", "config.json"}
 
 
@@ -218,10 +226,30 @@ def test_imported_weights_take_new_settings_until_they_are_trained(tmp_path):
     config = Config(run=tmp_path / "run")
     runs.write_config(runs.Run(config.folder, config, SHAPE, imported_from="torch_ref"))
     slower = change(config, "train", learning_rate=1e-5)
-    assert runs.open_for_training(slower, SHAPE).imported_from == "torch_ref"
+    assert runs.open_for_training(slower, SHAPE).run.imported_from == "torch_ref"
     assert runs.load(config.folder).config == slower
     with pytest.raises(UserError, match=r"--model.channels 128, not 64"):
         runs.open_for_training(change(slower, "model", channels=64), SHAPE)
     (config.folder / "metrics.jsonl").write_text("")  # the first step has been logged
     with pytest.raises(UserError, match=r"--train.learning-rate"):
         runs.open_for_training(config, SHAPE)
+
+
+def test_a_folder_of_checkpoints_on_another_disk_is_followed_if_the_owner_made_the_link(
+    tmp_path, monkeypatch
+):
+    config = Config(run=tmp_path / "run")
+    runs.open_for_training(config, SHAPE)
+    link = config.run / "checkpoints"
+    link.symlink_to(tmp_path / "disk")
+    with pytest.raises(UserError, match=r"checkpoints is a link to .*disk, which is not there"):
+        runs.load(config.run)
+    (tmp_path / "disk").mkdir()
+    assert runs.load(config.run).config == config
+    (tmp_path / "disk" / "5").symlink_to(tmp_path)
+    with pytest.raises(UserError, match=r"5 is a link out of"):
+        runs.load(config.run)
+    (tmp_path / "disk" / "5").unlink()
+    monkeypatch.setattr(folder, "_get_owner", lambda path: 7 if path.is_symlink() else 8)
+    with pytest.raises(UserError, match=r"that the owner of the folder did not make"):
+        runs.load(config.run)

@@ -1,0 +1,43 @@
+"""Restore the configuration of a run from its newest checkpoint, which holds a sealed copy."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jax_ddpm.errors import UserError
+
+COPIED = ("format", "image_shape", "imported_from", "images", "config")
+
+
+def find_steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a folder of checkpoints, ascending, going by their names."""
+    if not folder.is_dir():
+        return []
+    names = [path.name for path in folder.iterdir() if path.is_dir()]
+    steps = {int(name) for name in names if name.isascii() and name.isdigit()}
+    return sorted(step for step in steps if str(step) in names)
+
+
+def find_copy(checkpoints: Path) -> tuple[int, dict[str, Any]] | None:
+    """Find the configuration in the newest checkpoint whose description is intact.
+
+    Returns its step and what `describe` wrote into it; None if there is none.
+    """
+    from jax_ddpm.runs import stored  # imports Orbax, which takes a second
+
+    for step in reversed(find_steps(checkpoints)):
+        try:
+            about = stored.describe(checkpoints / str(step))
+        except UserError:
+            continue
+        if "config" in about and "image_shape" in about:
+            return step, {name: about[name] for name in COPIED if name in about}
+    return None
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Print `message` on stderr, the first time that it is given."""
+    from jax_ddpm.runs.stored import warn
+
+    warn(message)

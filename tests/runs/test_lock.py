@@ -1,0 +1,40 @@
+"""A run folder has one writer, who notices if the folder is moved or removed."""
+
+import shutil
+
+import pytest
+
+from jax_ddpm import runs
+from jax_ddpm.errors import UserError
+
+
+def test_a_removed_lock_lets_nobody_in(tmp_path):
+    with runs.lock_folder(tmp_path / "run"):
+        (tmp_path / "run" / "lock").unlink()
+        with (
+            pytest.raises(UserError, match=r"another process is training in .*run \(its lock was"),
+            runs.lock_folder(tmp_path / "run"),
+        ):
+            pass
+
+
+def test_a_removed_lock_is_made_again(tmp_path):
+    with runs.lock_folder(tmp_path / "run") as held:
+        (tmp_path / "run" / "lock").unlink()
+        held.check()
+        assert (tmp_path / "run" / "lock").read_text().startswith("process ")
+        held.check()
+    with runs.lock_folder(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("how", [shutil.move, lambda folder, _: shutil.rmtree(folder)])
+def test_a_folder_that_is_moved_or_removed_is_noticed(tmp_path, how, again):
+    with runs.lock_folder(tmp_path / "run") as held:
+        held.check()
+        how(tmp_path / "run", tmp_path / "moved")
+        if again:
+            (tmp_path / "run").mkdir()
+        with pytest.raises(UserError, match="run was moved, removed or replaced while training"):
+            held.check()

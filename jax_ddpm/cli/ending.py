@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import jax
 from jax.errors import JaxRuntimeError
 
 from jax_ddpm.devices.processes import leave_on_exit
@@ -45,12 +46,33 @@ def _run(command: Callable[[], None]) -> NoReturn:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         sys.exit(f"error: {NO_MEMORY}")
+    except (RuntimeError, AssertionError):  # what JAX raises if it cannot start a platform
+        if (problem := describe_platform_problem()) is None:
+            raise
+        sys.exit(f"error: {problem}")
     except Stopped as stop:
         print(stop)
         sys.exit(130 if stop.signum == signal.SIGINT else 0)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
+
+
+def describe_platform_problem() -> str | None:
+    """Explain why JAX has no device to compute on; None if it has one."""
+    try:
+        jax.devices()
+    except Exception as error:  # JAX raises several kinds, and some have no message
+        chosen = os.environ.get("JAX_PLATFORMS", "")
+        reason = one_line(str(error)).partition(" (set JAX_PLATFORMS")[0].rstrip(".")
+        reason = reason or "none was found"
+        if not chosen:
+            return f"JAX has no device to compute on: {reason}"
+        return (
+            f"JAX_PLATFORMS is {chosen!r}, but JAX has no such device here ({reason}): unset it, "
+            "or set it to cpu; for a GPU, install jax[cuda12]"
+        )
+    return None
 
 
 @contextmanager

@@ -165,6 +165,20 @@ def explain(error: BaseException) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
+def require_no_program(path: Path) -> None:
+    """Raise UserError for an archive of TorchScript, which holds a program beside the weights."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as file:
+        places = {name.partition("/")[2] for name in file.namelist()}
+    if "constants.pkl" in places or any(place.startswith("code/") for place in places):
+        raise UserError(
+            f"{path} is an archive of TorchScript, which holds a program, and is refused: load it "
+            "with torch.jit.load where you trust it, and give what "
+            "torch.save(model.state_dict(), FILE) writes"
+        )
+
+
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """Read the arrays in an .npz file, by name.
 

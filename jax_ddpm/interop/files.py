@@ -15,12 +15,35 @@ import safetensors.numpy
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.files.atomic import write_atomically
-from jax_ddpm.files.untrusted import MAX_ENTRIES, explain, read_json, read_npz, require_bounded
+from jax_ddpm.files.untrusted import (
+    MAX_ENTRIES,
+    explain,
+    read_json,
+    read_npz,
+    require_bounded,
+    require_no_program,
+)
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES, ".npz")
 MAX_DEPTH = 16  # mappings and lists inside each other
 MAX_TEXT = 100  # characters of a text beside the weights, such as a version
+
+
+# Types of safetensors that NumPy lacks, and the others that may stand beside them.
+TINY_FLOATS: dict[str, Any] = {
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
+}
+KINDS: dict[str, Any] = {
+    **{f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)},
+    **{f"F{8 * size}": f"<f{size}" for size in (2, 4, 8)},
+    "BF16": ml_dtypes.bfloat16,
+    "BOOL": np.bool_,
+    "C64": np.complex64,
+}
 
 
 class _Skipped:
@@ -141,14 +164,32 @@ def write_weights(path: Path, state_dict: Mapping[str, Any]) -> None:
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
-        return safetensors.numpy.load_file(path)
+        with safetensors.safe_open(path, framework="np") as file:
+            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+            if set(kinds.values()) <= KINDS.keys():
+                return file.get_tensors()
+        return _widen_floats(safetensors.deserialize(path.read_bytes()))
     except Exception as error:  # a KeyError for a dtype that NumPy lacks, and others
         raise UserError(f"{path} is not a complete safetensors file: {explain(error)}") from error
+
+
+def _widen_floats(tensors: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Convert floats of 8 bits, which NumPy lacks, to 32 bits. Raises ValueError for fewer bits."""
+    arrays = {}
+    for name, tensor in tensors:
+        kind = tensor["dtype"]
+        dtype = TINY_FLOATS.get(kind) or KINDS.get(kind)
+        if dtype is None:
+            raise ValueError(f"{name} has the type {kind}, which is not read: convert it to F32")
+        array = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
+        arrays[name] = array.astype(np.float32) if kind in TINY_FLOATS else array
+    return arrays
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
     torch = _import_torch(path)
     try:
+        require_no_program(path)
         _require_bounded_zip(path)
         with torch.serialization.safe_globals(STAND_INS):
             found = torch.load(path, map_location="cpu", weights_only=True)
@@ -235,6 +276,8 @@ def _to_array(torch: Any, tensor: Any, name: str, path: Path) -> np.ndarray:
         tensor = tensor.detach()
         if tensor.nbytes > tensor.untyped_storage().nbytes():  # its elements share memory
             raise ValueError("it claims more elements than are stored")
+        if tensor.is_floating_point() and tensor.element_size() == 1:  # 8 bits, as NumPy lacks
+            tensor = tensor.to(torch.float32)
         if tensor.dtype == torch.bfloat16:
             return tensor.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()

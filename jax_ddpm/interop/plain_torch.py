@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.files.untrusted import require_bounded
+from jax_ddpm.files.untrusted import require_bounded, require_no_program
 
 MAGIC = 0x1950A86A20F9469CFC6C  # begins the files of PyTorch before 1.6
 DTYPES = {
@@ -58,6 +58,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     tensors.
     """
     try:
+        require_no_program(path)
         found, contents = _read_zip(path) if zipfile.is_zipfile(path) else _read_old(path)
         return {name: _to_array(tensor, contents) for name, tensor in found.items()}
     except UserError:

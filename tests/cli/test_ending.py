@@ -1,4 +1,6 @@
+import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,6 +69,33 @@ def test_a_full_device_gives_one_sentence_and_other_device_errors_a_traceback():
         )
     with pytest.raises(JaxRuntimeError, match="INTERNAL"):
         exit_after(make_raiser(JaxRuntimeError("INTERNAL: no such luck")))
+
+
+def test_a_platform_that_jax_lacks_gives_one_sentence(monkeypatch):
+    """Both errors as JAX raises them, for `nonsense` and for `cuda` without a GPU."""
+    unknown = "Unable to initialize backend 'nonsense': it is not known. (set JAX_PLATFORMS='')"
+    for name, error in (("nonsense", RuntimeError(unknown)), ("cuda", AssertionError())):
+        monkeypatch.setenv("JAX_PLATFORMS", name)
+        monkeypatch.setattr("jax.devices", Mock(side_effect=error))
+        with pytest.raises(SystemExit, match=f"JAX_PLATFORMS is '{name}', but JAX has no such"):
+            exit_after(Mock(side_effect=error))
+    monkeypatch.undo()
+    with pytest.raises(AssertionError):
+        exit_after(Mock(side_effect=AssertionError))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+@pytest.mark.parametrize(
+    "command", ["train --run {tmp}/run", "bench memory", "parity --out {tmp}", "plot schedules"]
+)
+def test_a_command_without_a_platform_ends_in_one_sentence(tmp_path, command, platform):
+    environment = os.environ | {"JAX_PLATFORMS": platform}
+    words = [sys.executable, "-m", "jax_ddpm", *command.format(tmp=tmp_path).split()]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: JAX_PLATFORMS is '{platform}'")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,14 @@
+import json
+import struct
+import zipfile
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.interop.files import read_weights, write_weights
+from jax_ddpm.interop.plain_torch import read_state_dict
 
 STATE = {
     "conv.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2),
@@ -100,3 +105,44 @@ def test_mappings_that_are_not_state_dicts_are_refused(tmp_path, value, message)
 def test_a_folder_is_not_a_weight_file(tmp_path):
     with pytest.raises(UserError, match="is a folder: give the weight file in it"):
         read_weights(tmp_path)
+
+
+def write_safetensors(path, kind, num_bytes, shape):
+    """Write one tensor of a type that the library may not be able to write."""
+    about = {"dtype": kind, "shape": shape, "data_offsets": [0, num_bytes]}
+    header = json.dumps({"w": about}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(range(num_bytes)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("F8_E4M3", ml_dtypes.float8_e4m3fn), ("F8_E5M2", ml_dtypes.float8_e5m2)]
+)
+def test_floats_of_8_bits_are_widened_without_rounding(tmp_path, kind, dtype):
+    found = read_weights(write_safetensors(tmp_path / "a.safetensors", kind, 4, [2, 2]))["w"]
+    expected = np.arange(4, dtype=np.uint8).view(dtype).reshape(2, 2)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected.astype(np.float32))
+
+
+@pytest.mark.parametrize(("kind", "num_bytes"), [("F8_E8M0", 4), ("F4", 2), ("F6_E2M3", 3)])
+def test_other_small_types_are_refused_by_name(tmp_path, kind, num_bytes):
+    path = write_safetensors(tmp_path / "a.safetensors", kind, num_bytes, [4])
+    with pytest.raises(UserError, match=f"w has the type {kind}, which is not read: convert it"):
+        read_weights(path)
+
+
+def test_floats_of_8_bits_from_pytorch_are_widened(tmp_path):
+    torch = pytest.importorskip("torch")
+    values = torch.tensor([1.0, 0.5]).to(torch.float8_e4m3fn)
+    torch.save({"w": values}, tmp_path / "a.pt")
+    assert read_weights(tmp_path / "a.pt")["w"].tolist() == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("read", [read_weights, read_state_dict])
+def test_an_archive_of_torchscript_is_refused_with_advice(tmp_path, read):
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as file:
+        for name in ("a/data.pkl", "a/constants.pkl", "a/code/__torch__/net.py", "a/version"):
+            file.writestr(name, b"")
+    with pytest.raises(UserError, match=r"archive of TorchScript.*torch.save\(model.state_dict"):
+        read(tmp_path / "a.pt")

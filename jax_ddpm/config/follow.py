@@ -76,7 +76,7 @@ def _follow_log_every(train: TrainConfig, typed: Collection[str]) -> TrainConfig
     """Log at the nearest interval that fits steps_per_call and the intervals that were typed."""
     if "--train.log-every" in typed:
         return train
-    names = [*_intervals(train), "keep_every", "validate_every"]
+    names = [*_intervals(train), "keep_every", "validate_every", "evaluate_every"]
     fixed = [getattr(train, name) for name in names if flag_name(name, "--train.") in typed]
     fixed = [steps for steps in fixed if steps is not None]
     log, calls = train.log_every, train.steps_per_call

@@ -10,8 +10,8 @@ from jax_ddpm.config.aliases import ALIASES
 from jax_ddpm.config.plain_values import make_check, require_plain
 from jax_ddpm.config.sample import SampleConfig as SampleConfig
 from jax_ddpm.config.sample import validate_sample
+from jax_ddpm.config.train import Criterion, validate_train
 from jax_ddpm.config.train import TrainConfig as TrainConfig
-from jax_ddpm.config.train import validate_train
 from jax_ddpm.data.pictures import Crop, Resize
 from jax_ddpm.data.sources import SourceName
 from jax_ddpm.errors import UserError, require
@@ -209,9 +209,25 @@ def _validate_validation(train: TrainConfig, has_images: bool) -> None:
         every is None or has_images,
         "left out without images for it: add --data.holdout 0.05 or --data.validation PATH",
     )
-    fits = not train.keep_best or every is None or train.checkpoint_every % every == 0
-    expected = f"a divisor of --train.checkpoint-every {train.checkpoint_every}"
-    check("validate_every", fits, f"{expected} with --train.keep-best")
+    _validate_best(train, has_images)
+
+
+def _validate_best(train: TrainConfig, has_images: bool) -> None:
+    """Check that every checkpoint has the value that the best one is found by."""
+    check, save = make_check(train, "--train."), train.checkpoint_every
+    without = "another without images for it: add --data.holdout 0.05 or --data.validation PATH"
+    check("best_by", has_images or train.best_by != "validation", without)
+    criterion = choose_criterion(train, has_images)
+    name = {"validation": "validate_every", "distance": "evaluate_every"}.get(criterion)
+    if name and train.keep_best:
+        fits = save % (getattr(train, name) or save) == 0
+        expected = f"a divisor of --train.checkpoint-every {save} with --train.keep-best"
+        check(name, fits, expected)
+
+
+def choose_criterion(train: TrainConfig, has_images: bool) -> Criterion:
+    """What the best checkpoint has the lowest value of; `has_images`: for a validation loss."""
+    return train.best_by or ("validation" if has_images else "loss")
 
 
 def _validate_schedule(diffusion: DiffusionConfig) -> None:

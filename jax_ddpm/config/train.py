@@ -8,8 +8,10 @@ from jax_ddpm.models.remat import Remat
 from jax_ddpm.optim.averages import EmaForm
 from jax_ddpm.optim.optimizers import OptimizerName
 from jax_ddpm.optim.posthoc_ema import MAX_SIGMA_REL
+from jax_ddpm.quality.measures import NUM_SPLITS
 from jax_ddpm.training.feed import DataOnDevice
 
+Criterion = Literal["loss", "validation", "distance"]
 AT_LEAST_ONE = (
     "num_steps",
     "max_steps",
@@ -23,6 +25,7 @@ AT_LEAST_ONE = (
     "log_every",
     "validate_every",
     "validate_images",
+    "evaluate_every",
     "sample_every",
     "checkpoint_every",
     "keep_checkpoints",
@@ -111,6 +114,15 @@ class TrainConfig:
     validate_images: int = 1000
     """At most this many images give a validation loss. Each has the same noise and timestep every
     time, and the timesteps are spread evenly."""
+    evaluate_every: int | None = None
+    """Steps between two evaluations of images drawn with the averaged weights, as `jax-ddpm
+    evaluate` measures them: frechet, kernel and score; None: no evaluation."""
+    evaluate_images: int = 1000
+    """Number of images drawn for an evaluation. A distance depends on it."""
+    evaluate_features: str | None = None
+    """Features to compare images in. fashion: the classifier of Fashion-MNIST that ships, for grey
+    images of 28x28. inception: those of FID. A file: Inception with these weights. None: fashion if
+    it fits, or inception."""
     sample_every: int = 10_000
     """Steps between two image grids of samples."""
     checkpoint_every: int = 10_000
@@ -120,9 +132,11 @@ class TrainConfig:
     keep_every: int | None = None
     """Also keep the checkpoint at every multiple of this many steps; None: keep no others."""
     keep_best: bool = False
-    """Also keep the checkpoint with the lowest loss, and draw the final images from it. The loss is
-    the validation loss (see data.holdout); without one, the mean loss since the checkpoint before.
-    """
+    """Also keep the best checkpoint (see best_by), and draw the final images from it."""
+    best_by: Criterion | None = None
+    """The best checkpoint is the one with the lowest value of this. loss: the mean loss since the
+    checkpoint before. validation: the validation loss (see data.holdout). distance: the Frechet
+    distance (see evaluate_every). None: validation if there is a validation loss, or loss."""
     parallel: Literal["auto", "jit", "pmap", "mesh"] = "auto"
     """jit: one device. pmap: data parallel on all devices. mesh: one sharded program, which can
     shard the parameters too (see fsdp). auto: pmap if there are several devices, else jit."""
@@ -143,6 +157,7 @@ def validate_train(train: TrainConfig) -> None:
     parts = train.batch_size % train.accumulate == 0
     check("accumulate", parts, f"a divisor of --train.batch-size {train.batch_size}")
     _validate_intervals(train)
+    _validate_evaluation(train)
     _validate_optimizer(train)
     _validate_averages(train)
     _validate_snapshots(train)
@@ -152,11 +167,22 @@ def _validate_intervals(train: TrainConfig) -> None:
     check = make_check(train, "--train.")
     log, save, calls = train.log_every, train.checkpoint_every, train.steps_per_call
     check("log_every", log % calls == 0, f"a multiple of --train.steps-per-call {calls}")
-    for name in ("checkpoint_every", "sample_every", "validate_every"):
+    for name in ("checkpoint_every", "sample_every", "validate_every", "evaluate_every"):
         fits = (getattr(train, name) or log) % log == 0
         check(name, fits, f"a multiple of --train.log-every {log}")
     kept = train.keep_every is None or train.keep_every % save == 0
     check("keep_every", kept, f"a multiple of --train.checkpoint-every {save}")
+
+
+def _validate_evaluation(train: TrainConfig) -> None:
+    check, least = make_check(train, "--train."), 2 * NUM_SPLITS
+    check("evaluate_images", train.evaluate_images >= least, f"at least {least}")
+    wanted = train.evaluate_every is not None
+    without = "left out without --train.evaluate-every"
+    check("evaluate_features", wanted or train.evaluate_features is None, without)
+    check("best_by", wanted or train.best_by != "distance", without)
+    kept = train.keep_best or train.best_by is None
+    check("best_by", kept, "left out without --train.keep-best")
 
 
 def _validate_optimizer(train: TrainConfig) -> None:

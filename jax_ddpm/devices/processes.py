@@ -4,7 +4,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -189,6 +189,14 @@ class Agreement:
 def max_over_processes(value: int) -> int:
     """Return the largest `value` of all processes. All must call this, and wait for each other."""
     return int(_start_maximum(value)) if is_distributed() else value
+
+
+def share_from_first(values: Sequence[float]) -> list[float]:
+    """Return the values of the first process in every process. All must call this."""
+    if not is_distributed():
+        return list(values)
+    words = np.asarray(values, np.float64).view(np.int32)  # JAX may have no float64
+    return np.asarray(multihost_utils.broadcast_one_to_all(words)).view(np.float64).tolist()
 
 
 def _start_maximum(value: int) -> Any:

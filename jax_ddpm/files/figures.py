@@ -20,10 +20,14 @@ def save_loss_curve(
     steps: Sequence[int],
     losses: Sequence[float],
     others: Mapping[str, tuple[Sequence[int], Sequence[float]]] | None = None,
+    *,
+    distances: tuple[Sequence[int], Sequence[float]] = ((), ()),
+    title: str = "",
 ) -> None:
     """Plot the logged losses, and their running mean over a twentieth of the rows.
 
-    `others` maps the names of further losses to (steps, losses).
+    `others` maps the names of further losses to (steps, losses). `distances`, which are called
+    `title`, get an axis of their own.
     """
     others = {name: curve for name, curve in (others or {}).items() if len(curve[0])}
     figure = _make_figure(7, 4)
@@ -37,9 +41,14 @@ def save_loss_curve(
         axes.plot(*curve, color=f"C{i + 1}", marker=".", label=name)
     if window > 1 or others:
         axes.legend()
-    title = "Losses" if others else "Training loss"
-    axes.set(xlabel="training step", ylabel="loss", yscale="log", title=title)
+    heading = "Losses" if others else "Training loss"
+    axes.set(xlabel="training step", ylabel="loss", yscale="log", title=heading)
     axes.grid(alpha=0.3, which="both")
+    if len(distances[0]):
+        right = axes.twinx()
+        right.plot(*distances, color="C3", marker="s", markersize=4)
+        right.set(ylabel=title or "distance", yscale="log")
+        right.yaxis.label.set_color("C3")
     _save(figure, path)
 
 

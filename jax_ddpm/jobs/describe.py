@@ -10,6 +10,7 @@ import jax
 from jax_ddpm.config.run import Config, DataConfig, validate
 from jax_ddpm.data.summary import DataSummary, describe, summarize
 from jax_ddpm.jobs.build import build
+from jax_ddpm.jobs.evaluation import describe_evaluation
 from jax_ddpm.jobs.validation import find_interval, open_training_data
 from jax_ddpm.models import ARCHITECTURES
 from jax_ddpm.runs import holds_run
@@ -45,6 +46,8 @@ def describe_run(config: Config) -> str:
         facts["validation"] = (
             f"the loss of {count:,} of {of:,} held-out images every {find_interval(config)} steps"
         )
+    if train.evaluate_every is not None:
+        facts["evaluation"] = f"the distance of {describe_evaluation(train)}"
     lines = ["This is a dry run: nothing is computed or written.", ""]
     lines += describe_data(summarize(source), config.data)
     lines += [line for name, text in facts.items() for line in _format(name, text)]

@@ -22,6 +22,12 @@ from jax_ddpm.devices.processes import get_process, is_distributed
 from jax_ddpm.errors import UserError
 from jax_ddpm.jobs.build import Parts, build
 from jax_ddpm.jobs.describe import describe_data
+from jax_ddpm.jobs.evaluation import (
+    Measured,
+    choose_training_features,
+    describe_evaluation,
+    evaluate_images,
+)
 from jax_ddpm.jobs.messages import make_bar, tell, tell_if_slow
 from jax_ddpm.jobs.progress import Progress, from_json, join_metrics
 from jax_ddpm.jobs.train_records import (
@@ -37,7 +43,6 @@ from jax_ddpm.jobs.train_records import (
 )
 from jax_ddpm.jobs.train_setup import Job, choose_layout, open_job
 from jax_ddpm.jobs.validation import (
-    Validated,
     describe_validation,
     find_interval,
     measure,
@@ -91,9 +96,10 @@ def train_run(
     with tell_if_slow("Looking at the images"):
         summary = summarize(source)
         images = identify(source, summary)
+    features = choose_training_features(config, source.image_shape)
     with (
         runs.lock_for_training(config, source.image_shape, images) as opening,  # writes from here
-        open_job(opening, parts, source, held_out) as job,
+        open_job(opening, parts, source, held_out, features) as job,
     ):
         tell_summary(job, summary)
         tell_changes(opening)
@@ -151,6 +157,9 @@ def tell_summary(job: Job, data: DataSummary) -> None:
     tell("\n".join(describe_data(data, config.data)))
     if job.validation is not None:
         tell(describe_validation(job.validation, config))
+    if job.evaluation is not None:
+        about = job.evaluation.network.about
+        tell(f"Evaluation: {describe_evaluation(config.train, about)}")
     tell(f"Run folder: {job.run.folder}")
 
 
@@ -198,13 +207,13 @@ def take_steps(job: Job, state: TrainState, progress: Progress) -> TrainState:
                 bar = stack.enter_context(make_bar(train.num_steps, "step", initial=step))
             else:
                 bar.update(count)
-            validated = validate_if_due(job, state, step, bar)
-            progress, failure = log_if_due(job, state, step, progress, bar, validated)
+            measured = measure_if_due(job, state, step, bar)
+            progress, failure = log_if_due(job, state, step, progress, bar, measured)
             signum = job.agree(job.stop.signum or 0)
             last, stopping = step == train.num_steps, bool(failure or signum) or step == end
             due = last or step % train.checkpoint_every == 0
             if stopping or due:
-                progress = save_checkpoint(job, state, progress, due=due, validated=validated)
+                progress = save_checkpoint(job, state, progress, due=due, measured=measured)
             if failure:
                 checkpoint.wait(job.checkpoints)
                 raise failure
@@ -216,14 +225,21 @@ def take_steps(job: Job, state: TrainState, progress: Progress) -> TrainState:
     return state
 
 
-def validate_if_due(job: Job, state: TrainState, step: int, bar: Any) -> Validated | None:
-    """Measure the validation losses when due; None if they are not."""
-    every, last = find_interval(job.run.config), step == job.run.config.train.num_steps
-    if job.validation is None or every is None or (step % every != 0 and not last):
-        return None
-    validated = measure(job.validation, state, step)
-    bar.unpause()
-    return validated
+def measure_if_due(job: Job, state: TrainState, step: int, bar: Any) -> Measured:
+    """Measure the validation losses, and the quality of drawn images, each if it is due."""
+    config, validated, evaluated = job.run.config, None, None
+    last = step == config.train.num_steps
+
+    def is_due(every: int | None) -> bool:
+        return every is not None and (step % every == 0 or last)
+
+    if job.validation is not None and is_due(find_interval(config)):
+        validated = measure(job.validation, state, step)
+        bar.unpause()
+    if job.evaluation is not None and is_due(config.train.evaluate_every):
+        evaluated = evaluate_images(job.evaluation, job.generate, job.parts, state, step)
+        bar.unpause()
+    return Measured(validated, evaluated)
 
 
 def log_if_due(
@@ -232,7 +248,7 @@ def log_if_due(
     step: int,
     progress: Progress,
     bar: Any,
-    validated: Validated | None,
+    measured: Measured,
 ) -> tuple[Progress, UserError | None]:
     """Write a row and averages when due; return the progress and the error that ends the run.
 
@@ -243,8 +259,9 @@ def log_if_due(
     if step % train.log_every != 0 and not last:
         return progress, None
     metrics = join_metrics(progress.window)
-    loss = write_row(job, step, metrics, bar.format_dict["rate"], validated)
-    bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+    loss = write_row(job, step, metrics, bar.format_dict["rate"], measured)
+    summary = {} if job.evaluation is None else job.evaluation.summary
+    bar.set_postfix(loss=f"{loss:.4f}", refresh=False, **summary)
     if last or step % train.snapshot_every == 0:
         write_averages(job, state, step)
     return progress.close_row(loss), find_failure(job, step, metrics)

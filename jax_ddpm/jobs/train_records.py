@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 
 from jax_ddpm import runs
+from jax_ddpm.config.train import Criterion
 from jax_ddpm.data.loader import batch_indices
 from jax_ddpm.devices.layout import to_one_device
 from jax_ddpm.devices.processes import is_main_process
 from jax_ddpm.errors import Stopped, UserError
 from jax_ddpm.files.figures import save_loss_curve
 from jax_ddpm.files.images import make_image_grid
+from jax_ddpm.jobs.evaluation import Measured
 from jax_ddpm.jobs.generate import Samples, generate_images
 from jax_ddpm.jobs.messages import tell
 from jax_ddpm.jobs.progress import Progress, to_json
 from jax_ddpm.jobs.sample import write_samples
 from jax_ddpm.jobs.train_setup import Job
-from jax_ddpm.jobs.validation import Validated
 from jax_ddpm.runs import checkpoint, metrics
 from jax_ddpm.runs.folder import Run
 from jax_ddpm.runs.snapshots import write_snapshots
@@ -27,6 +28,7 @@ from jax_ddpm.training.state import TrainState
 
 GRID_IMAGES = 64
 TERMS = ("mse", "vb")  # of a hybrid loss
+NOTHING = Measured()
 
 
 def drop_later_records(job: Job, step: int) -> None:
@@ -41,18 +43,18 @@ def write_row(
     step: int,
     values: dict[str, Any],
     steps_per_second: float | None,
-    validated: Validated | None = None,
+    measured: Measured = NOTHING,
 ) -> float:
     """Write the means of `values` over the steps that were not skipped; return the mean loss.
 
-    The row also holds the validation losses, if they were measured after this step.
+    The row also holds what was measured after this step.
     """
     good = values["skipped"] == 0
     names = [name for name in ("loss", "grad_norm", *TERMS) if name in values]
     means = {name: average_finite(values[name][good]) for name in names}
     skipped = len(good) - int(good.sum())
     rate = float(job.parts.learning_rate(step - 1))
-    more = {} if validated is None else validated._asdict()
+    more = measured.list_figures()
     row = metrics.Row(step, **means, learning_rate=rate, skipped=skipped, **more)
     if not is_main_process():
         return row.loss
@@ -61,8 +63,7 @@ def write_row(
     for name in (*means, "learning_rate", "skipped"):
         job.board.add_scalar(name, getattr(row, name), step)
     for name, value in more.items():
-        if value is not None:
-            job.board.add_scalar(name, value, step)
+        job.board.add_scalar(name, value, step)
     if steps_per_second:
         job.board.add_scalar("steps_per_second", steps_per_second, step)
     if skipped:
@@ -115,23 +116,31 @@ def save_checkpoint(
     progress: Progress,
     *,
     due: bool,
-    validated: Validated | None = None,
+    measured: Measured = NOTHING,
 ) -> Progress:
     """Start saving a checkpoint that holds the configuration and `progress`.
 
     A checkpoint that is `due`, not only made on request, is saved with a loss, and the progress
-    returned no longer holds the losses since the last one. The loss is their mean; in a run with a
-    validation loss, it is the one in `validated`, if it was measured after this step.
+    returned no longer holds the losses since the last one. The loss is what the best checkpoint is
+    found by: their mean, or what was measured after this step.
     """
-    loss = average_finite(progress.losses)
-    if job.validation is not None:
-        loss = math.nan if validated is None else validated.validation_loss
-    loss = loss if due else math.nan
+    loss = find_loss(job.criterion, progress, measured) if due else math.nan
     progress = progress._replace(losses=()) if due else progress
     about = runs.describe(job.run) | {"progress": to_json(progress)}
     known = loss if math.isfinite(loss) else None
     checkpoint.save(job.checkpoints, state, about, loss=known)
     return progress
+
+
+def find_loss(criterion: Criterion, progress: Progress, measured: Measured) -> float:
+    """What the best checkpoint has the lowest value of; NaN if it is not known."""
+    validated, evaluated = measured
+    match criterion:
+        case "validation":
+            return math.nan if validated is None else validated.validation_loss
+        case "distance":
+            return math.nan if evaluated is None else evaluated.frechet
+    return average_finite(progress.losses)
 
 
 def make_stopped(job: Job, step: int, signum: int) -> Stopped:
@@ -178,7 +187,7 @@ def draw_final_pictures(job: Job, state: TrainState) -> None:
     """Draw the final grid, the GIF and the loss curve; with keep_best, from the best checkpoint."""
     best = checkpoint.find_best_step(job.checkpoints)
     if job.run.config.train.keep_best and best not in (None, int(state.step)):
-        kind = "loss" if job.validation is None else "validation loss"
+        kind = LOWEST[job.criterion]
         tell(f"Drawing the final images from the checkpoint with the lowest {kind}, step {best}")
         state = checkpoint.restore(job.checkpoints, state, step=best)
     samples = draw_grid(job, state, job.run.config.train.num_steps)
@@ -189,9 +198,12 @@ def draw_final_pictures(job: Job, state: TrainState) -> None:
     rows = metrics.read(job.run.metrics)
     steps, losses = find_curve(rows, "loss")
     others = {name: find_curve(rows, field) for name, field in CURVES.items()}
-    save_loss_curve(job.run.loss_curve, steps, losses, others)
+    distances = find_curve(rows, "frechet")
+    title = "" if job.evaluation is None else job.evaluation.title
+    save_loss_curve(job.run.loss_curve, steps, losses, others, distances=distances, title=title)
 
 
+LOWEST = {"loss": "loss", "validation": "validation loss", "distance": "distance"}
 CURVES = {
     "held-out images": "validation_loss",
     "training images, same noise": "trained_loss",

@@ -6,12 +6,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jax_ddpm.config.run import Config, TrainConfig
+from jax_ddpm.config.run import Config, TrainConfig, choose_criterion
+from jax_ddpm.config.train import Criterion
 from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.devices.layout import Layout, choose_mode, replicate
 from jax_ddpm.devices.parallel import parallelize
 from jax_ddpm.devices.processes import Agreement
 from jax_ddpm.jobs.build import Parts
+from jax_ddpm.jobs.evaluation import Evaluation, open_evaluation
+from jax_ddpm.jobs.features import FeatureNetwork
 from jax_ddpm.jobs.generate import GenerateFn, make_generate_fn
 from jax_ddpm.jobs.interrupt import StopRequest
 from jax_ddpm.jobs.messages import announce_compilation
@@ -48,6 +51,13 @@ class Job(NamedTuple):
     guard: Callable[[], object] = bool
     """Raises UserError if the run folder was moved or removed; called before each file is written.
     """
+    evaluation: Evaluation | None = None
+    """What drawn images are evaluated with, if they are."""
+
+    @property
+    def criterion(self) -> Criterion:
+        """What the best checkpoint has the lowest value of."""
+        return choose_criterion(self.run.config.train, self.validation is not None)
 
     @property
     def layout(self) -> Layout:
@@ -57,11 +67,16 @@ class Job(NamedTuple):
 
 @contextmanager
 def open_job(
-    opening: Opening, parts: Parts, source: ImageSource, held_out: ImageSource | None = None
+    opening: Opening,
+    parts: Parts,
+    source: ImageSource,
+    held_out: ImageSource | None = None,
+    features: FeatureNetwork | None = None,
 ) -> Iterator[Job]:
     """Open the job of a run. Inside this context, checkpoints are open and signals are handled.
 
-    `held_out` has the images for a validation loss, if there are any.
+    `held_out` has the images for a validation loss, if there are any, and `features` are those to
+    evaluate drawn images in, if they are evaluated.
     """
     run, held = opening.run, opening.held
     guard = held.check if held is not None else bool
@@ -82,6 +97,7 @@ def open_job(
         )
         board = stack.enter_context(Board(run.tensorboard))
         generate = make_generate_fn(parts, run.config.sample, run.image_shape)
+        evaluation = None if features is None else open_evaluation(run.config, features, source)
         yield Job(
             run,
             parts,
@@ -95,6 +111,7 @@ def open_job(
             Agreement(),
             validation,
             guard,
+            evaluation,
         )
 
 

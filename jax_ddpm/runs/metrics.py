@@ -37,6 +37,12 @@ class Row(NamedTuple):
     """The error's part of a hybrid loss."""
     vb: float | None = None
     """The bound's part of it, with its weight: the loss is the sum of both."""
+    frechet: float | None = None
+    """Frechet distance of images drawn with the averaged weights, as `jax-ddpm evaluate` has it."""
+    kernel: float | None = None
+    """Their kernel distance."""
+    score: float | None = None
+    """Their score."""
 
 
 def append(path: Path, row: Row) -> None:

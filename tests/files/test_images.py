@@ -87,7 +87,11 @@ def test_a_gif_shows_all_frames_repeats_and_pauses_on_the_last(tmp_path, channel
 @pytest.mark.parametrize("num_rows", [0, 100])
 def test_the_loss_curve_is_a_png_however_much_was_logged(tmp_path, num_rows):
     losses = [1.0 / (i + 1) for i in range(num_rows)]
-    save_loss_curve(tmp_path / "loss.png", range(num_rows), losses)
+    others = {"held-out images": ([1, 2], [0.5, 0.4])}
+    distances = ([10, 20], [50.0, 40.0])
+    save_loss_curve(
+        tmp_path / "loss.png", range(num_rows), losses, others, distances=distances, title="FD"
+    )
     with Image.open(tmp_path / "loss.png") as found:
         assert found.format == "PNG"
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-import jax
 from jax.errors import JaxRuntimeError
 
+from jax_ddpm.devices.platforms import describe_platform_problem
 from jax_ddpm.devices.processes import leave_on_exit
 from jax_ddpm.errors import Stopped, UserError, one_line
 
@@ -56,23 +56,6 @@ def _run(command: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
-
-
-def describe_platform_problem() -> str | None:
-    """Explain why JAX has no device to compute on; None if it has one."""
-    try:
-        jax.devices()
-    except Exception as error:  # JAX raises several kinds, and some have no message
-        chosen = os.environ.get("JAX_PLATFORMS", "")
-        reason = one_line(str(error)).partition(" (set JAX_PLATFORMS")[0].rstrip(".")
-        reason = reason or "none was found"
-        if not chosen:
-            return f"JAX has no device to compute on: {reason}"
-        return (
-            f"JAX_PLATFORMS is {chosen!r}, but JAX has no such device here ({reason}): unset it, "
-            "or set it to cpu; for a GPU, install jax[cuda12]"
-        )
-    return None
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Collection, Mapping
 
 MAX_LENGTH = 2000
+SYSTEMS = "jax_ddpm works on Linux and macOS: on Windows, use WSL (the Subsystem for Linux)"
 
 
 class UserError(ValueError):

@@ -1,6 +1,7 @@
 """The commands of `jax-ddpm`; each is a module with a function `run(args)`."""
 
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -19,22 +20,41 @@ COMMANDS = {
 }
 
 
+PRINT = ("-h", "--help", "--help-all", "help", "--version", "--dry-run")
+
+
+def prints_only(args: Sequence[str]) -> bool:
+    """Whether the command line `args` asks for text and nothing else."""
+    return (
+        not args or args[0] not in COMMANDS or args[0] == "bench" or not set(PRINT).isdisjoint(args)
+    )
+
+
 def run_command(args: Sequence[str]) -> NoReturn:
     """Run the command named by the first of `args`, and exit."""
     if not args or args[0] in ("-h", "--help", "--help-all", "help"):
-        print(format_overview())
-        sys.exit(0)
+        print_and_exit(format_overview())
     if args[0] == "--version":
         from jax_ddpm import __version__
 
-        print(f"jax_ddpm {__version__}")
-        sys.exit(0)
+        print_and_exit(f"jax_ddpm {__version__}")
     name = args[0]
     if name not in COMMANDS:
         sys.exit(f"error: {describe_unknown(name)}")
     from jax_ddpm.cli.ending import exit_after
 
     exit_after(lambda: importlib.import_module(f"jax_ddpm.cli.{name}").run(args[1:]))
+
+
+def print_and_exit(text: str) -> NoReturn:
+    """Print `text` and exit, quietly if its reader has closed the pipe."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        sys.exit(f"error: stdout: {error.strerror}")
+    sys.exit(0)
 
 
 def format_overview() -> str:

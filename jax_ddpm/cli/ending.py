@@ -1,6 +1,5 @@
 """How a command ends: its exit code, and one sentence instead of a traceback for a mistake."""
 
-import os
 import shlex
 import signal
 import sys
@@ -14,6 +13,7 @@ from jax.errors import JaxRuntimeError
 from jax_ddpm.devices.platforms import describe_platform_problem
 from jax_ddpm.devices.processes import leave_on_exit
 from jax_ddpm.errors import Stopped, UserError, one_line
+from jax_ddpm.jobs.display import tell_last
 
 NO_MEMORY = (
     "the device does not have enough memory: process fewer images at a time (--batch-size; in "
@@ -35,9 +35,8 @@ def _run(command: Callable[[], None]) -> NoReturn:
         sys.stdout.flush()
     except UserError as error:
         sys.exit(f"error: {error}")
-    except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    except BrokenPipeError:  # the reader of a table or help text, such as `head`, has closed it
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         sys.exit(one_line(f"error: {error.filename or 'a file'}: {error.strerror or error}"))
     except MemoryError as error:
@@ -51,7 +50,7 @@ def _run(command: Callable[[], None]) -> NoReturn:
             raise
         sys.exit(f"error: {problem}")
     except Stopped as stop:
-        print(stop)
+        tell_last(str(stop))
         sys.exit(130 if stop.signum == signal.SIGINT else 0)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO
@@ -18,6 +18,7 @@ from jax_ddpm.errors import UserError
 
 NEW = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 MAX_NAME = 40  # characters of a name that its temporary one repeats
+_unfinished: set[Path] = set()  # temporary files and folders
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -30,12 +31,21 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = name_temporary(path)
     with report_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _unfinished.add(temporary)
         os.close(os.open(temporary, os.O_WRONLY | NEW, 0o666))
         try:
             write(temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+            _unfinished.discard(temporary)
+
+
+def remove_unfinished() -> None:
+    """Remove the files and folders that are being written, before the process ends at once."""
+    for path in list(_unfinished):
+        with suppress(OSError):
+            remove(path)
 
 
 @contextmanager
@@ -46,12 +56,14 @@ def write_folder_atomically(path: Path) -> Iterator[Path]:
     """
     temporary = name_temporary(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _unfinished.add(temporary)
     temporary.mkdir()
     try:
         yield temporary
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        _unfinished.discard(temporary)
 
 
 def name_temporary(path: Path) -> Path:

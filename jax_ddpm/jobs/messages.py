@@ -11,6 +11,8 @@ import jax
 from tqdm.auto import tqdm
 
 from jax_ddpm.devices.processes import is_main_process
+from jax_ddpm.jobs.display import Quiet
+from jax_ddpm.jobs.interrupt import doing
 
 T = TypeVar("T")
 
@@ -19,8 +21,8 @@ SLOW = 1.0  # seconds after which a wait is worth a sentence
 
 def tell(message: str) -> None:
     """Print `message` immediately, above the progress bar if there is one."""
-    tqdm.write(message)
-    sys.stdout.flush()
+    tqdm.write(message, file=Quiet(sys.stdout))
+    Quiet(sys.stdout).flush()
 
 
 @contextmanager
@@ -56,7 +58,8 @@ def announce_compilation(program: Callable[..., T], what: str) -> Callable[..., 
             return program(first, *rest)
         seen.add(shapes)
         then = ", then cached" if getattr(jax.config, "jax_compilation_cache_dir", None) else ""
-        with tell_if_slow(f"Compiling {what} (about 20 s the first time{then})"):
+        duration = f"{what} (about 20 s the first time{then})"
+        with doing(f"compiling {duration}"), tell_if_slow(f"Compiling {duration}"):
             return program(first, *rest)
 
     return call
@@ -67,7 +70,12 @@ def make_bar(total: int, unit: str, *, initial: int = 0) -> Any:
 
     If the output goes elsewhere, such as to a log file, it is printed every ten seconds.
     """
-    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    notebook = "ipykernel" in sys.modules
+    try:
+        watched = notebook or sys.stderr.isatty()
+        sys.stderr.flush()  # tqdm does that too
+    except (OSError, ValueError, AttributeError):  # closed, full, or None: nobody sees the bar
+        return tqdm(total=total, initial=initial, disable=True)
     return tqdm(
         total=total,
         initial=initial,
@@ -75,4 +83,5 @@ def make_bar(total: int, unit: str, *, initial: int = 0) -> Any:
         dynamic_ncols=True,
         mininterval=0.1 if watched else 10,
         disable=not is_main_process(),
+        file=None if notebook else Quiet(sys.stderr),
     )

@@ -18,8 +18,8 @@ from jax_ddpm.devices.layout import (
     draw_on_devices,
     make_state,
 )
-from jax_ddpm.devices.processes import get_process, is_distributed
-from jax_ddpm.errors import UserError
+from jax_ddpm.devices.processes import get_process, is_distributed, max_over_processes
+from jax_ddpm.errors import Stopped, UserError
 from jax_ddpm.jobs.build import Parts, build
 from jax_ddpm.jobs.describe import describe_data
 from jax_ddpm.jobs.evaluation import (
@@ -28,6 +28,7 @@ from jax_ddpm.jobs.evaluation import (
     describe_evaluation,
     evaluate_images,
 )
+from jax_ddpm.jobs.interrupt import doing
 from jax_ddpm.jobs.messages import make_bar, tell, tell_if_slow
 from jax_ddpm.jobs.progress import Progress, from_json, join_metrics
 from jax_ddpm.jobs.train_records import (
@@ -111,6 +112,7 @@ def train_run(
         drawn = has_pictures(opening.run) and not opening.draws_otherwise
         if step < config.train.num_steps or not drawn:
             state = take_steps(job, state, progress)
+            finish_steps(job)
             draw_final_pictures(job, state)
     return opening.run
 
@@ -202,6 +204,7 @@ def take_steps(job: Job, state: TrainState, progress: Progress) -> TrainState:
         for batch, count in open_feed(job, step, end):
             state, values = job.train_step(state, batch, key)
             jax.block_until_ready(progress.window[-1:])  # at most two calls are in flight
+            job.stop.protect()
             step, progress = step + count, progress.add(values)
             if bar is None:  # opened late, so that its estimate leaves out compilation
                 bar = stack.enter_context(make_bar(train.num_steps, "step", initial=step))
@@ -223,6 +226,19 @@ def take_steps(job: Job, state: TrainState, progress: Progress) -> TrainState:
                 draw_grid(job, state, step)
                 bar.unpause()
     return state
+
+
+def finish_steps(job: Job) -> None:
+    """Wait until the last checkpoint is saved. Raises Stopped if the user stops training."""
+    with doing("saving the last step"):
+        checkpoint.wait(job.checkpoints)
+    done = f"all steps are done and saved in {job.run.folder}"
+    again = "run the same command again to draw the final pictures"
+    signum = job.stop.signum
+    if not is_distributed():
+        signum = job.stop.release(f"while drawing the final pictures: {done}; {again}")
+    if signum := max_over_processes(signum or 0):
+        raise Stopped(signum, f"Stopped, but {done}: {again}")
 
 
 def measure_if_due(job: Job, state: TrainState, step: int, bar: Any) -> Measured:

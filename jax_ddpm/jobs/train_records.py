@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from jax_ddpm.files.figures import save_loss_curve
 from jax_ddpm.files.images import make_image_grid
 from jax_ddpm.jobs.evaluation import Measured
 from jax_ddpm.jobs.generate import Samples, generate_images
+from jax_ddpm.jobs.interrupt import doing
 from jax_ddpm.jobs.messages import tell
 from jax_ddpm.jobs.progress import Progress, to_json
 from jax_ddpm.jobs.sample import write_samples
@@ -29,13 +31,15 @@ from jax_ddpm.training.state import TrainState
 GRID_IMAGES = 64
 TERMS = ("mse", "vb")  # of a hybrid loss
 NOTHING = Measured()
+GRID, BOARD = "the sample grid", "TensorBoard's log"  # what may fail
 
 
 def drop_later_records(job: Job, step: int) -> None:
     """Drop the records of steps after `step`, where training resumes."""
     if is_main_process():
         metrics.drop_rows_after(job.run.metrics, step)
-        job.board.start_after(step)
+        with job.attempts.attempt(BOARD):
+            job.board.start_after(step)
 
 
 def write_row(
@@ -60,12 +64,12 @@ def write_row(
         return row.loss
     job.guard()
     metrics.append(job.run.metrics, row)
-    for name in (*means, "learning_rate", "skipped"):
-        job.board.add_scalar(name, getattr(row, name), step)
-    for name, value in more.items():
-        job.board.add_scalar(name, value, step)
-    if steps_per_second:
-        job.board.add_scalar("steps_per_second", steps_per_second, step)
+    curves = (*means, "learning_rate", "skipped", *more)
+    shown = {name: getattr(row, name) for name in curves} | {"steps_per_second": steps_per_second}
+    with job.attempts.attempt(BOARD):
+        for name, value in shown.items():
+            if value is not None:
+                job.board.add_scalar(name, value, step)
     if skipped:
         tell(
             f"{skipped} of the {len(good)} steps up to step {step} were skipped: their loss or "
@@ -146,27 +150,33 @@ def find_loss(criterion: Criterion, progress: Progress, measured: Measured) -> f
 def make_stopped(job: Job, step: int, signum: int) -> Stopped:
     """Wait until the checkpoint of `step` is saved; return the exception that ends the run."""
     tell(f"Stopping: saving step {step}")
-    checkpoint.wait(job.checkpoints)
+    with doing("saving"):
+        checkpoint.wait(job.checkpoints)
     message = f"Stopped and saved after step {step} in {job.run.folder}"
     return Stopped(signum or None, f"{message}: run the same command again to continue")
 
 
-def draw_grid(job: Job, state: TrainState, step: int) -> Samples:
-    """Draw a grid of samples with the averaged parameters, and save it."""
-    path = path_of_grid(job.run, step)
-    tell(f"Drawing {GRID_IMAGES} samples: {path}")
-    batches = generate_images(
-        job.generate,
-        state.ema_params,
-        GRID_IMAGES,
-        seed=job.run.config.seed,
-        num_labels=job.parts.num_labels,
-    )
-    samples = next(batches)
+def draw_grid(job: Job, state: TrainState, step: int) -> Samples | None:
+    """Draw a grid of samples with the averaged parameters, and save it; None if that fails."""
+    path, samples = path_of_grid(job.run, step), None
+    with doing("drawing the sample grid"), job.attempts.attempt(GRID, by_all=True):
+        tell(f"Drawing {GRID_IMAGES} samples: {path}")
+        batches = generate_images(
+            job.generate,
+            state.ema_params,
+            GRID_IMAGES,
+            seed=job.run.config.seed,
+            num_labels=job.parts.num_labels,
+        )
+        samples = next(batches)
+    if samples is None:
+        return None
     job.guard()
-    write_samples(path, samples)
-    if is_main_process():
-        job.board.add_image("samples", make_image_grid(samples.images), step)
+    with job.attempts.attempt(GRID):
+        write_samples(path, samples)
+    with job.attempts.attempt(BOARD):
+        if is_main_process():
+            job.board.add_image("samples", make_image_grid(samples.images), step)
     return samples
 
 
@@ -190,17 +200,43 @@ def draw_final_pictures(job: Job, state: TrainState) -> None:
         kind = LOWEST[job.criterion]
         tell(f"Drawing the final images from the checkpoint with the lowest {kind}, step {best}")
         state = checkpoint.restore(job.checkpoints, state, step=best)
+    failures = job.attempts.failures
+    failures.clear()  # what failed during training is known; what fails now is missing at the end
     samples = draw_grid(job, state, job.run.config.train.num_steps)
-    write_samples(job.run.final_grid, samples)
-    write_samples(job.run.final_gif, samples)
-    if not is_main_process():
-        return
+    for path in (job.run.final_grid, job.run.final_gif):
+        if samples is None:
+            failures[path.name] = failures[GRID]
+        else:
+            with job.attempts.attempt(path.name):
+                write_samples(path, samples)
+    if is_main_process():
+        with job.attempts.attempt(job.run.loss_curve.name):
+            draw_loss_curve(job)
+        require_pictures(job)
+
+
+def draw_loss_curve(job: Job) -> None:
+    """Plot the losses in the log."""
     rows = metrics.read(job.run.metrics)
     steps, losses = find_curve(rows, "loss")
     others = {name: find_curve(rows, field) for name, field in CURVES.items()}
     distances = find_curve(rows, "frechet")
     title = "" if job.evaluation is None else job.evaluation.title
     save_loss_curve(job.run.loss_curve, steps, losses, others, distances=distances, title=title)
+
+
+def require_pictures(job: Job) -> None:
+    """Raise UserError if a final picture could not be drawn, although all steps are done."""
+    run = job.run
+    for path in (run.final_grid, run.final_gif, run.loss_curve):
+        if path.name in job.attempts.failures:
+            with suppress(OSError):
+                path.unlink()  # one that is no longer right, so that it is drawn again
+            raise UserError(
+                f"all {run.config.train.num_steps} steps are done and saved in {run.folder}, but "
+                f"{path.name} is missing ({job.attempts.failures[path.name]}): run the same "
+                "command again to draw it"
+            )
 
 
 LOWEST = {"loss": "loss", "validation": "validation loss", "distance": "distance"}

@@ -11,12 +11,13 @@ from jax_ddpm.config.train import Criterion
 from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.devices.layout import Layout, choose_mode, replicate
 from jax_ddpm.devices.parallel import parallelize
-from jax_ddpm.devices.processes import Agreement
+from jax_ddpm.devices.processes import Agreement, is_distributed
+from jax_ddpm.jobs.attempts import Attempts
 from jax_ddpm.jobs.build import Parts
 from jax_ddpm.jobs.evaluation import Evaluation, open_evaluation
 from jax_ddpm.jobs.features import FeatureNetwork
 from jax_ddpm.jobs.generate import GenerateFn, make_generate_fn
-from jax_ddpm.jobs.interrupt import StopRequest
+from jax_ddpm.jobs.interrupt import BEFORE, StopRequest
 from jax_ddpm.jobs.messages import announce_compilation
 from jax_ddpm.jobs.validation import Validation, make_validation
 from jax_ddpm.models.remat import recompute_segments
@@ -42,6 +43,8 @@ class Job(NamedTuple):
     checkpoints: Checkpoints
     board: Board
     stop: StopRequest
+    attempts: Attempts
+    """What training can do without, such as pictures."""
     on_device: Any | None = None
     """All images and labels, if they are kept on the devices."""
     agree: Callable[[int], int] = int
@@ -85,7 +88,8 @@ def open_job(
         loss_fn = build_loss(run.config, parts)
         validation = make_validation(run.config, parts, loss_fn, source, held_out)
     with ExitStack() as stack:
-        stop = stack.enter_context(StopRequest())
+        # Of several processes, none ends alone: they agree on a step.
+        stop = stack.enter_context(StopRequest(None if is_distributed() else BEFORE))
         checkpoints = stack.enter_context(
             open_checkpoints(
                 run.checkpoints,
@@ -107,6 +111,7 @@ def open_job(
             checkpoints,
             board,
             stop,
+            Attempts(),
             put_data_on_devices(train, source),
             Agreement(),
             validation,

@@ -61,9 +61,7 @@ class Board:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._file is not None:
-            with report_disk_errors(self._folder) if error is None else suppress(OSError):
-                self._file.close()
+        self._close()
 
     def _write(self, step: int, content: bytes) -> None:
         event = encode_double(1, time.time()) + encode_int(2, step) + content
@@ -71,8 +69,18 @@ class Board:
             if self._file is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._file = open_event_file(self._folder)
-            self._file.write(encode_record(event))
-            self._file.flush()
+            try:
+                self._file.write(encode_record(event))
+                self._file.flush()
+            except OSError:
+                self._close()  # after half a record, the next event needs another file
+                raise
+
+    def _close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):  # every event has been flushed, or reported
+                file.close()
 
 
 def open_event_file(folder: Path) -> BinaryIO:

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -220,8 +220,9 @@ def explain_error(error: BaseException) -> str:
 
 
 def warn(message: str) -> None:
-    """Print `message` on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """Print `message` on stderr, if it can be written."""
+    with suppress(OSError, ValueError):
+        print(message, file=sys.stderr, flush=True)
 
 
 def _orbax() -> ocp.Context:

@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_ddpm.parity.parts import LIBRARY
+from jax_ddpm.parity.quantities import measure_part
+from jax_ddpm.parity.random_inception import draw_pictures, draw_state_dict
+from jax_ddpm.parity.report import use_full_precision
 from jax_ddpm.quality.distances import inception_score, kernel_distance
 from jax_ddpm.quality.frechet import distance_of_features, fit_gaussian, frechet_distance
 from jax_ddpm.quality.inception import convert_inception, extract, resize_as_tensorflow_1
 from jax_ddpm.quality.manifolds import precision_and_recall
 from parity_tests.comparing import QUICK, SHORT, read_golden
-from parity_tests.recorded_inception import draw_pictures, draw_state_dict
 
 THEIRS = "torch-fidelity (recorded)"
 
@@ -65,3 +68,14 @@ def test_measures_of_the_same_features_are_theirs():
     for name, value in ours.items():
         # measured: 2e-15 and less; 5e-8 for precision and recall, which are float32 there
         np.testing.assert_allclose(value, theirs[name], rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.slow
+def test_the_reports_part_is_within_tolerance():
+    """Live; the other tests compare with what was recorded."""
+    pytest.importorskip("torch_fidelity")
+    (part,) = [part for part in LIBRARY if part.name == "quality"]
+    with use_full_precision():
+        quantities = list(measure_part(part, seed=0))
+    assert len(quantities) == 13
+    assert [quantity.what for quantity in quantities if not quantity.ok] == []

@@ -25,7 +25,7 @@ from jax_ddpm.parity.peers import (
 )
 from jax_ddpm.parity.quantities import Pair, Part, measure_part
 from jax_ddpm.parity.record import make_record
-from jax_ddpm.parity.report import ParityArgs, format_line, write_report
+from jax_ddpm.parity.report import ParityArgs, format_line, leave_out_parts, write_report
 from jax_ddpm.parity.tolerances import TOLERANCES, Tolerance
 from parity_tests.comparing import GOLDENS
 from tests.shared.long_tests import mark_others_long
@@ -39,7 +39,18 @@ QUANTITY = set(
     ["part", "group", "what", "against", "tolerance_of", "along", "float64", "float32", "ok"]
 )
 RECORD = set(
-    ["version", "subject", "seed", "created", "ok", "summary", "environment", "parts", "quantities"]
+    [
+        "version",
+        "subject",
+        "seed",
+        "created",
+        "ok",
+        "summary",
+        "environment",
+        "parts",
+        "left_out",
+        "quantities",
+    ]
 )
 
 
@@ -103,6 +114,20 @@ def test_a_quantity_out_of_tolerance_is_reported(quantity, gap):
     found = quantity(gap)
     assert found.float64.ok and not found.float32.ok and not found.ok
     assert format_line(found).endswith("OUT OF TOLERANCE")
+
+
+def test_a_part_whose_package_is_not_installed_is_named(quantity):
+    parts = [
+        Part("a", "A part", "", "torch_ref", lambda dtype, seed: iter(())),
+        Part("b", "B", "", "some-package", lambda dtype, seed: iter(()), package="not_there"),
+    ]
+    remaining, left_out = leave_out_parts(parts)
+    sentence = "B: not compared, because some-package is not installed (pip install some-package)"
+    assert (remaining, left_out) == (parts[:1], {"b": sentence})
+    record = make_record([quantity(0)], remaining, "the library", 0, left_out)
+    assert f"<p>{sentence}</p>" in render_page(record)
+    with pytest.raises(UserError, match="not compared, because some-package"):
+        leave_out_parts(parts[1:])
 
 
 def test_a_nan_is_written_as_null_and_shown_as_not_finite(quantity):
@@ -297,7 +322,8 @@ def test_the_command_compares_every_part(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     record, page = check_files(tmp_path / "found")
-    assert [part["name"] for part in record["parts"]] == list(get_args(PartName))
+    names = [*(part["name"] for part in record["parts"]), *record["left_out"]]
+    assert names == list(get_args(PartName))
     for part in ("chains", "training"):
         chosen = [q for q in record["quantities"] if q["part"] == part]
         assert chosen and all(len(q["float32"]["curve"]) >= 50 for q in chosen)

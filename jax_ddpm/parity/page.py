@@ -42,6 +42,7 @@ def render_page(record: Record) -> str:
     body = [_render_head(record), READING, _render_figure(overview, "Every quantity at once.")]
     for part in parts:
         body.append(_render_part(part, [q for q in quantities if q["part"] == part["name"]]))
+    body += [f"<p>{html.escape(reason)}</p>" for reason in record["left_out"].values()]
     body.append(_render_environment(record))
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'

@@ -75,6 +75,15 @@ LIBRARY = [
         "torch_ref",
         import_later("training", "pair_training"),
     ),
+    Part(
+        "quality",
+        "Features and measures of images",
+        "Inception with random weights from uint8 images, resizing included; the measures of the "
+        "same features; files of statistics. Both sides compute measures in float64.",
+        "torch-fidelity",
+        import_later("quality", "pair_quality"),
+        package="torch_fidelity",
+    ),
 ]
 if TYPE_CHECKING:
     PartName = str

@@ -80,6 +80,8 @@ class Part(NamedTuple):
     slack: float = 0.0
     """Also accept differences up to this many times PyTorch's own rounding, because some networks
     amplify rounding."""
+    package: str = "torch"
+    """The package that it needs, by the name to import."""
 
 
 def measure_part(part: Part, seed: int) -> Iterator[Quantity]:

@@ -1,6 +1,7 @@
 """A report as plain values: the content of its JSON file and its page."""
 
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version
@@ -17,9 +18,16 @@ DTYPES = ("float64", "float32")
 
 
 def make_record(
-    quantities: list[Quantity], parts: list[Part], subject: str, seed: int
+    quantities: list[Quantity],
+    parts: list[Part],
+    subject: str,
+    seed: int,
+    left_out: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Convert the whole report to plain values."""
+    """Convert the whole report to plain values.
+
+    `left_out` says why parts are missing, by their names.
+    """
     failed = sum(not quantity.ok for quantity in quantities)
     verdict = "all within tolerance" if not failed else f"{failed} OUT OF TOLERANCE"
     identical = {d: sum(getattr(q, d).absolute == 0 for q in quantities) for d in DTYPES}
@@ -40,6 +48,7 @@ def make_record(
             {name: getattr(part, name) for name in ("name", "title", "text", "against")}
             for part in parts
         ],
+        "left_out": dict(left_out or {}),
         "quantities": [record_quantity(quantity) for quantity in quantities],
     }
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -59,15 +60,36 @@ def write_report(args: ParityArgs) -> bool:
         if args.weights or args.source or args.config:
             network = read_network(args)
             subject, parts = str(args.weights), make_network_parts(network)
+        parts, left_out = leave_out_parts(parts)
         quantities = list(compare_parts(parts, args.seed))
-    record = make_record(quantities, parts, subject, args.seed)
+    record = make_record(quantities, parts, subject, args.seed, left_out)
     text = json.dumps(record, indent=1, allow_nan=False)
     write_atomically(args.out / "report.json", lambda path: path.write_text(text))
     page = render_page(record)
     write_atomically(args.out / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
+    for reason in left_out.values():
+        print(f"\n{reason}")
     print(f"\n{record['summary']['sentence']}")
     print(f"Wrote {args.out / 'report.html'} and {args.out / 'report.json'}")
     return all(quantity.ok for quantity in quantities)
+
+
+def leave_out_parts(parts: list[Part]) -> tuple[list[Part], dict[str, str]]:
+    """Leave out the parts whose package is not installed.
+
+    Also returns the name of each such part, with a sentence about it. Raises UserError if no part
+    remains.
+    """
+    left_out = {
+        part.name: f"{part.title}: not compared, because {part.against} is not installed "
+        f"(pip install {part.against})"
+        for part in parts
+        if find_spec(part.package) is None
+    }
+    remaining = [part for part in parts if part.name not in left_out]
+    if left_out and not remaining:
+        raise UserError("; ".join(left_out.values()))
+    return remaining, left_out
 
 
 @contextmanager

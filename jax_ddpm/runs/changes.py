@@ -30,8 +30,13 @@ REPORTED = {
     "train.keep_best",
     "train.validate_every",
     "train.validate_images",
+    "train.evaluate_every",
+    "train.evaluate_images",
+    "train.evaluate_features",
     "train.snapshot_every",
 }
+# What the distances depend on that checkpoints are compared by.
+IN_DISTANCE = {"train.evaluate_images", "train.evaluate_features"}
 PATHS = {"data.path", "data.validation", "train.init_from"}  # may be spelt in several ways
 
 
@@ -89,7 +94,8 @@ def explain_refusal(change: Change, given: Config, known: Known) -> str | None:
     """
     section = change.name.partition(".")[0]
     in_loss = change.name == "sample.variance" and given.diffusion.objective != "simple"
-    if change.name in REPORTED or (section == "sample" and not in_loss):
+    in_distance = change.name in IN_DISTANCE and given.train.best_by == "distance"
+    if (change.name in REPORTED and not in_distance) or (section == "sample" and not in_loss):
         return None
     if change.name == "data.path" and known.images_are_known:
         return None  # the images themselves are compared when they are open

@@ -41,6 +41,7 @@ def make_source(count=6, names=("cat", "dog")):
         ("train", {"log_every": 50}, "--train.log-every 50 (was 100)"),
         ("train", {"keep_every": 20_000}, "--train.keep-every 20000 (was None)"),
         ("train", {"keep_best": True}, "--train.keep-best True (was False)"),
+        ("train", {"evaluate_every": 1000}, "--train.evaluate-every 1000 (was None)"),
         ("train", {"num_steps": 900_000}, "--train.num-steps 900000 (was 800000)"),
         ("sample", {"sampler": "ddim"}, "--sample.sampler ddim (was ddpm)"),
     ],
@@ -51,6 +52,16 @@ def test_what_changes_no_number_may_change_and_is_named(config, section, values,
     assert [str(one) for one in opening.changes] == [line]
     assert runs.load(config.run).config == changed
     assert runs.open_for_training(changed, SHAPE).changes == ()
+
+
+def test_what_the_best_checkpoint_goes_by_stays(config):
+    best = {"keep_best": True, "best_by": "distance", "evaluate_every": 1000}
+    with pytest.raises(UserError, match=r"made with --train.best-by None, not distance"):
+        runs.open_for_training(change(config, "train", **best), SHAPE)
+    config = change(replace(config, run=config.run.with_name("other")), "train", **best)
+    runs.open_for_training(config, SHAPE)
+    with pytest.raises(UserError, match=r"made with --train.evaluate-images 1000, not 500"):
+        runs.open_for_training(change(config, "train", evaluate_images=500), SHAPE)
 
 
 def test_another_spelling_of_the_data_path_is_no_change(config, tmp_path, monkeypatch):

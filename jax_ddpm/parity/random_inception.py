@@ -22,9 +22,9 @@ def list_tensors() -> dict[str, tuple[int, ...]]:
     return dict(sorted(shapes.items()))
 
 
-def draw_state_dict(dtype: str = "float64") -> dict[str, np.ndarray]:
+def draw_state_dict(dtype: str = "float64", seed: int = SEED) -> dict[str, np.ndarray]:
     """Draw weights that keep activations at the size of 1, float32 values in `dtype`."""
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(seed)
     return {
         name: draw_tensor(rng, name, shape).astype(dtype) for name, shape in list_tensors().items()
     }
@@ -42,9 +42,9 @@ def draw_tensor(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> 
     return noise * np.float32(np.sqrt(2 / np.prod(shape[1:])))
 
 
-def draw_pictures() -> np.ndarray:
+def draw_pictures(seed: int = SEED) -> np.ndarray:
     """Two colour pictures of 32 x 32, uint8: noise, and smooth."""
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(seed)
     rows, columns, channels = np.mgrid[:32, :32, :3]
     smooth = 127.5 * (1 + np.sin(rows / 5 + channels) * np.cos(columns / 4))
     return np.stack([rng.integers(0, 256, (32, 32, 3)), smooth]).astype(np.uint8)

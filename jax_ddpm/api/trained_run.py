@@ -1,5 +1,6 @@
 """`load_run`: load a trained run folder as an object that draws images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -19,7 +20,14 @@ from jax_ddpm.config.sample import SampleConfig
 from jax_ddpm.devices.per_example import replicate_params
 from jax_ddpm.errors import UserError, check_choice
 from jax_ddpm.jobs.build import Parts, build
-from jax_ddpm.jobs.generate import GenerateFn, collect, generate_images, make_generate_fn
+from jax_ddpm.jobs.generate import (
+    GenerateFn,
+    collect,
+    generate_images,
+    make_generate_fn,
+    show_progress,
+)
+from jax_ddpm.jobs.labels import find_labels
 from jax_ddpm.jobs.parameters import check_weights, load_params
 from jax_ddpm.jobs.sample import choose_settings
 from jax_ddpm.models import NetworkFns, make_network
@@ -99,7 +107,7 @@ class TrainedRun:
         steps: int | None = None,
         sampler: str | None = None,
         seed: int = 0,
-        label: int | None = None,
+        label: int | str | Sequence[int | str] | None = None,
         guidance: float | None = None,
         batch_size: int = 64,
         **settings: Any,
@@ -107,15 +115,17 @@ class TrainedRun:
         """Draw `num` images, the same as `jax-ddpm sample RUN --num NUM --seed SEED` does.
 
         Settings that you do not give are the run's own. `settings` are other fields of
-        SampleConfig, such as eta or spacing. Image i depends only on the seed. Images are drawn
-        `batch_size` at a time; the program is compiled once for each batch size and choice of
+        SampleConfig, such as eta or spacing. `label` is a class, or several to draw in turn, by
+        number or name; None draws all classes in turn. Image i depends only on the seed. Images are
+        drawn `batch_size` at a time; the program is compiled once for each batch size and choice of
         settings.
 
         Raises UserError for settings that do not exist, naming the nearest, or that cannot work.
         """
         given = {"steps": steps, "sampler": sampler, "guidance": guidance}
         changes = {name: value for name, value in given.items() if value is not None} | settings
-        job = SampleJob(num, seed=seed, label=label, batch_size=batch_size)
+        job = SampleJob(num, seed=seed, batch_size=batch_size)
+        asked = (label,) if isinstance(label, int | str) else label or ()
         with name_arguments(), jax.enable_x64(False):
             chosen = choose_settings(self.files, job, changes)
             if chosen not in self._programs:
@@ -127,9 +137,9 @@ class TrainedRun:
                 seed=seed,
                 batch_size=batch_size,
                 num_labels=self.parts.num_labels,
-                label=label,
+                labels=find_labels(asked, self.files),
             )
-            return collect(batches, num).images
+            return collect(show_progress(batches, num)).images
 
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))

@@ -1,6 +1,5 @@
 """How a command ends: its exit code, and one sentence instead of a traceback for a mistake."""
 
-import os
 import shlex
 import signal
 import sys

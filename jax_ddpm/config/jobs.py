@@ -37,15 +37,17 @@ class SampleJob:
     """Number of images."""
     out: Path | None = None
     """File to write: .png (an image grid), .gif (the grid as it emerges from noise) or .npz (arr_0,
-    uint8 [n, h, w, c]); or a folder, which gets one PNG file per image as they come. None:
-    samples/seed_SEED.png in the run folder; the name starts with the sampler, if it is not the
-    run's own, or with the edit."""
+    uint8 [n, h, w, c], with labels and class_names for a network trained with labels); or a folder,
+    which gets one PNG file per image. An .npz and a folder are written as images come. None:
+    samples/seed_SEED.png in the run folder, with all that differs from the run's settings in the
+    name."""
     trajectory: bool = False
     """Also write a GIF of the images emerging from noise, beside --out."""
     seed: int = 0
     """Seed of all noise. Image i depends only on the seed, not on --num or --batch-size."""
-    label: int | None = None
-    """Class of all images, for a network trained with labels; None: all classes in turn."""
+    label: tuple[str, ...] = ()
+    """Classes by name or number, drawn in turn, for a network trained with labels; default: all
+    classes in turn. A name counts before a number."""
     classifier: str | None = None
     """FILE.py:FUNCTION, your own classifier to guide by: log_prob(x_t, t, label), in JAX, returns
     one log probability of the label per noisy image. The file is executed."""

@@ -27,6 +27,8 @@ AT_LEAST_ONE = (
     "validate_images",
     "evaluate_every",
     "sample_every",
+    "sample_images",
+    "sample_batch_size",
     "checkpoint_every",
     "keep_checkpoints",
     "keep_every",
@@ -125,6 +127,11 @@ class TrainConfig:
     it fits, or inception."""
     sample_every: int = 10_000
     """Steps between two image grids of samples."""
+    sample_images: int = 64
+    """Images in each of these grids."""
+    sample_batch_size: int = 64
+    """How many of them are drawn at a time. Fewer take less memory. If the memory is too small for
+    that many, half as many are tried, and so on."""
     checkpoint_every: int = 10_000
     """Steps between two checkpoints."""
     keep_checkpoints: int = 2

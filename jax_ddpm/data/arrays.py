@@ -30,7 +30,8 @@ def open_arrays(path: Path) -> ImageSource:
     name = next((name for name in LABEL_NAMES if name in arrays), None)
     if name is None:
         return ImageSource(images, np.zeros(len(images), np.int32))
-    return ImageSource(images, _check_labels(arrays[name], name, len(images), path))
+    labels = _check_labels(arrays[name], name, len(images), path)
+    return ImageSource(images, labels, _read_class_names(arrays, int(labels.max())))
 
 
 def map_npy(path: Path) -> np.ndarray:
@@ -70,6 +71,13 @@ def _find_images(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
     raise UserError(
         f"{path} holds {held}, but the images must be called one of {', '.join(IMAGE_NAMES)}"
     )
+
+
+def _read_class_names(arrays: dict[str, np.ndarray], largest: int) -> tuple[str, ...]:
+    """The names in the array class_names, if it has one for each class."""
+    names = arrays.get("class_names", np.empty(0))
+    fits = names.dtype.kind == "U" and names.ndim == 1 and len(names) > largest
+    return tuple(names.tolist()) if fits else ()
 
 
 def _check_labels(

@@ -7,11 +7,12 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from jax_ddpm.files.atomic import write_atomically
 
 Pixels = UInt8[np.ndarray, "n h w c"]
+CAPTION, FONT_SIZE = 13, 10  # pixels
 MIN_TILE = 56  # smaller images are enlarged in image grids, so that people can see them
 
 
@@ -33,20 +34,35 @@ def stretch_to_uint8(images: Float[Array, "*b h w c"]) -> UInt8[Array, "*b h w c
 
 
 def make_image_grid(
-    pixels: Pixels, *, columns: int | None = None, padding: int = 2
+    pixels: Pixels, *, columns: int | None = None, padding: int = 2, captions: Sequence[str] = ()
 ) -> UInt8[np.ndarray, "H W c"]:
-    """Arrange images in rows in one large image, by default a square; enlarge small ones."""
+    """Arrange images in rows in one large image, by default a square; enlarge small ones.
+
+    `captions` has a line of text to write below each image, or nothing.
+    """
     n, height, width, channels = pixels.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
     scale = max(1, MIN_TILE // max(height, width))
     pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
-    cell_h, cell_w = height * scale + padding, width * scale + padding
+    line = CAPTION if captions else 0
+    cell_h, cell_w = height * scale + line + padding, width * scale + padding
     canvas = np.zeros((rows * cell_h + padding, columns * cell_w + padding, channels), np.uint8)
     for i, image in enumerate(pixels):
         top, left = (i // columns) * cell_h + padding, (i % columns) * cell_w + padding
         canvas[top : top + height * scale, left : left + width * scale] = image
+        if captions:
+            below = canvas[top + height * scale :][:line, left : left + width * scale]
+            below[:] = draw_caption(captions[i], width * scale)[..., None]
     return canvas
+
+
+def draw_caption(text: str, width: int) -> UInt8[np.ndarray, "h w"]:
+    """Draw a line of text, white on black, cut to `width` pixels."""
+    image = Image.new("L", (width, CAPTION))
+    shown = "".join(c if c.isprintable() else "?" for c in text)
+    ImageDraw.Draw(image).text((1, 0), shown, fill=255, font=ImageFont.load_default(FONT_SIZE))
+    return np.asarray(image)
 
 
 def save_png(path: Path, image: UInt8[np.ndarray, "h w c"]) -> None:

@@ -1,6 +1,6 @@
 """Guide sampling by a classifier of noisy images from the user's own file: FILE.py:FUNCTION."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from jax_ddpm.jobs.own_function import load_function, summarize
 from jax_ddpm.process.guidance import LogProbFn, classifier_gradient
 
 
-def check_guidance(config: Config, label: int | None, changes: Collection[str]) -> None:
+def check_guidance(config: Config, labels: Sequence[str], changes: Collection[str]) -> None:
     """Raise UserError if a classifier cannot guide a run of `config`.
 
     `changes` holds the names of the sampling settings that the user gave.
@@ -27,7 +27,7 @@ def check_guidance(config: Config, label: int | None, changes: Collection[str]) 
         raise UserError(
             "--classifier needs some signal in x_T, but this run's schedule ends in pure noise"
         )
-    if config.model.num_labels is None and label is None:
+    if config.model.num_labels is None and not labels:
         raise UserError("--classifier needs --label N, the class to guide towards")
 
 

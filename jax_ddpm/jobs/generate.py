@@ -1,6 +1,6 @@
 """The compiled program that draws images from parameters and keys, and the loop over batches."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +28,9 @@ class Samples(NamedTuple):
 
     images: UInt8[np.ndarray, "n h w c"]
     frames: UInt8[np.ndarray, "f n h w c"]
+    """Without any frame unless they were asked for."""
+    labels: Int[np.ndarray, " n"] | None = None
+    """The class of each image; None for a network without classes."""
 
 
 GenerateFn = Callable[..., tuple[Array, Array]]  # (params, (keys, labels, positions), pictures)
@@ -152,10 +155,10 @@ def image_keys(seed: int, indices: Indices) -> Key[Array, " b"]:
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(indices))
 
 
-def image_labels(num_labels: int | None, label: int | None, indices: Indices) -> Labels | None:
-    """The class of each image: `label`, or all classes in turn; None for a network without any."""
-    if label is not None:
-        return np.full_like(indices, label)
+def image_labels(num_labels: int | None, chosen: Sequence[int], indices: Indices) -> Labels | None:
+    """The class of each image: the chosen ones in turn, or all; None for a network without any."""
+    if chosen:
+        return np.asarray(chosen, indices.dtype)[indices % len(chosen)]
     return None if num_labels is None else indices % num_labels
 
 
@@ -167,32 +170,42 @@ def generate_images(
     seed: int = 0,
     batch_size: int = 64,
     num_labels: int | None = None,
-    label: int | None = None,
+    labels: Sequence[int] = (),
     edit: EditFns = NO_EDIT,
     first_image: int = 0,
+    keep_frames: bool = False,
 ) -> Iterator[Samples]:
     """Draw images `first_image` to num_images - 1 of `seed` in batches.
 
-    They are drawn on the devices that hold `params`.
+    They are drawn on the devices that hold `params`. Their classes are `labels` in turn, or all.
     A batch that is too small, or does not divide over the devices, is padded and then cut.
     """
     batch_size = min(batch_size, num_images)
     for first in range(first_image, num_images, batch_size):
         indices = first + np.arange(round_up(batch_size, params))
-        labels = image_labels(num_labels, label, indices)
+        classes = image_labels(num_labels, labels, indices)
         keys = image_keys(seed, 0 * indices if edit.one_noise else indices)
-        examples = keys, labels, edit.positions(indices)
+        examples = keys, classes, edit.positions(indices)
         images, frames = generate(params, examples, edit.pictures)
         n = min(batch_size, num_images - first)
-        yield Samples(np.asarray(images)[:n], np.asarray(frames)[:, :n])
+        drawn, way = np.asarray(images)[:n], np.empty((0, n, *images.shape[1:]), np.uint8)
+        if keep_frames:
+            way = np.asarray(frames)[:, :n]
+        yield Samples(drawn, way, None if classes is None else np.asarray(classes)[:n])
 
 
-def collect(batches: Iterable[Samples], num_images: int) -> Samples:
-    """Concatenate all batches, with a progress bar."""
-    done = []
+def collect(batches: Iterable[Samples]) -> Samples:
+    """Concatenate all batches."""
+    done = list(batches)
+    images = np.concatenate([batch.images for batch in done])
+    frames = np.concatenate([batch.frames for batch in done], axis=1)
+    labels = [batch.labels for batch in done if batch.labels is not None]
+    return Samples(images, frames, np.concatenate(labels) if labels else None)
+
+
+def show_progress(batches: Iterable[Samples], num_images: int) -> Iterator[Samples]:
+    """Pass on the batches, with a progress bar."""
     with make_bar(num_images, "img") as bar:
         for batch in batches:
-            done.append(batch)
+            yield batch
             bar.update(len(batch.images))
-    images = np.concatenate([batch.images for batch in done])
-    return Samples(images, np.concatenate([batch.frames for batch in done], axis=1))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from jax_ddpm import runs
 from jax_ddpm.config.jobs import EMA, SampleJob, Weights
@@ -15,8 +14,7 @@ from jax_ddpm.config.sample import SampleConfig, change_settings
 from jax_ddpm.devices.per_example import replicate_params
 from jax_ddpm.devices.processes import is_main_process
 from jax_ddpm.errors import UserError, flag_name, require
-from jax_ddpm.files.atomic import require_writable, write_atomically
-from jax_ddpm.files.images import Pixels, make_image_grid, save_gif, save_png
+from jax_ddpm.files.atomic import require_writable
 from jax_ddpm.jobs.build import build, count_classes, make_sampling_levels
 from jax_ddpm.jobs.classifier import check_guidance, make_gradient, without_guidance
 from jax_ddpm.jobs.edit import (
@@ -26,13 +24,19 @@ from jax_ddpm.jobs.edit import (
     check_edit,
     make_edit_fns,
 )
-from jax_ddpm.jobs.generate import Samples, collect, generate_images, make_generate_fn
+from jax_ddpm.jobs.generate import Samples, generate_images, make_generate_fn
+from jax_ddpm.jobs.labels import describe_drawn, find_labels, is_number, list_class_names
 from jax_ddpm.jobs.messages import announce_compilation, tell, tell_if_slow
 from jax_ddpm.jobs.parameters import check_weights, load_params
+from jax_ddpm.jobs.sample_files import (
+    check_suffix,
+    list_files,
+    make_name,
+    need_frames,
+    write_files,
+)
 from jax_ddpm.jobs.sample_folder import is_folder, open_folder, tell_next, write_images
 from jax_ddpm.runs.checkpoint import find_latest_step, open_checkpoints
-
-SUFFIXES = (".png", ".gif", ".npz")
 
 
 def sample_run(
@@ -50,16 +54,22 @@ def sample_run(
     """
     changes, run = changes or {}, runs.load(folder)
     settings = choose_settings(run, job, changes, weights, edit)
-    out = job.out or folder / "samples" / make_name(run, job, settings, edit)
+    name = make_name(job, run.config.sample, changes, weights=weights, edit=edit)
+    out = job.out or folder / "samples" / name
     if is_folder(out):
         return sample_to_folder(run, job, settings, out, weights=weights, edit=edit)
     check_suffix(out)
     if is_main_process():
         require_writable(out)
-    samples = draw_samples(run, job, settings, weights=weights, edit=edit)
-    columns = job.num if isinstance(edit, Interpolation) else None
-    for path in dict.fromkeys([out, out.with_suffix(".gif")] if job.trajectory else [out]):
-        write_samples(path, samples, columns)
+    files = list_files(out, job.trajectory)
+    write_files(
+        files,
+        draw_batches(run, job, settings, weights=weights, edit=edit, frames=need_frames(files)),
+        job.num,
+        columns=job.num if isinstance(edit, Interpolation) else None,
+        class_names=list_class_names(run),
+    )
+    for path in files:
         tell(f"Wrote {path}")
     return out
 
@@ -80,8 +90,12 @@ def sample_to_folder(
         raise UserError(f"{run.folder} has no checkpoint yet: train it first")
     with open_checkpoints(run.checkpoints) as checkpoints:
         step = find_latest_step(checkpoints)
-    facts = {"run": str(run.folder.resolve()), "step": step, "settings": asdict(settings)}
-    facts |= {"seed": job.seed, "label": job.label, "weights": asdict(weights)}
+    facts: dict[str, Any] = {
+        "run": str(run.folder.resolve()),
+        "step": step,
+        "settings": asdict(settings),
+    }
+    facts |= {"seed": job.seed, "label": list(job.label) or None, "weights": asdict(weights)}
     facts |= {"edit": None if edit is None else edit.name, "classifier": job.classifier}
     if is_main_process():
         open_folder(out, facts)
@@ -93,13 +107,6 @@ def sample_to_folder(
     write_images(out, batches, job.num, size)
     tell_next(out, job.num)
     return out
-
-
-def make_name(run: runs.Run, job: SampleJob, settings: SampleConfig, edit: Edit | None) -> str:
-    """The default name of the PNG file; it starts with the edit or a sampler unlike the run's."""
-    another = settings.sampler != run.config.sample.sampler
-    first = edit.name if edit is not None else settings.sampler if another else None
-    return f"{first}_seed_{job.seed}.png" if first else f"seed_{job.seed}.png"
 
 
 def choose_settings(
@@ -126,28 +133,22 @@ def choose_settings(
         check_guidance(run.config, job.label, changes)
         settings = replace(settings, guidance=changes.get("guidance"))
         validate_sampling(without_guidance(settings), run.config)
-    _check_label(run, job, edit)
+    choose_labels(run, job, edit)
     return settings
 
 
-def _check_label(run: runs.Run, job: SampleJob, edit: Edit | None) -> None:
-    num_labels = count_classes(run.config)
-    if job.classifier is None or num_labels is not None:
-        require_label(job.label, num_labels)
-    if isinstance(edit, Interpolation) and num_labels is not None and job.label is None:
-        raise UserError("--interpolate needs --label N for a network trained with labels")
+def choose_labels(run: runs.Run, job: SampleJob, edit: Edit | None = None) -> tuple[int, ...]:
+    """The numbers of the classes to draw in turn; () for all of them, or for a run without any.
 
-
-def draw_samples(
-    run: runs.Run,
-    job: SampleJob,
-    settings: SampleConfig,
-    *,
-    weights: Weights = EMA,
-    edit: Edit | None = None,
-) -> Samples:
-    """Draw images from a run, with `settings` from `choose_settings`."""
-    return collect(draw_batches(run, job, settings, weights=weights, edit=edit), job.num)
+    Raises UserError for a class that does not exist or that the run's images did not have.
+    """
+    if job.classifier is not None and count_classes(run.config) is None:
+        require(all(map(is_number, job.label)), "--label", " ".join(job.label), "a whole number")
+        return tuple(map(int, job.label))
+    labels = find_labels(job.label, run)
+    if isinstance(edit, Interpolation) and count_classes(run.config) and len(labels) != 1:
+        raise UserError("--interpolate needs one --label for a network trained with labels")
+    return labels
 
 
 def draw_batches(
@@ -158,8 +159,13 @@ def draw_batches(
     weights: Weights = EMA,
     edit: Edit | None = None,
     first_image: int = 0,
+    frames: bool = False,
 ) -> Iterator[Samples]:
-    """Draw images `first_image` to job.num - 1 in batches."""
+    """Draw images `first_image` to job.num - 1 in batches, with the `frames` of a GIF or without.
+
+    `settings` come from `choose_settings`.
+    """
+    labels = choose_labels(run, job, edit)
     with jax.enable_x64(job.dtype == "float64"):
         parts = build(run.config, run.image_shape, "float64" if job.dtype == "float64" else None)
         edit_fns = make_edit_fns(edit, parts, settings, run.image_shape, job.num)
@@ -174,7 +180,8 @@ def draw_batches(
             parts, settings, run.image_shape, edit=edit_fns, gradient_of=gradient_of
         )
         num_steps = len(edit_fns.levels(make_sampling_levels(settings, parts.schedule)).t) - 1
-        tell(f"{job.num} images with {settings.sampler} in {num_steps} steps, {description}")
+        drawn = describe_drawn(labels, run)
+        tell(f"{job.num} images with {settings.sampler} in {num_steps} steps, {description}{drawn}")
         params = jax.tree.map(lambda leaf: leaf.astype(job.dtype), params)
         yield from generate_images(
             announce_compilation(generate, "the sampler"),
@@ -183,46 +190,8 @@ def draw_batches(
             seed=job.seed,
             batch_size=job.batch_size,
             num_labels=parts.num_labels,
-            label=job.label,
+            labels=labels,
             edit=edit_fns,
             first_image=first_image,
+            keep_frames=frames,
         )
-
-
-def require_label(label: int | None, num_labels: int | None) -> None:
-    """Raise UserError for a label that the network does not have."""
-    if label is None:
-        return
-    if num_labels is None:
-        raise UserError(f"--label {label}: this run was trained without labels")
-    require(0 <= label < num_labels, "--label", label, f"between 0 and {num_labels - 1}")
-
-
-def check_suffix(out: Path) -> None:
-    """Raise UserError unless `out` names a PNG, GIF or NPZ file."""
-    if out.suffix.lower() not in SUFFIXES:
-        raise UserError(
-            f"--out {out} must end in .png (an image grid), .gif or .npz, or be a folder"
-        )
-
-
-def write_samples(out: Path, samples: Samples, columns: int | None = None) -> None:
-    """Write `samples` as an image grid (PNG), an animated grid (GIF) or an array (NPZ).
-
-    The suffix of `out` decides. The grid has `columns` columns; by default it is square. Only
-    process 0 writes.
-    """
-    if not is_main_process():
-        return
-    match out.suffix.lower():
-        case ".png":
-            save_png(out, make_image_grid(samples.images, columns=columns))
-        case ".gif":
-            save_gif(out, [make_image_grid(frame, columns=columns) for frame in samples.frames])
-        case ".npz":
-            write_atomically(out, lambda temporary: _save_npz(temporary, samples.images))
-
-
-def _save_npz(path: Path, images: Pixels) -> None:
-    with path.open("wb") as file:  # NumPy would append .npz to a file name
-        np.savez_compressed(file, images)

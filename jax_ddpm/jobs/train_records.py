@@ -6,29 +6,31 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jax_ddpm import runs
 from jax_ddpm.config.train import Criterion
 from jax_ddpm.data.loader import batch_indices
 from jax_ddpm.devices.layout import to_one_device
-from jax_ddpm.devices.processes import is_main_process
+from jax_ddpm.devices.processes import is_distributed, is_main_process
 from jax_ddpm.errors import Stopped, UserError
 from jax_ddpm.files.figures import save_loss_curve
 from jax_ddpm.files.images import make_image_grid
 from jax_ddpm.jobs.evaluation import Measured
-from jax_ddpm.jobs.generate import Samples, generate_images
+from jax_ddpm.jobs.generate import Samples, collect, generate_images
 from jax_ddpm.jobs.interrupt import doing
+from jax_ddpm.jobs.labels import list_class_names
 from jax_ddpm.jobs.messages import tell
 from jax_ddpm.jobs.progress import Progress, to_json
-from jax_ddpm.jobs.sample import write_samples
+from jax_ddpm.jobs.sample_files import name_images, write_samples
 from jax_ddpm.jobs.train_setup import Job
+from jax_ddpm.optim.averages import Params
 from jax_ddpm.runs import checkpoint, metrics
 from jax_ddpm.runs.folder import Run
 from jax_ddpm.runs.snapshots import write_snapshots
 from jax_ddpm.training.state import TrainState
 
-GRID_IMAGES = 64
 TERMS = ("mse", "vb")  # of a hybrid loss
 NOTHING = Measured()
 GRID, BOARD = "the sample grid", "TensorBoard's log"  # what may fail
@@ -156,28 +158,49 @@ def make_stopped(job: Job, step: int, signum: int) -> Stopped:
     return Stopped(signum or None, f"{message}: run the same command again to continue")
 
 
-def draw_grid(job: Job, state: TrainState, step: int) -> Samples | None:
+def draw_grid(job: Job, state: TrainState, step: int, *, frames: bool = False) -> Samples | None:
     """Draw a grid of samples with the averaged parameters, and save it; None if that fails."""
-    path, samples = path_of_grid(job.run, step), None
+    path, samples, names = path_of_grid(job.run, step), None, list_class_names(job.run)
     with doing("drawing the sample grid"), job.attempts.attempt(GRID, by_all=True):
-        tell(f"Drawing {GRID_IMAGES} samples: {path}")
-        batches = generate_images(
-            job.generate,
-            state.ema_params,
-            GRID_IMAGES,
-            seed=job.run.config.seed,
-            num_labels=job.parts.num_labels,
-        )
-        samples = next(batches)
+        num = job.run.config.train.sample_images
+        tell(f"Drawing {num} samples: {path}")
+        samples = draw_in_parts(job, state.ema_params, num, frames)
     if samples is None:
         return None
     job.guard()
     with job.attempts.attempt(GRID):
-        write_samples(path, samples)
+        write_samples(path, samples, class_names=names)
     with job.attempts.attempt(BOARD):
         if is_main_process():
-            job.board.add_image("samples", make_image_grid(samples.images), step)
+            grid = make_image_grid(samples.images, captions=name_images(samples, names))
+            job.board.add_image("samples", grid, step)
     return samples
+
+
+def draw_in_parts(job: Job, params: Params, num: int, frames: bool) -> Samples:
+    """Draw `num` images train.sample_batch_size at a time, or fewer if the memory is too small."""
+    at_once = min(job.run.config.train.sample_batch_size, num)
+    while True:
+        batches = generate_images(
+            job.generate,
+            params,
+            num,
+            seed=job.run.config.seed,
+            batch_size=at_once,
+            num_labels=job.parts.num_labels,
+            keep_frames=frames,
+        )
+        try:
+            return collect(batches)
+        except jax.errors.JaxRuntimeError as error:
+            # Other processes would go on with the larger batch, so there is no second try there.
+            if "RESOURCE_EXHAUSTED" not in str(error) or at_once == 1 or is_distributed():
+                raise
+        at_once = (at_once + 1) // 2
+        tell(
+            f"The memory is too small for that many images at a time: drawing {at_once} at a time "
+            "(--train.sample-batch-size)"
+        )
 
 
 def draw_missing_grid(job: Job, state: TrainState, step: int) -> None:
@@ -202,13 +225,13 @@ def draw_final_pictures(job: Job, state: TrainState) -> None:
         state = checkpoint.restore(job.checkpoints, state, step=best)
     failures = job.attempts.failures
     failures.clear()  # what failed during training is known; what fails now is missing at the end
-    samples = draw_grid(job, state, job.run.config.train.num_steps)
+    samples = draw_grid(job, state, job.run.config.train.num_steps, frames=True)
     for path in (job.run.final_grid, job.run.final_gif):
         if samples is None:
             failures[path.name] = failures[GRID]
         else:
             with job.attempts.attempt(path.name):
-                write_samples(path, samples)
+                write_samples(path, samples, class_names=list_class_names(job.run))
     if is_main_process():
         with job.attempts.attempt(job.run.loss_curve.name):
             draw_loss_curve(job)

@@ -17,6 +17,7 @@ QUIET = {
     "train.data_on_device",
     "train.remat",
     "train.max_bad_steps",
+    "train.sample_batch_size",
 }
 # What a run reports, draws and keeps. All settings of the section sample belong to these too.
 REPORTED = {
@@ -24,6 +25,7 @@ REPORTED = {
     "data.follow_links",
     "train.log_every",
     "train.sample_every",
+    "train.sample_images",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.keep_every",

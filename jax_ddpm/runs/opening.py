@@ -40,7 +40,8 @@ class Opening(NamedTuple):
     @property
     def draws_otherwise(self) -> bool:
         """Whether the final pictures would now be drawn with other settings."""
-        return any(change.name.startswith("sample.") for change in self.changes)
+        names = [change.name for change in self.changes]
+        return any(name.startswith("sample.") or name == "train.sample_images" for name in names)
 
 
 @contextmanager

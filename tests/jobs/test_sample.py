@@ -12,7 +12,7 @@ from jax_ddpm.config.jobs import SampleJob, Weights
 from jax_ddpm.errors import UserError
 from jax_ddpm.jobs import sample as generate
 from jax_ddpm.jobs.generate import image_keys, image_labels
-from jax_ddpm.jobs.sample import require_label, sample_run
+from jax_ddpm.jobs.sample import sample_run
 from jax_ddpm.runs import checkpoint
 
 
@@ -92,11 +92,11 @@ def test_without_a_name_the_picture_goes_into_the_run_folder(trained_run, tmp_pa
     folder = tmp_path / "run"
     shutil.copytree(trained_run, folder)
     out = sample_run(folder, SampleJob(6, batch_size=4, seed=3))
-    assert out == folder / "samples" / "seed_3.png"
+    assert out == folder / "samples" / "num_6_seed_3.png"
     assert out.is_file()
     assert f"Wrote {out}" in capsys.readouterr().out
     another = sample_run(folder, SampleJob(1, seed=3), {"sampler": "euler"})
-    assert another == folder / "samples" / "euler_seed_3.png"
+    assert another == folder / "samples" / "euler_num_1_seed_3.png"
 
 
 def forbid_work(*args, **kwargs):
@@ -169,21 +169,12 @@ def test_keys_of_images_come_from_seed_and_number():
     assert len({tuple(key) for seed in range(3) for key in bits(seed, *range(10))}) == 30
 
 
-def test_labels_are_one_class_or_all_in_turn():
+def test_labels_are_all_classes_or_the_chosen_ones_in_turn():
     indices = np.arange(8, 12)
-    assert image_labels(None, None, indices) is None
-    assert image_labels(10, None, indices).tolist() == [8, 9, 0, 1]
-    assert image_labels(10, 3, indices).tolist() == [3, 3, 3, 3]
-
-
-@pytest.mark.parametrize(
-    ("label", "num_labels", "message"),
-    [(3, None, "trained without labels"), (10, 10, "between 0 and 9"), (-1, 10, "between 0 and 9")],
-)
-def test_a_label_that_the_network_does_not_have_is_refused(label, num_labels, message):
-    with pytest.raises(UserError, match=f"--label (is )?{label}.*{message}"):
-        require_label(label, num_labels)
-    require_label(None, num_labels)
+    assert image_labels(None, (), indices) is None
+    assert image_labels(10, (), indices).tolist() == [8, 9, 0, 1]
+    assert image_labels(10, (3,), indices).tolist() == [3, 3, 3, 3]
+    assert image_labels(10, (3, 5), indices).tolist() == [3, 5, 3, 5]
 
 
 def test_the_best_checkpoint_of_a_run_that_kept_none_is_refused(trained_run, tmp_path, monkeypatch):

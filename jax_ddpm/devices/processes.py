@@ -1,6 +1,8 @@
 """Several processes that work on one job: how they join, agree on values, and exit."""
 
+import ctypes
 import os
+import signal
 import sys
 import time
 import traceback
@@ -8,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_ddpm.errors import Stopped, UserError, flag_name
+from jax_ddpm.errors import Stopped, UserError, flag_name, one_line
 
 HEARTBEAT = 20  # seconds without a heartbeat after which a process counts as dead
 AXIS = "devices"
@@ -97,8 +99,35 @@ def join(launch: Launch) -> None:
             f"not all processes reached {where} within {launch.connect_timeout} s: start all of "
             f"them, and check the address and port ({' '.join(str(error).split())[:200]})"
         ) from error
+    end_instead_of_aborting()
     if not is_main_process():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
+
+
+def end_instead_of_aborting() -> None:
+    """Exit with 1 and a sentence where JAX aborts, as it does if the process it reports to is gone.
+
+    JAX aborts from a thread of its own; it has a callback for that, but Python cannot provide it.
+    """
+    function = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: exit_lost("its report is above"))
+    _handlers.append(function)  # or it would be freed
+    library = ctypes.CDLL(None)
+    library.signal.argtypes, library.signal.restype = [ctypes.c_int, ctypes.c_void_p], None
+    library.signal(signal.SIGABRT, ctypes.cast(function, ctypes.c_void_p))
+
+
+_handlers: list[Any] = []
+
+
+def exit_lost(why: str) -> NoReturn:
+    """Say that another process is gone, and exit."""
+    sentence = (
+        f"error: process {jax.process_index()} has lost the others ({why}): start all of them "
+        "again to continue from the newest checkpoint\n"
+    )
+    with suppress(OSError):
+        os.write(2, sentence.encode())
+    os._exit(1)
 
 
 @contextmanager
@@ -126,8 +155,8 @@ def exit_with_error(end: BaseException) -> None:
     """Print the reason and exit immediately, without waiting for the other processes."""
     if isinstance(end, SystemExit):
         message = end.code if isinstance(end.code, str) else "interrupted"
-    elif isinstance(end, jax.errors.JaxRuntimeError):
-        message = f"error: lost contact with the other processes ({str(end).splitlines()[0][:200]})"
+    elif (cause := find_cause(end)) is not None:
+        exit_lost(one_line(str(cause))[:200])
     else:
         message = "".join(traceback.format_exception(end)).rstrip()
     number = jax.process_index()
@@ -136,6 +165,13 @@ def exit_with_error(end: BaseException) -> None:
         # Lets others that fail for the same reason report it before the connection breaks.
         time.sleep(1)
     os._exit(1)
+
+
+def find_cause(error: BaseException | None) -> BaseException | None:
+    """Find the error of JAX's run time among the causes of `error`, if there is one."""
+    while error is not None and not isinstance(error, jax.errors.JaxRuntimeError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def get_process() -> tuple[int, int]:

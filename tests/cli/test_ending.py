@@ -9,6 +9,8 @@ from unittest.mock import Mock
 import pytest
 from jax.errors import JaxRuntimeError
 
+import jax_ddpm
+import jax_ddpm.cli
 from jax_ddpm.cli.ending import exit_after, suggest
 from jax_ddpm.errors import Stopped, UserError
 
@@ -114,3 +116,14 @@ def test_the_next_command_is_suggested_in_the_form_of_this_one(
     monkeypatch.setattr(sys, "argv", [door, "x"])
     suggest(command, Path("runs/a"))
     assert capsys.readouterr().out == f"Next: {expected}\n"
+
+
+def test_another_system_is_refused_in_one_sentence(monkeypatch):
+    windows = SimpleNamespace(name="nt")
+    monkeypatch.setattr(jax_ddpm.cli, "os", windows)
+    with pytest.raises(SystemExit, match=r"error: jax_ddpm works on Linux and macOS: .* use WSL"):
+        jax_ddpm.cli.main("train")
+    monkeypatch.setattr(jax_ddpm, "os", windows)
+    monkeypatch.delitem(vars(jax_ddpm), "fit", raising=False)
+    with pytest.raises(ImportError, match="jax_ddpm works on Linux and macOS"):
+        _ = jax_ddpm.fit

@@ -135,10 +135,8 @@ def test_processes_get_the_same_images_and_likelihoods_as_one_device(runs):
     assert len(found) == 6
 
 
-@pytest.mark.slow
-def test_a_signal_to_one_process_stops_all_at_the_same_step(
-    runs, make_config, tmp_path, compile_once
-):
+def start_endless_run(run, make_config, cache):
+    """Start two processes that train the program of `runs`, which is compiled already."""
     train = {
         "num_steps": 100_000,
         "log_every": 5,
@@ -147,15 +145,45 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(
         "checkpoint_every": 100_000,
         "decay": "constant",
     }
-    run = tmp_path / "run"
     job = ["train", *make_flags(make_config(run, model=MODEL, train=train))]
-    processes = start(
-        [job], 2, compile_once, devices=2
-    )  # the program of `runs`, which is compiled already
+    return start([job], 2, cache, devices=2)
+
+
+def wait_for_rows(run, processes):
     deadline = time.monotonic() + 240
     while len(read_losses(run) if run.exists() else ()) < 2 and time.monotonic() < deadline:
         assert [process.poll() for process in processes] == [None, None]
         time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["before the first step", "while training"])
+def test_the_death_of_the_first_process_ends_the_other_with_a_sentence(
+    make_config, tmp_path, compile_once, moment
+):
+    run = tmp_path / "run"
+    processes = start_endless_run(run, make_config, compile_once)
+    if moment == "while training":
+        wait_for_rows(run, processes)
+    else:
+        while "Run folder:" not in processes[0].stdout.readline():
+            assert processes[0].poll() is None
+    processes[0].kill()
+    begin = time.monotonic()
+    _, error = processes[1].communicate(timeout=60)
+    assert processes[1].returncode == 1, error
+    assert "error: process 1 has lost the others (" in error
+    assert "Traceback" not in error
+    assert time.monotonic() - begin < 30  # measured: 1 s
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_at_the_same_step(
+    runs, make_config, tmp_path, compile_once
+):
+    run = tmp_path / "run"
+    processes = start_endless_run(run, make_config, compile_once)
+    wait_for_rows(run, processes)
     processes[1].send_signal(signal.SIGTERM)
     found = wait_for_ends(processes, 60)
     assert [code for code, _, _ in found] == [0, 0], found

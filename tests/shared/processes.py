@@ -23,6 +23,7 @@ from jax_ddpm.cli.parsing import parse
 from jax_ddpm.cli.start import StartFlags, start
 from jax_ddpm.devices import processes as distributed
 from jax_ddpm.errors import Stopped
+from jax_ddpm.jobs.interrupt import answer_signals
 from jax_ddpm.runs import stored
 
 def spoil(process, step):
@@ -54,7 +55,8 @@ def main():
                 raise
             print(stop, flush=True)
 
-exit_after(main)
+with answer_signals(saves=True):
+    exit_after(main)
 """
 
 

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Collection, Mapping
 
 MAX_LENGTH = 2000
+MAX_NAME = 200
 SYSTEMS = "jax_ddpm works on Linux and macOS: on Windows, use WSL (the Subsystem for Linux)"
 
 
@@ -20,7 +21,21 @@ def one_line(text: str) -> str:
     words = " ".join(text[: 10 * MAX_LENGTH].split())
     if len(words) > MAX_LENGTH:
         words = f"{words[: MAX_LENGTH // 2]} ... {words[-MAX_LENGTH // 4 :]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+    return escape(words)
+
+
+def escape(text: str) -> str:
+    """Escape all characters that a terminal might obey, or that UTF-8 cannot express."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def show_name(name: object) -> str:
+    """Show a name that comes from outside, such as that of a file or class, in at most 200 letters.
+
+    The text stays on one line and holds no control characters.
+    """
+    text = str(name)
+    return escape(text if len(text) <= MAX_NAME else f"{text[:MAX_NAME]}...")
 
 
 def require(ok: bool, name: str, value: object, expected: str) -> None:

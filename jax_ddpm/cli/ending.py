@@ -1,5 +1,6 @@
 """How a command ends: its exit code, and one sentence instead of a traceback for a mistake."""
 
+import io
 import shlex
 import signal
 import sys
@@ -24,9 +25,17 @@ NO_MEMORY = (
 
 def exit_after(command: Callable[[], None]) -> NoReturn:
     """Call `command` and exit. A user's mistake gives a one-line error and exit code 1."""
+    _write_any_name()
     with leave_on_exit(), _without_late_threads():
         _run(command)
     raise AssertionError("a command ends by exiting")
+
+
+def _write_any_name() -> None:
+    """Let file names that are no valid UTF-8 be printed, escaped, instead of raising an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run(command: Callable[[], None]) -> NoReturn:

@@ -13,7 +13,7 @@ from jax_ddpm.data.base import ImageSource
 from jax_ddpm.data.listing import Bad, count_kinds, list_pictures
 from jax_ddpm.data.parallel import map_in_parallel
 from jax_ddpm.data.pictures import FolderPictures, Form, Picture, explain_decoding, read_picture
-from jax_ddpm.errors import UserError
+from jax_ddpm.errors import UserError, one_line, show_name
 
 SHOWN = 10
 JPEG_END, JPEG_END_IS_IN_LAST = b"\xff\xd9", 4096
@@ -179,7 +179,9 @@ def report_bad(
     folder: Path, bad: Sequence[Bad], total: int, skip_bad: bool, tell: Callable[[str], object]
 ) -> None:
     """Tell which unusable files are skipped; without `skip_bad`, raise UserError instead."""
-    shown = "; ".join(f"{path.relative_to(folder)}: {reason}" for path, reason in bad[:SHOWN])
+    shown = "; ".join(
+        f"{show_name(path.relative_to(folder))}: {reason}" for path, reason in bad[:SHOWN]
+    )
     more = f"; and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else ""
     count = f"{len(bad):,} of {total:,} pictures in {folder}"
     if not skip_bad:
@@ -187,4 +189,4 @@ def report_bad(
             f"{count} cannot be used ({shown}{more}): repair or remove them, or leave them out "
             "with --data.skip-bad"
         )
-    tell(f"Skipping {count} ({shown}{more})")
+    tell(one_line(f"Skipping {count} ({shown}{more})"))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from jax_ddpm.errors import UserError
+from jax_ddpm.errors import UserError, show_name
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 OUTWARD = "a link that leaves the folder (--data.follow-links allows it)"
@@ -78,7 +78,7 @@ def count_kinds(left_out: Counter[str]) -> tuple[tuple[str, int], ...]:
 
 def describe_left_out(kinds: Iterable[tuple[str, int]]) -> str:
     """Say how many files of each kind are left out."""
-    return ", ".join(f"{kind} ({count:,})" for kind, count in kinds)
+    return ", ".join(f"{show_name(kind)} ({count:,})" for kind, count in kinds)
 
 
 def _walk(folder: Path, found: Listing, follow_links: bool) -> Iterator[Path]:

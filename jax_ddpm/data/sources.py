@@ -20,7 +20,7 @@ from jax_ddpm.data.listing import holds_pictures
 from jax_ddpm.data.parquet import find_files, is_parquet, open_parquet
 from jax_ddpm.data.pictures import FittedArrays, Form
 from jax_ddpm.data.tfds_reader import open_prepared
-from jax_ddpm.errors import UserError, join_or, nearest
+from jax_ddpm.errors import UserError, join_or, nearest, show_name
 
 SourceName = str  # one of SOURCES, or the name of a data set of TensorFlow Datasets
 
@@ -194,7 +194,7 @@ def choose_kind(
         return name
     kind = None if path is None else recognize(path)
     if kind is not None and kind != name:
-        tell(f"{path} is read as --data.name {kind}")
+        tell(f"{show_name(path)} is read as --data.name {kind}")
         return kind
     return None if path is None or name not in SOURCES else name
 

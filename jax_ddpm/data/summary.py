@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from jax_ddpm.data.base import ImageSource
 from jax_ddpm.data.listing import describe_left_out
 from jax_ddpm.data.parallel import map_in_parallel
+from jax_ddpm.errors import show_name
 
 LOOKED_AT = 256  # images whose values are looked at, spread evenly over the data
 DARK = 64  # a brightest value up to this is taken for 14 bits or fewer in a file of 16, or a mask
@@ -136,7 +137,7 @@ def name_class(names: tuple[str, ...], number: int) -> str:
     """The name of a class; "" if it is not known. Pictures outside any subfolder have none."""
     if number >= len(names):
         return ""
-    return names[number] or "(no folder)"
+    return show_name(names[number]) or "(no folder)"
 
 
 def _count_of(counts: tuple[int, ...], number: int) -> str:

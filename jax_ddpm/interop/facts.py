@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jax_ddpm.errors import UserError
+from jax_ddpm.errors import UserError, escape, show_name
 from jax_ddpm.files.untrusted import explain
 from jax_ddpm.interop.source import Source
 from jax_ddpm.interop.tree import find_tensor
@@ -61,12 +61,12 @@ def show_value(value: Any) -> str:
     """Show a value in a few words."""
     if isinstance(value, tuple) and len(value) > 4:
         return f"{len(value)} numbers from {value[0]:.4g} to {value[-1]:.4g}"
-    if isinstance(value, str) and len(value) > 40:
-        return f"{value[:24]}...{value[-8:]}"
+    if isinstance(value, str):
+        return escape(value if len(value) <= 40 else f"{value[:24]}...{value[-8:]}")
     if isinstance(value, tuple):
         sizes = all(isinstance(each, int) for each in value)
-        return ("x" if sizes else ", ").join(map(str, value))
-    return str(value)
+        return show_name(("x" if sizes else ", ").join(map(str, value)))
+    return show_name(value)
 
 
 def describe_betas_tensor(question: Question) -> list[Fact]:

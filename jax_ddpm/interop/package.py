@@ -74,5 +74,5 @@ def write_folder(
             path = temporary / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(document, indent=2) + "\n")
-        (temporary / "README.md").write_text(readme)
+        (temporary / "README.md").write_text(readme, "utf-8", "backslashreplace")
         write_weights(temporary / weights, state_dict)

@@ -11,6 +11,7 @@ import jax
 from tqdm.auto import tqdm
 
 from jax_ddpm.devices.processes import is_main_process
+from jax_ddpm.errors import escape
 from jax_ddpm.jobs.display import Quiet
 from jax_ddpm.jobs.interrupt import doing
 
@@ -20,8 +21,11 @@ SLOW = 1.0  # seconds after which a wait is worth a sentence
 
 
 def tell(message: str) -> None:
-    """Print `message` immediately, above the progress bar if there is one."""
-    tqdm.write(message, file=Quiet(sys.stdout))
+    """Print `message` immediately, above the progress bar if there is one.
+
+    It may quote names from outside, so characters that a terminal might obey are escaped.
+    """
+    tqdm.write("\n".join(map(escape, message.split("\n"))), file=Quiet(sys.stdout))
     Quiet(sys.stdout).flush()
 
 

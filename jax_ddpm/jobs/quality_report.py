@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jax_ddpm.errors import UserError
+from jax_ddpm.errors import UserError, one_line, show_name
 from jax_ddpm.files.atomic import write_atomically
 from jax_ddpm.files.untrusted import read_json
 from jax_ddpm.quality.measures import CONFIDENCE, Figures
@@ -111,11 +111,12 @@ def compare_reports(report: Mapping[str, Any], other: Mapping[str, Any]) -> None
                 f"the reports differ in their {what} ({report[what]} here, {other[what]} there): "
                 "distances can be compared only if that is the same"
             )
-    print(f"Compared with {other['run']} ({other['sampler']} in {other['steps']} steps):")
+    how = show_name(f"{other['run']} ({other['sampler']} in {other['steps']} steps)")
+    print(f"Compared with {how}:")
     mine, theirs = (each["results"][0]["figures"] for each in (report, other))
     for name, figure in mine.items():
         if name in theirs:
-            print(f"  {compare_figures(figure, theirs[name])}")
+            print(f"  {one_line(compare_figures(figure, theirs[name]))}")
 
 
 def compare_figures(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from orbax.checkpoint import v1 as ocp
 
 from jax_ddpm.devices.layout import shapes_to_load
 from jax_ddpm.devices.processes import finish_in_turn, max_over_processes
-from jax_ddpm.errors import UserError
+from jax_ddpm.errors import UserError, one_line
 from jax_ddpm.files.untrusted import read_bounded, require_bounded, require_plain_tree
 from jax_ddpm.optim.averages import Params
 from jax_ddpm.runs.checksums import checksum, copy_array, is_whole, seal
@@ -220,9 +220,9 @@ def explain_error(error: BaseException) -> str:
 
 
 def warn(message: str) -> None:
-    """Print `message` on stderr, if it can be written."""
+    """Print `message`, which may quote names from outside, as one line on stderr, if possible."""
     with suppress(OSError, ValueError):
-        print(message, file=sys.stderr, flush=True)
+        print(one_line(message), file=sys.stderr, flush=True)
 
 
 def _orbax() -> ocp.Context:

@@ -1,4 +1,4 @@
-"""A short run of the harness; docs/reliability.md has the results of long ones."""
+"""Short runs of the harnesses; docs/reliability.md has the results of long ones."""
 
 import subprocess
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 HARNESS = Path(__file__).with_name("kill_harness.py")
+SIGNALS = Path(__file__).with_name("signal_harness.py")
 
 
 @pytest.mark.slow
@@ -17,3 +18,12 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits():
     assert found.returncode == 0, found.stderr[-3000:]
     assert "4 kills in all" in found.stdout
     assert "every run ended with the same bits" in found.stdout
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_by_signals_under_pipes_ends_with_the_same_bits():
+    command = [sys.executable, SIGNALS, "--moments", "5", "--seed", "7"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
+    assert found.returncode == 0, found.stderr[-3000:]
+    assert "5 signals in all" in found.stdout
+    assert "no step was lost" in found.stdout

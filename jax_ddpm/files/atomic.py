@@ -31,7 +31,6 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = name_temporary(path)
     with report_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _unfinished.add(temporary)
         os.close(os.open(temporary, os.O_WRONLY | NEW, 0o666))
         try:
             write(temporary)
@@ -56,7 +55,6 @@ def write_folder_atomically(path: Path) -> Iterator[Path]:
     """
     temporary = name_temporary(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _unfinished.add(temporary)
     temporary.mkdir()
     try:
         yield temporary
@@ -68,7 +66,9 @@ def write_folder_atomically(path: Path) -> Iterator[Path]:
 
 def name_temporary(path: Path) -> Path:
     """A hidden name beside `path` that nobody can guess, and that `is_leftover` recognises."""
-    return path.with_name(f".{path.name[:MAX_NAME]}.{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f".{path.name[:MAX_NAME]}.{secrets.token_hex(8)}.tmp")
+    _unfinished.add(temporary)
+    return temporary
 
 
 def open_new(path: Path) -> BinaryIO:

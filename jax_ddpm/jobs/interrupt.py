@@ -127,11 +127,10 @@ class Command:
         self._read, self._write = os.pipe()
 
     def listen(self) -> None:
-        """Answer the signals that arrive in the pipe, until it is closed."""
+        """Answer the signals that arrive in the pipe."""
         while received := os.read(self._read, 1):
             if received[0] in NAMES:
                 self.answer(received[0])
-        os.close(self._read)
 
     def answer(self, number: int) -> None:
         """Answer the signal `number`."""
@@ -143,56 +142,40 @@ class Command:
 
     def end(self, number: int, sentence: str, is_forced: bool) -> NoReturn:
         """End the process, without leaving half-written files."""
+        write_last(f"\n{sentence} ({NAMES[signal.Signals(number)]})")
         atomic = sys.modules.get("jax_ddpm.files.atomic")
         with suppress(Exception):  # whatever happens, the process ends
             if atomic is not None:
                 atomic.remove_unfinished()
-        write_last(f"\n{sentence} ({NAMES[signal.Signals(number)]})")
         is_request = self._saves and not is_forced and number != signal.SIGINT
         os._exit(0 if is_request else 128 + number)
 
-    @contextmanager
-    def answering(self) -> Iterator[None]:
-        """Answer signals inside this context.
+    def start(self) -> None:
+        """Answer signals from now on.
 
         A thread answers, so that calls of compiled code, which Python's own handlers wait for,
         delay nothing.
         """
         os.set_blocking(self._write, False)
-        before = install(lambda number, frame: None)
-        wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        install(lambda number, frame: None)
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         threading.Thread(target=self.listen, daemon=True).start()
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(wakeup)
-            restore(before)
-            os.close(self._write)
 
 
 _commands: list[Command] = []  # at most one
 
 
-@contextmanager
-def answer_signals(*, saves: bool = False) -> Iterator[None]:
-    """Answer signals for the command that runs inside this context, from the main thread.
+def answer_signals(*, saves: bool = False) -> None:
+    """Answer signals for the command that this process is, until it ends.
 
     A command that `saves` uses a StopRequest and ends with 0 after SIGTERM and SIGHUP. All others
     end at once with 128 and the number of the signal.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    command = Command(saves=saves)
-    is_stopping.clear()
-    _commands.append(command)
-    with suppress(AttributeError):  # a process forked from here starts afresh
-        os.register_at_fork(after_in_child=forget)
-    try:
-        with command.answering():
-            yield
-    finally:
-        _commands.clear()
+    if threading.current_thread() is threading.main_thread():
+        command = Command(saves=saves)
+        _commands.append(command)
+        os.register_at_fork(after_in_child=forget)  # a forked process starts afresh
+        command.start()
 
 
 def forget() -> None:

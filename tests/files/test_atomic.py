@@ -5,7 +5,12 @@ import pytest
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.files import atomic
-from jax_ddpm.files.atomic import require_writable, write_atomically, write_folder_atomically
+from jax_ddpm.files.atomic import (
+    remove_unfinished,
+    require_writable,
+    write_atomically,
+    write_folder_atomically,
+)
 
 
 def test_the_folder_is_created_and_the_file_written(tmp_path):
@@ -143,3 +148,19 @@ def test_a_path_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("jax_ddpm.files.atomic.TemporaryFile", read_only)
     with pytest.raises(UserError, match=r"b could not be written \(Read-only file system\)"):
         require_writable(tmp_path / "b")
+
+
+def test_what_is_being_written_is_removed_before_the_process_ends(tmp_path):
+    def interrupt(temporary):
+        temporary.write_text("half")
+        remove_unfinished()
+        assert not temporary.exists()
+        raise InterruptedError
+
+    with pytest.raises((InterruptedError, UserError)):
+        write_atomically(tmp_path / "file", interrupt)
+    with pytest.raises(FileNotFoundError), write_folder_atomically(tmp_path / "folder") as folder:
+        (folder / "part").write_text("half")
+        remove_unfinished()
+        assert not folder.exists()
+    assert list(tmp_path.iterdir()) == []

@@ -55,8 +55,8 @@ def main():
                 raise
             print(stop, flush=True)
 
-with answer_signals(saves=True):
-    exit_after(main)
+answer_signals(saves=True)
+exit_after(main)
 """
 
 

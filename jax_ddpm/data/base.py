@@ -1,10 +1,12 @@
 """The types that all kinds of data share: the image source, and the request for one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from jax_ddpm.data.pictures import Crop, Form, Resize
+from jax_ddpm.files.untrusted import follow_inside
 
 Split = Literal["train", "test"]
 
@@ -51,3 +53,14 @@ class Request(NamedTuple):
     def form(self, channels: int) -> Form:
         """The form of the images, given that the data has `channels` channels."""
         return Form(self.size, self.channels or channels, self.crop, self.resize, self.max_value)
+
+
+def require_links_inside(files: Iterable[Path], request: Request) -> None:
+    """Raise UserError for links out of the requested folder, unless the request allows them."""
+    folder = request.path
+    if folder is None or request.follow_links or not folder.is_dir():
+        return
+    for file in files:
+        with suppress(OSError):  # a link to nothing is of no use, and does no harm
+            if file.is_symlink():
+                follow_inside(file, folder, "copy the file into it, or add --data.follow-links")

@@ -14,8 +14,10 @@ from jax_ddpm.data.listing import Bad, count_kinds, list_pictures
 from jax_ddpm.data.parallel import map_in_parallel
 from jax_ddpm.data.pictures import FolderPictures, Form, Picture, explain_decoding, read_picture
 from jax_ddpm.errors import UserError, one_line, show_name
+from jax_ddpm.files.untrusted import read_bounded
 
 SHOWN = 10
+MAX_BYTES = 2**29  # of an encoded picture
 JPEG_END, JPEG_END_IS_IN_LAST = b"\xff\xd9", 4096
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 # A PNG that states an orientation contains one of these, perhaps after its pixels.
@@ -160,13 +162,19 @@ def inspect_picture(path: Path) -> Size:
     with Image.open(path, formats=pictures.FORMATS) as image:
         pictures.require_few_pixels(image)
         width, height = image.size
-        if image.format == "PNG" and not any(s in path.read_bytes() for s in PNG_ORIENTATIONS):
+        if image.format == "PNG" and not _may_be_turned(path):
             image.verify()
             return width, height
         if image.format not in ("JPEG", "MPO") or not _has_jpeg_end(path):
             image.load()
         turned = image.getexif().get(EXIF_ORIENTATION) in TURNED
     return (height, width) if turned else (width, height)
+
+
+def _may_be_turned(path: Path) -> bool:
+    """Whether a PNG may state an orientation. Raises UserError for a file of absurd size."""
+    data = read_bounded(path, MAX_BYTES)
+    return any(mark in data for mark in PNG_ORIENTATIONS)
 
 
 def _has_jpeg_end(path: Path) -> bool:

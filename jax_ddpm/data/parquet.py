@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jax_ddpm.data import pictures
-from jax_ddpm.data.base import ImageSource, Request, Split
+from jax_ddpm.data.base import ImageSource, Request, Split, require_links_inside
 from jax_ddpm.data.parallel import map_in_parallel
 from jax_ddpm.data.pictures import Form, Picture, Position, explain_decoding, fit_picture
 from jax_ddpm.errors import UserError
@@ -46,7 +46,9 @@ def open_parquet(request: Request) -> ImageSource:
     """
     assert request.path is not None, "the caller has checked it"
     path, parquet = request.path, import_pyarrow(request.path)
-    groups = Groups([open_file(parquet, file) for file in find_files(path, request.split)], path)
+    files = find_files(path, request.split)
+    require_links_inside(files, request)
+    groups = Groups([open_file(parquet, file) for file in files], path)
     if groups.count == 0:
         raise UserError(f"{path} holds no images: its Parquet files have no rows")
     first = groups.open_picture(0)

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 
 from jax_ddpm.data.arrays import open_arrays
 from jax_ddpm.data.base import ImageSource as ImageSource
-from jax_ddpm.data.base import Request
+from jax_ddpm.data.base import Request, require_links_inside
 from jax_ddpm.data.base import Split as Split
 from jax_ddpm.data.cifar10 import EXPECTED as CIFAR10_FILES
 from jax_ddpm.data.cifar10 import is_cifar10, read_cifar10
@@ -112,6 +112,7 @@ def _open_embedded(request: Request) -> ImageSource:
 
 def _open_idx(request: Request) -> ImageSource:
     folder = request.path or DEBIAN_FASHION_MNIST
+    require_links_inside(folder.glob("*"), request)
     return fit_source(read_idx_folder(folder, request.split), request)
 
 
@@ -133,6 +134,7 @@ def _open_folder(request: Request) -> ImageSource:
 
 def _open_cifar10(request: Request) -> ImageSource:
     assert request.path is not None, "require_known has checked it"
+    require_links_inside([*request.path.glob("*"), *request.path.glob("cifar-10-*/*")], request)
     return fit_source(read_cifar10(request.path, request.split), request)
 
 

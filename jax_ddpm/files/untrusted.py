@@ -1,5 +1,6 @@
 """Read untrusted files without running code and in bounded memory, or refuse them."""
 
+import errno
 import json
 import math
 import os
@@ -60,18 +61,28 @@ def read_bounded(path: Path, max_bytes: int, inside: Path | None = None) -> byte
 
 
 def require_regular(path: Path, inside: Path | None = None) -> None:
-    """Raise the errors that `open_regular` does. Call it before a library opens `path` itself."""
-    open_regular(path, inside).close()
+    """Raise UserError unless `path` is a regular file that can be read, as in `open_regular`.
+
+    Call it before a library opens the file itself.
+    """
+    try:
+        open_regular(path, inside).close()
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {explain(error)}") from error
 
 
-def follow_inside(path: Path, folder: Path) -> Path:
+def follow_inside(path: Path, folder: Path, way_out: str = "copy the file into it") -> Path:
     """The file that `path` stands for. Raises UserError for a link that leaves `folder`."""
     try:
         target = path.resolve(strict=True)
-    except RuntimeError as error:  # how Python before 3.13 reports a loop
+    except (RuntimeError, OSError) as error:  # Python reports a loop of links as either
+        if isinstance(error, OSError) and error.errno != errno.ELOOP:
+            raise
         raise UserError(f"{path} is a link that leads to itself") from error
     if not target.is_relative_to(find_root(folder)):
-        raise UserError(f"{path} is a link out of its folder, to {target}: copy the file into it")
+        raise UserError(f"{path} is a link out of its folder, to {target}: {way_out}")
     return target
 
 

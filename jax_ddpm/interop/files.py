@@ -22,6 +22,7 @@ from jax_ddpm.files.untrusted import (
     read_npz,
     require_bounded,
     require_no_program,
+    require_regular,
 )
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -106,8 +107,7 @@ def read_weights(path: Path) -> dict[str, Any]:
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the weight file in it, {', '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
+    require_regular(path)
     match path.suffix.lower():
         case ".safetensors":
             return _read_safetensors(path)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.files.untrusted import require_bounded, require_no_program
+from jax_ddpm.files.untrusted import require_bounded, require_no_program, require_regular
 
 MAGIC = 0x1950A86A20F9469CFC6C  # begins the files of PyTorch before 1.6
 DTYPES = {
@@ -57,6 +57,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     Raises UserError for a damaged file, and for one that holds more than a flat dictionary of
     tensors.
     """
+    require_regular(path)
     try:
         require_no_program(path)
         found, contents = _read_zip(path) if zipfile.is_zipfile(path) else _read_old(path)

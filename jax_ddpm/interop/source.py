@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.files.untrusted import read_json
+from jax_ddpm.files.untrusted import read_json, require_regular
 from jax_ddpm.interop.files import SUFFIXES, read_weights
 from jax_ddpm.interop.tree import WeightsName
 
@@ -74,15 +74,15 @@ def read_source(
 def find_weights(path: Path, weights: WeightsName = "average") -> Path:
     """Find the weight file, or the index of a sharded one, that `path` stands for."""
     if not path.is_dir():
-        if not path.is_file():
-            raise UserError(f"there is no file {path}")
+        require_regular(path)
         return path
     if (path / PIPELINE).is_file():
         _require_pixels(read_object(path / PIPELINE, "the description of a pipeline"), path)
     folders = [path / name for name in ("unet_ema", "unet") if (path / name).is_dir()]
-    if folders:
-        return _find_in_folder(folders[-1] if weights == "raw" else folders[0])
-    return _find_in_folder(path)
+    place = path if not folders else folders[-1] if weights == "raw" else folders[0]
+    found = _find_in_folder(place)
+    require_regular(found, path)
+    return found
 
 
 def _find_in_folder(folder: Path) -> Path:
@@ -126,15 +126,17 @@ def read_documents(file: Path, arguments: Path | None = None) -> dict[str, Any]:
         f"scheduler/{SCHEDULER}": root / "scheduler" / SCHEDULER,
         SCHEDULER: folder / SCHEDULER,
     }
-    documents = {
-        name: read_object(path, "a JSON document of diffusers")
-        for name, path in places.items()
-        if path.is_file()
-    }
+    documents = {}
+    for document, path in places.items():
+        if path.is_file():
+            require_regular(path, root)
+            documents[document] = read_object(path, "a JSON document of diffusers")
     name = _name_arguments(file, arguments)
     chosen = arguments or folder / name.removeprefix(prefix)
     if arguments is None and not chosen.is_file():
         return documents
+    if arguments is None:
+        require_regular(chosen, root)
     values = read_object(chosen, "the JSON file of a network's arguments")
     is_of_a_run = "format" in values and arguments is None
     return documents if is_of_a_run else documents | {name: values}
@@ -169,6 +171,7 @@ def read_shards(index: Path) -> dict[str, Any]:
         raise UserError(f"{index} must have a weight_map from the names of tensors to files")
     tensors: dict[str, Any] = {}
     for name in _list_shards(places, index):
+        require_regular(index.parent / name, index.parent)
         found = read_weights(index.parent / name)
         expected = {tensor for tensor, file in places.items() if file == name}
         if wrong := expected ^ found.keys():

@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.files.atomic import write_atomically
-from jax_ddpm.files.untrusted import explain
+from jax_ddpm.files.untrusted import explain, require_regular
 from jax_ddpm.optim.averages import Params
 from jax_ddpm.optim.posthoc_ema import (
     MAX_SIGMA_REL,
@@ -97,6 +97,7 @@ def read_snapshot(path: Path, like: Params) -> Params:
 
     Raises UserError for a damaged file, or one that belongs to another network.
     """
+    require_regular(path)
     try:
         arrays = safetensors.numpy.load_file(path)
     except Exception as error:  # a KeyError for a dtype that NumPy lacks, and others

@@ -99,3 +99,17 @@ def test_a_missing_folder_is_refused_with_advice(tmp_path):
 def test_the_embedded_images_come_in_any_size_and_in_colour():
     source = open_source("embedded", split="test", image_size=32, channels=3)
     assert source.image_shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("kind", ["idx", "parquet", "cifar10"])
+def test_a_link_out_of_a_folder_is_refused_unless_it_is_allowed(tmp_path, kind):
+    data, names = tmp_path / "data", {"parquet": "a.parquet", "cifar10": "test_batch.bin"}
+    data.mkdir()
+    (tmp_path / "elsewhere").write_bytes(b"")
+    link = data / names.get(kind, "train-images-idx3-ubyte")
+    link.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"is a link out of its folder.*--data.follow-links"):
+        open_source(kind, data)
+    with pytest.raises(UserError) as caught:
+        open_source(kind, data, follow_links=True)
+    assert "link" not in str(caught.value)

@@ -165,6 +165,8 @@ def inspect_picture(path: Path) -> Size:
         if image.format == "PNG" and not _may_be_turned(path):
             image.verify()
             return width, height
+        if image.format == "TIFF":  # versions of Pillow differ in when they rotate it
+            return pictures.open_upright(path).size
         if image.format not in ("JPEG", "MPO") or not _has_jpeg_end(path):
             image.load()
         turned = image.getexif().get(EXIF_ORIENTATION) in TURNED

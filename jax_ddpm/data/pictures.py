@@ -19,8 +19,11 @@ Position = tuple[float, float]
 MODES = {1: "L", 3: "RGB"}
 # Only these are decoded, whatever a file is called: Pillow runs other programs for some formats.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of a TIFF
 MAX_PIXELS = 89_478_485  # above this, Pillow warns of decompression bombs
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # we refuse them
+# We refuse decompression bombs and damaged pictures, and Pillow warns of what it can ignore.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.")
 IN_MEMORY = 2**28  # data sets of at most 256 MiB are decoded immediately and kept in memory
 
 
@@ -166,6 +169,9 @@ def open_upright(file: Any) -> Image.Image:
 
     Raises errors of many kinds unless it is in one of FORMATS and has at most MAX_PIXELS pixels.
     """
+    if isinstance(file, str | Path):  # Pillow 13 mixes up the pixels of a rotated TIFF in a path
+        with open(file, "rb") as opened:
+            return open_upright(opened)
     with Image.open(file, formats=FORMATS) as image:
         require_few_pixels(image)
         turned = ImageOps.exif_transpose(image)
@@ -174,9 +180,19 @@ def open_upright(file: Any) -> Image.Image:
 
 
 def require_few_pixels(image: Image.Image) -> None:
-    """Raise ValueError for a picture with more than MAX_PIXELS pixels, larger than any photo."""
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
+    """Raise ValueError for a picture with more than MAX_PIXELS pixels, larger than any photo.
+
+    A TIFF may be made of tiles, and a single one could be larger than the picture.
+    """
+    sizes = [image.size]
+    if image.format == "TIFF":
+        tags: Any = getattr(image, "tag_v2", {})
+        sizes.append((tags.get(TILE_WIDTH, 1), tags.get(TILE_LENGTH, 1)))
+    for width, height in sizes:
+        if not (isinstance(width, int) and isinstance(height, int)):
+            raise ValueError("the size of its tiles is no number")
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width}x{height} is more than {MAX_PIXELS:,} pixels")
 
 
 def read_picture(path: Path, form: Form, position: Position | None = None) -> Picture:

@@ -125,10 +125,7 @@ def describe_classes(summary: DataSummary) -> str:
     total = max(len(names), len(counts))
     if total < 2 and not names:
         return ""
-    each = [
-        " ".join(filter(None, (str(i), name_class(names, i), _count_of(counts, i))))
-        for i in range(min(total, MAX_CLASSES))
-    ]
+    each = [_describe_class(names, counts, i) for i in range(min(total, MAX_CLASSES))]
     more = f", and {total - MAX_CLASSES:,} more" if total > MAX_CLASSES else ""
     return f"{total:,}: {', '.join(each)}{more}"
 
@@ -140,7 +137,8 @@ def name_class(names: tuple[str, ...], number: int) -> str:
     return show_name(names[number]) or "(no folder)"
 
 
-def _count_of(counts: tuple[int, ...], number: int) -> str:
-    if not counts:
-        return ""
-    return f"({counts[number]:,})" if number < len(counts) else "(0)"
+def _describe_class(names: tuple[str, ...], counts: tuple[int, ...], number: int) -> str:
+    """A class as "2 = dog (813)", without the parts that are not known."""
+    name = name_class(names, number)
+    count = counts[number] if number < len(counts) else 0
+    return f"{number}{f' = {name}' if name else ''}{f' ({count:,})' if counts else ''}"

@@ -63,8 +63,9 @@ def list_empty_classes(run: runs.Run, num_labels: int) -> list[int]:
 
 
 def describe_class(names: Sequence[str], number: int) -> str:
-    """A class by number and name."""
-    return f"{number} {name_class(tuple(names), number)}".strip()
+    """A class as "dog (number 2)", or its number alone if it has no name."""
+    name = name_class(tuple(names), number)
+    return f"{name} (number {number})" if name else str(number)
 
 
 def describe_drawn(labels: Sequence[int], run: runs.Run) -> str:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from jax_ddpm.data import pictures
+from jax_ddpm.data.folder import inspect_picture
 from jax_ddpm.data.pictures import Form, fit_picture, read_picture
 from jax_ddpm.data.sources import fit_images, open_source
 from jax_ddpm.errors import UserError
@@ -289,3 +290,26 @@ def test_values_without_a_known_white_are_refused(tmp_path, values, dtype, max_v
     Image.fromarray(np.array([values], dtype)).save(tmp_path / "a.tif")
     with pytest.raises(UserError, match=message):
         read_picture(tmp_path / "a.tif", Form(channels=1, max_value=max_value))
+
+
+def test_a_tile_larger_than_any_photo_is_refused(tmp_path):
+    """A TIFF of 2x2 pixels may declare one tile of 40,000x40,000."""
+    size, tiles = {256: 2, 257: 2}, {322: 40_000, 323: 40_000, 324: 8, 325: 4}
+    tags = size | {258: 8, 259: 8, 262: 1, 277: 1} | tiles
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    start = struct.pack("<2sHI8xH", b"II", 42, 16, len(tags))
+    (tmp_path / "a.tif").write_bytes(start + entries + bytes(4))
+    with pytest.raises(UserError, match="40000x40000 is more than 89,478,485 pixels"):
+        read_picture(tmp_path / "a.tif", Form())
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, -1), (8, 1)])
+def test_a_rotated_tiff_is_upright_and_has_the_size_at_which_it_is_shown(
+    tmp_path, orientation, turns, compression
+):
+    path, pixels = tmp_path / "a.tif", np.arange(6, dtype=np.uint8).reshape(2, 3)
+    Image.fromarray(pixels).save(path, tiffinfo={274: orientation}, compression=compression)
+    found = read_picture(path, Form(channels=1))[..., 0]
+    np.testing.assert_array_equal(found, np.rot90(pixels, turns))
+    assert inspect_picture(path) == found.shape[::-1]

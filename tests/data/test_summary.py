@@ -60,7 +60,7 @@ def test_a_summary_survives_json(folder):
 def test_the_table_names_every_class_and_what_is_left_out(folder):
     rows = dict(describe(summarize(open_source("folder", folder, channels=1))))
     assert rows["images"] == "4 of 4x6x1" and rows["values"] == "0 to 255"
-    assert rows["classes"] == "3: 0 10 (1), 1 cat (2), 2 dog (1)"
+    assert rows["classes"] == "3: 0 = 10 (1), 1 = cat (2), 2 = dog (1)"
     assert rows["left out"] == (
         ".txt (2), hidden files (2), .heic (1), hidden folders (1), without a suffix (1)"
     )

@@ -152,6 +152,12 @@ PICTURES = {
     "a.gif": [make_picture("GIF", "P"), make_picture("GIF", "P", **FRAMES)],
     "a.webp": [make_picture("WEBP"), make_picture("WEBP", "RGBA", lossless=True)],
     "a.bmp": [make_picture("BMP", mode) for mode in ("RGB", "P", "1")],
+    "a.tif": [
+        make_picture("TIFF", exif=make_exif()),
+        make_picture("TIFF", "I;16", compression="tiff_adobe_deflate"),
+        make_picture("TIFF", "RGB", compression="jpeg"),
+        make_picture("TIFF", "P", compression="tiff_lzw", **FRAMES),
+    ],
 }
 
 

@@ -38,7 +38,7 @@ def test_a_class_is_found_by_name_before_number():
         ("5", make_run(), "--label is 5, but it must be between 0 and 4"),
         ("-1", make_run(), "--label is -1, but it must be between 0 and 4"),
         ("4", make_run(), "--label 4: the data had no image of class 4"),
-        ("cat", make_run(counts=(5, 5, 5, 0)), "no image of class 3 cat"),
+        ("cat", make_run(counts=(5, 5, 5, 0)), r"no image of class cat \(number 3\)"),
         ("cat", make_run(names=()), "names of this run's classes are not known"),
         ("cat", make_run(num_labels=None), "--label cat: this run was trained without labels"),
         ("cat", replace(make_run(), images=None), "give a number from 0 to 4"),
@@ -50,7 +50,7 @@ def test_a_class_that_cannot_be_drawn_is_refused(given, run, message):
 
 
 def test_what_is_drawn_is_said():
-    assert describe_drawn((2, 3), make_run()) == ", of class 2 2, 3 cat"
+    assert describe_drawn((2, 3), make_run()) == ", of class 2 (number 2), cat (number 3)"
     assert "no images of class 4: choose with --label" in describe_drawn((), make_run())
     assert describe_drawn((), make_run(num_labels=4)) == ""
     assert describe_drawn((), make_run(num_labels=None)) == ""

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from jax.errors import JaxRuntimeError
 
+from jax_ddpm.cli.library_messages import short_library_messages
 from jax_ddpm.devices.platforms import describe_platform_problem
 from jax_ddpm.devices.processes import leave_on_exit
 from jax_ddpm.errors import Stopped, UserError, one_line
@@ -18,7 +19,8 @@ from jax_ddpm.jobs.display import tell_last
 
 NO_MEMORY = (
     "the device does not have enough memory: process fewer images at a time (--batch-size; in "
-    "training --train.batch-size, --train.accumulate or --train.remat nothing_saveable), see "
+    "training --train.batch-size, --train.accumulate, --train.sample-batch-size or --train.remat "
+    "nothing_saveable), see "
     "docs/scaling.md"
 )
 
@@ -26,7 +28,7 @@ NO_MEMORY = (
 def exit_after(command: Callable[[], None]) -> NoReturn:
     """Call `command` and exit. A user's mistake gives a one-line error and exit code 1."""
     _write_any_name()
-    with leave_on_exit(), _without_late_threads():
+    with leave_on_exit(), _without_late_threads(), short_library_messages():
         _run(command)
     raise AssertionError("a command ends by exiting")
 

@@ -51,6 +51,7 @@ from jax_ddpm.jobs.validation import (
 )
 from jax_ddpm.runs import checkpoint
 from jax_ddpm.runs.folder import Run
+from jax_ddpm.runs.log import Written, describe_loss, read_lines, written_from_json
 from jax_ddpm.training.feed import load_into_memory, make_feed
 from jax_ddpm.training.state import TrainState
 
@@ -104,16 +105,17 @@ def train_run(
     ):
         tell_summary(job, summary)
         tell_changes(opening)
-        state, progress = load_or_make_state(job)
+        state, progress, written = load_or_make_state(job)
         step = int(state.step)
         if step > 0:
             tell(f"Continuing after step {step} of {config.train.num_steps}")
-        drop_later_records(job, step)
+        drop_later_records(job, step, written)
         drawn = has_pictures(opening.run) and not opening.draws_otherwise
         if step < config.train.num_steps or not drawn:
             state = take_steps(job, state, progress)
             finish_steps(job)
             draw_final_pictures(job, state)
+        job.guard()
     return opening.run
 
 
@@ -129,8 +131,13 @@ def find_finished_run(config: Config) -> Run | None:
         return None
     run = opening.run
     with checkpoint.open_checkpoints(run.checkpoints) as checkpoints:
-        intact = checkpoint.is_intact(checkpoints, config.train.num_steps)
-    return run if intact else None
+        if not checkpoint.is_intact(checkpoints, config.train.num_steps):
+            return None
+        about = checkpoint.describe(checkpoints, config.train.num_steps)
+    step, written = config.train.num_steps, written_from_json(about.get("metrics"))
+    if loss := describe_loss(run.metrics, read_lines(run.metrics, step), step, written):
+        tell(loss)
+    return run
 
 
 def has_pictures(run: Run) -> bool:
@@ -165,24 +172,28 @@ def tell_summary(job: Job, data: DataSummary) -> None:
     tell(f"Run folder: {job.run.folder}")
 
 
-def load_or_make_state(job: Job) -> tuple[TrainState, Progress]:
-    """Load the newest intact checkpoint, or make a state from the seed or from imported weights."""
+def load_or_make_state(job: Job) -> tuple[TrainState, Progress, Written | None]:
+    """Load the newest intact checkpoint, or make a state from the seed or from imported weights.
+
+    Also returns what the checkpoint remembers of the log.
+    """
     key, layout = jax.random.key(job.run.config.seed), job.layout
     if checkpoint.find_latest_step(job.checkpoints) is None:
         with tell_if_slow("Drawing the initial parameters"):
             params = draw_on_devices(job.parts.network.init, key, layout)
             state = make_state(job.parts.start_state, params, layout)
-            return jax.block_until_ready(state), Progress()
+            return jax.block_until_ready(state), Progress(), None
     shapes = jax.eval_shape(job.parts.init_state, key)
     like = assign_shardings(layout.mode, shapes, layout.fsdp)
 
-    def read(step: int) -> tuple[TrainState, Progress]:
+    def read(step: int) -> tuple[TrainState, Progress, Written | None]:
         if step == 0:  # imported weights, perhaps for another optimiser or other averages
             params = checkpoint.restore_params(job.checkpoints, like.params, step=step)
-            return make_state(job.parts.start_state, params, layout), Progress()
+            return make_state(job.parts.start_state, params, layout), Progress(), None
         about = checkpoint.describe(job.checkpoints, step)
         state = checkpoint.restore(job.checkpoints, like, step=step)
-        return state, from_json(about.get("progress"))
+        written = written_from_json(about.get("metrics"))
+        return state, from_json(about.get("progress")), written
 
     with tell_if_slow("Loading the newest checkpoint"):
         return checkpoint.read_newest(job.checkpoints, read)

@@ -28,6 +28,7 @@ from jax_ddpm.jobs.train_setup import Job
 from jax_ddpm.optim.averages import Params
 from jax_ddpm.runs import checkpoint, metrics
 from jax_ddpm.runs.folder import Run
+from jax_ddpm.runs.log import Written
 from jax_ddpm.runs.snapshots import write_snapshots
 from jax_ddpm.training.state import TrainState
 
@@ -36,10 +37,13 @@ NOTHING = Measured()
 GRID, BOARD = "the sample grid", "TensorBoard's log"  # what may fail
 
 
-def drop_later_records(job: Job, step: int) -> None:
-    """Drop the records of steps after `step`, where training resumes."""
+def drop_later_records(job: Job, step: int, written: Written | None = None) -> None:
+    """Drop the records of steps after `step`, where training resumes.
+
+    Warns if earlier rows of the log are not those `written` when the checkpoint was saved.
+    """
     if is_main_process():
-        metrics.drop_rows_after(job.run.metrics, step)
+        job.log.resume(step, written)
         with job.attempts.attempt(BOARD):
             job.board.start_after(step)
 
@@ -65,7 +69,7 @@ def write_row(
     if not is_main_process():
         return row.loss
     job.guard()
-    metrics.append(job.run.metrics, row)
+    job.log.append(row)
     curves = (*means, "learning_rate", "skipped", *more)
     shown = {name: getattr(row, name) for name in curves} | {"steps_per_second": steps_per_second}
     with job.attempts.attempt(BOARD):
@@ -133,6 +137,7 @@ def save_checkpoint(
     loss = find_loss(job.criterion, progress, measured) if due else math.nan
     progress = progress._replace(losses=()) if due else progress
     about = runs.describe(job.run) | {"progress": to_json(progress)}
+    about["metrics"] = job.log.written._asdict()
     known = loss if math.isfinite(loss) else None
     checkpoint.save(job.checkpoints, state, about, loss=known)
     return progress

@@ -26,6 +26,7 @@ from jax_ddpm.process.timesteps import make_timestep_fn
 from jax_ddpm.runs.board import Board
 from jax_ddpm.runs.checkpoint import Checkpoints, open_checkpoints
 from jax_ddpm.runs.folder import Run
+from jax_ddpm.runs.log import Log
 from jax_ddpm.runs.opening import Opening
 from jax_ddpm.training.feed import fits_on_device
 from jax_ddpm.training.step import TrainStep, make_train_step, scan_steps
@@ -42,6 +43,7 @@ class Job(NamedTuple):
     generate: GenerateFn
     checkpoints: Checkpoints
     board: Board
+    log: Log
     stop: StopRequest
     attempts: Attempts
     """What training can do without, such as pictures."""
@@ -110,6 +112,7 @@ def open_job(
             announce_compilation(generate, "the sampler"),
             checkpoints,
             board,
+            Log(run.metrics),
             stop,
             Attempts(),
             put_data_on_devices(train, source),

@@ -1,4 +1,4 @@
-"""Read and write metrics.jsonl, which does not depend on whether a run was interrupted."""
+"""The rows of metrics.jsonl, which does not depend on whether a run was interrupted."""
 
 import itertools
 import json
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.files.atomic import open_to_append, report_disk_errors, write_atomically
 from jax_ddpm.files.untrusted import explain, open_regular
 
 MAX_LINE, MAX_VALUE = 10_000, sys.float_info.max
@@ -45,12 +44,6 @@ class Row(NamedTuple):
     """Their score."""
 
 
-def append(path: Path, row: Row) -> None:
-    """Append `row` to the file as one line. Raises UserError if it cannot be written."""
-    with report_disk_errors(path), open_to_append(path) as file:
-        file.write(_line(row).encode())
-
-
 def read(path: Path) -> list[Row]:
     """Read all rows of the file; an empty list if it does not exist.
 
@@ -65,8 +58,8 @@ def read(path: Path) -> list[Row]:
             if not line.endswith(b"\n") and len(line) < MAX_LINE:
                 return rows
             try:
-                rows.append(_row(json.loads(line)))
-            except (ValueError, TypeError, AttributeError, RecursionError) as error:
+                rows.append(parse_row(line))
+            except ValueError as error:
                 raise UserError(
                     f"line {number} of {path} is not a row of metrics: {explain(error)}. Correct "
                     "or remove that line, then run the same command again"
@@ -74,15 +67,19 @@ def read(path: Path) -> list[Row]:
     raise AssertionError("unreachable")
 
 
-def drop_rows_after(path: Path, step: int) -> None:
-    """Drop the rows after `step`, where training resumes."""
-    lines = [_line(row) for row in read(path) if row.step <= step]
-    write_atomically(path, lambda temporary: temporary.write_text("".join(lines)))
-
-
-def _line(row: Row) -> str:
+def encode_row(row: Row) -> bytes:
+    """Encode `row` as one line of the file."""
     values = {name: value for name, value in row._asdict().items() if value is not None}
-    return json.dumps({name: None if math.isnan(v) else v for name, v in values.items()}) + "\n"
+    finite = {name: None if math.isnan(v) else v for name, v in values.items()}
+    return (json.dumps(finite) + "\n").encode()
+
+
+def parse_row(line: bytes) -> Row:
+    """Read one line of the file. Raises ValueError if it is not a row."""
+    try:
+        return _row(json.loads(line))
+    except (TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(explain(error)) from error
 
 
 def _row(values: Any) -> Row:

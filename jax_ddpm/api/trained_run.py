@@ -18,7 +18,7 @@ from jax_ddpm.config.jobs import SampleJob, Weights
 from jax_ddpm.config.run import Config
 from jax_ddpm.config.sample import SampleConfig
 from jax_ddpm.devices.per_example import replicate_params
-from jax_ddpm.errors import UserError, check_choice
+from jax_ddpm.errors import UserError
 from jax_ddpm.jobs.build import Parts, build
 from jax_ddpm.jobs.generate import (
     GenerateFn,
@@ -155,7 +155,7 @@ def load_run(
     path: str | Path,
     *,
     weights: str | float = "ema",
-    checkpoint: Literal["newest", "best"] = "newest",
+    checkpoint: Literal["newest", "best"] | int = "newest",
     network: Any = None,
 ) -> TrainedRun:
     """Load the trained run in the folder `path`.
@@ -167,14 +167,13 @@ def load_run(
     (True, dtype('uint8'))
 
     `weights` is "ema" (the moving average), "raw" (the parameters themselves) or one of the run's
-    EMA decays. `checkpoint` is "newest", or "best" if the run kept it. If the run was trained with
-    your own network, pass the same `network` as to `fit`.
+    EMA decays. `checkpoint` is "newest", "best" if the run kept it, or the step of any that was
+    kept. If the run was trained with your own network, pass the same `network` as to `fit`.
 
     Raises UserError for a folder that is not a trained run, and for weights that it does not have.
     """
     with name_arguments(), jax.enable_x64(False):
-        check_choice("checkpoint", checkpoint, ("newest", "best"))
-        run, wanted = runs.load(Path(path)), Weights(str(weights), checkpoint=checkpoint)
+        run, wanted = runs.load(Path(path)), Weights(str(weights), checkpoint=str(checkpoint))
         check_weights(run.config, wanted)
         own = None if network is None else make_functions(network, run.image_shape)
         parts = build(run.config, run.image_shape, network=own)

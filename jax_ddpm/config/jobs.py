@@ -21,9 +21,9 @@ class Weights:
     """Relative width of an average made from the run's snapshots (see train.posthoc_ema)."""
     posthoc_step: int | None = None
     """The step at which that average ends; None: the last snapshot."""
-    checkpoint: Literal["newest", "best"] = "newest"
-    """best: the checkpoint with the lowest validation loss, or else training loss, for a run with
-    train.keep_best."""
+    checkpoint: str = "newest"
+    """newest, best (for a run with train.keep_best, see train.best_by), or the step of any
+    checkpoint that was kept (see train.keep_every)."""
 
 
 EMA = Weights()  # the moving average in the newest checkpoint

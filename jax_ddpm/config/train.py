@@ -1,6 +1,7 @@
 """Training settings and their checks."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from jax_ddpm.config.plain_values import make_check
@@ -42,6 +43,12 @@ class TrainConfig:
 
     num_steps: int = 800_000
     """Training steps."""
+    init_from: Path | None = None
+    """Begin with the parameters of another run (its folder) or of a weight file, in any form that
+    `jax-ddpm convert` reads. What fits by name and shape is taken; the rest is drawn at random, and
+    named. None: draw all of them."""
+    init_weights: Literal["average", "raw"] = "average"
+    """Which parameters init_from takes: averaged ones, if there are any, or the raw ones."""
     max_steps: int | None = None
     """Stop and save after this many steps of this call, to train in slices; None: no limit."""
     batch_size: int = 128

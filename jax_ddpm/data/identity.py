@@ -83,13 +83,20 @@ def identity_from_json(values: Any) -> Identity:
     """Convert back what `identity_to_json` returned. Raises ValueError for anything else."""
     try:
         summary = from_json(values["summary"])
-        numbers = [values[name] for name in ("labels", "pixels", "compared")]
-    except (TypeError, KeyError, AttributeError) as error:
+        labels, pixels, compared = (values[name] for name in ("labels", "pixels", "compared"))
+        found = Identity(summary, labels, pixels, compared)
+        possible = _is_possible(found)
+    except (TypeError, KeyError, AttributeError, OverflowError) as error:
         raise ValueError("its description of the images is incomplete") from error
-    counted = (summary.num_images, *summary.image_shape, *summary.class_counts, *numbers)
-    whole = all(type(n) is int and 0 <= n < 2**63 for n in counted)
-    named = all(isinstance(name, str) for name in summary.class_names)
-    if not whole or not named or len(summary.image_shape) != 3:
+    if not possible:
         raise ValueError("its description of the images has impossible values")
-    labels, pixels, compared = numbers
-    return Identity(summary, labels, pixels, compared)
+    return found
+
+
+def _is_possible(identity: Identity) -> bool:
+    """Whether all numbers are whole, and all names are text."""
+    summary, rest = identity.summary, identity[1:]
+    numbers = (summary.num_images, *summary.image_shape, *summary.class_counts, *rest)
+    whole = all(type(n) is int and 0 <= n < 2**63 for n in numbers)
+    named = all(isinstance(name, str) for name in summary.class_names)
+    return whole and named and len(summary.image_shape) == 3

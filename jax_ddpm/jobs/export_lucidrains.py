@@ -41,7 +41,7 @@ def export_trainer(
     run = runs.load(folder)
     check_weights(run.config, weights)
     process = make_process(run.config, change_settings(run.config.sample, sampling or {}))
-    state = load_state(run, build(run.config, run.image_shape), best=weights.checkpoint == "best")
+    state = load_state(run, build(run.config, run.image_shape), weights.checkpoint)
     params, description = choose_params(run, state, weights)
     found = translate(run, params, SOURCE)
     release = PEERS[SOURCE].of(run.config.model)

@@ -27,7 +27,7 @@ from jax_ddpm.jobs.edit import (
 from jax_ddpm.jobs.generate import Samples, generate_images, make_generate_fn
 from jax_ddpm.jobs.labels import describe_drawn, find_labels, is_number, list_class_names
 from jax_ddpm.jobs.messages import announce_compilation, tell, tell_if_slow
-from jax_ddpm.jobs.parameters import check_weights, load_params
+from jax_ddpm.jobs.parameters import check_weights, choose_step, load_params
 from jax_ddpm.jobs.sample_files import (
     check_suffix,
     list_files,
@@ -36,7 +36,6 @@ from jax_ddpm.jobs.sample_files import (
     write_files,
 )
 from jax_ddpm.jobs.sample_folder import is_folder, open_folder, tell_next, write_images
-from jax_ddpm.runs.checkpoint import find_latest_step, open_checkpoints
 
 
 def sample_run(
@@ -86,13 +85,9 @@ def sample_to_folder(
     """Draw images and write each to a file of its own in the folder `out`, as they come."""
     if job.trajectory:
         raise UserError(f"--trajectory needs --out FILE, not the folder {out}")
-    if not run.checkpoints.is_dir():
-        raise UserError(f"{run.folder} has no checkpoint yet: train it first")
-    with open_checkpoints(run.checkpoints) as checkpoints:
-        step = find_latest_step(checkpoints)
     facts: dict[str, Any] = {
         "run": str(run.folder.resolve()),
-        "step": step,
+        "step": choose_step(run, weights.checkpoint),
         "settings": asdict(settings),
     }
     facts |= {"seed": job.seed, "label": list(job.label) or None, "weights": asdict(weights)}

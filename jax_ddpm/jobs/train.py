@@ -28,6 +28,7 @@ from jax_ddpm.jobs.evaluation import (
     describe_evaluation,
     evaluate_images,
 )
+from jax_ddpm.jobs.init_from import begin_with_given
 from jax_ddpm.jobs.interrupt import doing
 from jax_ddpm.jobs.messages import make_bar, tell, tell_if_slow
 from jax_ddpm.jobs.progress import Progress, from_json, join_metrics
@@ -109,6 +110,8 @@ def train_run(
         step = int(state.step)
         if step > 0:
             tell(f"Continuing after step {step} of {config.train.num_steps}")
+        elif opening.run.metrics.is_file():
+            tell("No checkpoint is there, so training begins again at step 0")
         drop_later_records(job, step, written)
         drawn = has_pictures(opening.run) and not opening.draws_otherwise
         if step < config.train.num_steps or not drawn:
@@ -179,10 +182,7 @@ def load_or_make_state(job: Job) -> tuple[TrainState, Progress, Written | None]:
     """
     key, layout = jax.random.key(job.run.config.seed), job.layout
     if checkpoint.find_latest_step(job.checkpoints) is None:
-        with tell_if_slow("Drawing the initial parameters"):
-            params = draw_on_devices(job.parts.network.init, key, layout)
-            state = make_state(job.parts.start_state, params, layout)
-            return jax.block_until_ready(state), Progress(), None
+        return begin(job, key), Progress(), None
     shapes = jax.eval_shape(job.parts.init_state, key)
     like = assign_shardings(layout.mode, shapes, layout.fsdp)
 
@@ -197,6 +197,22 @@ def load_or_make_state(job: Job) -> tuple[TrainState, Progress, Written | None]:
 
     with tell_if_slow("Loading the newest checkpoint"):
         return checkpoint.read_newest(job.checkpoints, read)
+
+
+def begin(job: Job, key: Any) -> TrainState:
+    """Make the state before the first step, from the seed and perhaps from given parameters.
+
+    Given parameters are saved at once: the run that they come from may change.
+    """
+    init, train = job.parts.network.init, job.run.config.train
+    if train.init_from is not None:
+        init = begin_with_given(init, train)
+    with tell_if_slow("Drawing the initial parameters"):
+        params = draw_on_devices(init, key, job.layout)
+        state = jax.block_until_ready(make_state(job.parts.start_state, params, job.layout))
+    if train.init_from is not None:
+        save_checkpoint(job, state, Progress(), due=False)
+    return state
 
 
 def take_steps(job: Job, state: TrainState, progress: Progress) -> TrainState:

@@ -36,9 +36,6 @@ REPORTED = {
     "train.evaluate_images",
     "train.evaluate_features",
     "train.snapshot_every",
-    "train.evaluate_every",
-    "train.evaluate_images",
-    "train.evaluate_features",
 }
 # What the distances depend on that checkpoints are compared by.
 IN_DISTANCE = {"train.evaluate_images", "train.evaluate_features"}

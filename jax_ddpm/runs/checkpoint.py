@@ -7,7 +7,7 @@ renamed before it is removed, so a killed process never leaves half a checkpoint
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -120,12 +120,29 @@ def wait(checkpoints: Checkpoints) -> None:
     try:
         pending.response.result()
     except Exception as error:
-        checkpoints.guard()
+        _require_same_folder(checkpoints, pending.step)
         raise _failed(checkpoints, pending.step, error) from error
-    checkpoints.guard()
+    _require_same_folder(checkpoints, pending.step)
     checkpoints.damaged.pop(pending.step, None)
     if is_main_process():
         _remove_old(checkpoints)
+
+
+def _require_same_folder(checkpoints: Checkpoints, step: int) -> None:
+    """Call the guard. If the run was moved, remove what was written under its name since then.
+
+    That is a folder with nothing but the checkpoint of `step`.
+    """
+    try:
+        checkpoints.guard()
+    except UserError:
+        folder = checkpoints.directory.parent
+        with suppress(OSError):
+            alone = [path.name for path in folder.iterdir()] == [checkpoints.directory.name]
+            if alone and all(p.name.startswith(str(step)) for p in checkpoints.directory.iterdir()):
+                remove(checkpoints.directory)
+                folder.rmdir()
+        raise
 
 
 def list_steps(checkpoints: Checkpoints) -> list[int]:
@@ -163,6 +180,14 @@ def restore_params(checkpoints: Checkpoints, like: Params, *, step: int) -> Para
     Raises UserError if it belongs to another network, and Damaged if it cannot be read.
     """
     return stored.read_params(_path(checkpoints, step), like)
+
+
+def restore_field(checkpoints: Checkpoints, name: str, *, step: int) -> Any:
+    """Restore one field of the state in the checkpoint of `step`, whatever network it belongs to.
+
+    Raises the errors that `restore_params` does.
+    """
+    return stored.read_field(_path(checkpoints, step), name)
 
 
 def is_intact(checkpoints: Checkpoints, step: int) -> bool:

@@ -93,6 +93,19 @@ def read_params(path: Path, like: Params) -> Params:
     return _load(path, {"params": like}, leaves)["params"]
 
 
+def read_field(path: Path, name: str) -> Any:
+    """Read one field of the state in `path`, of any network. Raises the errors that `read` does."""
+    with agree_on_damage(path):
+        leaves, tree = _leaves_of(path, describe(path)), _stored_tree(path)
+        if name not in tree:
+            raise Damaged(path, f"it has no {name}")
+    leaves = {leaf: about for leaf, about in leaves.items() if leaf.split("/")[0] == name}
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), {name: tree[name]}
+    )
+    return _load(path, shapes_to_load(shapes), leaves)[name]
+
+
 def verify(path: Path) -> None:
     """Check every array in `path`, of any network. Raises the errors that `read` does."""
     with agree_on_damage(path):

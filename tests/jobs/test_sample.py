@@ -11,9 +11,10 @@ from jax_ddpm import runs
 from jax_ddpm.config.jobs import SampleJob, Weights
 from jax_ddpm.errors import UserError
 from jax_ddpm.jobs import sample as generate
+from jax_ddpm.jobs.build import build
 from jax_ddpm.jobs.generate import image_keys, image_labels
+from jax_ddpm.jobs.parameters import choose_step, load_state
 from jax_ddpm.jobs.sample import sample_run
-from jax_ddpm.runs import checkpoint
 
 
 def mark_slow(*cases):
@@ -177,8 +178,25 @@ def test_labels_are_all_classes_or_the_chosen_ones_in_turn():
     assert image_labels(10, (3, 5), indices).tolist() == [3, 5, 3, 5]
 
 
-def test_the_best_checkpoint_of_a_run_that_kept_none_is_refused(trained_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "find_best_step", lambda checkpoints: None)
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("best", r"without --train.keep-best"),
+        ("7", r"--checkpoint 7: .* has no such checkpoint, but those of steps 6, 12"),
+        ("bets", r"must be newest, best or STEP: did you mean 'best'"),
+        ("-1", r"must be newest, best or STEP"),
+    ],
+)
+def test_a_checkpoint_that_a_run_does_not_have_is_refused(trained_run, tmp_path, wanted, message):
+    """Also the best of a run that kept none because it is the best."""
     job = SampleJob(1, tmp_path / "s.png")
-    with pytest.raises(UserError, match=r"without --train.keep-best"):
-        sample_run(trained_run, job, weights=Weights(checkpoint="best"))
+    with pytest.raises(UserError, match=message):
+        sample_run(trained_run, job, weights=Weights(checkpoint=wanted))
+
+
+def test_any_checkpoint_that_was_kept_can_be_loaded(trained_run):
+    run = runs.load(trained_run)
+    parts = build(run.config, run.image_shape)
+    steps = [int(load_state(run, parts, wanted).step) for wanted in ("newest", "6", "12")]
+    assert steps == [12, 6, 12]
+    assert [choose_step(run, wanted) for wanted in ("newest", "6")] == [12, 6]

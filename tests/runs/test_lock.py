@@ -6,6 +6,8 @@ import pytest
 
 from jax_ddpm import runs
 from jax_ddpm.errors import UserError
+from jax_ddpm.runs import checkpoint
+from tests.shared.saved_states import ABOUT, make_state
 
 
 def test_a_removed_lock_lets_nobody_in(tmp_path):
@@ -38,3 +40,16 @@ def test_a_folder_that_is_moved_or_removed_is_noticed(tmp_path, how, again):
             (tmp_path / "run").mkdir()
         with pytest.raises(UserError, match="run was moved, removed or replaced while training"):
             held.check()
+
+
+@pytest.mark.parametrize("how", [shutil.move, lambda folder, _: shutil.rmtree(folder)])
+def test_a_folder_that_is_moved_while_a_checkpoint_is_written_is_not_made_again(tmp_path, how):
+    with (
+        runs.lock_folder(tmp_path / "run") as held,
+        pytest.raises(UserError, match="moved, removed or replaced"),
+        checkpoint.open_checkpoints(tmp_path / "run/checkpoints", guard=held.check) as checkpoints,
+    ):
+        checkpoint.save(checkpoints, make_state(3), ABOUT)
+        how(tmp_path / "run", tmp_path / "moved")
+        checkpoint.wait(checkpoints)
+    assert not (tmp_path / "run").exists()

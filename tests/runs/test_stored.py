@@ -260,3 +260,44 @@ def test_a_checkpoint_has_the_seal_of_its_description(two):
         about = checkpoint.describe(checkpoints, 3)
     written = about.pop("seal")
     assert seal(about)["seal"] == written
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_the_step_inside_a_checkpoint_decides(copy, capsys, sealed):
+    """Also in checkpoints of earlier versions, which did not write the step down."""
+    if not sealed:
+        for step in (2, 3):
+            forget_step(copy / str(step) / stored.DESCRIPTION)
+    shutil.copytree(copy / "2", copy / "9")
+    assert_same_bits(restore_newest(copy), make_state(3))
+    what = "step 2" if sealed else "another step"
+    assert f"9 is damaged (it holds {what}, so it was copied or renamed)" in capsys.readouterr().err
+    with checkpoint.open_checkpoints(copy) as checkpoints:
+        assert not checkpoint.is_intact(checkpoints, 9)
+        with pytest.raises(stored.Misnamed):
+            checkpoint.restore(checkpoints, make_state(0), step=9)
+
+
+def forget_step(path):
+    document = json.loads(path.read_text())
+    about = document["custom_metadata"]
+    del about["step"], about["seal"]
+    document["custom_metadata"] = seal(about)
+    path.write_text(json.dumps(document))
+
+
+def test_swapped_checkpoints_are_refused(copy):
+    for old, new in (("2", "x"), ("3", "2"), ("x", "3")):
+        (copy / old).rename(copy / new)
+    with pytest.raises(UserError, match=r"step 3: it holds step 2.*; step 2: it holds step 3"):
+        restore_newest(copy)
+
+
+def test_a_renamed_checkpoint_of_the_second_format_is_refused(tmp_path):
+    zipfile.ZipFile(OLD).extractall(tmp_path)
+    (tmp_path / "3").rename(tmp_path / "7")
+    with (
+        checkpoint.open_checkpoints(tmp_path) as checkpoints,
+        pytest.raises(stored.Misnamed, match="it holds step 3"),
+    ):
+        checkpoint.restore(checkpoints, make_state(0), step=7)

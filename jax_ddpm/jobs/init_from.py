@@ -63,7 +63,8 @@ def read_given(path: Path, weights: str) -> Given:
         return read_run(path, weights)
     network = from_torch(path, weights=None if weights == "average" else weights)
     which = network.origin or "parameters"
-    return Given(name_leaves(network.params), f"parameters of {path} ({network.source}, {which})")
+    origin = f"parameters of {path} ({network.source}, {which})"
+    return Given(_to_arrays(network.params), origin)
 
 
 def read_run(folder: Path, weights: str) -> Given:
@@ -75,8 +76,11 @@ def read_run(folder: Path, weights: str) -> Given:
             checkpoints, lambda step: (step, restore_field(checkpoints, FIELDS[weights], step=step))
         )
     kind = "averaged" if weights == "average" else "raw"
-    arrays = jax.tree.map(np.asarray, name_leaves(to_one_device(params)))
-    return Given(arrays, f"{kind} parameters of {folder}, step {step}")
+    return Given(_to_arrays(to_one_device(params)), f"{kind} parameters of {folder}, step {step}")
+
+
+def _to_arrays(params: Params) -> dict[str, np.ndarray]:
+    return {name: np.asarray(leaf) for name, leaf in name_leaves(params).items()}
 
 
 def replace_leaves(params: Params, arrays: Mapping[str, np.ndarray]) -> Params:

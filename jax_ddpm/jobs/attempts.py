@@ -26,7 +26,16 @@ class Attempts:
         except Exception as error:
             if by_all and is_distributed():
                 raise
-            reason = str(error) if isinstance(error, UserError) else explain_error(error)
+            reason = explain(error)
             if what not in self.failures:
                 warn(one_line(f"{what} failed, and the job goes on: {reason}"))
             self.failures[what] = reason
+
+
+def explain(error: Exception) -> str:
+    """Why something failed, in words."""
+    if isinstance(error, UserError):
+        return str(error)
+    if "RESOURCE_EXHAUSTED" in str(error):
+        return "the device does not have enough memory"
+    return explain_error(error)

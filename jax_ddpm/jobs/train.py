@@ -277,10 +277,12 @@ def measure_if_due(job: Job, state: TrainState, step: int, bar: Any) -> Measured
         return every is not None and (step % every == 0 or last)
 
     if job.validation is not None and is_due(find_interval(config)):
-        validated = measure(job.validation, state, step)
+        with doing("measuring the validation loss"):
+            validated = measure(job.validation, state, step)
         bar.unpause()
     if job.evaluation is not None and is_due(config.train.evaluate_every):
-        evaluated = evaluate_images(job.evaluation, job.generate, job.parts, state, step)
+        with doing("evaluating drawn images"):
+            evaluated = evaluate_images(job.evaluation, job.generate, job.parts, state, step)
         bar.unpause()
     return Measured(validated, evaluated)
 

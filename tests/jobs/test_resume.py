@@ -305,7 +305,8 @@ def test_a_killed_and_stopped_process_resumes_exactly(make_config, tmp_path, com
     assert "Finished" in output[0], output
 
     last = 0
-    for number, code in ((signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 0)):
+    stops = ((signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0))
+    for number, code in ((signal.SIGKILL, -9), *stops):
         process = start(broken, compile_once)
         wait_for_step(process, broken.run, last + 100)
         process.send_signal(number)

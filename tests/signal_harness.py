@@ -26,11 +26,17 @@ sys.path.insert(0, str(ROOT))
 
 from tests.kill_harness import FLAGS, compare, find_logged_step, find_saved_step, make_data  # noqa: E402
 
-STEPS = 240
 GRACE = 60  # seconds that a stop may take: a step or a compilation, on a busy machine
 GIVE_UP = 1800
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 OUTPUTS = ("tee", "head", "full", "closed", "log")
+
+
+class Job(NamedTuple):
+    """What is run, and where."""
+
+    folder: Path
+    steps: int
 
 
 class Attempt(NamedTuple):
@@ -51,24 +57,24 @@ class Figures(NamedTuple):
     seconds: float
 
 
-def begin(folder: Path, run: Path, output: str, *, is_compiled: bool) -> Attempt:
+def begin(job: Job, run: Path, output: str, *, is_compiled: bool) -> Attempt:
     """Start the training command in a process group of its own; `output` is one of OUTPUTS."""
     flags = [
-        str(STEPS) if before == "--train.num-steps" else flag
+        str(job.steps) if before == "--train.num-steps" else flag
         for before, flag in zip(["", *FLAGS], FLAGS, strict=False)
     ]
     command = [sys.executable, "-m", "jax_ddpm", "train", "--run", str(run), *flags]
-    command += ["--data.path", str(folder / "data")]
+    command += ["--data.path", str(job.folder / "data")]
     if output == "closed":
         command = ["bash", "-c", 'exec "$@" >&- 2>&-', "bash", *command]
-    cache = folder / "compiled" if is_compiled else Path(tempfile.mkdtemp(dir=folder))
+    cache = job.folder / "compiled" if is_compiled else Path(tempfile.mkdtemp(dir=job.folder))
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": str(ROOT),
     }
-    log = folder / "log"
+    log = job.folder / "log"
     log.write_bytes(b"")
     piped = output in ("tee", "head")
     with open("/dev/full" if output == "full" else log, "ab") as file:
@@ -129,23 +135,24 @@ def finish(attempt: Attempt) -> None:
     assert code == 0, f"code {code}: {tail(attempt)}"
 
 
-def find_interrupted(run: Path, before: int, said: str) -> str:
+def find_interrupted(run: Path, before: int, steps: int, said: str) -> str:
     """Find what a signal interrupted."""
     if said == "before Python had started":
         return said
     if find_saved_step(run) == before:
-        return "before the first step" if before < STEPS else "while drawing the final pictures"
-    return "while training" if find_saved_step(run) < STEPS else "at the end of training"
+        return "before the first step" if before < steps else "while drawing the final pictures"
+    return "while training" if find_saved_step(run) < steps else "at the end of training"
 
 
-def harass(folder: Path, moments: int, seed: int) -> Figures:
-    """Run and stop in `folder` until `moments` signals are sent and the last run is finished."""
+def harass(job: Job, moments: int, seed: int) -> Figures:
+    """Run and stop `job` until `moments` signals are sent and the last run is finished."""
     numbers, done, runs, longest = random.Random(seed), Counter[str](), 0, 0.0
+    folder = job.folder
     make_data(folder / "data")
     start = time.monotonic()
-    finish(begin(folder, folder / "expected", "log", is_compiled=True))
+    finish(begin(job, folder / "expected", "log", is_compiled=True))
     again = time.monotonic()  # once more, now that the programs are compiled
-    finish(begin(folder, folder / "again", "log", is_compiled=True))
+    finish(begin(job, folder / "again", "log", is_compiled=True))
     duration = time.monotonic() - again
     while done.total() < moments or runs == 0:
         run = folder / f"run{runs}"
@@ -153,7 +160,7 @@ def harass(folder: Path, moments: int, seed: int) -> Figures:
             ends = done.total() >= moments
             is_compiled = ends or numbers.random() < 2 / 3
             before = find_saved_step(run)
-            attempt = begin(folder, run, numbers.choice(OUTPUTS), is_compiled=is_compiled)
+            attempt = begin(job, run, numbers.choice(OUTPUTS), is_compiled=is_compiled)
             if ends:
                 finish(attempt)
                 break
@@ -165,7 +172,7 @@ def harass(folder: Path, moments: int, seed: int) -> Figures:
                 longest = max(longest, time.monotonic() - sent)
                 lost = find_logged_step(run) - find_saved_step(run)
                 assert lost <= 0, f"{lost} steps lost: {tail(attempt)}"
-                done[find_interrupted(run, before, said)] += 1
+                done[find_interrupted(run, before, job.steps, said)] += 1
             else:
                 finish(attempt)
                 break
@@ -179,13 +186,14 @@ def main() -> None:
     """Read the command line, stop the run, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--moments", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=240, help="steps of the run")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     for number in SIGNALS:  # which a script in the background may ignore, and its children too
         signal.signal(number, signal.default_int_handler)
     os.environ["JAX_PLATFORMS"] = "cpu"
     with tempfile.TemporaryDirectory() as name:
-        figures = harass(Path(name), args.moments, args.seed)
+        figures = harass(Job(Path(name), args.steps), args.moments, args.seed)
     for what, count in sorted(figures.moments.items()):
         print(f"{count:5} signals {what}")
     print(

@@ -22,7 +22,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits():
 
 @pytest.mark.slow
 def test_a_run_that_is_stopped_by_signals_under_pipes_ends_with_the_same_bits():
-    command = [sys.executable, SIGNALS, "--moments", "5", "--seed", "7"]
+    command = [sys.executable, SIGNALS, "--moments", "5", "--steps", "48", "--seed", "7"]
     found = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     assert found.returncode == 0, found.stderr[-3000:]
     assert "5 signals in all" in found.stdout

@@ -13,6 +13,7 @@ from jax_ddpm.cli.start import StartFlags, start
 from jax_ddpm.config.follow import Followed, follow
 from jax_ddpm.config.presets import PRESETS, find_preset
 from jax_ddpm.config.run import Config
+from jax_ddpm.config.train_effects import require_effects
 
 HELP = Help(
     usage="jax-ddpm train [FLAGS]",
@@ -92,6 +93,8 @@ def run(args: Sequence[str]) -> None:
     parsed, followed = read(args)
     flags = parsed.flags
     with parsed.naming_flags_as_typed():
+        if not holds_run(flags.config.folder):  # an older run may have been begun with such flags
+            require_effects(flags.config, parsed.arguments.given)
         if not flags.dry_run:
             start(flags.start)
         if followed:

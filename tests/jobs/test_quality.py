@@ -15,6 +15,7 @@ from jax_ddpm.jobs.features import choose_features, make_own
 from jax_ddpm.jobs.quality import evaluate_quality
 from jax_ddpm.jobs.quality_report import compare_figures, read_report
 from jax_ddpm.quality.frechet import Gaussian, fit_gaussian, frechet_distance
+from jax_ddpm.quality.manifolds import Neighbours
 
 OWN = """
 import jax.numpy as jnp
@@ -188,6 +189,15 @@ def test_a_measure_that_needs_more_images_than_there_are_is_left_out(capsys):
     one = source._replace(images=source.images[:1])
     with pytest.raises(UserError, match="needs at least 2 images to compare with, not 1"):
         command.drop_unmeasurable(["frechet"], QualityJob(), one)
+
+
+def test_the_sheet_of_neighbours_fits_data_of_two_images(tmp_path):
+    images = np.zeros((2, 8, 8, 1), np.uint8)
+    nearest = Neighbours(np.array([[0, 1]] * 20), np.zeros((20, 2)))
+    source = ImageSource(images, np.zeros(2, np.int32))
+    command.save_neighbours(tmp_path / "a.png", np.zeros((20, 8, 8, 1), np.uint8), source, nearest)
+    with Image.open(tmp_path / "a.png") as sheet:
+        assert sheet.size[1] > 3 * sheet.size[0]  # twelve rows of three images
 
 
 def test_the_fields_names_of_measures_are_accepted():

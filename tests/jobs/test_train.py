@@ -55,6 +55,22 @@ def test_metrics_have_a_row_per_window_with_the_learning_rate_that_was_used(
     assert rows[-1].learning_rate < 1e-3
 
 
+@pytest.mark.slow
+def test_a_hybrid_loss_is_logged_with_its_terms(make_config, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    hybrid = {"objective": "hybrid", "variance": "learned_range"}
+    run = loop.train(make_config(tmp_path / "run", diffusion=hybrid))
+    rows = metrics.read(run.metrics)
+    assert len(rows) == 4
+    for row in rows:
+        assert row.mse > 0 and row.vb != 0
+        assert row.mse + row.vb == pytest.approx(row.loss, rel=1e-5)  # float32 sums
+    events = EventAccumulator(str(run.tensorboard))
+    events.Reload()
+    assert {"loss", "mse", "vb"} <= set(events.Tags()["scalars"])
+
+
 def test_tensorboard_shows_the_same_numbers_and_the_samples(trained_run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

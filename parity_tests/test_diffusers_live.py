@@ -71,7 +71,7 @@ def test_chain_through_the_same_network(compare, monkeypatch, models, kind):
 
     @jax.jit
     def run(x_T, noises):
-        levels = level_at(schedule, jnp.asarray(timestep_grid(1000, 25)))
+        levels = level_at(schedule, jnp.asarray(timestep_grid(1000, 25, "leading")))
         return sample(sampler, denoise_fn, levels, x_T, lambda i: noises[i])[0]
 
     x, step = to_torch(x_T), {}

@@ -31,7 +31,7 @@ def test_grid(settings):
     """diffusers leaves out the clean image at the end; its timesteps are multiples of T // S."""
     num_steps, jump, resample = settings
     theirs = make_scheduler(0, True, num_steps, jump_length=jump, jump_n_sample=resample).timesteps
-    ours = repaint_grid(timestep_grid(T, num_steps), jump, resample)
+    ours = repaint_grid(timestep_grid(T, num_steps, "leading"), jump, resample)
     assert ours.tolist() == [*theirs.tolist(), -1]
 
 

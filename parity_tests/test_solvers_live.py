@@ -204,7 +204,7 @@ def test_inverse_ddim(compare, monkeypatch, double, clip):
     theirs = run_theirs(scheduler, 25, to_torch(x_0))
     levels = level_at(
         make_schedule(linear_betas(1000), dtype="float64"),
-        jnp.asarray(timestep_grid(1000, 25)[::-1].copy()),
+        jnp.asarray(timestep_grid(1000, 25, "leading")[::-1].copy()),
     )
     denoise_fn = make_denoiser({})
     if clip:
@@ -302,6 +302,6 @@ def test_ddim(compare, monkeypatch, double):
     x_T = draws(SHAPE, "float64", 4)
     theirs = run_theirs(scheduler, 20, to_torch(x_T))
     schedule = make_schedule(linear_betas(1000), dtype="float64")
-    levels = level_at(schedule, jnp.asarray(timestep_grid(1000, 20)))
+    levels = level_at(schedule, jnp.asarray(timestep_grid(1000, 20, "leading")))
     x_t, _ = walk(ddim(), make_denoiser({}), levels, x_T, np.zeros((20, *SHAPE)))
     compare("diffusers' solvers", x_t, theirs[1:], "float64")

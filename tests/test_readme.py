@@ -52,7 +52,7 @@ def test_the_sampler_of_the_readme_solves_a_problem_with_a_known_answer():
     """If the data is a single point, every first-order solver of the ODE ends at that point."""
     sampler = run_block(find_block("def my_euler"))["my_euler"]()
     schedule = jd.make_schedule(jd.linear_betas(1000), dtype=jnp.float64)
-    levels = jd.level_at(schedule, jnp.asarray(jd.timestep_grid(1000, 20)))
+    levels = jd.level_at(schedule, jnp.asarray(jd.timestep_grid(1000, 20, "leading")))
     point, x_T = jnp.full((1, 2, 2, 1), 0.5), jnp.ones((1, 2, 2, 1))
 
     def denoise(x_t, level):

@@ -22,19 +22,15 @@ from jax_ddpm.api.checks import (
     derive_keys,
     takes,
 )
+from jax_ddpm.api.names import warn_of_low_start
+from jax_ddpm.config.sample import SampleConfig
 from jax_ddpm.errors import UserError, check_choice, require
 from jax_ddpm.process.checks import known_values
 from jax_ddpm.process.denoiser import make_denoise_fn
 from jax_ddpm.process.diffusion import LEARNED, VARIANCES, Variance
 from jax_ddpm.process.drawing import draw
-from jax_ddpm.process.grids import (
-    CONTINUOUS,
-    SPACINGS,
-    GridName,
-    continuous_levels,
-    timestep_grid,
-)
-from jax_ddpm.process.levels import Level, level_at, level_of_sigma, level_of_t
+from jax_ddpm.process.grids import GridName, choose_levels
+from jax_ddpm.process.levels import Level, level_of_sigma, level_of_t
 from jax_ddpm.process.likelihood import (
     Bound,
     make_noise_fn,
@@ -118,6 +114,9 @@ class Diffusion(struct.PyTreeNode):
         quantile = self.dynamic_threshold
         possible = quantile is None or 0 < quantile <= 1
         require(possible, "dynamic_threshold", quantile, "a quantile, above 0 and at most 1")
+        clipped = self.clip_x_0 or quantile is not None
+        if not clipped and not self.rederive_eps:
+            raise UserError("rederive_eps has no effect where x_0 is not clipped: leave it out")
 
     def __repr__(self) -> str:
         changed = [
@@ -170,8 +169,9 @@ class Diffusion(struct.PyTreeNode):
         """Draw images of `shape` [b, h, w, c] in [-1, 1] with `sampler`, a name or a Sampler.
 
         The default is ancestral sampling over all T timesteps. Other samplers, such as "ddim" and
-        "dpmpp_2m", need only 20 to 50 `steps`. The default `spacing` is "leading" for the names of
-        samplers that divide by the signal, such as "heun" and "plms", and "trailing" otherwise.
+        "dpmpp_2m", need only 20 to 50 `steps`. The default `spacing` is "karras_trailing", at the
+        nearest timesteps, for samplers such as "heun", and "trailing" for others. A spacing that
+        starts far below T - 1, where x_T does not belong, gives a warning.
         `key` is one key, or one key per image; image i depends only on its key.
 
         The whole chain is one program, compiled once for each shape, network, sampler and number of
@@ -180,8 +180,10 @@ class Diffusion(struct.PyTreeNode):
         check_shape(shape)
         check_network(apply_fn, params)
         check_network_args(apply_fn, network_args, SETTINGS, SAMPLE)
-        spacing = spacing or find_spacing(sampler) or "trailing"
-        levels = self.levels(steps, spacing)
+        steps = self.schedule.num_timesteps if steps is None else steps
+        own = spacing or find_spacing(sampler) or "trailing"
+        levels = choose_levels(self.schedule, steps, own, whole=spacing is None)
+        warn_of_low_start(SampleConfig(spacing=own, num_steps=steps), self.schedule.num_timesteps)
         chosen = self._sampler(sampler, levels)
         arrays, others = split_arrays(network_args)
 
@@ -244,12 +246,8 @@ class Diffusion(struct.PyTreeNode):
 
         `steps` is T by default; see `timestep_grid` and `continuous_levels` for the spacings.
         """
-        num_timesteps = self.schedule.num_timesteps
-        steps = num_timesteps if steps is None else steps
-        spacing = check_choice("spacing", spacing, [*SPACINGS, *CONTINUOUS])
-        if spacing in CONTINUOUS:
-            return continuous_levels(self.schedule, steps, spacing)
-        return level_at(self.schedule, jnp.asarray(timestep_grid(num_timesteps, steps, spacing)))
+        steps = self.schedule.num_timesteps if steps is None else steps
+        return choose_levels(self.schedule, steps, spacing)
 
     def _sampler(self, sampler: Any, levels: Level) -> Sampler:
         if isinstance(sampler, Sampler):
@@ -257,11 +255,6 @@ class Diffusion(struct.PyTreeNode):
         if callable(sampler):
             raise UserError("sampler is a function: call it, as in ddim(eta=0.0)")
         entry = SAMPLERS[check_choice("sampler", sampler, SAMPLERS)]
-        if levels.signal[0] == 0 and not entry.starts_at_noise:
-            raise UserError(
-                f"sampler {sampler!r} cannot start from pure noise, where this schedule ends: "
-                'give spacing="leading"'
-            )
         num_steps, of_t, of_sigma = len(levels.t) - 1, level_of_t, level_of_sigma
         options = Options(num_steps, of_t(self.schedule), of_sigma(self.schedule), self.variance)
         return entry.make(options)

@@ -13,7 +13,8 @@ from jaxtyping import UInt8
 
 from jax_ddpm import runs
 from jax_ddpm.api.diffusion import DENOISER, LOSS, Diffusion
-from jax_ddpm.api.names import name_arguments
+from jax_ddpm.api.names import name_arguments, warn_of_low_start
+from jax_ddpm.config.effects import require_no_frames
 from jax_ddpm.config.jobs import SampleJob, Weights
 from jax_ddpm.config.run import Config
 from jax_ddpm.config.sample import SampleConfig
@@ -96,6 +97,8 @@ class TrainedRun:
         of_run, drawn = self.config.diffusion, self.config.sample
         settings = {name: getattr(of_run, name) for name in LOSS}
         settings |= {name: getattr(drawn, name) for name in DENOISER if name not in LOSS}
+        if not drawn.clip_x_0 and drawn.dynamic_threshold is None:
+            settings["rederive_eps"] = True  # nothing is clipped, so that it makes no difference
         if not self.parts.learned_variance:
             settings["variance"] = drawn.variance
         return Diffusion(self.schedule, **settings, self_condition=self.parts.self_condition)
@@ -127,7 +130,9 @@ class TrainedRun:
         job = SampleJob(num, seed=seed, batch_size=batch_size)
         asked = (label,) if isinstance(label, int | str) else label or ()
         with name_arguments(), jax.enable_x64(False):
+            require_no_frames(changes, "only the finished images are returned")
             chosen = choose_settings(self.files, job, changes)
+            warn_of_low_start(chosen, self.schedule.num_timesteps)
             if chosen not in self._programs:
                 self._programs[chosen] = make_generate_fn(self.parts, chosen, self.image_shape)
             batches = generate_images(

@@ -47,9 +47,19 @@ FORWARD_HELP = HELP._replace(
 SAMPLERS_HELP = HELP._replace(
     usage="jax-ddpm plot samplers RUN [FLAGS]",
     summary="Plot how far a run's images are from its data, for every sampler and number of "
-    "network evaluations. The distance is the energy distance between pixels. A band shows how far "
-    "other images from the data are; differences inside it are not significant.",
-    flags=("--samplers", "--evaluations", "--num", "--spacing", "--seed", "--batch-size", "--out"),
+    "network evaluations. The distance is the Frechet distance in features that ship, or else one "
+    "between pixels. A band shows how far other images from the data are; differences inside it "
+    "are not significant.",
+    flags=(
+        "--samplers",
+        "--evaluations",
+        "--num",
+        "--features",
+        "--spacing",
+        "--seed",
+        "--batch-size",
+        "--out",
+    ),
 )
 
 

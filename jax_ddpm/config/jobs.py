@@ -140,10 +140,13 @@ class CompareJob:
     """Samplers to compare; default: all."""
     evaluations: tuple[int, ...] = (5, 10, 20, 50)
     """Numbers of network evaluations per image; each sampler takes as many steps as they allow."""
-    num: int = 256
+    num: int = 512
     """Images for each sampler and number of evaluations."""
     spacing: GridName | None = None
     """Spacing of the timesteps for all samplers; None: each sampler's own, or else the run's."""
+    features: str | None = None
+    """Features in which the Frechet distance is measured, as in evaluate; None: those that ship for
+    grey images of 28x28, and for others the energy distance between pixels."""
     seed: int = 0
     """Seed of all noise, the same for every sampler."""
     batch_size: int = 64

@@ -33,9 +33,12 @@ class SampleConfig:
     """Steps per image. A step is one network evaluation, except that heun, kdpm2, kdpm2_ancestral
     and dpmpp_sde take two in all but the last, plms two in the first, and pndm four in each of the
     first three."""
-    spacing: GridName = "leading"
-    """Which timesteps are visited if num_steps is less than T. log_snr and karras visit noise
-    levels between the timesteps, in equal steps of log(signal/sigma) or (sigma/signal)^(1/7)."""
+    spacing: GridName = "trailing"
+    """Which timesteps are visited if num_steps is less than T. leading and quad start below the
+    last one, although images start from pure noise. log_snr and karras visit noise levels between
+    the timesteps, in equal steps of log(signal/sigma) or (sigma/signal)^(1/7); karras_trailing is
+    like karras, but ends at T / num_steps - 1 and passes over sigma/signal above 120 in one step.
+    A network with a table of times is evaluated at the nearest timesteps."""
     respacing: str | None = None
     """Timesteps to visit in OpenAI's notation: "250", "10,15,20" (counts in sections of equal
     length) or "ddim50". Replaces num_steps and spacing."""
@@ -64,7 +67,7 @@ class SampleConfig:
     """Compute eps again from the clipped clean image. If off, the network's own eps is used, as in
     diffusers."""
     frames: int = 25
-    """Frames of the GIF."""
+    """Frames of the GIF, from the noise to the images; at most one more than there are steps."""
     stretch: bool = False
     """Stretch the contrast of each image to the full range, for images that are not clipped."""
     guidance: float | None = None
@@ -98,9 +101,18 @@ def change_settings(of_run: SampleConfig, changes: Mapping[str, Any]) -> SampleC
     sampler = changes.get("sampler", of_run.sampler)
     if sampler != of_run.sampler:
         check_choice("--sampler", sampler, SAMPLERS)
-        own = SAMPLERS[sampler].spacing
-        of_run = replace(of_run, spacing=own or of_run.spacing)
+        of_run = replace(of_run, spacing=choose_spacing(sampler, of_run))
     return replace(of_run, **changes)
+
+
+def choose_spacing(sampler: SamplerName, of_run: SampleConfig) -> GridName:
+    """The spacing that `sampler` has by default: its own, or else the run's.
+
+    If the run's sampler has brought that spacing, it is no choice for other samplers.
+    """
+    brought = SAMPLERS[of_run.sampler].spacing == of_run.spacing
+    default = SampleConfig.spacing if brought else of_run.spacing
+    return SAMPLERS[sampler].spacing or default
 
 
 def _require_one_grid(grid: Mapping[str, Any]) -> None:
@@ -129,9 +141,11 @@ def validate_sample(
     most = f"at most {MAX_STEPS:,}"
     check("num_steps", sample.num_steps <= MAX_STEPS, most, _flag("num_steps", prefix))
     if visits_timesteps(sample):
-        _validate_start(sample, num_timesteps, zero_terminal_snr, prefix)
+        _first_timestep(sample, num_timesteps, prefix)
     else:
-        _validate_continuous(sample, zero_terminal_snr, whole_timesteps, prefix)
+        _validate_continuous(
+            sample, num_timesteps if whole_timesteps else MAX_STEPS, zero_terminal_snr, prefix
+        )
     check(
         "sampler",
         not (whole_timesteps and SAMPLERS[sample.sampler].looks_between),
@@ -153,37 +167,19 @@ def _flag(name: str, prefix: str) -> str:
     return "--steps" if (name, prefix) == ("num_steps", "--") else flag_name(name, prefix)
 
 
-def _validate_start(
-    sample: SampleConfig, num_timesteps: int, zero_terminal_snr: bool, prefix: str
-) -> None:
-    """Check the first timestep that is visited."""
-    first = _first_timestep(sample, num_timesteps, prefix)
-    at_noise = zero_terminal_snr and first == num_timesteps - 1
-    make_check(sample, prefix)(
-        "sampler",
-        SAMPLERS[sample.sampler].starts_at_noise or not at_noise,
-        "one that can start from pure noise, because this run's schedule ends there; or start "
-        f"below the last timestep ({prefix}spacing leading)",
-    )
-
-
 def _validate_continuous(
-    sample: SampleConfig, zero_terminal_snr: bool, whole_timesteps: bool, prefix: str
+    sample: SampleConfig, most: int, zero_terminal_snr: bool, prefix: str
 ) -> None:
-    """Check the settings of a grid with levels between the timesteps."""
-    check = make_check(sample, prefix)
-    check("num_steps", sample.num_steps >= 1, "at least 1", _flag("num_steps", prefix))
+    """Check the settings of a grid with levels between the timesteps, in at most `most` steps."""
+    check, flag = make_check(sample, prefix), _flag("num_steps", prefix)
+    check("num_steps", sample.num_steps >= 1, "at least 1", flag)
+    few = f"at most {most}: this run's network has a table of as many times"
+    check("num_steps", sample.num_steps <= most, few, flag)
     check(
         "spacing",
-        not zero_terminal_snr,
+        not zero_terminal_snr or sample.spacing == "karras_trailing",
         "a spacing of timesteps, such as trailing: this run's schedule ends in pure noise, where "
         "log(sigma/signal) is infinite",
-    )
-    check(
-        "spacing",
-        not whole_timesteps,
-        "a spacing of timesteps, such as leading: this run's network has a table of times and "
-        "cannot take levels in between",
     )
 
 
@@ -244,3 +240,20 @@ def visits_timesteps(sample: SampleConfig) -> bool:
     """Whether sampling visits only timesteps, not levels between them."""
     listed = sample.timesteps is not None or sample.respacing is not None
     return listed or sample.spacing not in CONTINUOUS
+
+
+def describe_low_start(sample: SampleConfig, num_timesteps: int) -> str | None:
+    """Say that sampling starts more than a tenth of the chain below T - 1; None if it does not."""
+    if not visits_timesteps(sample):
+        return None
+    timesteps = sampling_timesteps(sample, num_timesteps)
+    first, last = int(timesteps[0]), num_timesteps - 1
+    if last - first <= num_timesteps / 10:
+        return None
+    listed = [name for name in ("timesteps", "respacing") if getattr(sample, name) is not None]
+    grid = "the listed timesteps" if listed else f"{len(timesteps) - 1} {sample.spacing} timesteps"
+    way_out = "start the list nearer to the end" if listed else "give --spacing trailing"
+    return (
+        f"{grid} start at t = {first} of 0 to {last}, but x_T is pure noise, as it is near "
+        f"t = {last} only, so images may lack contrast: {way_out}"
+    )

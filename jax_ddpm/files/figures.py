@@ -3,7 +3,8 @@
 Importing matplotlib takes most of a second, so it is imported only when a figure is drawn.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import colorsys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,32 +97,52 @@ def save_rows(
 
 def save_quality(
     path: Path,
-    curves: Mapping[str, Mapping[int, float]],
+    panels: Mapping[str, Mapping[str, Mapping[int, float]]],
     by_chance: Sequence[float],
-    dashed: Collection[str] = (),
+    distance: str,
 ) -> None:
-    """Plot the distance to the data against network evaluations, with a curve per sampler.
+    """Plot the distance to the data against network evaluations: a panel per kind of sampler.
 
-    `by_chance` holds distances between parts of the data, whose range is drawn as a band. The
-    samplers in `dashed` get dashed lines.
+    `by_chance` holds distances between parts of the data, whose range is drawn as a band.
     """
-    figure = _make_figure(8.5, 5)
-    axes = figure.subplots()
-    for i, (name, values) in enumerate(curves.items()):
-        style = "--" if name in dashed else "-"
-        looks: dict[str, Any] = {"color": f"C{i % 10}", "marker": "osv^D<>ph*Xd"[i % 12]}
-        axes.plot(list(values), list(values.values()), style, markersize=5, label=name, **looks)
-    low, high = min(by_chance), max(by_chance)
-    axes.axhspan(low, high, color="0.85", label="data against data", zorder=0)
-    ticks = sorted({n for values in curves.values() for n in values})
-    axes.set(xlabel="network evaluations per image", ylabel="energy distance to the data")
-    axes.set(xscale="log", title="Image quality of the samplers")
-    axes.set_yscale("symlog", linthresh=0.1)  # an unbiased estimate can be negative
-    axes.set_xticks(ticks, [str(n) for n in ticks])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", title="dashed: stochastic")
+    figure = _make_figure(5.5 * len(panels) + 0.5, 6)
+    cells = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, (kind, curves) in zip(cells, panels.items(), strict=True):
+        for i, (name, values) in enumerate(curves.items()):
+            looks = {"color": pick_color(i, len(curves)), "marker": MARKERS[i % len(MARKERS)]}
+            axes.plot(list(values), list(values.values()), label=name, markersize=6, **looks)
+        axes.axhspan(min(by_chance), max(by_chance), color="0.85", label="other data", zorder=0)
+        ticks = sorted({n for values in curves.values() for n in values})
+        axes.set(xscale="log", xlabel="network evaluations per image", title=f"{kind} samplers")
+        axes.set_xticks(ticks, [str(n) for n in ticks])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend(loc="upper right", ncols=2, fontsize=9)
+    every = [value for curves in panels.values() for c in curves.values() for value in c.values()]
+    _set_limits(cells[0], np.array([*every, *by_chance]))
+    cells[0].set_ylabel(f"{distance} to the data")
     _save(figure, path)
+
+
+MARKERS = "os^vD<>pPX*dhH8"
+
+
+def pick_color(i: int, count: int) -> tuple[float, float, float]:
+    """Pick a colour for the i-th of `count` curves: hues around the circle, dark and light."""
+    return colorsys.hls_to_rgb(i / count, (0.35, 0.55)[i % 2], 0.8)
+
+
+def _set_limits(axes: Any, values: Float[np.ndarray, " n"]) -> None:
+    """Choose a logarithmic axis if all values are positive, and limits without empty space."""
+    positive = bool(np.all(values > 0))  # an unbiased estimate can be negative
+    axes.set_yscale("log" if positive else "linear")
+    ends = np.log(values) if positive else values
+    low, high = ends.min(), ends.max()
+    margin = 0.04 * (high - low)
+    limits = np.array([low - margin, high + margin])
+    axes.set_ylim(*(np.exp(limits) if positive else limits))
+    if positive:
+        axes.yaxis.set_major_formatter("{x:g}")
 
 
 def save_likelihood(path: Path, report: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Build the functions and tables that train and sample a run from its configuration."""
 
+from collections.abc import Mapping
 from math import inf
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key
 
+from jax_ddpm.config.effects import Circumstances, require_effects
 from jax_ddpm.config.run import (
     Config,
     DataConfig,
@@ -46,6 +48,7 @@ class Parts(NamedTuple):
     diffusion: DiffusionConfig = DiffusionConfig()
     num_labels: int | None = None
     self_condition: bool = False
+    whole_timesteps: bool = False
     more_ema: tuple[EmaFn, ...] = ()
     posthoc_ema: tuple[EmaFn, ...] = ()
 
@@ -104,11 +107,7 @@ def build(
         max_grad_norm=train.max_grad_norm,
         clip_eps=train.clip_eps,
     )
-    schedule = make_schedule(
-        make_betas(diffusion),
-        dtype=jnp.dtype(dtype or "float32"),
-        clipped_log_variance=diffusion.clipped_log_variance,
-    )
+    schedule = build_schedule(diffusion, dtype)
     fns = build_network(config, image_shape, jnp.dtype(dtype or model.compute_dtype), network)
     ema, *more_ema = make_averages(train)
     return Parts(
@@ -120,8 +119,18 @@ def build(
         diffusion,
         count_classes(config),
         model.self_conditioned,
+        model.num_timesteps is not None,
         more_ema=tuple(more_ema),
         posthoc_ema=tuple(map(make_posthoc_ema, train.posthoc_ema)),
+    )
+
+
+def build_schedule(diffusion: DiffusionConfig, dtype: Any = None) -> Schedule:
+    """Build the tables of `diffusion`, in float32 unless there is a `dtype`."""
+    return make_schedule(
+        make_betas(diffusion),
+        dtype=jnp.dtype(dtype or "float32"),
+        clipped_log_variance=diffusion.clipped_log_variance,
     )
 
 
@@ -230,12 +239,35 @@ def infer_output_shape(
     return jax.eval_shape(output, jax.random.key(0)).shape[1:]
 
 
-def make_sampling_levels(sample: SampleConfig, schedule: Schedule) -> Level:
-    """Make the S + 1 noise levels that sampling visits, from noise to the clean image."""
-    match sample.spacing:
-        case ("log_snr" | "karras") as spacing if not visits_timesteps(sample):
-            return continuous_levels(schedule, sample.num_steps, spacing)
-    return level_at(schedule, jnp.asarray(sampling_timesteps(sample, schedule.num_timesteps)))
+def make_sampling_levels(
+    sample: SampleConfig, schedule: Schedule, *, whole_timesteps: bool = False
+) -> Level:
+    """Make the S + 1 noise levels that sampling visits, from noise to the clean image.
+
+    With `whole_timesteps`, every level is that of a timestep.
+    """
+    if visits_timesteps(sample):
+        return level_at(schedule, jnp.asarray(sampling_timesteps(sample, schedule.num_timesteps)))
+    return continuous_levels(schedule, sample.num_steps, sample.spacing, whole=whole_timesteps)
+
+
+def list_levels(parts: Parts, sample: SampleConfig) -> Level:
+    """List the noise levels that sampling with `parts` visits."""
+    return make_sampling_levels(sample, parts.schedule, whole_timesteps=parts.whole_timesteps)
+
+
+def check_effects(config: Config, sample: SampleConfig, changes: Mapping[str, Any]) -> None:
+    """Raise UserError if one of the user's `changes` has no effect on images of a run of `config`.
+
+    `sample` are the settings with these changes.
+    """
+    levels = make_sampling_levels(
+        sample,
+        build_schedule(config.diffusion),
+        whole_timesteps=config.model.num_timesteps is not None,
+    )
+    learned = config.diffusion.variance != "fixed"
+    require_effects(sample, changes, Circumstances(levels, learned))
 
 
 def make_sampler(

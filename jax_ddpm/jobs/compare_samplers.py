@@ -1,79 +1,97 @@
 """Compare samplers: image quality against network evaluations."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array
 
 from jax_ddpm import runs
 from jax_ddpm.config.jobs import CompareJob
 from jax_ddpm.config.run import Config, SampleConfig, validate_sampling, validate_seed
-from jax_ddpm.data.sources import ImageSource
-from jax_ddpm.devices.per_example import replicate_params
+from jax_ddpm.config.sample import choose_spacing, describe_low_start
+from jax_ddpm.devices.per_example import compile_per_example, replicate_params, round_up
 from jax_ddpm.errors import UserError, check_choice, require
 from jax_ddpm.files.atomic import require_writable, write_atomically
 from jax_ddpm.files.figures import save_quality
-from jax_ddpm.files.images import Pixels
-from jax_ddpm.jobs.build import Parts, build, open_data
-from jax_ddpm.jobs.generate import generate_images, make_generate_fn
-from jax_ddpm.jobs.messages import make_bar
+from jax_ddpm.files.images import Pixels, stretch_to_uint8, to_uint8
+from jax_ddpm.jobs.build import Parts, build, list_levels, make_sampler, open_data
+from jax_ddpm.jobs.generate import image_keys, image_labels, make_denoiser
+from jax_ddpm.jobs.messages import make_bar, tell, tell_if_slow
 from jax_ddpm.jobs.parameters import load_params
+from jax_ddpm.jobs.rulers import Ruler, make_ruler
 from jax_ddpm.optim.averages import Params
-from jax_ddpm.process.distances import Points, energy_distance
-from jax_ddpm.samplers import SAMPLERS, SamplerName
+from jax_ddpm.process.levels import Level
+from jax_ddpm.process.types import DenoiseFn, Images, Prediction
+from jax_ddpm.samplers import SAMPLERS, Sampler, SamplerName, SamplerState, draw_noise, run_chain
 
-REFERENCE = 4000  # the most images from the data to compare with
-GROUPS = 10  # the most groups of other images from the data
+Curves = dict[str, dict[int, float]]  # sampler -> evaluations -> distance
 
 
-class Data(NamedTuple):
-    """Disjoint parts of the data, as points in [-1, 1].
+class Case(NamedTuple):
+    """One sampler with one number of evaluations."""
 
-    Each group in `others` has as many images as are drawn from the run.
-    """
-
-    reference: Points
-    others: list[Points]
+    name: SamplerName
+    evaluations: int
+    settings: SampleConfig
 
 
 def compare_samplers(folder: Path, job: CompareJob) -> Path:
     """Plot the distance between a run's images and its data, per sampler and number of evaluations.
 
-    It is the energy distance between pixels. A band shows its value for groups of other images from
-    the data, of the same number: values inside the band are due to chance. The numbers go into a
-    JSON file beside the figure. Raises UserError for settings that cannot work.
+    It is the Frechet distance in the features that ship, or in those that `job` names. A band shows
+    its value for groups of other images from the data, of the same number: values inside the band
+    are due to chance. The numbers go into a JSON file beside the figure. Raises UserError for
+    settings that cannot work.
     """
-    validate_seed(job.seed)
-    require(job.num >= 2, "--num", job.num, "at least 2")
-    require(job.batch_size >= 1, "--batch-size", job.batch_size, "at least 1")
     out = job.out or folder / "samplers.png"
-    require(out.suffix == ".png", "--out", out, "a file that ends in .png")
+    check_job(job, out)
     run = runs.load(folder)
-    chosen = job.samplers or list_samplers(run.config)
-    names = [check_choice("--samplers", name, SAMPLERS) for name in chosen]
-    numbers = sorted(set(job.evaluations))
-    cases = [
-        (name, n, choose_settings(run.config, job, name, n)) for name in names for n in numbers
-    ]
+    cases = list_cases(run.config, job)
     require_writable(out)
     parts = build(run.config, run.image_shape)
     params, _ = load_params(run, parts)
-    data = split_data(open_data(run.config.data), job.num)
-    curves: dict[str, dict[int, float]] = {}
-    with make_bar(len(cases), "setting") as bar:
-        for name, n, settings in cases:
-            bar.set_postfix_str(f"{name}, {n} evaluations")  # each setting is compiled first
-            drawn = to_points(draw_images(parts, params, settings, run.image_shape, job))
-            curves.setdefault(name, {})[n] = energy_distance(drawn, data.reference)
-            bar.update()
-    by_chance = [energy_distance(others, data.reference) for others in data.others]
-    write_comparison(out, curves, by_chance, job)
+    with tell_if_slow("Measuring the data itself"):
+        ruler = make_ruler(open_data(run.config.data), job.num, job.features, job.batch_size)
+    curves: Curves = {}
+    with make_bar(sum(case.evaluations for case in cases) * job.num, "evaluation") as bar:
+        for case, images in draw_cases(parts, params, run.image_shape, cases, job):
+            curves.setdefault(case.name, {})[case.evaluations] = ruler.measure(images)
+            bar.set_postfix_str(f"{case.name}, {case.evaluations} evaluations")
+            bar.update(case.evaluations * job.num)
+    write_comparison(out, curves, ruler, job)
     print(f"Wrote {out} and {out.with_suffix('.json')}")
     return out
+
+
+def check_job(job: CompareJob, out: Path) -> None:
+    """Raise UserError for numbers and files that cannot work."""
+    validate_seed(job.seed)
+    require(job.num >= 2, "--num", job.num, "at least 2")
+    require(job.batch_size >= 1, "--batch-size", job.batch_size, "at least 1")
+    require(out.suffix == ".png", "--out", out, "a file that ends in .png")
+
+
+def list_cases(config: Config, job: CompareJob) -> list[Case]:
+    """The samplers and numbers of evaluations to compare; says which of them start low."""
+    names = [
+        check_choice("--samplers", name, SAMPLERS) for name in job.samplers or list_samplers(config)
+    ]
+    cases = [
+        Case(name, n, choose_settings(config, job, name, n))
+        for name in names
+        for n in sorted(set(job.evaluations))
+    ]
+    num_timesteps = config.diffusion.num_timesteps
+    lows = [describe_low_start(case.settings, num_timesteps) for case in cases]
+    for low in dict.fromkeys(filter(None, lows)):
+        tell(f"Note: {low}")
+    return cases
 
 
 def list_samplers(config: Config) -> list[SamplerName]:
@@ -87,7 +105,7 @@ def choose_settings(
 ) -> SampleConfig:
     """The settings for a sampler that may evaluate the network at most `evaluations` times."""
     num_steps = most_steps(name, evaluations)
-    spacing = job.spacing or SAMPLERS[name].spacing or config.sample.spacing
+    spacing = job.spacing or choose_spacing(name, config.sample)
     settings = replace(config.sample, sampler=name, num_steps=num_steps, spacing=spacing)
     settings = replace(settings, respacing=None, timesteps=None)
     validate_sampling(settings, config)
@@ -105,57 +123,94 @@ def most_steps(name: SamplerName, evaluations: int) -> int:
     return fitting[-1]
 
 
-def draw_images(
+def draw_cases(
     parts: Parts,
     params: Params,
-    settings: SampleConfig,
     image_shape: tuple[int, int, int],
+    cases: list[Case],
     job: CompareJob,
-) -> Pixels:
-    """Draw the images for one setting, uint8 [n, h, w, c]."""
-    batches = generate_images(
-        make_generate_fn(parts, settings, image_shape),
-        replicate_params(params, min(job.batch_size, job.num)),
-        job.num,
-        seed=job.seed,
-        batch_size=job.batch_size,
-        num_labels=parts.num_labels,
-    )
-    return np.concatenate([batch.images for batch in batches])
+) -> Iterator[tuple[Case, Pixels]]:
+    """Draw the images of every case, uint8 [n, h, w, c]. Cases of one sampler share programs."""
+    size = min(job.batch_size, job.num)
+    params = replicate_params(params, size)
+    most = max(case.settings.num_steps for case in cases)
+    programs: dict[Any, Any] = {}
+    for case in cases:
+        fixed = case.settings.num_steps if needs_num_steps(case.settings) else None
+        if (case.name, fixed) not in programs:
+            programs[case.name, fixed] = make_program(parts, case.settings, image_shape)
+        levels = pad_levels(list_levels(parts, case.settings), fixed or most)
+        batches = []
+        for first in range(0, job.num, size):
+            indices = first + np.arange(round_up(size, params))
+            labels = image_labels(parts.num_labels, (), indices)
+            examples = image_keys(job.seed, indices), labels
+            batches.append(np.asarray(programs[case.name, fixed](params, examples, levels))[:size])
+        yield case, np.concatenate(batches)[: job.num]
 
 
-def split_data(source: ImageSource, num: int) -> Data:
-    """Pick images spread evenly over the data. Raises UserError for fewer than 2 * num images."""
-    total = len(source.images)
-    require(total >= 2 * num, "--num", num, f"at most half the {total} images of the data")
-    chosen = np.linspace(0, total - 1, min(total, REFERENCE + num)).astype(int)
-    chosen = np.random.default_rng(0).permutation(chosen)
-    spare = np.random.default_rng(1).permutation(np.setdiff1d(np.arange(total), chosen))
-    groups = [chosen[:num], *(spare[i : i + num] for i in range(0, len(spare) - num + 1, num))]
-
-    def flat(indices: Int[np.ndarray, " n"]) -> Points:
-        return to_points(np.stack([source.images[int(i)] for i in indices]))
-
-    return Data(flat(chosen[num:]), [flat(group) for group in groups[:GROUPS]])
+def needs_num_steps(settings: SampleConfig) -> bool:
+    """Whether the sampler itself, not only its grid, depends on the number of steps."""
+    return SAMPLERS[settings.sampler].counts_steps or settings.churn > 0
 
 
-def to_points(images: Pixels) -> Points:
-    """Flatten uint8 images [n, h, w, c] to points [n, h * w * c] in [-1, 1]."""
-    return images.reshape(len(images), -1) / 127.5 - 1
+def make_program(parts: Parts, settings: SampleConfig, image_shape: tuple[int, int, int]) -> Any:
+    """Compile (params, (keys, labels), levels) -> images, for levels from `pad_levels`."""
+    dtype, num_steps = parts.schedule.betas.dtype, settings.num_steps
+    to_pixels = stretch_to_uint8 if settings.stretch else to_uint8
+    sampler = make_sampler(settings, parts.diffusion, parts.schedule, num_steps)
+
+    def generate(params: Any, examples: Any, levels: Level) -> Array:
+        keys, labels = examples
+        x_T, noise_fn = draw_noise(keys, image_shape, dtype)
+        x_0, _ = run_chain(
+            skip_padding(sampler),
+            make_denoiser(parts, settings, params, labels),
+            levels,
+            x_T,
+            noise_fn,
+            self_condition=parts.self_condition,
+        )
+        return to_pixels(x_0)
+
+    return compile_per_example(generate)
 
 
-def write_comparison(
-    out: Path, curves: Mapping[str, Mapping[int, float]], by_chance: list[float], job: CompareJob
-) -> None:
+def pad_levels(levels: Level, num_steps: int) -> Level:
+    """Repeat the first level, so that all grids have the same shape: that of `num_steps` steps."""
+    missing = num_steps + 1 - len(levels.t)
+    return Level(*(jnp.concatenate([jnp.repeat(a[:1], missing), a]) for a in levels))
+
+
+def skip_padding(sampler: Sampler) -> Sampler:
+    """The sampler, which now does nothing in a step from a level to itself."""
+
+    def step(
+        state: SamplerState, noise: Images, cur: Level, nxt: Level, denoise_fn: DenoiseFn
+    ) -> tuple[SamplerState, Prediction]:
+        def advance() -> tuple[SamplerState, Prediction]:
+            return sampler.step(state, noise, cur, nxt, denoise_fn)
+
+        empty = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(advance)[1])
+        return jax.lax.cond(cur.t == nxt.t, lambda: (state, empty), advance)
+
+    return sampler._replace(step=step)
+
+
+def write_comparison(out: Path, curves: Curves, ruler: Ruler, job: CompareJob) -> None:
     """Write the figure to `out`, and the numbers as JSON beside it."""
-    document: dict[str, Any] = {
-        "energy_distance": curves,
-        "data_against_data": by_chance,
+    document = {
+        "distance": ruler.name,
+        "samplers": curves,
+        "data_against_data": ruler.by_chance,
         "images": job.num,
         "spacing": job.spacing,
         "seed": job.seed,
     }
     text = json.dumps(document, indent=2) + "\n"
     write_atomically(out.with_suffix(".json"), lambda temporary: temporary.write_text(text))
-    dashed = {name for name, entry in SAMPLERS.items() if entry.claims.stochastic}
-    save_quality(out, curves, by_chance, dashed)
+    panels: dict[str, Curves] = {}
+    for name, curve in curves.items():
+        kind = "stochastic" if SAMPLERS[name].claims.stochastic else "deterministic"
+        panels.setdefault(kind, {})[name] = curve
+    save_quality(out, panels, ruler.by_chance, ruler.name)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jax_ddpm import runs
 from jax_ddpm.config.run import Config, DataConfig, validate
+from jax_ddpm.config.sample import describe_low_start
 from jax_ddpm.errors import UserError, flag_name
 from jax_ddpm.files.atomic import write_folder_atomically
 from jax_ddpm.interop import PEERS, Network, PeerName, WeightsName
@@ -90,6 +91,9 @@ def import_weights(
     size = "x".join(map(str, shape))
     what = f"{count:,} parameters of {source} ({network.origin})"
     print(f"Wrote {out}: {what}, for images of {size}")
+    sample = described.config.sample
+    if low := describe_low_start(sample, described.config.diffusion.num_timesteps):
+        print(f"As its files say, {low}")
     return run
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, UInt8
 from jax_ddpm.config.sample import SampleConfig
 from jax_ddpm.data.pictures import Form, read_picture
 from jax_ddpm.errors import UserError
-from jax_ddpm.jobs.build import Parts, make_sampler, make_sampling_levels
+from jax_ddpm.jobs.build import Parts, list_levels, make_sampler
 from jax_ddpm.jobs.generate import NO_EDIT, EditFns, Indices
 from jax_ddpm.process.diffusion import add_noise
 from jax_ddpm.process.levels import Level
@@ -119,7 +119,7 @@ def make_edit_fns(
     Raises UserError for a file that is not a suitable picture, and for a grid of timesteps that
     cannot start at this strength or jump back by this many steps.
     """
-    timesteps = np.asarray(make_sampling_levels(settings, parts.schedule).t)
+    timesteps = np.asarray(list_levels(parts, settings).t)
     num_timesteps = parts.schedule.num_timesteps
     try:
         match edit:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, Key, UInt8
 from jax_ddpm.config.sample import SampleConfig
 from jax_ddpm.devices.per_example import compile_per_example, round_up
 from jax_ddpm.files.images import stretch_to_uint8, to_uint8
-from jax_ddpm.jobs.build import Parts, make_sampler, make_sampling_levels
+from jax_ddpm.jobs.build import Parts, list_levels, make_sampler
 from jax_ddpm.jobs.messages import make_bar
 from jax_ddpm.process.denoiser import make_denoise_fn
 from jax_ddpm.process.guidance import guide_network, guide_score
@@ -76,11 +76,12 @@ def make_generate_fn(
     """Make one compiled program (params, (keys, labels, positions), pictures) -> images, frames.
 
     It computes in the dtype of the schedule in `parts` and runs on the devices that hold the
-    parameters (see `compile_per_example`). Images are uint8 [b, h, w, c]; the frames
-    [f, b, h, w, c] begin with the first x_t. `gradient_of(labels)` returns the gradient of the
-    classifier to guide by (see `classifier_gradient`).
+    parameters (see `compile_per_example`). Images are uint8 [b, h, w, c]. The frames
+    [f, b, h, w, c] begin with the first x_t; there are `settings.frames`, or one more than steps if
+    that is fewer. `gradient_of(labels)` returns the gradient of the classifier to guide by (see
+    `classifier_gradient`).
     """
-    levels = edit.levels(make_sampling_levels(settings, parts.schedule))
+    levels = edit.levels(list_levels(parts, settings))
     dtype, num_steps = parts.schedule.betas.dtype, len(levels.t) - 1
     to_pixels = stretch_to_uint8 if settings.stretch else to_uint8
 
@@ -108,7 +109,7 @@ def make_generate_fn(
             start,
             noise_fn,
             trace=frame,
-            num_frames=settings.frames,
+            num_frames=settings.frames - 1,
             self_condition=parts.self_condition,
         )
         return to_pixels(x_0), jnp.concatenate([to_pixels(start)[None], frames])

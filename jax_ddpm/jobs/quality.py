@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jax_ddpm import runs
+from jax_ddpm.config.effects import require_no_frames
 from jax_ddpm.config.jobs import EMA, QualityJob, Weights
 from jax_ddpm.config.run import validate_sampling, validate_seed
-from jax_ddpm.config.sample import SampleConfig, change_settings
+from jax_ddpm.config.sample import SampleConfig, change_settings, describe_low_start
 from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.devices.per_example import replicate_params
 from jax_ddpm.devices.processes import is_main_process
@@ -20,7 +21,7 @@ from jax_ddpm.files.atomic import require_writable
 from jax_ddpm.files.images import Pixels, make_image_grid, save_png
 from jax_ddpm.files.statistics import write_statistics
 from jax_ddpm.jobs.baseline import load_baseline
-from jax_ddpm.jobs.build import Parts, build, make_sampling_levels, open_data
+from jax_ddpm.jobs.build import Parts, build, check_effects, list_levels, open_data
 from jax_ddpm.jobs.features import (
     Extracted,
     Extractor,
@@ -63,8 +64,7 @@ def evaluate_quality(
     other = None if job.against is None else read_report(job.against)
     run = runs.load(folder)
     check_weights(run.config, weights)
-    settings = change_settings(run.config.sample, changes or {})
-    validate_sampling(settings, run.config)
+    settings = choose_settings(run, changes or {})
     network = choose_features(job, run.image_shape)
     measures = choose_measures(job, network)
     source = open_source_of(run, job)
@@ -93,6 +93,15 @@ def evaluate_quality(
         if other is not None:
             compare_reports(report, other)
     return out
+
+
+def choose_settings(run: runs.Run, changes: Mapping[str, Any]) -> SampleConfig:
+    """The run's settings with `changes`. Raises UserError for any that cannot work."""
+    settings = change_settings(run.config.sample, changes)
+    validate_sampling(settings, run.config)
+    require_no_frames(changes, "evaluate draws none")
+    check_effects(run.config, settings, changes)
+    return settings
 
 
 def check_job(job: QualityJob, out: Path) -> None:
@@ -182,7 +191,7 @@ def open_studio(
     parts = build(run.config, run.image_shape)
     # The frames on the way to the images are not needed.
     generate = make_generate_fn(parts, replace(settings, frames=2), run.image_shape)
-    num_steps = len(make_sampling_levels(settings, parts.schedule).t) - 1
+    num_steps = len(list_levels(parts, settings).t) - 1
     extract = Extractor(network, min(job.batch_size, job.num))
     return Studio(
         parts, settings, announce_compilation(generate, "the sampler"), extract, network, num_steps
@@ -211,6 +220,8 @@ def tell_plan(studio: Studio, job: QualityJob, source: ImageSource | None, param
         f"{job.num:,} images with {studio.settings.sampler} in {studio.num_steps} steps, "
         f"{studio.network.about}: about {format_minutes(minutes)}"
     )
+    if low := describe_low_start(studio.settings, studio.parts.schedule.num_timesteps):
+        tell(f"Note: {low}")
 
 
 def time_again(work: Callable[[], Any], num_images: int) -> tuple[Any, float]:

@@ -8,17 +8,19 @@ from typing import Any
 import jax
 
 from jax_ddpm import runs
+from jax_ddpm.config.effects import require_no_frames
 from jax_ddpm.config.jobs import EMA, SampleJob, Weights
 from jax_ddpm.config.run import validate_sampling, validate_seed
-from jax_ddpm.config.sample import SampleConfig, change_settings
+from jax_ddpm.config.sample import SampleConfig, change_settings, describe_low_start
 from jax_ddpm.devices.per_example import replicate_params
 from jax_ddpm.devices.processes import is_main_process
 from jax_ddpm.errors import UserError, flag_name, require
 from jax_ddpm.files.atomic import require_writable
-from jax_ddpm.jobs.build import build, count_classes, make_sampling_levels
+from jax_ddpm.jobs.build import build, check_effects, count_classes, list_levels
 from jax_ddpm.jobs.classifier import check_guidance, make_gradient, without_guidance
 from jax_ddpm.jobs.edit import (
     Edit,
+    Inpaint,
     Interpolation,
     adapt_settings,
     check_edit,
@@ -52,6 +54,8 @@ def sample_run(
     UserError for a folder that is not a trained run, and for settings that cannot work.
     """
     changes, run = changes or {}, runs.load(folder)
+    if not draws_gif(job):
+        require_no_frames(changes, "give --trajectory, or an --out that ends in .gif")
     settings = choose_settings(run, job, changes, weights, edit)
     name = make_name(job, run.config.sample, changes, weights=weights, edit=edit)
     out = job.out or folder / "samples" / name
@@ -128,8 +132,25 @@ def choose_settings(
         check_guidance(run.config, job.label, changes)
         settings = replace(settings, guidance=changes.get("guidance"))
         validate_sampling(without_guidance(settings), run.config)
+    check_effects(run.config, settings, changes)
     choose_labels(run, job, edit)
+    _check_guidance(settings, job)
     return settings
+
+
+def _check_guidance(settings: SampleConfig, job: SampleJob) -> None:
+    """Raise UserError for classes or a classifier that guidance of scale 0 ignores."""
+    if settings.guidance != 0 or settings.guidance_interval is not None:
+        return
+    given = {"classifier": job.classifier, "label": " ".join(job.label)}
+    for name, value in given.items():
+        if value:
+            raise UserError(f"--{name} {value} has no effect with --guidance 0, which ignores it")
+
+
+def draws_gif(job: SampleJob) -> bool:
+    """Whether the job writes the frames on the way from noise to images."""
+    return job.trajectory or (job.out is not None and job.out.suffix.lower() == ".gif")
 
 
 def choose_labels(run: runs.Run, job: SampleJob, edit: Edit | None = None) -> tuple[int, ...]:
@@ -174,9 +195,15 @@ def draw_batches(
         generate = make_generate_fn(
             parts, settings, run.image_shape, edit=edit_fns, gradient_of=gradient_of
         )
-        num_steps = len(edit_fns.levels(make_sampling_levels(settings, parts.schedule)).t) - 1
+        num_steps = len(edit_fns.levels(list_levels(parts, settings)).t) - 1
         drawn = describe_drawn(labels, run)
+        if frames:
+            drawn += f"; {min(settings.frames, num_steps + 1)} frames"
         tell(f"{job.num} images with {settings.sampler} in {num_steps} steps, {description}{drawn}")
+        starts_from_noise = edit is None or isinstance(edit, Inpaint)
+        low = describe_low_start(settings, parts.schedule.num_timesteps)
+        if low is not None and starts_from_noise:
+            tell(f"Note: {low}")
         params = jax.tree.map(lambda leaf: leaf.astype(job.dtype), params)
         yield from generate_images(
             announce_compilation(generate, "the sampler"),

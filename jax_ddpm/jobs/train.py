@@ -8,6 +8,7 @@ import jax
 
 from jax_ddpm import runs
 from jax_ddpm.config.run import Config, validate
+from jax_ddpm.config.sample import describe_low_start
 from jax_ddpm.data.identity import identify
 from jax_ddpm.data.loader import require_full_batch, require_labels
 from jax_ddpm.data.sources import ImageSource
@@ -173,6 +174,8 @@ def tell_summary(job: Job, data: DataSummary) -> None:
         about = job.evaluation.network.about
         tell(f"Evaluation: {describe_evaluation(config.train, about)}")
     tell(f"Run folder: {job.run.folder}")
+    if low := describe_low_start(config.sample, config.diffusion.num_timesteps):
+        tell(f"In its samples, {low}")
 
 
 def load_or_make_state(job: Job) -> tuple[TrainState, Progress, Written | None]:

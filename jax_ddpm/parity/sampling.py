@@ -89,7 +89,7 @@ def run_chain(dtype: str, chain: Chain, seed: int) -> tuple[jax.Array, np.ndarra
     """Run a chain in both frameworks, from the same noise; return all images [S, b, h, w, c]."""
     model, network, params = make_twin_networks(dtype, seed=seed + 1)
     mine, theirs = make_schedules(dtype, chain.schedule)
-    grid = timestep_grid(1000, chain.num_steps)
+    grid = timestep_grid(1000, chain.num_steps, "leading")
     x_T, noises = draws(SHAPE, dtype, seed), draws((chain.num_steps, *SHAPE), dtype, seed + 1)
     sampler, settings = SAMPLERS[chain.sampler]
 

@@ -4,16 +4,19 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
 from jax_ddpm.errors import UserError, check_choice
-from jax_ddpm.process.levels import Level, append_clean_image, log_sigma_table
+from jax_ddpm.process.levels import Level, append_clean_image, level_at, log_sigma_table
 from jax_ddpm.process.schedules import Betas, Schedule
 
 Grid = Int[np.ndarray, " num_levels"]  # S descending timesteps, then -1, the clean image
 Ascending = Int[np.ndarray, " S"]
 RHO = 7  # Karras et al. 2022, Eq. 5
+# LARGE_SIGMA is just above the end of Ho et al.'s linear schedule, 157. Karras et al. start at 80.
+LARGE_SIGMA, START_SIGMA = 160.0, 120.0
 
 
 def _single_linspace(start: int, end: int, num_steps: int) -> Float[np.ndarray, " num_points"]:
@@ -38,16 +41,34 @@ SPACINGS: dict[str, Callable[[int, int], np.ndarray]] = {
 }
 
 
-def _space_karras(start: float, end: float, part: np.ndarray) -> np.ndarray:
+def _space_karras(start: float, end: float, num_steps: int) -> np.ndarray:
+    part = np.linspace(0.0, 1.0, num_steps) if num_steps > 1 else np.zeros(1)
     low, high = np.exp(end / RHO), np.exp(start / RHO)
     return np.clip(RHO * np.log(high + part * (low - high)), end, start)  # rounding may lie beyond
 
 
-# Functions of the first and the last log(sigma / signal), and of parts in [0, 1] of the way, that
-# give the values at these parts.
-CONTINUOUS: dict[str, Callable[[float, float, np.ndarray], np.ndarray]] = {
-    "log_snr": lambda start, end, part: start + part * (end - start),
-    "karras": _space_karras,
+def _space_log_snr(start: float, end: float, num_steps: int) -> np.ndarray:
+    part = np.linspace(0.0, 1.0, num_steps) if num_steps > 1 else np.zeros(1)
+    return start + part * (end - start)
+
+
+def _space_karras_trailing(table: np.ndarray, num_steps: int) -> np.ndarray:
+    """Karras et al.'s steps to where trailing timesteps end; before them one from near noise."""
+    T = len(table)
+    end = float(np.interp(max(T / num_steps - 1, 0), np.arange(T), table))
+    if table[-1] <= np.log(LARGE_SIGMA):
+        return _space_karras(table[-1], end, num_steps)
+    # In few steps to the end, sigma / signal falls to at least a quarter in each.
+    start = min(np.log(START_SIGMA), end + max(num_steps - 2, 0) * np.log(4))
+    rest = _space_karras(start, end, num_steps - 1) if num_steps > 1 else np.empty(0)
+    return np.append(table[-1], rest)
+
+
+# Functions of the log(sigma / signal) of all timesteps and of S that give those visited.
+CONTINUOUS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "log_snr": lambda table, S: _space_log_snr(table[-1], table[0], S),
+    "karras": lambda table, S: _space_karras(table[-1], table[0], S),
+    "karras_trailing": _space_karras_trailing,
 }
 
 if TYPE_CHECKING:
@@ -60,26 +81,25 @@ else:
     GridName = Literal[(*SPACINGS, *CONTINUOUS)]
 
 
-def timestep_grid(num_timesteps: int, num_steps: int, spacing: str = "leading") -> Grid:
+def timestep_grid(num_timesteps: int, num_steps: int, spacing: str = "trailing") -> Grid:
     """The S timesteps that a sampler visits, descending, followed by -1, the clean image.
 
-    leading: multiples of T // S from 0 (DDIM paper, "linear"). trailing: T - 1 downwards in steps
-    of T / S (Lin et al. 2023). linspace: both ends included. quad: quadratic up to 0.8 T (DDIM
-    paper, appendix D.2). lucidrains: truncated linspace from -1 to T - 1.
+    trailing: T - 1 downwards in steps of T / S (Lin et al. 2023). leading: multiples of T // S from
+    0 (DDIM paper, "linear"). linspace: both ends included. quad: quadratic up to 0.8 T (DDIM paper,
+    appendix D.2). lucidrains: truncated linspace from -1 to T - 1.
+
+    A chain from pure noise should start near T - 1. `leading` starts at T // S * (S - 1), which is
+    far below if S is small or T // S is rounded: 500 timesteps too low for S = 501 of T = 1000.
 
     Raises UserError unless 1 <= S <= T, for an unknown spacing, and where `quad` would visit a
     timestep twice.
 
     >>> import jax_ddpm as jd
     >>> jd.timestep_grid(1000, 4).tolist()
-    [750, 500, 250, 0, -1]
+    [999, 749, 499, 249, -1]
     """
     spacing = check_choice("spacing", spacing, SPACINGS)
-    if not hasattr(num_steps, "__index__") or not 1 <= num_steps <= num_timesteps:
-        raise UserError(
-            f"the number of sampling steps must be between 1 and T = {num_timesteps}, "
-            f"got {num_steps}"
-        )
+    _require_steps(num_timesteps, num_steps)
     ascending = SPACINGS[spacing](num_timesteps, num_steps)
     if np.any(np.diff(ascending) <= 0):
         raise UserError(
@@ -87,6 +107,14 @@ def timestep_grid(num_timesteps: int, num_steps: int, spacing: str = "leading") 
             "twice: use fewer steps or another spacing"
         )
     return _descend(ascending)
+
+
+def _require_steps(num_timesteps: int, num_steps: int) -> None:
+    if not hasattr(num_steps, "__index__") or not 1 <= num_steps <= num_timesteps:
+        raise UserError(
+            f"the number of sampling steps must be between 1 and T = {num_timesteps}, "
+            f"got {num_steps}"
+        )
 
 
 def _descend(ascending: np.ndarray) -> Grid:
@@ -151,27 +179,58 @@ def respace_betas(betas: Betas, timesteps: Grid) -> Float[np.ndarray, " S"]:
     return 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
 
 
-def continuous_levels(schedule: Schedule, num_steps: int, spacing: str) -> Level:
+def choose_levels(
+    schedule: Schedule, num_steps: int, spacing: str, *, whole: bool = False
+) -> Level:
+    """The S + 1 levels that a sampler visits, in any spacing; the last is the clean image.
+
+    With `whole`, every level is that of a timestep.
+    """
+    spacing = check_choice("spacing", spacing, [*SPACINGS, *CONTINUOUS])
+    if spacing in CONTINUOUS:
+        return continuous_levels(schedule, num_steps, spacing, whole=whole)
+    timesteps = timestep_grid(schedule.num_timesteps, num_steps, spacing)
+    return level_at(schedule, jnp.asarray(timesteps))
+
+
+def continuous_levels(
+    schedule: Schedule, num_steps: int, spacing: str, *, whole: bool = False
+) -> Level:
     """S levels from the one of T - 1 to the one of t = 0, descending, then the clean image, t = -1.
 
     log_snr: equal steps of log(signal / sigma) (Lu et al. 2022). karras: equal steps of
-    (sigma / signal)^(1/7) (Karras et al. 2022, Eq. 5). t is the float that `level_of_sigma` gives.
+    (sigma / signal)^(1/7) (Karras et al. 2022, Eq. 5). karras_trailing: the same to t = T / S - 1;
+    if the schedule ends above sigma / signal = 160, one step leads down to 120 first. t is the
+    float that `level_of_sigma` gives. With `whole`, the levels are those of the nearest timesteps,
+    each visited once.
 
-    Raises UserError for no step, for an unknown spacing, and where the schedule ends in pure noise.
+    Raises UserError for no step, with `whole` for more than T, for an unknown spacing, and where
+    the schedule ends in pure noise, except for karras_trailing.
     """
     spacing = check_choice("spacing", spacing, CONTINUOUS)
     if num_steps < 1:
         raise UserError(f"the number of sampling steps must be at least 1, got {num_steps}")
     log_sigmas = log_sigma_table(schedule)
-    if not np.isfinite(log_sigmas[-1]):
+    if not np.isfinite(log_sigmas[-1]) and spacing != "karras_trailing":
         raise UserError(
             f"{spacing!r} spacing needs a schedule that keeps some signal: with zero terminal SNR "
             "use a spacing in t, such as trailing"
         )
-    part = np.linspace(0.0, 1.0, num_steps) if num_steps > 1 else np.zeros(1)
-    chosen = CONTINUOUS[spacing](log_sigmas[-1], log_sigmas[0], part)
+    if whole:
+        _require_steps(len(log_sigmas), num_steps)
+    chosen = CONTINUOUS[spacing](log_sigmas, num_steps)
     t = np.interp(chosen, log_sigmas, np.arange(len(log_sigmas)))
+    if whole:
+        return level_at(schedule, jnp.asarray(_descend(_round_apart(t))))
     return append_clean_image(t, np.exp(chosen), schedule.betas.dtype)
+
+
+def _round_apart(descending: np.ndarray) -> Ascending:
+    """Round to timesteps, none twice, between the first and the last one; ascending."""
+    order = np.arange(len(descending))
+    apart = np.minimum.accumulate(np.round(descending) + order) - order  # where they meet: down
+    room = np.round(descending[-1]) + order[::-1]  # for those that follow
+    return np.maximum(apart, room)[::-1].astype(np.int32)
 
 
 def parse_timesteps(num_timesteps: int, listed: str) -> Grid:

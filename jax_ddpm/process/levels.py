@@ -49,9 +49,10 @@ def level_list(
 def append_clean_image(
     t: Num[np.ndarray, " S"], sigmas: Float[np.ndarray, " S"], dtype: Any
 ) -> Level:
-    """The levels of (t, sigma / signal), followed by t = -1."""
+    """The levels of (t, sigma / signal), followed by t = -1. An infinite one is pure noise."""
     signal = 1 / np.sqrt(1 + sigmas**2)
-    fields = np.append(t, -1.0), np.append(signal, 1.0), np.append(signal * sigmas, 0.0)
+    sigma = np.where(np.isinf(sigmas), 1, signal * np.where(np.isinf(sigmas), 0, sigmas))
+    fields = np.append(t, -1.0), np.append(signal, 1.0), np.append(sigma, 0.0)
     return Level(*(jnp.asarray(field, dtype) for field in fields))
 
 

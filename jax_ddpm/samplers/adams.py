@@ -11,9 +11,12 @@ from jax_ddpm.process.levels import Level
 from jax_ddpm.process.predictions import eps_from_x_0
 from jax_ddpm.process.types import DenoiseFn, Images, Prediction
 from jax_ddpm.samplers.base import (
+    ANY_SIGMA,
     Sampler,
     SamplerState,
     broadcast_levels,
+    guard_signal,
+    is_far,
     log_snr_step,
     move,
     to_s,
@@ -43,18 +46,17 @@ def lms(*, order: int = 4) -> Sampler:
         history: History = state.memory
         prediction = denoise_fn(state.x_t, cur)
         eps = eps_from_x_0(cur, state.x_t, prediction.x_0)
-        h = to_s(nxt) - to_s(cur)
+        far = is_far(cur, ANY_SIGMA)
+        h = jnp.where(far, 1, to_s(nxt) - to_s(guard_signal(cur, far)))
         moments = [nxt.signal * h ** (j + 1) / (j + 1) for j in range(order)]
-        now = jnp.minimum(order, history.num_done + 1)
+        now = jnp.where(far, 1, jnp.minimum(order, history.num_done + 1))
         x_t = move(state.x_t, prediction.x_0, cur, nxt)
         x_t += integrate_changes((eps, *history.values), measure_places(history.hs), moments, now)
-        return SamplerState(x_t, history.append(eps, h)), prediction
+        later = history.append(eps, h)
+        later = later._replace(num_done=history.num_done + jnp.any(~far).astype(jnp.int32))
+        return SamplerState(x_t, later), prediction
 
-    return Sampler(
-        lambda x_T: SamplerState(x_T, empty_history(x_T, max(order - 1, 1))),
-        step,
-        starts_at_noise=False,
-    )
+    return Sampler(lambda x_T: SamplerState(x_T, empty_history(x_T, max(order - 1, 1))), step)
 
 
 def deis(*, order: int = 3, num_steps: int | None = None) -> Sampler:

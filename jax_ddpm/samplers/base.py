@@ -7,10 +7,11 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.process.checks import check_images, known_values
+from jax_ddpm.process.grids import LARGE_SIGMA
 from jax_ddpm.process.levels import Level
 from jax_ddpm.process.shapes import expand
 from jax_ddpm.process.types import DenoiseFn, Images, NoiseFn, Prediction
@@ -242,6 +243,22 @@ def sigma_ratio(cur: Level, nxt: Level) -> PerImage:
     0 where the step starts at pure noise or ends at the clean image: there h is infinite.
     """
     return (cur.signal / nxt.signal) * (nxt.sigma / cur.sigma)
+
+
+# Methods that divide by the signal magnify the errors of a step by sigma / signal at its start over
+# sigma / signal at its end. Above LARGE_SIGMA (Karras et al. 2022 start at 80) their steps are of
+# first order.
+ANY_SIGMA = 1e5  # for methods that need sigma / signal only to be finite
+
+
+def is_far(level: Level, most: float = LARGE_SIGMA) -> Bool[Array, "..."]:
+    """Whether sigma / signal is above `most`, where steps are those of `move`."""
+    return level.sigma > most * level.signal
+
+
+def guard_signal(level: Level, far: Bool[Array, "..."]) -> Level:
+    """The level with signal 1 where it is `far`: nothing is divided by there."""
+    return level._replace(signal=jnp.where(far, jnp.ones_like(level.signal), level.signal))
 
 
 def log_snr_step(cur: Level, nxt: Level) -> PerImage:

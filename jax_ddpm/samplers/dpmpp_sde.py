@@ -11,6 +11,8 @@ from jax_ddpm.samplers.base import (
     SamplerState,
     broadcast_levels,
     expand_level,
+    guard_signal,
+    is_far,
     move_with_noise,
     to_s,
 )
@@ -29,18 +31,20 @@ def dpmpp_sde(*, level_of_sigma: LevelFn) -> Sampler:
         state: SamplerState, noise: Images, cur: Level, nxt: Level, denoise_fn: DenoiseFn
     ) -> tuple[SamplerState, Prediction]:
         prediction = denoise_fn(state.x_t, cur)
+        far = is_far(cur)
+        s = to_s(guard_signal(cur, far))
 
         def look_at_middle() -> Images:
-            middle = jnp.sqrt(to_s(cur) * jnp.where(leads_on, to_s(nxt), to_s(cur)))
+            middle = jnp.sqrt(s * jnp.where(leads_on, to_s(nxt), s))
             mid = expand_level(level_of_sigma(middle), noise)
             mid = mid._replace(t=mid.t.reshape(cur.t.shape))
             x_mid = move_with_noise(state.x_t, prediction.x_0, noise, cur, mid)
             return denoise_fn(x_mid, mid).x_0
 
         # The clean image has no middle. `cond`, not `where`, so that its evaluation is saved.
-        leads_on = nxt.sigma > 0
+        leads_on = (nxt.sigma > 0) & ~far
         x_0 = jax.lax.cond(jnp.any(leads_on), look_at_middle, lambda: prediction.x_0)
         x_0 = jnp.where(leads_on, x_0, prediction.x_0)
         return SamplerState(move_with_noise(state.x_t, x_0, noise, cur, nxt)), prediction
 
-    return Sampler(init=SamplerState, step=step, starts_at_noise=False)
+    return Sampler(init=SamplerState, step=step)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_ddpm.process.levels import Level
+from jax_ddpm.process.predictions import eps_from_x_0
 from jax_ddpm.process.types import DenoiseFn, Images, Prediction
 from jax_ddpm.samplers.base import (
     LevelFn,
@@ -16,6 +17,8 @@ from jax_ddpm.samplers.base import (
     SamplerState,
     broadcast_levels,
     expand_level,
+    guard_signal,
+    is_far,
     sigma_ratio,
     to_s,
 )
@@ -35,7 +38,7 @@ def kdpm2(*, level_of_sigma: LevelFn) -> Sampler:
         x, prediction = take_midpoint_step(state.x_t, cur, to_s(nxt), level_of_sigma, denoise_fn)
         return SamplerState(nxt.signal * x), prediction
 
-    return Sampler(init=SamplerState, step=step, starts_at_noise=False)
+    return Sampler(init=SamplerState, step=step)
 
 
 def kdpm2_ancestral(*, level_of_sigma: LevelFn) -> Sampler:
@@ -55,15 +58,18 @@ def kdpm2_ancestral(*, level_of_sigma: LevelFn) -> Sampler:
         )
         return SamplerState(nxt.signal * x + nxt.sigma * up * noise), prediction
 
-    return Sampler(init=SamplerState, step=step, starts_at_noise=False)
+    return Sampler(init=SamplerState, step=step)
 
 
 def take_midpoint_step(
     x_t: Images, cur: Level, s_next: PerImage, level_of_sigma: LevelFn, denoise_fn: DenoiseFn
 ) -> tuple[Images, Prediction]:
     """x at s_next, and the prediction at the start of the step."""
-    x, s = x_t / cur.signal, to_s(cur)
+    far = is_far(cur)
+    safe = guard_signal(cur, far)
+    x, s = x_t / safe.signal, to_s(safe)
     prediction = denoise_fn(x_t, cur)
+    straight = prediction.x_0 + s_next * eps_from_x_0(cur, x_t, prediction.x_0)
 
     def look_at_middle() -> Images:
         middle = jnp.sqrt(s * jnp.where(s_next > 0, s_next, s))  # exp of the mean of log s
@@ -74,6 +80,6 @@ def take_midpoint_step(
         return x + (s_next - s) * d_mid
 
     # The clean image has no middle. `cond`, not `where`, so that its evaluation is saved.
-    leads_on = s_next > 0
+    leads_on = (s_next > 0) & ~far
     found = jax.lax.cond(jnp.any(leads_on), look_at_middle, lambda: x)
-    return jnp.where(leads_on, found, prediction.x_0), prediction
+    return jnp.where(leads_on, found, straight), prediction

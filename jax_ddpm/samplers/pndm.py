@@ -5,11 +5,21 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Num
+from jaxtyping import Array, Bool, Int, Num
 
+from jax_ddpm.process.grids import LARGE_SIGMA
 from jax_ddpm.process.levels import Level
 from jax_ddpm.process.types import DenoiseFn, Images, Prediction
-from jax_ddpm.samplers.base import LevelFn, Sampler, SamplerState, broadcast_levels, expand_level
+from jax_ddpm.samplers.base import (
+    ANY_SIGMA,
+    LevelFn,
+    Sampler,
+    SamplerState,
+    broadcast_levels,
+    expand_level,
+    guard_signal,
+    is_far,
+)
 
 # Adams-Bashforth weights of the last one to four eps, newest first (Liu et al. 2022, Eq. 12)
 WEIGHTS = (
@@ -64,7 +74,7 @@ def ipndm() -> Sampler:
     One evaluation per step; the first three steps use one, two and three eps (Zhang & Chen 2022).
     The weights are those of equal steps in t.
     """
-    return make_multistep()
+    return make_multistep(most_sigma=ANY_SIGMA)
 
 
 def average_ends(x_t: Images, eps: Images, cur: Level, nxt: Level, denoise_fn: DenoiseFn) -> Images:
@@ -72,17 +82,29 @@ def average_ends(x_t: Images, eps: Images, cur: Level, nxt: Level, denoise_fn: D
     return (eps + denoise_fn(transfer(x_t, eps, cur, nxt), nxt).eps) / 2
 
 
-def make_multistep(num_warmup: int = 0, warmup: EpsFn | None = None) -> Sampler:
-    """Linear multistep of eps, after `num_warmup` steps whose eps is that of `warmup`."""
+def make_multistep(
+    num_warmup: int = 0, warmup: EpsFn | None = None, *, most_sigma: float = LARGE_SIGMA
+) -> Sampler:
+    """Linear multistep of eps, after `num_warmup` steps whose eps is that of `warmup`.
+
+    Steps from sigma / signal above `most_sigma` come before: they are of first order, and their eps
+    is not remembered.
+    """
 
     def choose_eps(
-        state: SamplerState, eps: Images, ahead: Images, cur: Level, nxt: Level, fn: DenoiseFn
+        state: SamplerState,
+        eps: Images,
+        ahead: Images,
+        cur: Level,
+        nxt: Level,
+        fn: DenoiseFn,
+        far: Bool[Array, "..."],
     ) -> Images:
         if warmup is None:
             return ahead
         # The clean image has no eps: a step that ends there is never part of the warm-up. `cond`,
         # not `where`, so that later steps save the evaluations of the warm-up.
-        warms_up = (state.memory.num_done < num_warmup) & (nxt.sigma > 0)
+        warms_up = (state.memory.num_done < num_warmup) & (nxt.sigma > 0) & ~far
         found = jax.lax.cond(
             jnp.any(warms_up), lambda: warmup(state.x_t, eps, cur, nxt, fn), lambda: ahead
         )
@@ -96,14 +118,18 @@ def make_multistep(num_warmup: int = 0, warmup: EpsFn | None = None) -> Sampler:
         state: SamplerState, noise: Images, cur: Level, nxt: Level, denoise_fn: DenoiseFn
     ) -> tuple[SamplerState, Prediction]:
         memory: LastEps = state.memory
+        far = is_far(cur, most_sigma)
+        safe = guard_signal(cur, far)
         prediction = denoise_fn(state.x_t, cur)
         latest = (prediction.eps, *memory.eps)
         ahead = extrapolate_eps(latest, memory.num_done)
-        eps = choose_eps(state, prediction.eps, ahead, cur, nxt, denoise_fn)
-        x_t = transfer(state.x_t, eps, cur, nxt)
-        return SamplerState(x_t, LastEps(memory.num_done + 1, latest[:3])), prediction
+        eps = choose_eps(state, prediction.eps, ahead, safe, nxt, denoise_fn, far)
+        lead_in = nxt.signal * prediction.x_0 + nxt.sigma * prediction.eps
+        x_t = jnp.where(far, lead_in, transfer(state.x_t, eps, safe, nxt))
+        num_done = memory.num_done + jnp.any(~far).astype(jnp.int32)
+        return SamplerState(x_t, LastEps(num_done, latest[:3])), prediction
 
-    return Sampler(init=init, step=step, starts_at_noise=False)
+    return Sampler(init=init, step=step)
 
 
 def extrapolate_eps(latest: tuple[Images, ...], num_done: Int[Array, ""]) -> Images:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from jax_ddpm.process.diffusion import Variance
-from jax_ddpm.process.grids import Spacing
+from jax_ddpm.process.grids import GridName
 from jax_ddpm.process.types import GradientFn
 from jax_ddpm.samplers.adams import deis, lms
 from jax_ddpm.samplers.base import LevelFn, Sampler
@@ -48,23 +48,28 @@ class Claims(NamedTuple):
     steps: Literal["log_snr", "t"] = "log_snr"
 
 
+CHURN = ("churn", "churn_min", "churn_max", "churn_noise")  # settings
+
+
 class Entry(NamedTuple):
     """How a sampler is built, what it claims, and what the command line must know of it.
 
-    `evaluations(S)` is the number of network evaluations in S steps. `starts_at_noise` says whether
-    the first level may have signal 0. `spacing` is the default grid; None: the run's own. Samplers
-    that divide by the signal start at leading timesteps, where some signal is left. `guides_mean`
-    says whether a classifier's gradient goes into `Options.gradient_fn`; `looks_between`, whether
-    steps have levels inside them that lie between two timesteps.
+    `evaluations(S)` is the most network evaluations in S steps; a first step from near pure noise
+    may take only one. `spacing` is the default grid; None: the run's own. `guides_mean` says
+    whether a classifier's gradient goes into `Options.gradient_fn`; `looks_between`, whether steps
+    have levels inside them that lie between two timesteps; `counts_steps`, whether the sampler
+    itself depends on their number. `uses` names the settings of `SampleConfig` that not all
+    samplers have.
     """
 
     make: Callable[[Options], Sampler]
     claims: Claims
     evaluations: Callable[[int], int] = lambda num_steps: num_steps
-    starts_at_noise: bool = True
-    spacing: Spacing | None = None
+    spacing: GridName | None = "trailing"
     guides_mean: bool = False
     looks_between: bool = False
+    counts_steps: bool = False
+    uses: tuple[str, ...] = ()
 
 
 def look_twice(num_steps: int) -> int:
@@ -74,6 +79,8 @@ def look_twice(num_steps: int) -> int:
 
 def make_heun(options: Options) -> Sampler:
     """`heun` with the options' churn."""
+    if options.churn == 0:
+        return heun()
     return heun(
         churn=options.churn,
         churn_min=options.churn_min,
@@ -88,88 +95,90 @@ SAMPLERS: dict[str, Entry] = {
     "ddpm": Entry(
         lambda options: ddpm(options.variance, options.gradient_fn),
         Claims(order=1, stochastic=True),
+        spacing=None,
         guides_mean=True,
+        uses=("variance",),
     ),
-    "ddim": Entry(lambda options: ddim(options.eta), Claims(order=1)),
-    "euler": Entry(lambda options: euler(), Claims(order=1), spacing="trailing"),
-    "euler_ancestral": Entry(
-        lambda options: euler_ancestral(), Claims(order=1, stochastic=True), spacing="trailing"
+    "ddim": Entry(
+        lambda options: ddim(options.eta),
+        Claims(order=1),
+        spacing=None,
+        uses=("eta", "rederive_eps"),
     ),
+    "euler": Entry(lambda options: euler(), Claims(order=1)),
+    "euler_ancestral": Entry(lambda options: euler_ancestral(), Claims(order=1, stochastic=True)),
     "heun": Entry(
         make_heun,
         Claims(order=2),
         evaluations=look_twice,
-        starts_at_noise=False,
-        spacing="leading",
+        spacing="karras_trailing",
+        uses=CHURN,
     ),
-    "dpmpp_2s": Entry(lambda options: dpmpp_2s(), Claims(order=2), spacing="trailing"),
+    "dpmpp_2s": Entry(lambda options: dpmpp_2s(), Claims(order=2)),
     "dpmpp_2m": Entry(
-        lambda options: dpmpp_2m(num_steps=options.num_steps), Claims(order=2), spacing="trailing"
+        lambda options: dpmpp_2m(num_steps=options.num_steps), Claims(order=2), counts_steps=True
     ),
     "dpmpp_3m": Entry(
-        lambda options: dpmpp_3m(num_steps=options.num_steps), Claims(order=2), spacing="trailing"
+        lambda options: dpmpp_3m(num_steps=options.num_steps), Claims(order=2), counts_steps=True
     ),
     "dpmpp_2m_sde": Entry(
         lambda options: dpmpp_2m_sde(num_steps=options.num_steps),
         Claims(order=1, stochastic=True),
-        spacing="trailing",
+        counts_steps=True,
     ),
     "unipc": Entry(
-        lambda options: unipc(num_steps=options.num_steps), Claims(order=3), spacing="trailing"
+        lambda options: unipc(num_steps=options.num_steps), Claims(order=3), counts_steps=True
     ),
     "plms": Entry(
         lambda options: plms(),
         Claims(order=2, steps="t"),
         # the step to the clean image is never part of the warm-up
         evaluations=lambda num_steps: num_steps + min(num_steps - 1, 1),
-        starts_at_noise=False,
-        spacing="leading",
+        spacing="karras_trailing",
+        uses=("rederive_eps",),
     ),
     "pndm": Entry(
         lambda options: pndm(level_of_t=options.level_of_t),
         Claims(order=2, steps="t"),
         evaluations=lambda num_steps: num_steps + 3 * min(num_steps - 1, 3),
-        starts_at_noise=False,
-        spacing="leading",
+        spacing="karras_trailing",
+        uses=("rederive_eps",),
     ),
     "ipndm": Entry(
         lambda options: ipndm(),
         Claims(order=2, steps="t"),
-        starts_at_noise=False,
-        spacing="leading",
+        spacing="karras_trailing",
+        uses=("rederive_eps",),
     ),
-    "lms": Entry(lambda options: lms(), Claims(order=2), starts_at_noise=False, spacing="leading"),
+    "lms": Entry(lambda options: lms(), Claims(order=2), spacing="karras_trailing"),
     "deis": Entry(
-        lambda options: deis(num_steps=options.num_steps), Claims(order=2), spacing="trailing"
+        lambda options: deis(num_steps=options.num_steps), Claims(order=2), counts_steps=True
     ),
     "kdpm2": Entry(
         lambda options: kdpm2(level_of_sigma=options.level_of_sigma),
         Claims(order=2),
         evaluations=look_twice,
-        starts_at_noise=False,
-        spacing="leading",
+        spacing="karras_trailing",
         looks_between=True,
     ),
     "kdpm2_ancestral": Entry(
         lambda options: kdpm2_ancestral(level_of_sigma=options.level_of_sigma),
         Claims(order=2, stochastic=True),
         evaluations=look_twice,
-        starts_at_noise=False,
-        spacing="leading",
+        spacing="karras_trailing",
         looks_between=True,
     ),
     "dpmpp_sde": Entry(
         lambda options: dpmpp_sde(level_of_sigma=options.level_of_sigma),
         Claims(order=1, stochastic=True),
         evaluations=look_twice,
-        starts_at_noise=False,
-        spacing="leading",
+        spacing="karras_trailing",
         looks_between=True,
     ),
     "sa_solver": Entry(
         lambda options: sa_solver(num_steps=options.num_steps),
         Claims(order=2, stochastic=True),
-        spacing="trailing",
+        counts_steps=True,
     ),
 }
 

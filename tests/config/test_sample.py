@@ -9,6 +9,7 @@ from jax_ddpm.config.run import Config, DiffusionConfig, validate, validate_samp
 from jax_ddpm.config.sample import (
     SampleConfig,
     change_settings,
+    describe_low_start,
     sampling_timesteps,
     validate_sample,
 )
@@ -18,7 +19,7 @@ from jax_ddpm.jobs.generate import make_denoiser
 from jax_ddpm.jobs.parameters import load_params
 from jax_ddpm.jobs.sample import sample_run
 from jax_ddpm.models import PulferConfig
-from jax_ddpm.process.grids import timestep_grid
+from jax_ddpm.process.grids import SPACINGS, timestep_grid
 from jax_ddpm.process.levels import level_at
 from jax_ddpm.process.schedules import named_schedule
 from jax_ddpm.samplers import SAMPLERS, SamplerState
@@ -28,17 +29,14 @@ TABLE = {"whole_timesteps": True}
 NOISE = {"zero_terminal_snr": True}
 BAD = [
     ({"spacing": "karras", "num_steps": 0}, {}, "--steps is 0, .* at least 1"),
+    ({"spacing": "log_snr", "num_steps": 1001}, TABLE, "--steps is 1001, .* at most 1000"),
     ({"spacing": "karras"}, NOISE, "spacing is karras, .* of timesteps, such as trailing"),
-    ({"spacing": "log_snr"}, TABLE, "spacing is log_snr, .* table of times"),
     ({"timesteps": "5,9"}, {}, "must descend between T - 1 = 999 and 0"),
     (
         {"timesteps": "9,5", "respacing": "25"},
         {},
         "timesteps is 9,5, .* left out with --respacing 25",
     ),
-    ({"sampler": "heun", "spacing": "trailing"}, NOISE, "sampler is heun, .* pure noise"),
-    ({"sampler": "pndm", "timesteps": "999,0"}, NOISE, "sampler is pndm, .* pure noise"),
-    ({"sampler": "plms", "spacing": "linspace"}, NOISE, "sampler is plms, .* pure noise"),
     ({"churn": 1.0}, {}, "churn is 1.0, .* 0 with --sampler ddpm: only heun"),
     ({"churn": -1.0, "sampler": "heun"}, {}, "churn is -1.0, .* 0 or more"),
     ({"churn": 1.0, "sampler": "heun"}, TABLE, "churn is 1.0, .* table of times"),
@@ -52,7 +50,10 @@ BAD = [
 GOOD = [
     ({"spacing": "karras", "num_steps": 2000}, {}),
     ({"sampler": "dpmpp_2m", "spacing": "trailing", "num_steps": 20}, NOISE),
-    ({"sampler": "heun", "spacing": "leading", "num_steps": 20}, NOISE),
+    ({"sampler": "heun", "spacing": "trailing", "num_steps": 20}, NOISE),
+    ({"sampler": "heun", "spacing": "karras_trailing", "num_steps": 20}, NOISE),
+    ({"sampler": "pndm", "timesteps": "999,0"}, NOISE),
+    ({"spacing": "log_snr"}, TABLE),
     ({"sampler": "pndm", "num_steps": 20}, TABLE),
     ({"sampler": "kdpm2", "num_steps": 20}, {}),
     ({"sampler": "heun", "churn": 40.0, "churn_max": 50.0, "dynamic_threshold": 1.0}, {}),
@@ -72,12 +73,51 @@ def test_settings_that_work_are_not_refused(settings, of_run):
 
 
 def test_the_runs_network_and_schedule_limit_the_settings():
-    sample = SampleConfig(sampler="heun", spacing="trailing", num_steps=10)
+    sample = SampleConfig(sampler="heun", spacing="karras", num_steps=10)
     diffusion = DiffusionConfig(prediction_type="v", zero_terminal_snr=True)
     with pytest.raises(UserError, match="pure noise"):
         validate(Config(diffusion=diffusion, sample=sample))
     with pytest.raises(UserError, match="table of times"):
-        validate_sampling(SampleConfig(spacing="karras"), Config(model=PulferConfig()))
+        validate_sampling(SampleConfig(sampler="kdpm2"), Config(model=PulferConfig()))
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_a_grid_starts_within_a_tenth_of_the_end_or_the_command_says_so(spacing):
+    """At 501 to 999 of 1,000 leading steps, T // S is 1: they start at 500 to 998."""
+    told = set()
+    for num_steps in range(1, 1001):
+        sample = SampleConfig(spacing=spacing, num_steps=num_steps)
+        try:
+            first = int(sampling_timesteps(sample, 1000)[0])
+        except UserError:
+            continue  # quad visits a timestep twice
+        low = describe_low_start(sample, 1000)
+        assert (low is None) == (first >= 899)
+        assert low is None or f"start at t = {first} of 0 to 999" in low
+        told |= {num_steps} if low else set()
+    most = {"leading": 501 in told, "quad": True}
+    assert bool(told) == most.get(spacing, spacing == "linspace")  # one step of linspace is t = 0
+
+
+def test_a_list_of_timesteps_that_starts_low_is_named():
+    listed = SampleConfig(timesteps="500,9")
+    assert "the listed timesteps start at t = 500" in describe_low_start(listed, 1000)
+    assert describe_low_start(SampleConfig(spacing="karras"), 1000) is None
+
+
+@pytest.mark.parametrize(
+    ("of_run", "sampler", "spacing"),
+    [
+        (SampleConfig("ddim", spacing="leading"), "heun", "karras_trailing"),
+        (SampleConfig("ddim", spacing="leading"), "ddpm", "leading"),
+        (SampleConfig("heun", spacing="karras_trailing"), "ddim", "trailing"),
+        (SampleConfig("heun", spacing="quad"), "ddim", "quad"),
+    ],
+)
+def test_another_sampler_brings_its_spacing_or_leaves_the_choice_of_the_run(
+    of_run, sampler, spacing
+):
+    assert change_settings(of_run, {"sampler": sampler}).spacing == spacing
 
 
 def test_levels_at_whole_timesteps_come_from_the_tables():

@@ -1,18 +1,34 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from jax_ddpm import runs
 from jax_ddpm.config.jobs import CompareJob
 from jax_ddpm.config.run import Config
-from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.errors import UserError
-from jax_ddpm.jobs.compare_samplers import compare_samplers, list_samplers, most_steps, split_data
+from jax_ddpm.jobs.build import build
+from jax_ddpm.jobs.compare_samplers import (
+    Case,
+    compare_samplers,
+    draw_cases,
+    list_samplers,
+    most_steps,
+    pad_levels,
+    skip_padding,
+)
+from jax_ddpm.jobs.generate import generate_images, make_generate_fn
+from jax_ddpm.jobs.parameters import load_params
 from jax_ddpm.models import PulferConfig
-from jax_ddpm.process.distances import energy_distance
-from jax_ddpm.samplers import SAMPLERS
+from jax_ddpm.process.levels import level_at
+from jax_ddpm.process.schedules import named_schedule
+from jax_ddpm.process.types import Prediction
+from jax_ddpm.samplers import SAMPLERS, SamplerState, ddim
 
 
 @pytest.mark.parametrize(
@@ -34,15 +50,6 @@ def test_too_few_evaluations_are_refused():
         most_steps("heun", 0)
 
 
-def test_the_data_is_split_into_parts_that_share_no_image():
-    images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
-    data = split_data(ImageSource(images, None), 10)
-    assert (data.reference.shape, [len(others) for others in data.others]) == ((30, 1), [10])
-    assert len(np.unique(np.concatenate([data.reference, *data.others]))) == 40
-    with pytest.raises(UserError, match=r"--num is 21, .* at most half the 40 images of the data"):
-        split_data(ImageSource(images, None), 21)
-
-
 @pytest.mark.slow
 def test_the_figure_and_its_numbers_are_written(trained_run, tmp_path):
     job = CompareJob(
@@ -56,24 +63,42 @@ def test_the_figure_and_its_numbers_are_written(trained_run, tmp_path):
     with Image.open(job.out) as figure:
         assert figure.format == "PNG"
     found = json.loads(job.out.with_suffix(".json").read_text())
-    assert [list(curve) for curve in found["energy_distance"].values()] == [["1", "5"]] * 2
-    # One step of either is the denoiser's first guess from the same noise, at its own first level.
-    assert found["energy_distance"]["ddim"]["5"] != found["energy_distance"]["heun"]["5"]
-    assert np.isfinite([*found["energy_distance"]["heun"].values()]).all()
+    assert found["distance"] == "energy distance between pixels"
+    curves = found["samplers"]
+    assert [list(curve) for curve in curves.values()] == [["1", "5"]] * 2
+    # One step of either is the denoiser's first guess from the same noise.
+    assert curves["ddim"]["1"] == pytest.approx(curves["heun"]["1"], rel=0.05)
+    assert curves["ddim"]["5"] != curves["heun"]["5"]
+    assert np.isfinite([*curves["heun"].values()]).all()
 
 
-def test_two_halves_of_the_data_are_no_further_apart_than_by_chance():
-    images = np.random.default_rng(0).integers(0, 255, (200, 3, 3, 1), np.uint8)
-    data = split_data(ImageSource(images, None), 100)
-    assert abs(energy_distance(data.others[0], data.reference)) < 0.05  # measured: -0.009
+@pytest.mark.slow
+@pytest.mark.guard
+def test_cases_share_programs_and_draw_the_images_of_their_sampler(trained_run):
+    """Several numbers of steps run in one program, whose first steps then do nothing."""
+    run = runs.load(trained_run)
+    parts = build(run.config, run.image_shape)
+    params, _ = load_params(run, parts)
+    job = CompareJob(num=4, batch_size=4)
+    cases = [
+        Case("ddim", n, replace(run.config.sample, sampler="ddim", num_steps=n)) for n in (2, 4)
+    ]
+    for case, images in draw_cases(parts, params, run.image_shape, cases, job):
+        program = make_generate_fn(parts, case.settings, run.image_shape)
+        (alone,) = generate_images(program, params, 4, num_labels=parts.num_labels)
+        differences = np.abs(images.astype(int) - alone.images)
+        assert differences.max() <= 1  # measured: 0
 
 
-@pytest.mark.usefixtures("unchecked_types")  # images of more than 256 values
-def test_a_large_data_set_gives_several_groups():
-    images = np.arange(5000, dtype=np.uint16).reshape(5000, 1, 1, 1)
-    data = split_data(ImageSource(images, None), 100)
-    assert (len(data.reference), [len(others) for others in data.others]) == (4000, [100] * 10)
-    assert len(np.unique(np.concatenate([data.reference, *data.others]))) == 5000
+def test_a_step_from_a_level_to_itself_does_nothing():
+    levels = pad_levels(level_at(named_schedule("cosine", 100), np.array([99, 49, -1])), 4)
+    assert levels.t.tolist() == [99, 99, 99, 49, -1]
+    x = jnp.ones((1, 2, 2, 1))
+    same, halved = (jax.tree.map(lambda a, i=i: a[i], levels) for i in (0, 3))
+    sampler = skip_padding(ddim())
+    for nxt, moves in ((same, False), (halved, True)):
+        state, _ = sampler.step(SamplerState(x), x, same, nxt, lambda x_t, _: Prediction(x_t, x_t))
+        assert bool(jnp.all(state.x_t == x)) != moves
 
 
 @pytest.mark.parametrize(

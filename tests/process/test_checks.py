@@ -75,7 +75,7 @@ WRONG_NAMES = {
     ],
     "spacing is 'trailling', but it must be leading, trailing, linspace, quad or lucidrains: did "
     "you mean 'trailing'?": [lambda: timestep_grid(100, 10, "trailling")],
-    "spacing is 'logsnr', but it must be log_snr or karras: did you mean 'log_snr'?": [
+    "spacing is 'logsnr', but it must be log_snr, karras or karras_trailing: did you mean 'log_snr'?": [
         lambda: continuous_levels(SCHEDULE, 10, "logsnr"),
     ],
     "kind of probes is 'rademaker', but it must be rademacher or normal: did you mean "

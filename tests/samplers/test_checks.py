@@ -18,7 +18,6 @@ from jax_ddpm.samplers import (
     euler,
     heun,
     lms,
-    plms,
     run_chain,
     sa_solver,
     sample,
@@ -87,8 +86,7 @@ MISTAKES = {
     ],
     "the grid starts at pure noise, but this sampler divides by the signal: start at a level that "
     "has some, such as leading timesteps": [
-        lambda: run(heun(), LATER_NOISE),
-        lambda: run(plms(), LATER_NOISE),
+        lambda: run(ddim()._replace(starts_at_noise=False), LATER_NOISE),
     ],
     "levels has shape (1,), but it must be [steps + 1], or [steps + 1, 2] with one level per "
     "image": [lambda: run(levels=pick_levels(LEVELS, slice(-1, None)))],

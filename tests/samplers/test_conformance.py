@@ -206,21 +206,12 @@ def test_a_known_image_is_reached_in_the_declared_number_of_evaluations(name, nu
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(n, marks=[] if n in HARDEST else pytest.mark.slow)
-        for n, entry in SAMPLERS.items()
-        if entry.starts_at_noise
-    ],
+    [pytest.param(n, marks=[] if n in HARDEST else pytest.mark.slow) for n in SAMPLERS],
 )
 def test_a_chain_can_start_at_pure_noise(name):
     levels = make_levels(4, SAMPLERS[name].claims.steps, clean=True)
     signal, sigma = levels.signal.at[0].set(0.0), levels.sigma.at[0].set(1.0)
     check_that_a_known_image_is_reached(name, Level(levels.t, signal, sigma), [])
-
-
-@every_sampler
-def test_the_registry_says_whether_the_sampler_can_start_at_pure_noise(name):
-    assert build(name).starts_at_noise == SAMPLERS[name].starts_at_noise
 
 
 def check_that_a_known_image_is_reached(name, levels, calls):

@@ -76,7 +76,7 @@ def test_known_pixels_equal_the_noised_image_at_every_level(sampler):
     image, x_T = jnp.asarray(rng.uniform(-1, 1, (2, 2, 3, 4, 1)))
     known = jnp.asarray(rng.random((1, 3, 4, 1)) < 0.5)
     noises = jnp.asarray(rng.standard_normal((5, 2, 3, 4, 1)))
-    levels = find_levels(timestep_grid(100, 5))
+    levels = find_levels(timestep_grid(100, 5, "leading"))
 
     def denoise(x_t, level):
         return Prediction(0.9 * x_t, 0.1 * x_t)
@@ -176,7 +176,7 @@ def test_steps_up_predict_and_remember_nothing():
 
 
 def test_allowing_steps_up_does_not_change_sampling_that_only_goes_down():
-    levels, x_T = find_levels(timestep_grid(100, 6)), to_image([0.5, 0.7, -0.2])
+    levels, x_T = find_levels(timestep_grid(100, 6, "leading")), to_image([0.5, 0.7, -0.2])
     run = partial(
         sample,
         denoise_fn=make_gaussian_denoiser(MEAN, COV),
@@ -191,7 +191,7 @@ def test_allowing_steps_up_does_not_change_sampling_that_only_goes_down():
 
 
 def test_a_chain_from_a_noised_image_starts_below_the_strength():
-    grid = timestep_grid(100, 10)  # 90, 80, ..., 0, -1
+    grid = timestep_grid(100, 10, "leading")  # 90, 80, ..., 0, -1
     assert [find_start(grid, s, 100) for s in (1.0, 0.91, 0.9, 0.31, 0.001)] == [0, 0, 1, 6, 9]
 
 
@@ -278,7 +278,7 @@ def two_peak_denoiser(x_t, level):
 def measure_inversion_error(num_steps):
     """Measure how far DDIM ends from an image that was inverted."""
     images = jnp.asarray(np.random.default_rng(0).choice([0.5, -0.7, 0.4], (2, 4, 4, 1)))
-    grid = timestep_grid(1000, num_steps)
+    grid = timestep_grid(1000, num_steps, "leading")
     levels = level_at(named_schedule("linear", 1000, dtype=jnp.float64), jnp.asarray(grid))
     x_T = find_latents(two_peak_denoiser, levels, images)
     found, _ = sample(ddim(), two_peak_denoiser, levels, x_T, lambda i: 0 * x_T)

@@ -14,7 +14,7 @@ from jax_ddpm.files.atomic import is_leftover, write_atomically
 from jax_ddpm.runs.changes import Change, Known, explain_refusal, list_changes
 from jax_ddpm.runs.folder import CONFIG, Run, holds_run, load, to_dict, write_config
 from jax_ddpm.runs.lock import LOCK, Held, hold_folder, lock_folder
-from jax_ddpm.runs.recovery import find_steps
+from jax_ddpm.runs.recovery import find_newest
 
 # Settings that `config.follow` derives from others, and that a run cannot change.
 DEPENDENT = (("train", "warmup_steps"), ("train", "accumulate"), ("model", "n_steps"))
@@ -124,7 +124,7 @@ def plan_opening(
         return Opening(run, is_new=True)
     stored = load(folder)
     run = replace(run, imported_from=stored.imported_from, restored=stored.restored)
-    newest = max(find_steps(stored.checkpoints), default=0)
+    newest = find_newest(stored.checkpoints)
     if stored.imported_from is not None and newest == 0 and not stored.metrics.exists():
         untouched = replace(stored, config=replace(config, model=stored.config.model))
         require_continuable(untouched, run, newest)

@@ -18,18 +18,31 @@ def find_steps(folder: Path) -> list[int]:
     return sorted(step for step in steps if str(step) in names)
 
 
+def find_newest(checkpoints: Path) -> int:
+    """The step of the newest checkpoint whose description is intact; 0 without any."""
+    for step in reversed(find_steps(checkpoints)):
+        if read_description(checkpoints / str(step)) is not None:
+            return step
+    return 0
+
+
+def read_description(path: Path) -> dict[str, Any] | None:
+    """Read the description of a checkpoint; None if it is not intact."""
+    from jax_ddpm.runs import stored  # imports Orbax, which takes a second
+
+    try:
+        return stored.describe(path)
+    except UserError:
+        return None
+
+
 def find_copy(checkpoints: Path) -> tuple[int, dict[str, Any]] | None:
     """Find the configuration in the newest checkpoint whose description is intact.
 
     Returns its step and what `describe` wrote into it; None if there is none.
     """
-    from jax_ddpm.runs import stored  # imports Orbax, which takes a second
-
     for step in reversed(find_steps(checkpoints)):
-        try:
-            about = stored.describe(checkpoints / str(step))
-        except UserError:
-            continue
+        about = read_description(checkpoints / str(step)) or {}
         if "config" in about and "image_shape" in about:
             return step, {name: about[name] for name in COPIED if name in about}
     return None

@@ -1,6 +1,7 @@
 """What may change when a run is continued."""
 
 import contextlib
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from jax_ddpm.data import identity
 from jax_ddpm.data.base import ImageSource
 from jax_ddpm.data.summary import summarize
 from jax_ddpm.errors import UserError
+from jax_ddpm.runs import checkpoint
+from tests.shared.saved_states import ABOUT, make_state
 
 SHAPE = (4, 4, 1)
 
@@ -84,7 +87,9 @@ def test_the_number_of_steps_grows_only_if_the_learning_rate_does_not_depend_on_
 
 
 def test_a_run_does_not_end_before_its_newest_checkpoint(config):
-    (config.run / "checkpoints" / "6000").mkdir(parents=True)
+    with checkpoint.open_checkpoints(config.run / "checkpoints") as checkpoints:
+        checkpoint.save(checkpoints, make_state(6000), ABOUT)
+    shutil.copytree(config.run / "checkpoints/6000", config.run / "checkpoints/9000")
     assert runs.open_for_training(change(config, "train", num_steps=6000), SHAPE).changes
     with pytest.raises(UserError, match="is already at step 6000"):
         runs.open_for_training(change(config, "train", num_steps=5999), SHAPE)

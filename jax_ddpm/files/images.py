@@ -43,18 +43,23 @@ def make_image_grid(
     n, height, width, channels = pixels.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
-    scale = max(1, MIN_TILE // max(height, width))
-    pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
+    scale = find_scale(height, width)
     line = CAPTION if captions else 0
     cell_h, cell_w = height * scale + line + padding, width * scale + padding
     canvas = np.zeros((rows * cell_h + padding, columns * cell_w + padding, channels), np.uint8)
     for i, image in enumerate(pixels):
         top, left = (i // columns) * cell_h + padding, (i % columns) * cell_w + padding
-        canvas[top : top + height * scale, left : left + width * scale] = image
+        tile = image.repeat(scale, axis=0).repeat(scale, axis=1)
+        canvas[top : top + height * scale, left : left + width * scale] = tile
         if captions:
             below = canvas[top + height * scale :][:line, left : left + width * scale]
             below[:] = draw_caption(captions[i], width * scale)[..., None]
     return canvas
+
+
+def find_scale(height: int, width: int) -> int:
+    """How many times larger an image is shown in a grid."""
+    return max(1, MIN_TILE // max(height, width))
 
 
 def draw_caption(text: str, width: int) -> UInt8[np.ndarray, "h w"]:

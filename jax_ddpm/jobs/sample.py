@@ -35,6 +35,7 @@ from jax_ddpm.jobs.sample_files import (
     list_files,
     make_name,
     need_frames,
+    require_possible_size,
     write_files,
 )
 from jax_ddpm.jobs.sample_folder import is_folder, open_folder, tell_next, write_images
@@ -62,9 +63,10 @@ def sample_run(
     if is_folder(out):
         return sample_to_folder(run, job, settings, out, weights=weights, edit=edit)
     check_suffix(out)
+    files = list_files(out, job.trajectory)
+    require_possible_size(files, job.num, run.image_shape, settings.frames)
     if is_main_process():
         require_writable(out)
-    files = list_files(out, job.trajectory)
     write_files(
         files,
         draw_batches(run, job, settings, weights=weights, edit=edit, frames=need_frames(files)),

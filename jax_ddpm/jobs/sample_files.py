@@ -16,11 +16,12 @@ from jax_ddpm.data.summary import name_class
 from jax_ddpm.devices.processes import is_main_process
 from jax_ddpm.errors import UserError
 from jax_ddpm.files.atomic import write_atomically
-from jax_ddpm.files.images import make_image_grid, save_gif, save_png
+from jax_ddpm.files.images import find_scale, make_image_grid, save_gif, save_png
 from jax_ddpm.jobs.edit import Edit, Interpolation
 from jax_ddpm.jobs.generate import Samples, collect, show_progress
 
 SUFFIXES = (".png", ".gif", ".npz")
+MAX_PIXELS = 2**30  # in all frames of a picture
 MAX_NAME = 100  # characters of a default name
 
 
@@ -30,6 +31,22 @@ def check_suffix(out: Path) -> None:
         raise UserError(
             f"--out {out} must end in .png (an image grid), .gif or .npz, or be a folder"
         )
+
+
+def require_possible_size(
+    files: Sequence[Path], num: int, image_shape: tuple[int, int, int], num_frames: int
+) -> None:
+    """Raise UserError for an image grid or a GIF that is too large for the memory or a viewer."""
+    height, width, _ = image_shape
+    pixels = num * height * width * find_scale(height, width) ** 2
+    for path in files:
+        is_gif, is_array = path.suffix.lower() == ".gif", path.suffix.lower() == ".npz"
+        if not is_array and pixels * (num_frames if is_gif else 1) > MAX_PIXELS:
+            what = f"a GIF of {num_frames} frames" if is_gif else "one image grid"
+            raise UserError(
+                f"{num:,} images of {height}x{width} are too many for {what} ({path.name}): give a "
+                "folder or an .npz file with --out, which are written as the images come"
+            )
 
 
 def list_files(out: Path, trajectory: bool) -> list[Path]:

@@ -9,9 +9,16 @@ from PIL import Image
 from jax_ddpm.config.jobs import SampleJob, Weights
 from jax_ddpm.config.sample import SampleConfig
 from jax_ddpm.data.sources import open_source
+from jax_ddpm.errors import UserError
 from jax_ddpm.jobs.edit import ImageToImage, Interpolation
 from jax_ddpm.jobs.generate import Samples
-from jax_ddpm.jobs.sample_files import make_name, need_frames, write_files, write_samples
+from jax_ddpm.jobs.sample_files import (
+    make_name,
+    need_frames,
+    require_possible_size,
+    write_files,
+    write_samples,
+)
 
 IMAGES = np.arange(5 * 8 * 8, dtype=np.uint8).reshape(5, 8, 8, 1)
 LABELS = np.array([0, 1, 0, 1, 0])
@@ -50,6 +57,25 @@ def test_nothing_remains_of_an_interrupted_file(tmp_path, name):
 def test_only_a_gif_needs_frames():
     assert need_frames([Path("a.png"), Path("a.GIF")])
     assert not need_frames([Path("a.png"), Path("a.npz")])
+
+
+@pytest.mark.parametrize(
+    ("names", "num", "shape", "fits"),
+    [
+        (["a.npz"], 10**6, (256, 256, 3), True),
+        (["a.png"], 50_000, (32, 32, 3), True),
+        (["a.png"], 50_000, (256, 256, 3), False),
+        (["a.gif"], 64, (256, 256, 3), True),
+        (["a.npz", "a.gif"], 50_000, (32, 32, 3), False),
+    ],
+)
+def test_a_picture_of_too_many_images_is_refused(names, num, shape, fits):
+    files = [Path(name) for name in names]
+    if fits:
+        require_possible_size(files, num, shape, 25)
+        return
+    with pytest.raises(UserError, match=f"{num:,} images of {shape[0]}x.* are too many for"):
+        require_possible_size(files, num, shape, 25)
 
 
 def test_a_grid_shows_the_names_of_the_classes(tmp_path):

@@ -11,6 +11,7 @@ from jax.errors import JaxRuntimeError
 
 import jax_ddpm
 import jax_ddpm.cli
+from jax_ddpm.cli.commands import prints_only
 from jax_ddpm.cli.ending import exit_after, suggest
 from jax_ddpm.errors import Stopped, UserError
 
@@ -127,3 +128,20 @@ def test_another_system_is_refused_in_one_sentence(monkeypatch):
     monkeypatch.delitem(vars(jax_ddpm), "fit", raising=False)
     with pytest.raises(ImportError, match="jax_ddpm works on Linux and macOS"):
         _ = jax_ddpm.fit
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("", True),
+        ("--help", True),
+        ("nonsense", True),
+        ("train --help-all", True),
+        ("train --dry-run", True),
+        ("bench step", True),
+        ("train --run a", False),
+        ("sample runs/a --out b.png", False),
+    ],
+)
+def test_only_text_that_is_asked_for_is_the_job(command, expected):
+    assert prints_only(command.split()) == expected

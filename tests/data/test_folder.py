@@ -14,7 +14,6 @@ from jax_ddpm.data.loader import batch_indices, batches
 from jax_ddpm.data.sources import open_source
 from jax_ddpm.errors import UserError
 from jax_ddpm.jobs import train as loop
-from jax_ddpm.jobs.build import open_data
 
 RNG = np.random.default_rng(0)
 
@@ -224,13 +223,11 @@ def test_training_stops_at_a_lost_picture_and_continues_when_it_is_back(
     used = batch_indices(100, config.train.batch_size, config.seed, step=10)[0]
     gone, kept = tmp_path / f"data/{used:02d}.png", tmp_path / "kept.png"
 
-    def open_and_lose(data):
-        source = open_data(data)
+    def begin_and_lose(*args):
         gone.rename(kept)
-        return source
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "open_data", open_and_lose)
+        patch.setattr(loop, "tell_summary", begin_and_lose)
         with pytest.raises(UserError, match=rf"{gone} cannot be read as a picture: No such file"):
             loop.train(config)
     kept.rename(gone)

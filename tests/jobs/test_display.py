@@ -2,8 +2,10 @@
 
 import io
 import os
+import pty
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -53,6 +55,21 @@ def test_work_goes_on_whatever_becomes_of_the_output(tmp_path, redirection):
     assert (found.stdout + found.stderr).count(said) == (
         redirection in ("> /dev/full", "2> /dev/full")
     )
+
+
+def test_the_last_sentence_goes_to_the_terminal_if_nobody_reads_the_output(tmp_path):
+    command = f"{sys.executable} -c '{PRINTING.format(is_the_job=False)}' {tmp_path / 'out'}"
+    number, terminal = pty.fork()
+    if number == 0:
+        os.execvp("bash", ["bash", "-c", f"{command} 2>&1 | true"])
+    seen = b""
+    with suppress(OSError):  # how the end of a terminal looks
+        while data := os.read(terminal, 1000):
+            seen += data
+    os.waitpid(number, 0)
+    os.close(terminal)
+    assert seen == b"the end\r\n"
+    assert (tmp_path / "out").read_text() == "done"
 
 
 @pytest.mark.parametrize("redirection", ["| true", "> /dev/full"])

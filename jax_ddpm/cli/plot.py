@@ -11,7 +11,7 @@ from jax_ddpm.cli.ending import suggest
 from jax_ddpm.cli.flags import Flat
 from jax_ddpm.cli.help import Help
 from jax_ddpm.cli.parsing import choose, parse
-from jax_ddpm.config.jobs import CompareJob
+from jax_ddpm.config.jobs import CompareJob, Weights
 from jax_ddpm.process.schedules import ScheduleName
 
 EXAMPLES = (
@@ -106,6 +106,7 @@ class SamplersFlags:
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
     job: Flat[CompareJob] = field(default_factory=CompareJob)
+    weights: Flat[Weights] = field(default_factory=Weights)
 
 
 FIGURES: dict[str, tuple[type[Any], Help]] = {
@@ -155,5 +156,5 @@ def draw_samplers(flags: SamplersFlags) -> None:
     """Plot the quality of every sampler's images."""
     from jax_ddpm.jobs.compare_samplers import compare_samplers
 
-    compare_samplers(flags.run, flags.job)
+    compare_samplers(flags.run, flags.job, flags.weights)
     suggest("sample", flags.run, "--sampler", "NAME", "--steps", "N")

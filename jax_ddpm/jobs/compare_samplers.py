@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jax_ddpm import runs
-from jax_ddpm.config.jobs import CompareJob
+from jax_ddpm.config.jobs import EMA, CompareJob, Weights
 from jax_ddpm.config.run import Config, SampleConfig, validate_sampling, validate_seed
 from jax_ddpm.config.sample import choose_spacing, describe_low_start
 from jax_ddpm.devices.per_example import compile_per_example, replicate_params, round_up
@@ -23,7 +23,7 @@ from jax_ddpm.files.images import Pixels, stretch_to_uint8, to_uint8
 from jax_ddpm.jobs.build import Parts, build, list_levels, make_sampler, open_data
 from jax_ddpm.jobs.generate import image_keys, image_labels, make_denoiser
 from jax_ddpm.jobs.messages import make_bar, tell, tell_if_slow
-from jax_ddpm.jobs.parameters import load_params
+from jax_ddpm.jobs.parameters import check_weights, load_params
 from jax_ddpm.jobs.rulers import Ruler, make_ruler
 from jax_ddpm.optim.averages import Params
 from jax_ddpm.process.levels import Level
@@ -41,7 +41,7 @@ class Case(NamedTuple):
     settings: SampleConfig
 
 
-def compare_samplers(folder: Path, job: CompareJob) -> Path:
+def compare_samplers(folder: Path, job: CompareJob, weights: Weights = EMA) -> Path:
     """Plot the distance between a run's images and its data, per sampler and number of evaluations.
 
     It is the Frechet distance in the features that ship, or in those that `job` names. A band shows
@@ -52,10 +52,11 @@ def compare_samplers(folder: Path, job: CompareJob) -> Path:
     out = job.out or folder / "samplers.png"
     check_job(job, out)
     run = runs.load(folder)
+    check_weights(run.config, weights)
     cases = list_cases(run.config, job)
     require_writable(out)
     parts = build(run.config, run.image_shape)
-    params, _ = load_params(run, parts)
+    params, _ = load_params(run, parts, weights)
     with tell_if_slow("Measuring the data itself"):
         ruler = make_ruler(open_data(run.config.data), job.num, job.features, job.batch_size)
     curves: Curves = {}

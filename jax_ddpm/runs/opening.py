@@ -16,8 +16,14 @@ from jax_ddpm.runs.folder import CONFIG, Run, holds_run, load, to_dict, write_co
 from jax_ddpm.runs.lock import LOCK, Held, hold_folder, lock_folder
 from jax_ddpm.runs.recovery import find_newest
 
-# Settings that `config.follow` derives from others, and that a run cannot change.
-DEPENDENT = (("train", "warmup_steps"), ("train", "accumulate"), ("model", "n_steps"))
+# Settings that `config.follow` derives from others, and that a run cannot change; and the spacing,
+# whose default was another one in earlier versions.
+DEPENDENT = (
+    ("train", "warmup_steps"),
+    ("train", "accumulate"),
+    ("model", "n_steps"),
+    ("sample", "spacing"),
+)
 
 
 class Opening(NamedTuple):

@@ -177,3 +177,17 @@ def test_no_flipped_bit_of_a_configuration_gives_other_settings(config, flips):
         path.write_bytes(flipped)
         with contextlib.suppress(UserError):
             assert runs.load(config.run).config == config
+
+
+def test_a_setting_that_followed_another_stays_when_the_other_grows(tmp_path):
+    def make(**train):
+        return Config(run=tmp_path / "run", train=TrainConfig(**train))
+
+    runs.open_for_training(make(num_steps=500, warmup_steps=13, ema_decay=0.9), SHAPE)
+    longer = make(num_steps=1000, warmup_steps=25, ema_decay=0.8)
+    found = runs.adopt(longer, {"--train.num-steps"})
+    assert found == change(longer, "train", warmup_steps=13)  # nothing else is taken
+    assert runs.adopt(longer, {"--train.warmup-steps"}) == longer
+    other = replace(longer, preset="pulfer")
+    assert runs.adopt(other, ()) == other
+    assert runs.adopt(replace(longer, run=tmp_path / "new"), ()).train.warmup_steps == 25

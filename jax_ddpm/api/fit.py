@@ -13,7 +13,7 @@ from jax_ddpm.api.arrays import make_source
 from jax_ddpm.api.checks import check_keywords
 from jax_ddpm.api.names import name_arguments, to_arguments
 from jax_ddpm.api.trained_run import TrainedRun, load_run, make_functions
-from jax_ddpm.config.follow import follow
+from jax_ddpm.config.follow import follow, remove_labels
 from jax_ddpm.config.presets import find_preset
 from jax_ddpm.config.run import Config, DataConfig, validate
 from jax_ddpm.data.holdout import split_off
@@ -96,7 +96,8 @@ def change_config(config: Any, changes: dict[str, Any]) -> Config:
 
     Raises UserError for a preset or setting that does not exist, naming the nearest.
     """
-    preset = find_preset(config) if isinstance(config, str) else config
+    # Whether the network takes labels is decided by `labels`, not by the preset's own images.
+    preset = remove_labels(find_preset(config)) if isinstance(config, str) else config
     if not isinstance(preset, Config):
         raise UserError(
             f"config is {type(config).__name__}, but it must be the name of a preset or a Config"

@@ -13,6 +13,9 @@ from jax_ddpm.config.sample import SampleConfig, sampling_timesteps, visits_time
 from jax_ddpm.config.train import AT_LEAST_ONE, TrainConfig
 from jax_ddpm.data.sources import recognize
 from jax_ddpm.errors import flag_name
+from jax_ddpm.models import UNetConfig
+
+FASHION_MNIST = ("embedded", "fashion_mnist")
 
 
 class Followed(NamedTuple):
@@ -44,6 +47,7 @@ def follow(config: Config, preset: Config, typed: Collection[str]) -> tuple[Conf
         model = replace(model, n_steps=timesteps)  # type: ignore[call-arg]  # PulferConfig
     data = _follow_path(config.data, typed)
     followed = replace(config, data=data, model=model, train=train, sample=sample)
+    followed = _follow_labels(followed, preset, typed)
     return followed, list(_list_changes(config, followed))
 
 
@@ -52,6 +56,27 @@ def _follow_path(data: DataConfig, typed: Collection[str]) -> DataConfig:
     if data.path is None or data.name != "embedded" or "--data.name" in typed:
         return data
     return replace(data, name=recognize(data.path) or data.name)
+
+
+def _follow_labels(config: Config, preset: Config, typed: Collection[str]) -> Config:
+    """Leave out the labels of a preset for the embedded images if the images are others.
+
+    Other images may have no labels, or other classes.
+    """
+    flags = ("--model.num-classes", "--diffusion.label-dropout")
+    embedded = preset.data.name == "embedded"
+    if not embedded or config.data.name in FASHION_MNIST or any(flag in typed for flag in flags):
+        return config
+    return remove_labels(config)
+
+
+def remove_labels(config: Config) -> Config:
+    """Take the labels out of a configuration, if its network is Ho et al.'s."""
+    if not isinstance(config.model, UNetConfig) or config.model.num_classes is None:
+        return config
+    model = replace(config.model, num_classes=None)
+    diffusion = replace(config.diffusion, label_dropout=0.0)
+    return replace(config, model=model, diffusion=diffusion)
 
 
 def _follow_num_steps(
@@ -128,7 +153,7 @@ def _follow_timesteps(
 
 
 def _list_changes(before: Config, after: Config) -> Iterator[Followed]:
-    for section in ("data", "model", "train", "sample"):
+    for section in ("data", "model", "diffusion", "train", "sample"):
         old, new = getattr(before, section), getattr(after, section)
         for field in fields(old):
             preset, value = getattr(old, field.name), getattr(new, field.name)

@@ -114,7 +114,10 @@ def add_network(settings: Config, network: Network, typed: Mapping[str, str]) ->
     channels = model.image_channels
     if data.channels is not None and "data.channels" not in typed:
         data = replace(data, channels=CHANNELS.get(channels, data.channels))
-    return replace(settings, model=model, data=data, run=None)
+    diffusion = settings.diffusion
+    if model.num_labels is None and "diffusion.label_dropout" not in typed:
+        diffusion = replace(diffusion, label_dropout=0.0)
+    return replace(settings, model=model, data=data, diffusion=diffusion, run=None)
 
 
 def apply_facts(settings: Config, facts: Mapping[str, Fact], typed: Mapping[str, str]) -> Described:

@@ -82,7 +82,7 @@ def test_a_mistyped_command_line_gets_one_sentence(args, message):
     ("args", "message"),
     [
         ("--steps -5", r"^--steps is -5, but it must be at least 1$"),
-        ("--warmup-steps 5000", r"^--warmup-steps is 5000, .* and --train.num-steps 2600$"),
+        ("--warmup-steps 5000", r"^--warmup-steps is 5000, .* and --train.num-steps 3400$"),
         ("--steps 40 --warmup-steps 50", r"^--warmup-steps is 50, .* and --steps 40$"),
         ("--label-dropout 2", r"^--label-dropout is 2.0, .* in \[0, 1\)$"),
     ],
@@ -99,13 +99,13 @@ def test_a_dry_run_says_what_would_happen_and_touches_nothing(tmp_path, capsys, 
     train.run(args.split())
     out = capsys.readouterr().out
     for line in (
-        "Adjusted to fit: --train.warmup-steps 2 (was 100)",
+        "Adjusted to fit: --train.warmup-steps 1 (was 100)",
         "10,000 of 14x14x1",
-        "unet, 41,153 parameters",
+        "unet, 41,857 parameters",
         "40 steps of 16 images, which is 0.064 epochs of 625 steps",
         "runs/fashion-cpu, a new run",
         "preset fashion-cpu, seed 3",
-        "warmup_steps 2",
+        "warmup_steps 1",
         "sampler ddim",
     ):
         assert " ".join(line.split()) in " ".join(out.split()), line

@@ -25,7 +25,7 @@ def follow_changes(preset, **sections):
 
 
 CASES = [
-    ("fashion-cpu", {"train": {"num_steps": 40}}, {"--train.warmup-steps": 2}),
+    ("fashion-cpu", {"train": {"num_steps": 40}}, {"--train.warmup-steps": 1}),
     ("ddpm-cifar10", {"train": {"num_steps": 8}}, {"--train.warmup-steps": 0}),
     ("ddpm-cifar10", {"diffusion": {"num_timesteps": 100}}, {"--sample.num-steps": 100}),
     ("fashion-cpu", {"diffusion": {"num_timesteps": 20}}, {"--sample.num-steps": 20}),
@@ -56,7 +56,7 @@ CASES = [
         {"train": {"steps_per_call": 8}},
         {"--train.log-every": 16, "--train.checkpoint-every": 192, "--train.sample-every": 608},
     ),
-    ("fashion-cpu", {"train": {"posthoc_ema": (0.05, 0.1)}}, {"--train.snapshot-every": 2600}),
+    ("fashion-cpu", {"train": {"posthoc_ema": (0.05, 0.1)}}, {"--train.snapshot-every": 3400}),
     (
         "fashion-cpu",
         {"train": {"posthoc_ema": (0.05, 0.1), "num_steps": 12}},
@@ -79,6 +79,16 @@ def test_a_setting_that_no_longer_works_is_adjusted(preset, sections, expected):
     config, followed = follow_changes(preset, **sections)
     validate(config)
     assert {found.flag: found.value for found in followed} == expected
+
+
+def test_the_labels_of_the_embedded_images_are_left_out_for_other_images():
+    expected = {"--model.num-classes": None, "--diffusion.label-dropout": 0.0}
+    config, followed = follow_changes("fashion-cpu", data={"name": "folder", "path": "pictures"})
+    assert {found.flag: found.value for found in followed} == expected
+    validate(config)
+    assert follow_changes("fashion-cpu", data={"name": "fashion_mnist"})[1] == []
+    own = {"data": {"name": "folder"}, "model": {"num_classes": 6}}
+    assert follow_changes("fashion-cpu", **own)[1] == []
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -112,4 +122,4 @@ def test_a_typed_setting_stays_even_if_it_is_refused(sections):
 
 def test_an_adjustment_names_the_presets_value():
     _, followed = follow_changes("fashion-cpu", train={"num_steps": 40})
-    assert followed == [Followed("--train.warmup-steps", 2, 100)]
+    assert followed == [Followed("--train.warmup-steps", 1, 100)]

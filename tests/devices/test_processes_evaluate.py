@@ -31,4 +31,4 @@ def test_two_processes_measure_the_same_distances_as_one(
     for name in ("frechet", "kernel", "score"):
         found, expected = ([getattr(row, name) for row in rows] for rows in (two, one))
         # A pixel that is rounded to its neighbour changes a feature a little.
-        np.testing.assert_allclose(found, expected, rtol=1e-3, err_msg=name)  # measured: 0
+        np.testing.assert_allclose(found, expected, rtol=1e-3, err_msg=name)  # measured: 3e-6

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from jax_ddpm import runs
 from jax_ddpm.config.run import Config
+from jax_ddpm.data.identity import Identity
+from jax_ddpm.data.summary import DataSummary
 from jax_ddpm.jobs.build import build
 from jax_ddpm.models.unet import UNetConfig
 from jax_ddpm.runs import checkpoint, metrics
@@ -89,12 +91,16 @@ def documents(draw, valid, changes=3):
     return document
 
 
+SUMMARY = DataSummary(2, (8, 8, 1), 0, 255, 2, ("cat", "dog"), (1, 1), ((".txt", 3),))
+RUN = runs.Run(CONFIG.folder, CONFIG, (8, 8, 1), images=Identity(SUMMARY, 1, 2, 2))
+
+
 def to_json(document):
     return json.dumps(document).encode()
 
 
 def config_files():
-    valid = runs.describe(runs.Run(CONFIG.folder, CONFIG, (8, 8, 1)))
+    valid = runs.describe(RUN)
     deep = st.sampled_from([b"[" * 100_000, b'{"a":' * 50_000, b'"' + b"x" * 10**6, b"1" * 100_000])
     return st.one_of(
         documents(valid).map(to_json),
@@ -120,7 +126,7 @@ def test_configurations_are_read_or_refused(scratch, raw):
 @given(data=st.data())
 def test_a_configuration_that_is_read_is_built_or_refused(scratch, data):
     (scratch / "run").mkdir(exist_ok=True)
-    document = data.draw(documents(runs.describe(runs.Run(CONFIG.folder, CONFIG, (8, 8, 1)))))
+    document = data.draw(documents(runs.describe(RUN)))
     (scratch / "run" / "config.json").write_bytes(to_json(document))
     run = read_or_refuse(lambda: runs.load(scratch / "run"))
     if run is not None:

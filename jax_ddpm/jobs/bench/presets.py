@@ -116,6 +116,7 @@ def measure_presets(
             args.num,
             seed=args.seed,
             batch_size=size,
+            num_labels=parts.num_labels,
         )
         drawn = join_batches([judge(batch.images) for batch in batches])
         sets = Sets(*drawn, reference.statistics, reference.features)

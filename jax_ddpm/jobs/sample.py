@@ -163,9 +163,10 @@ def choose_labels(run: runs.Run, job: SampleJob, edit: Edit | None = None) -> tu
     if job.classifier is not None and count_classes(run.config) is None:
         require(all(map(is_number, job.label)), "--label", " ".join(job.label), "a whole number")
         return tuple(map(int, job.label))
-    labels = find_labels(job.label, run)
+    labels, without = find_labels(job.label, run), run.config.diffusion.label_dropout > 0
     if isinstance(edit, Interpolation) and count_classes(run.config) and len(labels) != 1:
-        raise UserError("--interpolate needs one --label for a network trained with labels")
+        if labels or not without:
+            raise UserError("--interpolate needs one --label for a network trained with labels")
     return labels
 
 
@@ -199,6 +200,9 @@ def draw_batches(
         )
         num_steps = len(edit_fns.levels(list_levels(parts, settings)).t) - 1
         drawn = describe_drawn(labels, run)
+        if edit is not None and not labels and settings.guidance is None and parts.null_label:
+            # Label dropout has taught the network to draw without a class, which suits any picture.
+            labels, drawn = (parts.null_label,), ", without a class"
         if frames:
             drawn += f"; {min(settings.frames, num_steps + 1)} frames"
         tell(f"{job.num} images with {settings.sampler} in {num_steps} steps, {description}{drawn}")

@@ -184,6 +184,7 @@ def test_guidance_changes_the_images_of_a_class(draw, labelled_run):
     [
         "--inpaint a.png --mask mask.png --sampler ddpm --repaint-jump 1 --dtype float64",
         "--interpolate a.png b.png --label 2",
+        "--interpolate a.png b.png",
         "--image a.png --guidance 2 --guidance-rescale 0.7 --sampler ddpm",
     ],
 )

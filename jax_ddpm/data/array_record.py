@@ -5,7 +5,7 @@ import struct
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from jax_ddpm.files.untrusted import explain, follow_inside, require_bounded, re
 # are interrupted by these headers. Source: riegeli/records/block.h and chunk_header.h.
 BLOCK, BLOCK_HEADER, CHUNK_HEADER = 2**16, 24, 40
 USABLE = BLOCK - BLOCK_HEADER
+OTHER_CHUNKS = 100  # of a file's signature and its index
 WALKED = 2**30  # bytes; a larger file may not be small on disk and large in memory
 OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # for random access
 
@@ -76,7 +77,7 @@ def require_room(shards: Sequence[Shard], folder: Path) -> None:
 def open_shard(shard: Shard, folder: Path) -> Any:
     """Open the reader of one file. Raises UserError unless it has as many records as it should."""
     path, count = shard
-    require_small_chunks(path, folder)
+    require_small_chunks(path, folder, count)
     try:
         reader = import_array_record(path).ArrayRecordReader(os.fspath(path), OPTIONS)
         found = reader.num_records()
@@ -101,13 +102,17 @@ def import_array_record(path: Path) -> Any:
     return array_record_module
 
 
-def require_small_chunks(path: Path, folder: Path) -> None:
-    """Raise UserError for a chunk that would take far more bytes in memory than the file has."""
+def require_small_chunks(path: Path, folder: Path, num_records: int) -> None:
+    """Raise UserError for a chunk that would take far more bytes in memory than the file has.
+
+    Looks at no more chunks than `num_records` records and their index need.
+    """
     try:
         require_regular(path, folder)
         if path.stat().st_size > WALKED:
             return
-        largest = max(read_decoded_sizes(path), default=0)
+        sizes = islice(read_decoded_sizes(path), num_records + OTHER_CHUNKS)
+        largest = max(sizes, default=0)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {explain(error)}") from error
     require_bounded(largest, path)
@@ -119,7 +124,7 @@ def read_decoded_sizes(path: Path) -> Iterator[int]:
         size, begin = os.fstat(file.fileno()).st_size, 0
         while begin < size:
             header = _read_header(file, begin)
-            if len(header) < CHUNK_HEADER:
+            if len(header) < CHUNK_HEADER or not any(header):
                 return
             _, data_size, _, kind_and_count, decoded_size = struct.unpack("<5Q", header)
             yield decoded_size

@@ -54,8 +54,9 @@ def open_regular(path: Path, inside: Path | None = None) -> BinaryIO:
 def read_bounded(path: Path, max_bytes: int, inside: Path | None = None) -> bytes:
     """Read a regular file of at most `max_bytes`. Raises the errors that `open_regular` does."""
     with open_regular(path, inside) as file:
-        data = file.read(max_bytes + 1)
-    if len(data) > max_bytes:
+        fits = os.fstat(file.fileno()).st_size <= max_bytes  # /proc and the like say 0
+        data = file.read(max_bytes + 1) if fits else b""
+    if not fits or len(data) > max_bytes:
         raise UserError(f"{path} has more than {max_bytes:,} bytes")
     return data
 

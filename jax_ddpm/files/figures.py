@@ -142,7 +142,10 @@ def _set_limits(axes: Any, values: Float[np.ndarray, " n"]) -> None:
     limits = np.array([low - margin, high + margin])
     axes.set_ylim(*(np.exp(limits) if positive else limits))
     if positive:
-        axes.yaxis.set_major_formatter("{x:g}")
+        from matplotlib.ticker import LogFormatter
+
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which(LogFormatter(minor_thresholds=(2, 0.5)))  # 20 and not 2 x 10^1
 
 
 def save_likelihood(path: Path, report: Mapping[str, Any]) -> None:

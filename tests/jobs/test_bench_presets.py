@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_ddpm.config.presets import find_preset
 from jax_ddpm.data.sources import open_source
 from jax_ddpm.errors import UserError
 from jax_ddpm.jobs.bench.presets import (
@@ -60,6 +61,6 @@ def test_the_command_trains_measures_and_writes(tmp_path, monkeypatch, capsys):
     out = tmp_path / "found.json"
     args = PresetsArgs(presets=("fashion-cpu",), minutes=1e-3, num=20, steps=2, out=out)
     (row,) = bench_presets(args)
-    assert 1 <= row["steps"] < 100 and row["of"] == 2600
+    assert 1 <= row["steps"] < 100 and row["of"] == find_preset("fashion-cpu").train.num_steps
     assert json.loads(out.read_text())["rows"] == [row]
     assert "| `fashion-cpu` | " in capsys.readouterr().out

@@ -31,6 +31,8 @@ def load_recorded(case):
     return manifest["config"], io, weights, from_torch(weights, config=manifest["config"])
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 @each_case
 def test_the_network_computes_what_was_recorded(compare, dtype, case):

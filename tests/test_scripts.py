@@ -56,6 +56,8 @@ def test_a_mistake_gives_one_sentence_and_no_traceback(results, name):
     assert message in done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_a_mistake_leaves_nothing_behind(results):
     assert [path.name for path in results["left behind"]] == ["pipe"]
 

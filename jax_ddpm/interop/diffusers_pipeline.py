@@ -125,7 +125,9 @@ def _find_spacing(
     process: Process, kind: SchedulerClass, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     visited, reasons = process.timesteps, list[str]()
-    choices: list[dict[str, Any]] = [{"timestep_spacing": spacing} for spacing in SPACINGS]
+    # The first that fits is taken: trailing begins at pure noise with any number of steps.
+    order = sorted(SPACINGS, key=lambda spacing: spacing != "trailing")
+    choices: list[dict[str, Any]] = [{"timestep_spacing": spacing} for spacing in order]
     choices.append({"timestep_spacing": "leading", "steps_offset": int(visited[-1])})
     for choice in choices:
         known = {**settings, **choice}

@@ -163,11 +163,17 @@ def choose_labels(run: runs.Run, job: SampleJob, edit: Edit | None = None) -> tu
     if job.classifier is not None and count_classes(run.config) is None:
         require(all(map(is_number, job.label)), "--label", " ".join(job.label), "a whole number")
         return tuple(map(int, job.label))
-    labels, without = find_labels(job.label, run), run.config.diffusion.label_dropout > 0
-    if isinstance(edit, Interpolation) and count_classes(run.config) and len(labels) != 1:
-        if labels or not without:
-            raise UserError("--interpolate needs one --label for a network trained with labels")
+    labels = find_labels(job.label, run)
+    without = not labels and run.config.diffusion.label_dropout > 0
+    if isinstance(edit, Interpolation) and count_classes(run.config) and not without:
+        require_one_label(labels)
     return labels
+
+
+def require_one_label(labels: tuple[int, ...]) -> None:
+    """Raise UserError unless there is one class for all images between two."""
+    if len(labels) != 1:
+        raise UserError("--interpolate needs one --label for a network trained with labels")
 
 
 def draw_batches(

@@ -83,6 +83,8 @@ def make_converted():
 GUARD = (pytest.mark.slow, pytest.mark.guard)
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 @pytest.mark.parametrize(
     "make",
     [

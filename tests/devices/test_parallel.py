@@ -198,6 +198,8 @@ WAYS = {
 QUICK = ("pmap, parts", "fsdp 4, scan, data on devices")
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 @pytest.mark.parametrize(
     "way", [way if way in QUICK else pytest.param(way, marks=pytest.mark.slow) for way in WAYS]
 )

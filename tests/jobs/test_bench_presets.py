@@ -38,6 +38,7 @@ def test_presets_for_other_images_and_impossible_numbers_are_refused():
         bench_presets(PresetsArgs(num=19))
 
 
+@pytest.mark.slow
 def test_large_images_in_colour_are_judged_as_small_grey_ones():
     """The same garments, enlarged to 32 x 32 in colour, have nearly the same features."""
     network = make_fashion(SHAPE)

@@ -99,6 +99,8 @@ def test_every_flag_changes_the_number(evaluate, bound, args):
     assert abs(found["bits_per_dimension"] - default["bits_per_dimension"]) > 1e-5
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 @pytest.mark.parametrize(
     ("args", "printed"),
     [

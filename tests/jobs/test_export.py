@@ -123,6 +123,8 @@ def test_a_learned_variance_doubles_the_channels_that_leave(source):
     assert (getattr(back, "out_channels", None) or getattr(back, "out_dim", None)) == 6
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_hos_network_leaves_as_unet2d_and_googles_as_hos():
     back, arguments = send(make_run(UNET), "diffusers")
     assert back == replace(

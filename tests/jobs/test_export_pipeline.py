@@ -114,6 +114,7 @@ def test_what_a_pipeline_cannot_have_is_refused(config, sentence):
         write(config)
 
 
+@pytest.mark.slow
 def test_a_trained_run_becomes_a_folder_with_a_card(trained_run, tmp_path, capsys):
     out = tmp_path / "pipeline"
     command.run([str(trained_run), "--to", "diffusers", "--out", str(out)])

@@ -89,6 +89,7 @@ def test_pictures_show_all_images(trained_run, tmp_path, suffix, frames):
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
+@pytest.mark.slow
 def test_without_a_name_the_picture_goes_into_the_run_folder(trained_run, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(trained_run, folder)

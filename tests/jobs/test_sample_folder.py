@@ -32,6 +32,7 @@ def test_every_image_gets_its_file_and_is_that_of_the_array(trained_run, drawn, 
         np.testing.assert_array_equal(np.stack(list(images.values())), file["arr_0"][..., 0])
 
 
+@pytest.mark.slow
 def test_a_second_call_draws_only_what_is_missing(trained_run, drawn, monkeypatch, capsys):
     before = read_folder(drawn)
     for i in (3, 4):

@@ -186,6 +186,7 @@ def test_every_layer_has_its_own_mask():
     assert not jnp.array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_doubling_convolution_is_flax_own_transposed_convolution():
     x = jax.random.normal(jax.random.key(0), (2, 3, 5, 4), jnp.float64)
     layer = DoublingConv(6, jnp.float64)

@@ -35,6 +35,7 @@ def draw_torch_weights(width=5, channels=1):
     return {name: numbers.normal(size=s).astype(np.float32) for name, s in shapes.items()}
 
 
+@pytest.mark.slow
 def test_a_new_architecture_is_trained(make_config, tmp_path, monkeypatch):
     monkeypatch.setitem(ARCHITECTURES, "tiny", TinyConfig)
     config = replace(make_config(tmp_path / "run", train={"max_steps": 3}), model=TinyConfig(4))

@@ -29,6 +29,7 @@ def count_convolutions(fn, params):
     return sum(eqn.primitive.name == "conv_general_dilated" for eqn in equations)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EACH)
 def test_the_blocks_of_every_family_are_computed_again(name):
     config = FAMILIES[name]

@@ -59,6 +59,7 @@ def test_an_update_moves_the_parameters_and_then_the_averages():
     assert (new.step, metrics["skipped"]) == (1, 0)
 
 
+@pytest.mark.slow
 def test_weights_change_the_gradient_and_the_history_gets_the_losses_themselves():
     """In one part and in four, with every input that a network may have."""
     weight = np.linspace(0.5, 2, 8)

@@ -58,6 +58,8 @@ def describe(state, version=None):
     return merge(PEERS["lucidrains"].describe(Question(Source(Path("m.pt"), tensors), {})))
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 @pytest.mark.parametrize("release", mark_copies_slow())
 def test_recorded_output(compare, release, dtype):

@@ -105,6 +105,7 @@ def test_process(compare, recorded, forward, dtype):
     compare("losses", loss.mean(), theirs["mse"].astype(dtype).reshape(()), dtype)
 
 
+@pytest.mark.slow
 def test_table_of_time_embeddings(compare, recorded, dtype):
     config, io, network = recorded
     theirs = io[f"{SHORT[dtype]}.sinusoidal_embedding"]

@@ -179,6 +179,7 @@ def test_mistakes_get_one_sentence(arguments, tensors, sentence):
         from_torch(weights, "diffusers", config | arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "count"),
     [
@@ -311,6 +312,7 @@ SLOW_RUNS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "seed"), RUNS + [pytest.param(*run, marks=pytest.mark.slow) for run in SLOW_RUNS]
 )

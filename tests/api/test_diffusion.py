@@ -88,6 +88,7 @@ def test_the_loss_equals_the_loss_of_a_training_step_with_the_same_key(images, s
         np.testing.assert_allclose(losses.mean(), mean, rtol=1e-5)  # measured: 2e-7
 
 
+@pytest.mark.slow
 def test_the_loss_of_an_image_depends_on_its_own_key(images):
     diffusion = jd.Diffusion(SCHEDULE)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(4))
@@ -251,6 +252,7 @@ def test_it_can_be_passed_to_compiled_functions_and_used_in_them(images):
     assert jax.tree.map(lambda a: a, diffusion).prediction_type == "v"
 
 
+@pytest.mark.slow
 def test_a_sampler_made_of_traced_arrays_belongs_to_its_trace(images):
     diffusion, mask = jd.Diffusion(SCHEDULE), jnp.arange(4).reshape(1, 1, 4, 1) < 2
 

@@ -117,6 +117,8 @@ def apply_with_label(params, x_t, t, *, label):
     return apply_plain(params, x_t, t) + params["bias"] * label[:, None, None, None]
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_your_own_network_is_trained_and_loaded(config, tmp_path):
     run = jd.fit(IMAGES, config=config(), network=OWN, run=tmp_path / "own", optimizer="muon")
     assert not are_equal(run.params, init_plain(jax.random.key(0)))

@@ -82,6 +82,8 @@ def test_its_repr_describes_it_in_one_line(run, trained_run):
     assert run.config.train.num_steps == 12
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_the_weights_can_be_chosen(run, trained_run):
     raw, same = (jd.load_run(trained_run, weights=weights) for weights in ("raw", 0.9))
     assert (raw.sample(4) != run.sample(4)).any()

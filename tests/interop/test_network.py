@@ -39,6 +39,7 @@ def weights():
     return to_state_dict(params, PEERS["lucidrains"])
 
 
+@pytest.mark.slow
 def test_the_network_is_trained_and_sampled_like_any_other(weights):
     """Only traced, because only the arguments could go wrong."""
     network, schedule = from_torch(weights, "lucidrains", ARGUMENTS), named_schedule("linear", T)

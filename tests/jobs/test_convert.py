@@ -47,6 +47,8 @@ def exported(trained_run, tmp_path_factory):
     return export_weights(trained_run, out).file
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_a_run_becomes_a_weight_file_with_its_arguments_beside_it(trained_run, exported):
     names = read_weights(exported).keys()
     assert {"conv_in.weight", "down.0.block.0.conv1.weight", "temb.dense.0.bias"} <= names

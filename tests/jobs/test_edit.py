@@ -68,6 +68,8 @@ def draw(trained_run, pictures, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 @pytest.mark.parametrize(
     "flags",
     [

@@ -43,6 +43,8 @@ def bound(evaluate):
     return evaluate()
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_the_parts_of_the_bound_sum_to_the_whole(bound):
     assert len(bound["bits_of_each_image"]) == bound["num_images"] == 6
     assert len(bound["terms"]) == len(bound["x_0_mse"]) == len(bound["eps_mse"]) == T

@@ -30,6 +30,8 @@ def old_runs(tmp_path, tiny_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 @pytest.mark.parametrize(
     "number",
     [

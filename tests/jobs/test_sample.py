@@ -50,6 +50,8 @@ def test_the_same_command_gives_the_same_bytes(draw, six):
     np.testing.assert_array_equal(draw(), six)
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 @pytest.mark.parametrize(("num", "batch_size"), [(3, 4), *mark_slow((6, 6), (8, 4), (1, 1))])
 def test_an_image_does_not_depend_on_how_many_are_drawn_with_it(draw, six, num, batch_size):
     found = draw(num=num, batch_size=batch_size)
@@ -70,6 +72,8 @@ def test_raw_and_averaged_parameters_give_different_images(draw, six):
     np.testing.assert_array_equal(draw(weights="ema"), six)
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 @pytest.mark.parametrize(
     "settings", [{"steps": 2}, *mark_slow([{"eta": 1.0}], [{"sampler": "ddpm", "steps": 8}])]
 )

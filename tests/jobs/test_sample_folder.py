@@ -55,6 +55,7 @@ def test_a_second_call_draws_only_what_is_missing(trained_run, drawn, monkeypatc
     assert f"fidelity --fid --input1 {drawn} --input2" in out
 
 
+@pytest.mark.slow
 def test_images_of_other_settings_are_never_mixed(trained_run, drawn, tmp_path):
     with pytest.raises(UserError, match="drawn with other seed: give another folder"):
         sample_run(trained_run, SampleJob(5, drawn, seed=1))

@@ -157,6 +157,8 @@ def test_missing_pictures_of_a_finished_run_are_drawn_again(make_config, tmp_pat
     assert_same_run(folder, trained_run)
 
 
+@pytest.mark.slow
+@pytest.mark.guard
 def test_any_images_and_any_network_are_trained(make_config, tmp_path):
     """From arrays and a pair of functions, with a stop in between."""
     images = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3), dtype=np.uint8)

@@ -41,6 +41,7 @@ def small():
     return apply_fn, params
 
 
+@pytest.mark.slow
 def test_the_preset_for_256x256_images_has_the_network_of_ho_et_al():
     """parity_tests/test_unet.py counts the CIFAR-10 network."""
     shapes = trace_shapes(make_network(PRESETS["ddpm-256"].model, (256, 256, 3)))
@@ -90,6 +91,7 @@ def test_layers_start_as_in_the_code_of_ho_et_al():
     assert not params["conv1"]["bias"].any()
 
 
+@pytest.mark.slow
 def test_examples_do_not_depend_on_each_other(small):
     """Neither their images and timesteps nor, in training, their dropout."""
     apply_fn, params = small

@@ -71,6 +71,7 @@ def make_quadratic_step(**averages):
     return lambda state, target: update(state, jnp.full((1, 1, 1, 1), target), *zeros)[0]
 
 
+@pytest.mark.slow
 def test_several_averages_equal_each_one_alone():
     emas = [make_ema("constant", decay) for decay in (0.9, 0.5, 0.99)] + [make_posthoc_ema(0.1)]
     start = {"w": jnp.ones(())}

@@ -90,6 +90,7 @@ def two_channels(params, x_t, t, **_):
     return jnp.concatenate([params["image"] * x_t, params["label"] * x_t], axis=-1)
 
 
+@pytest.mark.slow
 def test_the_terms_of_a_hybrid_loss_are_reported_and_change_nothing():
     """The state has the same bits as that of an update which does not know the terms."""
     loss_fn = make_loss_fn(two_channels, SCHEDULE, objective="hybrid", variance="learned_range")

@@ -25,7 +25,7 @@ def save_loss_curve(
     distances: tuple[Sequence[int], Sequence[float]] = ((), ()),
     title: str = "",
 ) -> None:
-    """Plot the logged losses, and their running mean over a twentieth of the rows.
+    """Plot the logged losses, and their running mean over about a twentieth of the rows.
 
     `others` maps the names of further losses to (steps, losses). `distances`, which are called
     `title`, get an axis of their own.
@@ -34,13 +34,13 @@ def save_loss_curve(
     figure = _make_figure(7, 4)
     axes = figure.subplots()
     axes.plot(steps, losses, color="0.75", linewidth=1, label="logged")
-    window = max(1, len(losses) // 20)
-    if window > 1:
-        smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-        axes.plot(steps[window - 1 :], smooth, color="C0", label=f"mean of {window}")
+    reach = len(losses) // 40
+    if reach:
+        smooth = smooth_values(losses, reach)
+        axes.plot(steps, smooth, color="C0", label=f"mean of {2 * reach + 1}")
     for i, (name, curve) in enumerate(others.items()):
         axes.plot(*curve, color=f"C{i + 1}", marker=".", label=name)
-    if window > 1 or others:
+    if reach or others:
         axes.legend()
     heading = "Losses" if others else "Training loss"
     axes.set(xlabel="training step", ylabel="loss", yscale="log", title=heading)
@@ -53,6 +53,17 @@ def save_loss_curve(
     _save(figure, path)
 
 
+def smooth_values(values: Sequence[float], reach: int) -> Float[np.ndarray, " n"]:
+    """The mean of each value and its neighbours, `reach` on either side, or fewer near an end.
+
+    There are always as many on one side as on the other, so that a curve that falls is not lifted.
+    """
+    n, sums = len(values), np.append(0.0, np.cumsum(values, dtype=np.float64))
+    i = np.arange(n)
+    sides = np.minimum(reach, np.minimum(i, n - 1 - i))
+    return (sums[i + sides + 1] - sums[i - sides]) / (2 * sides + 1)
+
+
 def save_curves(path: Path, panels: Mapping[str, Curves]) -> None:
     """Plot tables over t: one panel per table, one curve per schedule."""
     columns = 3
@@ -62,20 +73,13 @@ def save_curves(path: Path, panels: Mapping[str, Curves]) -> None:
     for axes, (title, curves) in zip(cells, panels.items(), strict=False):
         for label, values in curves.items():
             axes.plot(np.arange(len(values)), values, label=label, linewidth=1.5)
-        axes.set(title=title, xlabel="t", yscale="log" if _is_steep(curves) else "linear")
+        axes.set(title=title, xlabel="t")
         axes.grid(alpha=0.3)
     for axes in cells[len(panels) :]:
         axes.axis("off")
     handles, labels = cells[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5))
     _save(figure, path)
-
-
-def _is_steep(curves: Curves) -> bool:
-    """Whether the values span so wide a range that they need a logarithmic axis."""
-    largest = max(float(np.max(values)) for values in curves.values())
-    middle = max(float(np.median(values)) for values in curves.values())
-    return middle > 0 and largest > 20 * middle
 
 
 def save_rows(

@@ -13,6 +13,7 @@ from jax_ddpm.files.atomic import write_atomically
 
 Pixels = UInt8[np.ndarray, "n h w c"]
 CAPTION, FONT_SIZE = 13, 10  # pixels
+SHADE = 17  # 255 / 15: the distance between 16 shades of grey
 MIN_TILE = 56  # smaller images are enlarged in image grids, so that people can see them
 
 
@@ -78,8 +79,11 @@ def save_png(path: Path, image: UInt8[np.ndarray, "h w c"]) -> None:
 def save_gif(
     path: Path, frames: Sequence[UInt8[np.ndarray, "h w c"]], *, seconds: float = 4.0
 ) -> None:
-    """Write a GIF that shows `frames` for `seconds`, pauses on the last one, and repeats."""
-    first, *rest = [_to_pil(frame) for frame in frames]
+    """Write a GIF that shows `frames` for `seconds`, pauses on the last one, and repeats.
+
+    Noise does not compress, so all frames but the last are written in fewer shades.
+    """
+    first, *rest = [*map(_reduce_shades, frames[:-1]), _to_pil(frames[-1])]
     duration = max(20, 10 * round(100 * seconds / len(frames)))  # GIF counts hundredths of a second
     durations = [duration] * len(rest) + [1500]
     write_atomically(
@@ -88,6 +92,14 @@ def save_gif(
             temporary, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0
         ),
     )
+
+
+def _reduce_shades(frame: UInt8[np.ndarray, "h w c"]) -> Image.Image:
+    """Round a grey frame to 16 shades, and a frame with colours to 64 colours."""
+    if frame.shape[-1] == 1:
+        return _to_pil((np.round(frame / SHADE) * SHADE).astype(np.uint8))
+    method, dither = Image.Quantize.FASTOCTREE, Image.Dither.NONE
+    return _to_pil(frame).quantize(64, method=method, dither=dither)
 
 
 def _to_pil(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:

@@ -105,8 +105,8 @@ def plot_forward(
     config = find_preset(preset)
     T = config.diffusion.num_timesteps
     for part in percent:
-        require(0 < part <= 100, "--percent", part, "above 0 and at most 100")
-    steps = steps or [int(part / 100 * T) - 1 for part in percent or PERCENT]
+        require(0 <= part <= 100, "--percent", part, "between 0 and 100")
+    steps = steps or [max(int(part * T / 100) - 1, 0) for part in percent or PERCENT]
     for t in steps:
         require(0 <= t < T, "--steps", t, f"between 0 and {T - 1}")
     pictures = read_pictures(config, image, image_size, NUM if num is None else num)

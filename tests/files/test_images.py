@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jax_ddpm.files.figures import save_loss_curve
+from jax_ddpm.files import figures
+from jax_ddpm.files.figures import save_curves, save_loss_curve, smooth_values
 from jax_ddpm.files.images import (
     MIN_TILE,
     from_uint8,
@@ -71,7 +72,8 @@ def test_a_png_keeps_every_pixel(tmp_path, channels, mode):
 @pytest.mark.parametrize(("num_frames", "channels"), [(1, 1), (2, 3), (51, 1)])
 def test_a_gif_shows_all_frames_repeats_and_pauses_on_the_last(tmp_path, channels, num_frames):
     frames = np.zeros((num_frames, 8, 8, channels), np.uint8)
-    frames += np.arange(num_frames, dtype=np.uint8)[:, None, None, None] * 5
+    frames.reshape(num_frames, 64, channels)[np.arange(num_frames), np.arange(num_frames)] = 255
+    frames[-1] = 101
     save_gif(tmp_path / "a.gif", list(frames), seconds=2.0)
     with Image.open(tmp_path / "a.gif") as found:
         assert found.n_frames == num_frames
@@ -82,6 +84,30 @@ def test_a_gif_shows_all_frames_repeats_and_pauses_on_the_last(tmp_path, channel
             assert found.info["duration"] == 1500
         last = np.asarray(found.convert("RGB"))
         np.testing.assert_array_equal(last, np.broadcast_to(frames[-1], (8, 8, 3)))
+
+
+@pytest.mark.parametrize(("channels", "most"), [(1, 80_000), (3, 120_000)])
+def test_a_gif_of_noise_is_small(tmp_path, channels, most):
+    """With 256 shades or colours, it takes 130 kB."""
+    frames = np.random.default_rng(0).integers(0, 256, (10, 100, 100, channels), dtype=np.uint8)
+    save_gif(tmp_path / "a.gif", list(frames))
+    assert (tmp_path / "a.gif").stat().st_size < most
+
+
+def test_a_running_mean_begins_and_ends_with_the_values_and_keeps_a_line():
+    line = np.linspace(5, -5, 21)
+    np.testing.assert_allclose(smooth_values(line.tolist(), 4), line, atol=1e-12)
+    found = smooth_values([9.0, 1.0, 1.0, 1.0, 4.0, 1.0], 2)
+    np.testing.assert_allclose(found, [9, 11 / 3, 16 / 5, 8 / 5, 2, 1])
+
+
+def test_a_curve_that_falls_below_zero_is_drawn_as_a_whole(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: seen.extend(figure.axes))
+    tables = {"log": np.linspace(10, -10, 50), "steep": np.array([1e-4] * 49 + [1.0])}
+    save_curves(tmp_path / "a.png", {name: {"cosine": table} for name, table in tables.items()})
+    assert {axes.get_yscale() for axes in seen} == {"linear"}
+    assert seen[0].get_ylim()[0] < -10
 
 
 @pytest.mark.parametrize("num_rows", [0, 100])

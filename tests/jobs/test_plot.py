@@ -58,6 +58,11 @@ def test_the_forward_process_of_the_data_is_drawn_at_percentages(tmp_path, capsy
     assert "t = 249, 499, 749, 999 of T = 1000" in capsys.readouterr().out
 
 
+def test_small_percentages_are_the_first_timestep(tmp_path, capsys):
+    plot_forward(tmp_path / "f.png", num=1, percent=(0, 0.05, 0.1, 58))
+    assert "t = 0, 0, 0, 579 of T = 1000" in capsys.readouterr().out
+
+
 def test_a_step_outside_the_chain_gets_one_sentence(tmp_path):
     with pytest.raises(UserError, match="--steps is 1000, but it must be between 0 and 999"):
         plot_forward(tmp_path / "f.png", steps=(1000,))

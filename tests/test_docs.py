@@ -2,12 +2,14 @@
 
 import importlib
 import re
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 
 import jax
 import pytest
 
+import jax_ddpm
 from jax_ddpm.cli.edit import EditFlags
 from jax_ddpm.cli.prepare import EmojiFlags, PrepareFlags
 from jax_ddpm.cli.start import StartFlags
@@ -16,11 +18,17 @@ from jax_ddpm.config.run import DataConfig, DiffusionConfig, SampleConfig, Train
 from jax_ddpm.devices.processes import Launch
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
 TEXT = "".join(page.read_text() for page in PAGES)
 SUFFIXES = ("py", "md", "json", "npz", "png")
 ROOMS = {path.name for path in (ROOT / "jax_ddpm").iterdir() if path.is_dir()}
-every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: name_page(page))
+
+
+def name_page(page):
+    """Name a page by its path below docs/, as in "howto/labels"."""
+    return str(page.relative_to(DOCS).with_suffix(""))
 
 
 def list_flags(kind, prefix="--", keep=lambda name: True):
@@ -30,11 +38,15 @@ def list_flags(kind, prefix="--", keep=lambda name: True):
 
 
 def find_blocks():
-    """Find every Python block of every page."""
+    """Find every Python block of every page; those of pages in folders count as slow."""
     found = []
     for page in PAGES:
+        marks = () if page.parent == DOCS else (pytest.mark.slow, pytest.mark.guard)
         texts = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-        found += [pytest.param(text, id=f"{page.stem}-{i}") for i, text in enumerate(texts)]
+        found += [
+            pytest.param(text, id=f"{name_page(page)}-{i}", marks=marks)
+            for i, text in enumerate(texts)
+        ]
     return found
 
 
@@ -113,6 +125,26 @@ def test_every_function_that_a_page_names_exists(page):
         room, _, rest = name.partition(".")
         if room in ROOMS and re.fullmatch(r"\w+(\.\w+)*", rest) and rest not in SUFFIXES:
             assert resolves(name), code
+
+
+def test_every_public_name_is_in_the_reference_once():
+    pages = "".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))
+    assert sorted(re.findall(r"^::: jax_ddpm\.(\w+)$", pages, re.MULTILINE)) == jax_ddpm.__all__
+
+
+@every_page
+def test_every_page_is_in_the_navigation(page):
+    assert f" {page.relative_to(DOCS)}\n" in (ROOT / "mkdocs.yml").read_text()
+
+
+def test_the_version_is_one_and_the_changelog_has_it():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    version = project["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    first = re.search(
+        r"^## \[(?!Unreleased)(.*?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+    assert first and first[1] == version
 
 
 def test_every_row_of_the_equations_names_a_function_and_a_test():

@@ -10,7 +10,10 @@ from jax_ddpm.cli import bench, convert, evaluate, parity, plot, prepare, sample
 from jax_ddpm.config.run import validate
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 READ = {
     "train": train.read,
     "sample": sample.read,

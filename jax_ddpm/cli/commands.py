@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "measure how good a run's images are, or its likelihood",
     "convert": "import weights from PyTorch and other sources, or export them",
     "plot": "draw noise schedules, the forward process, or a comparison of samplers",
+    "report": "show a run, or several, on one page: curves, samples, settings",
     "parity": "compare JAX with PyTorch, quantity by quantity",
     "prepare": "write a data set, of your pictures or of emoji",
     "bench": "measure training steps, sampling, data loading, or memory",

@@ -84,10 +84,11 @@ def _without_late_threads() -> Iterator[None]:
         sys.unraisablehook = before
 
 
-def suggest(*words: object) -> None:
-    """Print the command that the user may want next, ready to paste."""
+def suggest(*words: object, why: str = "") -> None:
+    """Print the command that the user may want next, ready to paste, and `why`."""
     command, *rest = map(str, words)
-    print(f"Next: {command_name(command)} {shlex.join(rest)}")
+    note = f"   # {why}" if why else ""
+    print(f"Next: {command_name(command)} {shlex.join(rest)}{note}")
 
 
 def command_name(command: str) -> str:

@@ -105,6 +105,9 @@ def run(args: Sequence[str]) -> None:
 
             print(describe_run(flags.config))
         else:
+            from jax_ddpm.jobs.report.ending import list_next
             from jax_ddpm.jobs.train import train
 
-            suggest("sample", train(flags.config).folder, "--num", 64, "--seed", 1)
+            run = train(flags.config)
+            for each in list_next(run, run.config.train.num_steps):
+                suggest(*each.words, why=each.why)

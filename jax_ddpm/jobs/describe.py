@@ -39,7 +39,7 @@ def describe_run(config: Config) -> str:
         "folder": f"{config.folder}, {'an existing run to resume' if exists else 'a new run'}",
         "writes": f"metrics every {train.log_every} steps, a checkpoint every "
         f"{train.checkpoint_every} (the newest {train.keep_checkpoints} are kept), samples every "
-        f"{train.sample_every}, and at the end samples.png, sampling.gif and loss.png",
+        f"{train.sample_every}, and at the end samples.png, sampling.gif, loss.png and report.html",
     }
     if held_out is not None:
         count, of = min(train.validate_images, len(held_out.images)), len(held_out.images)

@@ -33,6 +33,8 @@ from jax_ddpm.jobs.init_from import begin_with_given
 from jax_ddpm.jobs.interrupt import doing
 from jax_ddpm.jobs.messages import make_bar, tell, tell_if_slow
 from jax_ddpm.jobs.progress import Progress, from_json, join_metrics
+from jax_ddpm.jobs.report.ending import summarize_run
+from jax_ddpm.jobs.train_call import note_call, write_final_report
 from jax_ddpm.jobs.train_records import (
     draw_final_pictures,
     draw_grid,
@@ -77,7 +79,9 @@ def train(config: Config) -> Run:
         run = train_run(config, source, parts, held_out)
     else:
         tell(f"{run.folder} is finished: all {config.train.num_steps} steps are done")
-    tell(f"Finished: {', '.join(str(path) for path in list_pictures(run) if path.is_file())}")
+    tell(f"Finished: {summarize_run(run)}")
+    files = [path for path in (*list_pictures(run), run.report) if path.is_file()]
+    tell(f"Look at {', '.join(map(str, files))}")
     return run
 
 
@@ -116,9 +120,11 @@ def train_run(
         drop_later_records(job, step, written)
         drawn = has_pictures(opening.run) and not opening.draws_otherwise
         if step < config.train.num_steps or not drawn:
-            state = take_steps(job, state, progress)
-            finish_steps(job)
+            with note_call(job, step):
+                state = take_steps(job, state, progress)
+                finish_steps(job)
             draw_final_pictures(job, state)
+            write_final_report(job)
         job.guard()
     return opening.run
 

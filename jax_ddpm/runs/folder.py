@@ -53,6 +53,11 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     @property
+    def calls(self) -> Path:
+        """One JSON object for each call of train: its steps, its time, its machine."""
+        return self.folder / "calls.jsonl"
+
+    @property
     def tensorboard(self) -> Path:
         return self.folder / "tensorboard"
 
@@ -80,6 +85,11 @@ class Run:
     def loss_curve(self) -> Path:
         """A plot of the loss over the steps."""
         return self.folder / "loss.png"
+
+    @property
+    def report(self) -> Path:
+        """The page that shows all of it."""
+        return self.folder / "report.html"
 
 
 class Unusable(UserError):

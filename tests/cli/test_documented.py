@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jax_ddpm.cli import bench, convert, evaluate, parity, plot, prepare, sample, train
+from jax_ddpm.cli import bench, convert, evaluate, parity, plot, prepare, report, sample, train
 from jax_ddpm.config.run import validate
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +23,7 @@ READ = {
     "parity": parity.read,
     "prepare": prepare.read,
     "bench": bench.read,
+    "report": report.read,
 }
 
 

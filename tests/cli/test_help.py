@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from jax_ddpm.cli import bench, convert, evaluate, parity, plot, prepare, sample, train
+from jax_ddpm.cli import bench, convert, evaluate, parity, plot, prepare, report, sample, train
 from jax_ddpm.cli.commands import COMMANDS, format_overview, run_command
 from jax_ddpm.cli.flags import read_flags
 from jax_ddpm.config.presets import PRESETS
@@ -20,6 +20,7 @@ PAGES = {
     "plot schedules": (plot.run, ["schedules"]),
     "plot forward": (plot.run, ["forward"]),
     "plot samplers": (plot.run, ["samplers"]),
+    "report": (report.run, []),
     "parity": (parity.run, []),
     "prepare": (prepare.run, []),
     "prepare emoji": (prepare.run, ["emoji"]),

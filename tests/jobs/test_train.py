@@ -30,6 +30,7 @@ from tests.shared.processes import make_flags
 def test_a_finished_run_holds_every_file(trained_run):
     names = {path.name for path in trained_run.iterdir()}
     files = {"config.json", "metrics.jsonl", "samples.png", "sampling.gif", "loss.png", "lock"}
+    files |= {"report.html", "calls.jsonl"}
     assert names == files | {"tensorboard", "checkpoints", "samples"}
     grids = sorted(path.name for path in (trained_run / "samples").iterdir())
     assert grids == ["step_0000006.png", "step_0000012.png"]
@@ -112,8 +113,10 @@ def test_a_training_process_loads_no_other_framework_and_says_what_comes_next(
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Loaded: []" in done.stdout
-    assert f"Finished: {config.run / 'samples.png'}" in done.stdout
-    assert f"jax-ddpm sample {config.run}" in done.stdout
+    assert "Finished: 12 steps, " in done.stdout
+    assert f"Look at {config.run / 'samples.png'}" in done.stdout
+    for command in ("sample", "evaluate", "train --preset fashion-cpu --train.init-from"):
+        assert f"jax-ddpm {command} {config.run}" in done.stdout
     assert "12/12" in done.stderr  # the progress bar
     assert "Traceback" not in done.stderr
     assert_same_run(config.run, trained_run)
@@ -143,7 +146,7 @@ def test_a_finished_run_started_again_does_nothing_and_says_so_at_once(
     out = capsys.readouterr().out
     assert run.folder == trained_run
     assert f"{trained_run} is finished: all 12 steps are done" in out
-    assert f"Finished: {trained_run / 'samples.png'}" in out
+    assert "Finished: 12 steps, " in out and f"Look at {trained_run / 'samples.png'}" in out
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 

@@ -3,12 +3,17 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.jobs.bench import step, timing
+from jax_ddpm.jobs.bench import networks, page, step, suite, timing
 from jax_ddpm.jobs.bench.data import DataArgs, bench_data
+from jax_ddpm.jobs.bench.devices import DevicesArgs, bench_devices
+from jax_ddpm.jobs.bench.growth import GrowthArgs, bench_growth, fit_line
 from jax_ddpm.jobs.bench.memory import MemoryArgs, bench_memory
 from jax_ddpm.jobs.bench.step import SamplingArgs, StepArgs, bench_sampling, bench_step
 
@@ -30,21 +35,57 @@ def test_contestants_take_turns_after_their_warm_up(capsys):
     assert "a: warm after" in capsys.readouterr().out
 
 
-SMALL = {"batch_size": 2, "image_size": 4, "channels": (32, 32), "peers": ("eager",), "rounds": 1}
+SMALL = {"network": "tiny", "batch_size": 2, "peers": ("eager",), "rounds": 1}
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    """A small network of diffusers among those that can be measured."""
+    model = networks.make_diffusers((32, 32))
+    subject = networks.Subject("a tiny one", model, (4, 4, 3), 2, "diffusers")
+    monkeypatch.setitem(networks.NETWORKS, "tiny", subject)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("bench", "args"),
     [
-        (bench_step, StepArgs(**SMALL, steps=2, steps_per_call=2, dtype="bfloat16")),
+        pytest.param(
+            bench_step,
+            StepArgs(**SMALL, steps=2, steps_per_call=2, dtype="bfloat16"),
+            marks=pytest.mark.guard,
+        ),
         (bench_sampling, SamplingArgs(**SMALL, steps=2)),
     ],
 )
 def test_both_frameworks_are_measured(bench, args):
     rows = bench(args)
     assert [row["contestant"] for row in rows] == ["jax_ddpm", "eager"]
-    assert all(row["images/s"] > 0 for row in rows)
+    assert all(row["images/s"] > 0 and 0 < row["of peak"] < 1 for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(networks.NETWORKS))
+def test_every_network_has_a_contestant_in_pytorch_with_the_same_weights(name):
+    import torch
+
+    from jax_ddpm.parity.speed import Work, make_call, make_their_network
+
+    subject = networks.NETWORKS[name]
+    ours = step.build_ours(StepArgs(name, 2), subject)
+    apply_fn, labels = ours.parts.network.apply_fn, ours.parts.num_labels
+    network = step.Network(subject.source, subject.model, ours.params, apply_fn)
+    work = Work(network, subject.image_shape, 2, "float32", 1, labels)
+    module, against = make_their_network("eager", work)
+    assert against
+    x_t = np.random.default_rng(0).normal(size=(2, *subject.image_shape)).astype(np.float32)
+    t = np.array([3, 700])
+    with torch.no_grad():
+        call = make_call("eager", work, module.eval())
+        theirs = call(torch.from_numpy(np.moveaxis(x_t, -1, 1)), torch.from_numpy(t))
+    label = None if labels is None else np.arange(2)
+    out = apply_fn(ours.params, x_t, t, label=label)
+    np.testing.assert_allclose(np.moveaxis(theirs.numpy(), 1, -1), out, atol=1e-3)
 
 
 @pytest.mark.slow
@@ -62,6 +103,71 @@ def test_the_peak_of_memory_exceeds_the_state():
     assert 0 < row["state GiB"] < row["peak GiB"] < row["peak without donation GiB"]
 
 
+@pytest.mark.slow
+def test_a_steps_seconds_and_bytes_are_measured_as_work_grows():
+    args = GrowthArgs("tiny", (2, 4), (1, 2), (4, 8), (16, 32), rounds=1)
+    rows = bench_growth(args)
+    assert len({row["what"] for row in rows}) == 5
+    assert all(row["value"] > 0 for row in rows)
+
+
+def test_a_line_goes_through_points_that_lie_on_one():
+    assert fit_line({1: 5.0, 2: 8.0, 4: 14.0}) == pytest.approx((3, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.guard
+def test_a_device_does_as_much_work_when_there_are_more_devices():
+    """Both with pmap and on a mesh; what they exchange is the gradients."""
+    args = DevicesArgs("fashion-cpu", (1, 2), batch_size=2, steps=1, rounds=1)
+    rows = bench_devices(args)
+    found = [(row["devices"], row["mode"]) for row in rows]
+    assert found == [(1, "pmap"), (1, "mesh"), (2, "pmap"), (2, "mesh")]
+    work = [row["GFLOP/device"] for row in rows]
+    assert max(work) < 1.1 * min(work)
+    assert rows[2]["MiB exchanged"] > 1 and rows[3]["MiB exchanged"] > 1
+
+
+def test_a_suite_measures_only_what_is_missing_and_writes_a_page(tmp_path, monkeypatch):
+    """The page has a line for each file, and a figure beside it."""
+    about = {"batch": 8, "against": "diffusers 1.0"}
+    ours = {"contestant": "jax_ddpm", "images/s": 3.0, "times eager": 1.5, "of peak": 0.5}
+    theirs = [{"contestant": name, "images/s": 2.0} for name in ("eager", "compile")]
+    (tmp_path / "ho_step.json").write_text(json.dumps({**about, "rows": [ours, *theirs]}))
+    points = [{"what": "s", "over": "images", "at": n, "value": 2.0, "line": 2.0} for n in (1, 2)]
+    asked = []
+
+    def run(command, check):
+        out = command[-1]
+        asked.append(command[4])
+        rows = {"growth": points, "start": [{"cache": "empty", "s, first step": 5.0}]}
+        if command[4] in rows:
+            Path(out).write_text(json.dumps({"rows": rows[command[4]]}))
+
+    monkeypatch.setattr(suite.subprocess, "run", run)
+    with pytest.raises(UserError, match=r"ho_sampling_1, ho_sampling_16, devices, data"):
+        suite.bench_suite(suite.SuiteArgs(tmp_path, networks=("ho",)))
+    assert asked == ["sampling", "sampling", "growth", "devices", "start", "data"]
+    text = (tmp_path / "performance.md").read_text()
+    assert (
+        "| diffusers 1.0 | training step of 8 | 3 | 2 | not measured | 2 | 1.50 | 1.50 | 50% |"
+        in text
+    )
+    assert "| images | 1 | 2 |\n|---|---|---|\n| s | 2 | 2 |" in text
+    assert "| empty | 5 |" in text
+    assert (tmp_path / "performance.png").stat().st_size > 0
+    mine = tmp_path / "mine.md"
+    mine.write_text("first\n<!-- tables -->\nold\n<!-- end of tables -->\nlast\n")
+    with pytest.raises(UserError, match="ho_sampling_1"):
+        suite.bench_suite(suite.SuiteArgs(tmp_path, mine, ("ho",)))
+    found = mine.read_text()
+    assert found.startswith("first") and found.endswith("last\n") and text in found
+    assert "old" not in found
+    with pytest.raises(UserError, match=r"no lines <!-- tables -->"):
+        suite.bench_suite(suite.SuiteArgs(tmp_path, tmp_path / "none.md", ("ho",)))
+    assert page.list_ratios(suite.read_folder(tmp_path)) == {"training step": {"ho": 1.5}}
+
+
 @pytest.mark.parametrize(
     ("bench", "args", "ours"),
     [
@@ -71,7 +177,10 @@ def test_the_peak_of_memory_exceeds_the_state():
 )
 def test_without_diffusers_only_a_peer_is_refused(bench, args, ours, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    monkeypatch.setattr(step, ours, lambda args: lambda: None)
+    monkeypatch.setattr(step, ours, lambda args, ours: lambda: None)
+    monkeypatch.setattr(step, "build_ours", Mock())
+    monkeypatch.setattr(step, "count_operations", lambda *args, **more: 1.0)
+    monkeypatch.setattr(step, "measure_peak", lambda dtype: 1.0)
     with pytest.raises(UserError, match=r"--peers eager needs diffusers, .*'jax_ddpm\[parity\]'"):
         bench(args)
     (row,) = bench(replace(args, peers=()))

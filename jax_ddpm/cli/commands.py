@@ -17,7 +17,7 @@ COMMANDS = {
     "report": "show a run, or several, on one page: curves, samples, settings",
     "parity": "compare JAX with PyTorch, quantity by quantity",
     "prepare": "write a data set, of your pictures or of emoji",
-    "bench": "measure training steps, sampling, data loading, or memory",
+    "bench": "measure speed and memory, also against PyTorch",
 }
 
 

@@ -1,4 +1,4 @@
-"""Save figures as PNG files: losses, schedule tables, rows of pictures, quality, likelihood.
+"""Save figures as PNG files: losses, schedule tables, rows of pictures, quality, likelihood, bars.
 
 Importing matplotlib takes most of a second, so it is imported only when a figure is drawn.
 """
@@ -187,6 +187,25 @@ def _plot_terms(axes: Any, report: Mapping[str, Any]) -> None:
         axes.set_ylim(bottom=lowest)
     axes.legend()
     axes.grid(alpha=0.3, which="both")
+
+
+def save_bars(path: Path, groups: Mapping[str, Mapping[str, float]], title: str) -> None:
+    """Plot a group of horizontal bars per name, a colour per key of `groups`, with a line at 1."""
+    names = list(dict.fromkeys(name for values in groups.values() for name in values))
+    figure = _make_figure(8, 1.2 + 0.5 * max(len(names), 1))
+    axes = figure.subplots()
+    height = 0.8 / max(len(groups), 1)
+    for i, (label, values) in enumerate(groups.items()):
+        places = [names.index(name) + i * height for name in values]
+        bars = axes.barh(places, list(values.values()), height, label=label)
+        axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
+    axes.axvline(1, color="0.3", linewidth=1)
+    axes.set_yticks(np.arange(len(names)) + 0.4 - height / 2, names)
+    axes.invert_yaxis()
+    axes.set(xlabel=title)
+    if groups:
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    _save(figure, path)
 
 
 def _make_figure(width: float, height: float) -> Any:

@@ -258,7 +258,7 @@ show(pictures, title=f"After {STEPS} steps")
 # GIF of the denoising process:
 
 # %%
-grids = [jd.make_image_grid(np.asarray(jd.to_uint8(frame)), columns=4) for frame in frames]
+grids = [jd.make_image_grid(frame, columns=4) for frame in np.asarray(jd.to_uint8(frames))]
 jd.save_gif(Path("diffusion.gif"), grids)
 show(frames[jnp.array([0, 10, 20, 25, 30, 34, 37, 39]), 0], title="From noise to a picture")
 

@@ -348,7 +348,7 @@ plt.show()
 # to tell from the picture, much noise is easy to see.
 
 # %%
-probes = jnp.array([0, 10, 50, 100, 200, 400, 600, 800, 999])
+probes = (0, 10, 50, 100, 200, 400, 600, 800, 999)
 noise = jax.random.normal(jax.random.key(8), x_0.shape)
 by_t = [
     jd.diffusion_loss(network.apply_fn, params, schedule, x_0, jnp.full(16, t), noise).mean()
@@ -396,7 +396,7 @@ show(np.concatenate([noisy[frames, 0], guesses[frames, 0]]), titles)
 # The same as a film.
 
 # %%
-grids = [jd.make_image_grid(np.asarray(jd.to_uint8(frame)), columns=4) for frame in noisy]
+grids = [jd.make_image_grid(frame, columns=4) for frame in np.asarray(jd.to_uint8(noisy))]
 jd.save_gif(Path("sampling.gif"), grids)
 
 # %% [markdown]

@@ -229,7 +229,8 @@ show_images(generated, "Final result")
 # %%
 from jax_ddpm.files.images import stretch_to_uint8
 
-grids = [jd.make_image_grid(np.asarray(stretch_to_uint8(frame)), padding=0) for frame in frames]
+pixels = np.asarray(stretch_to_uint8(frames))
+grids = [jd.make_image_grid(frame, padding=0) for frame in pixels]
 jd.save_gif(Path("fashion.gif"), grids)
 show_images([grids[i] for i in (0, 50, 75, 99)], "Four frames of fashion.gif")
 

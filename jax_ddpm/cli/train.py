@@ -14,6 +14,7 @@ from jax_ddpm.config.follow import Followed, follow
 from jax_ddpm.config.presets import PRESETS, find_preset
 from jax_ddpm.config.run import Config
 from jax_ddpm.config.train_effects import require_effects
+from jax_ddpm.errors import UserError
 
 HELP = Help(
     usage="jax-ddpm train [FLAGS]",
@@ -50,6 +51,9 @@ class TrainFlags:
     """The flags of `jax-ddpm train`."""
 
     config: Flat[Config] = field(default_factory=Config)
+    betas_file: Path | None = None
+    """A file with the betas for --diffusion.betas: .npy, or text with one number after the other.
+    """
     dry_run: bool = False
     """Print the settings, and what would be computed and written, without doing it."""
     start: Flat[StartFlags] = field(default_factory=StartFlags)
@@ -68,10 +72,11 @@ def read(args: Sequence[str]) -> tuple[Parsed[TrainFlags], list[Followed]]:
 
         stored = TrainFlags(runs.load(Path(folder)).config)
         help_ = HELP._replace(defaults=f"those of {folder}")
-        return parse(TrainFlags, args, help_, default=stored, short=SHORT), []
+        parsed = parse(TrainFlags, args, help_, default=stored, short=SHORT)
+        return put_betas(parsed), []
     preset = find_preset(name or Config.preset)
     help_ = HELP._replace(defaults=f"preset {preset.preset}")
-    parsed = parse(TrainFlags, args, help_, default=TrainFlags(preset), short=SHORT)
+    parsed = put_betas(parse(TrainFlags, args, help_, default=TrainFlags(preset), short=SHORT))
     config, followed = follow(parsed.flags.config, preset, parsed.arguments.given)
     from jax_ddpm import runs
 
@@ -79,6 +84,22 @@ def read(args: Sequence[str]) -> tuple[Parsed[TrainFlags], list[Followed]]:
     if adopted != config:
         config, followed = adopted, []
     return parsed._replace(flags=replace(parsed.flags, config=config)), followed
+
+
+def put_betas(parsed: Parsed[TrainFlags]) -> Parsed[TrainFlags]:
+    """Put the numbers in --betas-file in place of --diffusion.betas, as if they had been typed."""
+    flags, given = parsed.flags, parsed.arguments.given
+    if flags.betas_file is None:
+        return parsed
+    if "--diffusion.betas" in given:
+        raise UserError("--betas-file and --diffusion.betas both give the betas: give one of them")
+    from jax_ddpm.files.numbers import read_numbers
+
+    betas = read_numbers(flags.betas_file)
+    diffusion = replace(flags.config.diffusion, betas=betas)
+    flags = replace(flags, config=replace(flags.config, diffusion=diffusion))
+    given = {**given, "--diffusion.betas": "--betas-file"}
+    return Parsed(flags, parsed.arguments._replace(given=given))
 
 
 def holds_run(folder: Path) -> bool:

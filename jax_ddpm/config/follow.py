@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from math import gcd, isqrt
 from typing import Any, NamedTuple
 
-from jax_ddpm.config.run import Config, DataConfig
+from jax_ddpm.config.run import Config, DataConfig, DiffusionConfig
 from jax_ddpm.config.sample import SampleConfig, sampling_timesteps, visits_timesteps
 from jax_ddpm.config.train import AT_LEAST_ONE, TrainConfig
 from jax_ddpm.data.sources import recognize
@@ -33,7 +33,8 @@ def follow(config: Config, preset: Config, typed: Collection[str]) -> tuple[Conf
     `typed` holds complete flags, such as "--train.num-steps"; all other values of `config` equal
     those in `preset`. Typed values that conflict are left for `validate` to refuse.
     """
-    train, timesteps = config.train, config.diffusion.num_timesteps
+    diffusion = _follow_betas(config.diffusion, typed)
+    train, timesteps = config.train, diffusion.num_timesteps
     sizes = [timesteps, *(getattr(train, name) for name in AT_LEAST_ONE)]
     if any(size is not None and size < 1 for size in sizes):
         return config, []
@@ -41,12 +42,14 @@ def follow(config: Config, preset: Config, typed: Collection[str]) -> tuple[Conf
     train = _follow_batch_size(train, typed)
     train = _follow_log_every(train, typed)
     train = _follow_intervals(train, typed)
-    sample, model = _follow_timesteps(config.sample, timesteps, typed), config.model
+    sample, model = _follow_timesteps(config.sample, timesteps, preset, typed), config.model
     rows = model.num_timesteps
     if rows is not None and rows < timesteps and "--model.n-steps" not in typed:
         model = replace(model, n_steps=timesteps)  # type: ignore[call-arg]  # PulferConfig
     data = _follow_path(config.data, typed)
-    followed = replace(config, data=data, model=model, train=train, sample=sample)
+    followed = replace(
+        config, data=data, model=model, diffusion=diffusion, train=train, sample=sample
+    )
     followed = _follow_labels(followed, preset, typed)
     return followed, list(_list_changes(config, followed))
 
@@ -137,17 +140,28 @@ def _intervals(train: TrainConfig) -> Sequence[str]:
     return ("checkpoint_every", "sample_every", *snapshots)
 
 
+def _follow_betas(diffusion: DiffusionConfig, typed: Collection[str]) -> DiffusionConfig:
+    """Make T the number of betas that were typed."""
+    if diffusion.betas is None or "--diffusion.num-timesteps" in typed:
+        return diffusion
+    return replace(diffusion, num_timesteps=len(diffusion.betas))
+
+
 def _follow_timesteps(
-    sample: SampleConfig, num_timesteps: int, typed: Collection[str]
+    sample: SampleConfig, num_timesteps: int, preset: Config, typed: Collection[str]
 ) -> SampleConfig:
-    """Lower the number of sampling steps to T if it is larger."""
+    """Lower the number of sampling steps to T if it is larger.
+
+    Also raise it to T if the preset samples in all its timesteps.
+    """
     if sample.respacing is not None and "--sample.respacing" not in typed:
         try:
             sampling_timesteps(sample, num_timesteps)
         except ValueError:
             return replace(sample, respacing=str(num_timesteps))
     free = "--sample.num-steps" not in typed and visits_timesteps(sample)
-    if free and sample.num_steps > num_timesteps:
+    takes_all = preset.sample.num_steps == preset.diffusion.num_timesteps
+    if free and (sample.num_steps > num_timesteps or takes_all):
         return replace(sample, num_steps=num_timesteps)
     return sample
 

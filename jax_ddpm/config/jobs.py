@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jax_ddpm.data.sources import Split
+from jax_ddpm.data.sources import SourceName, Split
 from jax_ddpm.process.grids import GridName
 from jax_ddpm.quality.measures import MeasureName, find_measures
 from jax_ddpm.samplers import SamplerName
@@ -154,3 +154,34 @@ class CompareJob:
     out: Path | None = None
     """PNG file to write, with the numbers in a JSON file beside it. None: samplers.png in the run
     folder."""
+
+
+@dataclass(frozen=True)
+class ChainSettings:
+    """The forward process that a figure shows."""
+
+    preset: str = "fashion-cpu"
+    """The preset that provides the schedule, T and the data."""
+    run: Path | None = None
+    """Folder of a run that provides them instead."""
+    num_timesteps: int | None = None
+    """T; None: the preset's or the run's."""
+    beta_start: float | None = None
+    """The first beta, for a schedule that is built from two betas; None: the schedule's own."""
+    beta_end: float | None = None
+    """The last beta, or the only one of const; None: the schedule's own."""
+    cosine_s: float | None = None
+    """The offset s of the cosine schedules; None: 0.008."""
+    betas_file: Path | None = None
+    """A file with all betas, in place of a schedule: .npy, or text with one number after the other.
+    """
+
+
+@dataclass(frozen=True)
+class FigureData:
+    """Which images a figure shows."""
+
+    name: SourceName | None = None
+    """The kind of data; None: what the path holds, or the preset's or the run's data."""
+    path: Path | None = None
+    """The folder or file that holds the data."""

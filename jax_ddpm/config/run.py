@@ -14,7 +14,7 @@ from jax_ddpm.config.train import Criterion, validate_train
 from jax_ddpm.config.train import TrainConfig as TrainConfig
 from jax_ddpm.data.pictures import Crop, Resize
 from jax_ddpm.data.sources import SourceName
-from jax_ddpm.errors import UserError, require
+from jax_ddpm.errors import UserError, join_or, require
 from jax_ddpm.models import ModelConfig, UNetConfig
 from jax_ddpm.process.objectives import Objective
 from jax_ddpm.process.pixel_losses import LossType
@@ -24,6 +24,7 @@ from jax_ddpm.process.schedules import (
     Betas,
     ClippedLogVariance,
     ScheduleName,
+    list_schedules_with,
     make_schedule,
     named_betas,
     rescale_zero_terminal_snr,
@@ -84,6 +85,13 @@ class DiffusionConfig:
 
     schedule: ScheduleName = "linear"
     """The noise schedule."""
+    beta_start: float | None = None
+    """The first beta, for a schedule that is built from two betas; None: the schedule's own."""
+    beta_end: float | None = None
+    """The last beta, or the only one of const; None: the schedule's own."""
+    cosine_s: float | None = None
+    """The offset s of the cosine schedules, which keeps the first betas from being too small; None:
+    0.008."""
     betas: tuple[float, ...] | None = None
     """The betas themselves, one for each of the T timesteps, for a schedule without a name. They
     replace the schedule."""
@@ -132,6 +140,16 @@ class DiffusionConfig:
     label_dropout: float = 0.0
     """Probability that a label is replaced by the network's last label, which then means "no
     class"; for classifier-free guidance."""
+
+    @property
+    def schedule_numbers(self) -> dict[str, float | None]:
+        """The numbers of the schedule; None: its own."""
+        return {name: getattr(self, name) for name in ("beta_start", "beta_end", "cosine_s")}
+
+    @property
+    def has_own_betas(self) -> bool:
+        """Whether the schedule's name alone does not say what the betas are."""
+        return self.betas is not None or any(n is not None for n in self.schedule_numbers.values())
 
     def __post_init__(self) -> None:
         """Replace other common names of a prediction type or schedule by ours."""
@@ -241,6 +259,7 @@ def _validate_schedule(diffusion: DiffusionConfig) -> None:
         ends_in_noise = bool(betas) and betas[-1] == 1
         expected = "True because the last of --diffusion.betas is 1"
         check("zero_terminal_snr", zero or not ends_in_noise, expected)
+    _validate_schedule_numbers(diffusion)
     try:
         make_schedule(make_betas(diffusion))
     except ValueError as error:
@@ -250,11 +269,27 @@ def _validate_schedule(diffusion: DiffusionConfig) -> None:
         ) from error
 
 
+def _validate_schedule_numbers(diffusion: DiffusionConfig) -> None:
+    check, name = make_check(diffusion, "--diffusion."), diffusion.schedule
+    for number, value in diffusion.schedule_numbers.items():
+        if value is not None:
+            users = list_schedules_with(number)
+            check(number, diffusion.betas is None, "left out with --diffusion.betas")
+            expected = f"left out with --diffusion.schedule {name}: it is for {join_or(users)}"
+            check(number, name in users, expected)
+            if number == "cosine_s":
+                check(number, value >= 0, "0 or more")
+            else:
+                check(number, 0 < value < 1, "above 0 and below 1")
+
+
 def make_betas(diffusion: DiffusionConfig) -> Betas:
     """The betas of the chain, in float64. Raises ValueError if the schedule is not valid at T."""
     zero = diffusion.zero_terminal_snr
     if diffusion.betas is None:
-        return named_betas(diffusion.schedule, diffusion.num_timesteps, zero_terminal_snr=zero)
+        name, timesteps = diffusion.schedule, diffusion.num_timesteps
+        numbers = diffusion.schedule_numbers
+        return named_betas(name, timesteps, zero_terminal_snr=zero, **numbers)
     betas = np.asarray(diffusion.betas, np.float64)
     return rescale_zero_terminal_snr(betas) if zero else betas
 

@@ -36,6 +36,8 @@ from jax_ddpm.samplers import SAMPLERS, Sampler
 from jax_ddpm.samplers.registry import Options
 from jax_ddpm.training.state import TrainState, create_state
 
+TRAINING = 1  # folded into the seed's key; the unfolded key draws the initial parameters
+
 
 class Parts(NamedTuple):
     """The functions and tables that a configuration describes."""

@@ -21,7 +21,7 @@ from jax_ddpm.devices.layout import (
 )
 from jax_ddpm.devices.processes import get_process, is_distributed, max_over_processes
 from jax_ddpm.errors import Stopped, UserError
-from jax_ddpm.jobs.build import Parts, build
+from jax_ddpm.jobs.build import TRAINING, Parts, build
 from jax_ddpm.jobs.describe import describe_data
 from jax_ddpm.jobs.evaluation import (
     Measured,
@@ -58,8 +58,6 @@ from jax_ddpm.runs.folder import Run
 from jax_ddpm.runs.log import Written, describe_loss, read_lines, written_from_json
 from jax_ddpm.training.feed import load_into_memory, make_feed
 from jax_ddpm.training.state import TrainState
-
-TRAINING = 1  # folded into the seed's key; the unfolded key draws the initial parameters
 
 
 def train(config: Config) -> Run:

@@ -88,7 +88,7 @@ def make_process(config: Config, sample: SampleConfig) -> Process:
             "--spacing"
         )
     return Process(
-        schedule=diffusion.schedule if diffusion.betas is None else None,
+        schedule=None if diffusion.has_own_betas else diffusion.schedule,
         betas=make_betas(replace(diffusion, zero_terminal_snr=False)),
         zero_terminal_snr=diffusion.zero_terminal_snr,
         prediction_type=diffusion.prediction_type,

@@ -1,6 +1,7 @@
 """Noise schedules: betas in NumPy float64, and every table derived from them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
-from jax_ddpm.errors import UserError, check_choice
+from jax_ddpm.errors import UserError, check_choice, join_or
 
 Betas = Float[np.ndarray, " T"]
 
@@ -126,21 +127,36 @@ def _sigmoid(x: Any) -> Any:
     return 1 / (1 + np.exp(-x))
 
 
-BETAS: dict[str, Callable[[int], Betas]] = {
+BETAS: dict[str, Callable[..., Betas]] = {
     "linear": linear_betas,
-    "linear_rescaled": lambda num_timesteps: linear_betas(num_timesteps, rescale=True),
+    "linear_rescaled": partial(linear_betas, rescale=True),
     "quadratic": quadratic_betas,
     "sigmoid": sigmoid_betas,
     "sigmoid_cumprod": sigmoid_cumprod_betas,
     "cosine": cosine_betas,
-    "cosine_clipped": lambda num_timesteps: cosine_betas(num_timesteps, clip=(1e-4, 0.9999)),
+    "cosine_clipped": partial(cosine_betas, clip=(1e-4, 0.9999)),
     # The EPITA practical's notebook; its web page clips like cosine_clipped.
-    "cosine_epita": lambda num_timesteps: cosine_betas(num_timesteps, clip=(1e-4, 0.02)),
+    "cosine_epita": partial(cosine_betas, clip=(1e-4, 0.02)),
     "quadratic_slip": quadratic_slip_betas,
     "const": constant_betas,
-    "warmup10": lambda num_timesteps: warmup_betas(num_timesteps, share=0.1),
-    "warmup50": lambda num_timesteps: warmup_betas(num_timesteps, share=0.5),
+    "warmup10": partial(warmup_betas, share=0.1),
+    "warmup50": partial(warmup_betas, share=0.5),
     "jsd": jsd_betas,
+}
+# The numbers that a schedule can be given, and what its function calls them.
+_ENDS, _COSINE = {"beta_start": "start", "beta_end": "end"}, {"cosine_s": "s"}
+SCHEDULE_NUMBERS: dict[str, dict[str, str]] = {
+    "linear": _ENDS,
+    "linear_rescaled": _ENDS,
+    "quadratic": _ENDS,
+    "sigmoid": _ENDS,
+    "cosine": _COSINE,
+    "cosine_clipped": _COSINE,
+    "cosine_epita": _COSINE,
+    "quadratic_slip": _ENDS,
+    "const": {"beta_end": "beta"},
+    "warmup10": _ENDS,
+    "warmup50": _ENDS,
 }
 ENDS_IN_NOISE = {"jsd"}  # schedules whose last beta is 1
 SCHEDULE_ALIASES = {
@@ -243,19 +259,46 @@ def _log_clipped(variance: Betas, clip: str) -> Betas:
     return np.log(np.maximum(CLIPPED_LOG_VARIANCES[clip](variance), LOG_FLOOR))
 
 
-def named_betas(name: str, num_timesteps: int, *, zero_terminal_snr: bool = False) -> Betas:
+def list_schedules_with(number: str) -> list[str]:
+    """The schedules that take a number: "beta_start", "beta_end" or "cosine_s"."""
+    return [name for name, numbers in SCHEDULE_NUMBERS.items() if number in numbers]
+
+
+def named_betas(
+    name: str,
+    num_timesteps: int,
+    *,
+    zero_terminal_snr: bool = False,
+    beta_start: float | None = None,
+    beta_end: float | None = None,
+    cosine_s: float | None = None,
+) -> Betas:
     """The T = `num_timesteps` betas of the schedule called `name` (a key of BETAS, or an alias).
 
-    `zero_terminal_snr`: see `rescale_zero_terminal_snr`. Raises UserError for another name, for
-    T < 1, and where the schedule does not work at that T.
+    `beta_start` and `beta_end` are the first and last beta, `cosine_s` the offset s of the cosine;
+    None: the schedule's own. `zero_terminal_snr`: see `rescale_zero_terminal_snr`. Raises UserError
+    for another name, for a number that the schedule does not have, for T < 1, and where the
+    schedule does not work at that T.
     """
     name = check_choice("schedule", name, BETAS, SCHEDULE_ALIASES)
     if not hasattr(num_timesteps, "__index__") or num_timesteps < 1:
         raise UserError(
             f"the number of timesteps must be a whole number of at least 1, got {num_timesteps}"
         )
-    betas = BETAS[name](num_timesteps)
+    given = {"beta_start": beta_start, "beta_end": beta_end, "cosine_s": cosine_s}
+    betas = BETAS[name](num_timesteps, **_name_numbers(name, given))
     return rescale_zero_terminal_snr(betas) if zero_terminal_snr else betas
+
+
+def _name_numbers(name: str, given: dict[str, float | None]) -> dict[str, float]:
+    """The numbers that are `given`, under the names of the schedule's function."""
+    names = SCHEDULE_NUMBERS.get(name, {})
+    numbers = {number: value for number, value in given.items() if value is not None}
+    for number, value in numbers.items():
+        if number not in names:
+            users = join_or(list_schedules_with(number))
+            raise UserError(f"{number} {value:g} has no effect on {name}: it is for {users}")
+    return {names[number]: value for number, value in numbers.items()}
 
 
 def named_schedule(
@@ -265,12 +308,23 @@ def named_schedule(
     dtype: Any = jnp.float32,
     clipped_log_variance: str = "second_entry",
     zero_terminal_snr: bool = False,
+    beta_start: float | None = None,
+    beta_end: float | None = None,
+    cosine_s: float | None = None,
 ) -> Schedule:
     """The schedule of `named_betas`, with the tables of `make_schedule`.
 
     >>> import jax_ddpm as jd
     >>> jd.named_schedule("cosine", 1000).num_timesteps
     1000
+    >>> schedule = jd.named_schedule("linear", 300, beta_start=0.001, beta_end=0.05)
     """
-    betas = named_betas(name, num_timesteps, zero_terminal_snr=zero_terminal_snr)
+    betas = named_betas(
+        name,
+        num_timesteps,
+        zero_terminal_snr=zero_terminal_snr,
+        beta_start=beta_start,
+        beta_end=beta_end,
+        cosine_s=cosine_s,
+    )
     return make_schedule(betas, dtype=dtype, clipped_log_variance=clipped_log_variance)

@@ -78,9 +78,7 @@ def make_train_step(
         step_key = jax.random.fold_in(key, state.step)
         keys = example_keys(step_key, len(pixels), axis_name)
         noise_keys = fold_each(keys, NOISE)
-        x_0 = from_uint8(jnp.asarray(pixels))
-        if random_flip:
-            x_0 = flip_at_random(fold_each(keys, FLIP), x_0)
+        x_0 = scale_and_flip(keys, pixels, random_flip=random_flip)
         place = locate_in_batch(step_key, len(pixels), axis_name)
         t, weight = draw_t(timestep_keys(noise_keys), place, state.loss_history)
         noise = draw_training_noise(noise_keys, x_0.shape[1:], offset_noise=offset_noise)
@@ -147,6 +145,18 @@ def drop_labels(
         return label
     dropped = jax.vmap(jax.random.bernoulli, (0, None))(fold_each(keys, LABEL), probability)
     return jnp.where(dropped, null_label, label)
+
+
+def scale_and_flip(keys: Key[Array, " b"], pixels: BatchImages, *, random_flip: bool) -> Images:
+    """Scale pixels to [-1, 1], and mirror some images, each by its own key."""
+    x_0 = from_uint8(jnp.asarray(pixels))
+    return flip_at_random(fold_each(keys, FLIP), x_0) if random_flip else x_0
+
+
+def prepare_images(step_key: Key[Array, ""], pixels: BatchImages, *, random_flip: bool) -> Images:
+    """Make x_0 from a batch of images as the train step does whose key is `step_key`."""
+    keys = example_keys(step_key, len(pixels), None)
+    return scale_and_flip(keys, pixels, random_flip=random_flip)
 
 
 def flip_at_random(keys: Key[Array, " b"], images: Images) -> Images:

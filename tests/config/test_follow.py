@@ -28,13 +28,22 @@ CASES = [
     ("fashion-cpu", {"train": {"num_steps": 40}}, {"--train.warmup-steps": 1}),
     ("ddpm-cifar10", {"train": {"num_steps": 8}}, {"--train.warmup-steps": 0}),
     ("ddpm-cifar10", {"diffusion": {"num_timesteps": 100}}, {"--sample.num-steps": 100}),
+    (
+        "epita",
+        {"diffusion": {"betas": (0.1, 0.2, 0.3)}},
+        {"--diffusion.num-timesteps": 3, "--sample.num-steps": 3},
+    ),
     ("fashion-cpu", {"diffusion": {"num_timesteps": 20}}, {"--sample.num-steps": 20}),
     (
         "guided-diffusion",
         {"diffusion": {"num_timesteps": 100}},
         {"--sample.respacing": "100"},
     ),
-    ("pulfer", {"diffusion": {"num_timesteps": 2000}}, {"--model.n-steps": 2000}),
+    (
+        "pulfer",
+        {"diffusion": {"num_timesteps": 2000}},
+        {"--model.n-steps": 2000, "--sample.num-steps": 2000},
+    ),
     (
         "fashion-cpu",
         {"train": {"log_every": 7}},
@@ -123,3 +132,9 @@ def test_a_typed_setting_stays_even_if_it_is_refused(sections):
 def test_an_adjustment_names_the_presets_value():
     _, followed = follow_changes("fashion-cpu", train={"num_steps": 40})
     assert followed == [Followed("--train.warmup-steps", 1, 100)]
+
+
+def test_a_preset_that_samples_in_all_timesteps_goes_on_doing_so():
+    for preset, steps in (("ddpm-cifar10", 4000), ("fashion-cpu", 50)):
+        config, _ = follow_changes(preset, diffusion={"num_timesteps": 4000})
+        assert config.sample.num_steps == steps

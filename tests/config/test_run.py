@@ -184,3 +184,29 @@ def test_a_schedule_without_a_name_is_given_by_its_betas():
     assert (rescaled[0], rescaled[-1]) == (pytest.approx(0.1), 1)
     again = replace(diffusion, betas=tuple(map(float, rescaled)), zero_terminal_snr=True)
     np.testing.assert_allclose(make_betas(again), rescaled, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"schedule": "cosine", "beta_end": 0.1}, "beta-end is 0.1, .* left out with .* cosine: "),
+        ({"cosine_s": 0.1}, "cosine-s is 0.1, .*schedule linear: it is for cosine, "),
+        ({"beta_start": 0.0}, "beta-start is 0.0, but it must be above 0 and below 1"),
+        ({"beta_end": 1.0}, "beta-end is 1.0, but it must be above 0 and below 1"),
+        ({"schedule": "cosine", "cosine_s": -0.1}, "cosine-s is -0.1, but it must be 0 or more"),
+        (
+            {"betas": (0.1, 0.2), "num_timesteps": 2, "beta_end": 0.1},
+            "beta-end is 0.1, but it must be left out with --diffusion.betas",
+        ),
+    ],
+)
+def test_numbers_of_another_schedule_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        validate(Config(diffusion=DiffusionConfig(**settings)))
+
+
+def test_the_numbers_of_a_schedule_reach_its_betas():
+    betas = make_betas(DiffusionConfig(beta_start=0.002, beta_end=0.1, num_timesteps=50))
+    np.testing.assert_array_equal(betas, np.linspace(0.002, 0.1, 50))
+    assert not DiffusionConfig().has_own_betas
+    assert DiffusionConfig(beta_end=0.1).has_own_betas

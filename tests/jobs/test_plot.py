@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jax_ddpm.config.jobs import ChainSettings, FigureData
 from jax_ddpm.config.presets import PRESETS
 from jax_ddpm.errors import UserError
 from jax_ddpm.jobs import plot
 from jax_ddpm.jobs.plot import (
     diffuse,
+    list_chains,
     list_tables,
+    plot_data,
     plot_forward,
     plot_schedules,
 )
@@ -35,13 +38,17 @@ def test_the_tables_follow_the_tutorials_formulas():
 
 def test_several_schedules_share_one_figure(tmp_path):
     assert read_size(
-        plot_schedules(tmp_path / "s.png", schedules=("linear", "cosine"), num_timesteps=30)
+        plot_schedules(
+            tmp_path / "s.png",
+            chain=ChainSettings(num_timesteps=30),
+            schedules=("linear", "cosine"),
+        )
     ) > (900, 600)
 
 
 def test_an_invalid_schedule_gets_one_sentence(tmp_path):
     with pytest.raises(UserError, match="linear_rescaled with T = 20"):
-        plot_schedules(tmp_path / "s.png", schedules=("linear_rescaled",), num_timesteps=20)
+        plot_schedules(tmp_path / "s.png", ChainSettings(num_timesteps=20), ("linear_rescaled",))
     assert not (tmp_path / "s.png").exists()
 
 
@@ -81,7 +88,7 @@ def test_pictures_lose_their_content_along_the_chain():
 @pytest.mark.parametrize("num_timesteps", [-5, 0, 10**9])
 def test_a_chain_of_impossible_length_is_refused(tmp_path, num_timesteps):
     with pytest.raises(UserError, match=f"--num-timesteps is {num_timesteps}, .* between 1 and"):
-        plot_schedules(tmp_path / "s.png", num_timesteps=num_timesteps)
+        plot_schedules(tmp_path / "s.png", ChainSettings(num_timesteps=num_timesteps))
 
 
 def test_the_figures_of_a_preset_end_in_pure_noise_if_it_does(monkeypatch, tmp_path):
@@ -91,9 +98,9 @@ def test_the_figures_of_a_preset_end_in_pure_noise_if_it_does(monkeypatch, tmp_p
     monkeypatch.setattr(plot, "find_preset", presets.get)
     drawn = {}
     monkeypatch.setattr(plot, "save_curves", lambda out, curves: drawn.update(curves))
-    plot_schedules(tmp_path / "s.png", "noise")
+    plot_schedules(tmp_path / "s.png", ChainSettings("noise"))
     assert drawn["alphas_cumprod"]["cosine"][-1] == 0
-    plot_schedules(tmp_path / "s.png", "noise", ["cosine"])
+    plot_schedules(tmp_path / "s.png", ChainSettings("noise"), ["cosine"])
     assert drawn["alphas_cumprod"]["cosine"][-1] > 0
 
 
@@ -108,10 +115,40 @@ def test_a_figure_is_a_png(tmp_path, draw, name):
     ("settings", "message"),
     [
         ({"steps": (3,), "percent": (50,)}, "--steps and --percent each choose the timesteps"),
-        ({"image": Path("a.png"), "num": 2}, "--num 2 counts pictures from the preset's data"),
+        ({"image": Path("a.png"), "num": 2}, "--num 2 counts pictures from the data"),
         ({"num": 0}, "--num is 0, but it must be at least 1"),
     ],
 )
 def test_flags_of_a_figure_that_would_have_no_effect_are_refused(tmp_path, settings, message):
     with pytest.raises(UserError, match=message):
         plot_forward(tmp_path / "f.png", **settings)
+
+
+def test_the_numbers_of_a_chain_go_to_the_schedules_that_have_them():
+    chain = ChainSettings(num_timesteps=9, beta_end=0.1, cosine_s=0.2)
+    linear, cosine = list_chains(chain, ("linear", "cosine"))
+    assert (linear.beta_end, linear.cosine_s) == (0.1, None)
+    assert (cosine.beta_end, cosine.cosine_s) == (None, 0.2)
+
+
+def test_a_number_that_no_schedule_has_is_refused(tmp_path):
+    with pytest.raises(
+        UserError, match=r"cosine, .* with T = 1000: beta_end 0\.1 has no effect on cos"
+    ):
+        plot_schedules(tmp_path / "s.png", ChainSettings(beta_end=0.1))
+
+
+def test_betas_from_a_file_are_drawn(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("0.1 0.2 0.3")
+    chain = ChainSettings(betas_file=tmp_path / "mine.txt")
+    plot_forward(tmp_path / "f.png", chain, num=1, steps=(2,))
+    assert "t = 2 of T = 3" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--schedules has no effect with --betas-file"):
+        plot_schedules(tmp_path / "s.png", chain, ("linear",))
+
+
+def test_the_batch_that_training_takes_is_drawn(tmp_path, capsys):
+    np.save(tmp_path / "grey.npy", np.full((20, 8, 8, 1), 255, np.uint8))
+    data = FigureData(path=tmp_path / "grey.npy")
+    assert read_size(plot_data(tmp_path / "d.png", data=data, num=4)) == (118, 118)
+    assert "4 of the 16 images of step 1, float32 [16, 8, 8, 1], 1 to 1" in capsys.readouterr().out

@@ -2,6 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_ddpm.errors import UserError
 from jax_ddpm.process.grids import SPACINGS, timestep_grid
 from jax_ddpm.process.levels import level_at
 from jax_ddpm.process.schedules import (
@@ -9,7 +10,9 @@ from jax_ddpm.process.schedules import (
     ENDS_IN_NOISE,
     cosine_betas,
     linear_betas,
+    list_schedules_with,
     make_schedule,
+    named_betas,
     named_schedule,
     rescale_zero_terminal_snr,
 )
@@ -271,3 +274,28 @@ def test_a_chain_of_one_timestep_cannot_be_rescaled():
         rescale_zero_terminal_snr(linear_betas(1))
     with pytest.raises(ValueError, match="must lie in"):
         make_schedule(np.array([0.1, 1.0, 0.1]))
+
+
+@pytest.mark.parametrize("name", list_schedules_with("beta_start"))
+def test_a_schedule_runs_between_the_betas_that_it_is_given(name):
+    betas = named_betas(name, 1000, beta_start=0.001, beta_end=0.05)
+    slip, sigmoid = name == "quadratic_slip", name == "sigmoid"  # the logistic curve runs to +-6
+    expected = np.array([0.001, 0.05]) ** (4 if slip else 1)
+    np.testing.assert_allclose(betas[[0, -1]], expected, rtol=0.15 if sigmoid else 1e-12)
+
+
+def test_a_constant_schedule_has_one_beta_and_a_cosine_its_offset():
+    assert set(named_betas("const", 7, beta_end=0.3)) == {0.3}
+    np.testing.assert_array_equal(
+        named_betas("cosine_clipped", 9, cosine_s=0.1),
+        cosine_betas(9, s=0.1, clip=(1e-4, 0.9999)),
+    )
+
+
+def test_a_number_that_a_schedule_does_not_have_is_refused():
+    with pytest.raises(
+        UserError, match=r"cosine_s 0\.1 has no effect on linear: it is for cosine, "
+    ):
+        named_schedule("linear", 10, cosine_s=0.1)
+    with pytest.raises(UserError, match=r"beta_end 0\.1 has no effect on jsd"):
+        named_betas("jsd", 10, beta_end=0.1)

@@ -389,7 +389,7 @@ show(pictures, title="New pictures")
 
 # %%
 frames = np.array([0, 8, 16, 24, 30, 35, 38, 40])
-titles = [f"t = {T - 1 - int(t)}" for t in frames * (T - 1) // 40]
+titles = [f"t = {T - 1 - min(25 * int(i), T - 1)}" for i in frames]
 show(np.concatenate([noisy[frames, 0], guesses[frames, 0]]), titles)
 
 # %% [markdown]
@@ -466,11 +466,18 @@ for name, each in {"beta": diffusion, "beta tilde": small}.items():
 
 # %%
 start, key = 400, jax.random.key(12)
+
+
+@jax.jit
+def finish(params, x_t, keys):
+    denoise_fn = jd.make_denoise_fn(network.apply_fn, params)
+    levels = jd.level_at(schedule, jnp.append(jnp.arange(start, -1, -20), -1))
+    _, noise_fn = jd.draw_noise(keys, (28, 28, 1))
+    return jd.sample(jd.ddim(), denoise_fn, levels, x_t, noise_fn)[0]
+
+
 x_t = jd.q_sample(schedule, x_0[:8], jnp.full(8, start), jax.random.normal(key, x_0[:8].shape))
-levels = jd.level_at(schedule, jnp.append(jnp.arange(start, -1, -20), -1))
-denoise_fn = jd.make_denoise_fn(network.apply_fn, params)
-_, noise_fn = jd.draw_noise(jax.random.split(key, 8), (28, 28, 1))
-finished, _ = jax.jit(lambda x: jd.sample(jd.ddim(), denoise_fn, levels, x, noise_fn))(x_t)
+finished = finish(params, x_t, jax.random.split(key, 8))
 show(jnp.concatenate([x_0[:8], x_t, finished]), title="original, noised to t = 400, finished")
 
 # %% [markdown]

@@ -41,7 +41,7 @@ def find_blocks():
     """Find every Python block of every page; those of pages in folders count as slow."""
     found = []
     for page in PAGES:
-        marks = () if page.parent == DOCS else (pytest.mark.slow, pytest.mark.guard)
+        marks = () if page.parent == DOCS else (pytest.mark.slow,)
         texts = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
         found += [
             pytest.param(text, id=f"{name_page(page)}-{i}", marks=marks)

@@ -57,18 +57,19 @@ def define_setting(default: Any) -> Any:
 class Diffusion(struct.PyTreeNode):
     """A diffusion process, with the settings for training and sampling a network.
 
-    >>> import jax, jax_ddpm as jd
-    >>> def apply_fn(params, x_t, t):  # a network is any such function
-    ...     return params["scale"] * x_t
-    >>> params = {"scale": jax.numpy.ones(3)}
-    >>> images = jax.random.uniform(jax.random.key(0), (4, 8, 8, 3), minval=-1)
-    >>> diffusion = jd.Diffusion(jd.named_schedule("cosine", 1000), prediction_type="v")
-    >>> diffusion.loss(apply_fn, params, images, jax.random.key(1)).shape
-    (4,)
-    >>> diffusion.sample(
-    ...     apply_fn, params, jax.random.key(2), (2, 8, 8, 3), sampler="ddim", steps=5
-    ... ).shape
-    (2, 8, 8, 3)
+    Examples:
+        >>> import jax, jax_ddpm as jd
+        >>> def apply_fn(params, x_t, t):  # a network is any such function
+        ...     return params["scale"] * x_t
+        >>> params = {"scale": jax.numpy.ones(3)}
+        >>> images = jax.random.uniform(jax.random.key(0), (4, 8, 8, 3), minval=-1)
+        >>> diffusion = jd.Diffusion(jd.named_schedule("cosine", 1000), prediction_type="v")
+        >>> diffusion.loss(apply_fn, params, images, jax.random.key(1)).shape
+        (4,)
+        >>> diffusion.sample(
+        ...     apply_fn, params, jax.random.key(2), (2, 8, 8, 3), sampler="ddim", steps=5
+        ... ).shape
+        (2, 8, 8, 3)
 
     The settings are explained in `make_loss_fn` and `make_denoise_fn`. The sampler "ddpm" and the
     likelihood use `variance` too. `self_condition` is for networks that take an earlier x_0 as

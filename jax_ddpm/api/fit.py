@@ -42,11 +42,12 @@ def fit(
 ) -> TrainedRun:
     """Train on an array of images, exactly as `jax-ddpm train` does, and return the trained run.
 
-    >>> import numpy as np, jax_ddpm as jd
-    >>> images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8)
-    >>> run = jd.fit(images, steps=4, batch_size=8)
-    >>> run.sample(2, steps=4).shape
-    (2, 8, 8, 1)
+    Examples:
+        >>> import numpy as np, jax_ddpm as jd
+        >>> images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8)
+        >>> run = jd.fit(images, steps=4, batch_size=8)
+        >>> run.sample(2, steps=4).shape
+        (2, 8, 8, 1)
 
     `images` are uint8 [n, h, w, c] or [n, h, w], grey or colour; they are not cropped or resized.
     With `labels` [n], the network learns the classes.

@@ -165,11 +165,12 @@ def load_run(
 ) -> TrainedRun:
     """Load the trained run in the folder `path`.
 
-    >>> import jax_ddpm as jd
-    >>> run = jd.load_run("runs/fashion-cpu")
-    >>> pictures = run.sample(4, steps=4, seed=0)
-    >>> pictures.shape == (4, *run.image_shape), pictures.dtype
-    (True, dtype('uint8'))
+    Examples:
+        >>> import jax_ddpm as jd
+        >>> run = jd.load_run("runs/fashion-cpu")
+        >>> pictures = run.sample(4, steps=4, seed=0)
+        >>> pictures.shape == (4, *run.image_shape), pictures.dtype
+        (True, dtype('uint8'))
 
     `weights` is "ema" (the moving average), "raw" (the parameters themselves) or one of the run's
     EMA decays. `checkpoint` is "newest", "best" if the run kept it, or the step of any that was

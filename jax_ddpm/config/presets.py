@@ -292,5 +292,11 @@ PRESETS: dict[str, Config] = {
 
 
 def find_preset(name: str) -> Config:
-    """Look up a preset by name. Raises UserError if there is none, naming the nearest."""
+    """Look up a preset by name. Raises UserError if there is none, naming the nearest.
+
+    Examples:
+        >>> import jax_ddpm as jd
+        >>> jd.find_preset("ddpm-cifar10").diffusion.schedule
+        'linear'
+    """
     return PRESETS[check_choice("--preset", name, PRESETS)]

@@ -47,6 +47,12 @@ def batches(
     a step depends only on `seed` and the step, so a resumed run sees the same data as an
     uninterrupted one. `process` is (index, count): only part `index` of `count` equal parts of each
     batch is read. Raises UserError if the batch does not divide into that many parts.
+
+    Examples:
+        >>> import jax_ddpm as jd
+        >>> batch = next(jd.batches(jd.open_source("embedded"), batch_size=16, seed=0))
+        >>> batch.pixels.shape, batch.labels.shape
+        ((16, 28, 28, 1), (16,))
     """
     import grain  # importing it takes a second
 

@@ -74,6 +74,12 @@ def open_source(
     `max_value` is the value in the files that means white.
 
     Raises UserError if the data is missing or damaged, or has no such split.
+
+    Examples:
+        >>> import jax_ddpm as jd
+        >>> source = jd.open_source("embedded", split="test")
+        >>> len(source.images), source.image_shape, source.class_names[7]
+        (2000, (28, 28, 1), 'Sneaker')
     """
     path = None if path is None else Path(path)
     require_known(name, path, split)

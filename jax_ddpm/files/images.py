@@ -23,7 +23,13 @@ def from_uint8(pixels: UInt8[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
 
 
 def to_uint8(images: Float[Array, "*b h w c"]) -> UInt8[Array, "*b h w c"]:
-    """Scale [-1, 1] to 0..255, rounding and clipping."""
+    """Scale [-1, 1] to 0..255, rounding and clipping.
+
+    Examples:
+        >>> import jax, jax_ddpm as jd
+        >>> jd.to_uint8(jax.numpy.array([[[-1.0, 0.0, 1.0]]])).tolist()
+        [[[0, 128, 255]]]
+    """
     return jnp.clip(jnp.round((images + 1) * 127.5), 0, 255).astype(jnp.uint8)
 
 
@@ -40,6 +46,12 @@ def make_image_grid(
     """Arrange images in rows in one large image, by default a square; enlarge small ones.
 
     `captions` has a line of text to write below each image, or nothing.
+
+    Examples:
+        >>> import jax_ddpm as jd, numpy as np
+        >>> grid = jd.make_image_grid(np.zeros((4, 64, 64, 3), np.uint8))  # two rows of two
+        >>> grid.shape
+        (134, 134, 3)
     """
     n, height, width, channels = pixels.shape
     columns = columns or math.ceil(math.sqrt(n))

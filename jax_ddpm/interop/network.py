@@ -96,6 +96,17 @@ def from_torch(
     Raises UserError if no weights fit or several do; unless every tensor of the network is used
     exactly once with the right shape, naming the first offender; for impossible arguments, and
     for a `source` whose names are not those of the weights.
+
+    Examples:
+        >>> import jax_ddpm as jd, numpy as np
+        >>> from torch_ref.pulfer import PulferUNet  # or any of the networks in docs/weights.md
+        >>> weights = {name: a.numpy() for name, a in PulferUNet().state_dict().items()}
+        >>> network = jd.from_torch(weights)
+        >>> network.source
+        'pulfer'
+        >>> x_t, t = np.zeros((2, 28, 28, 1), np.float32), np.array([3, 500])
+        >>> network.apply(network.params, x_t, t).shape
+        (2, 28, 28, 1)
     """
     if source is not None:
         source = check_choice("source", source, PEERS)
@@ -160,7 +171,16 @@ def require_finite(params: Any) -> None:
 
 
 def to_torch(network: Network) -> dict[str, np.ndarray]:
-    """Convert the parameters to the names and layouts of `network.source`, bit for bit."""
+    """Convert the parameters to the names and layouts of `network.source`, bit for bit.
+
+    Examples:
+        >>> import jax_ddpm as jd
+        >>> from torch_ref.pulfer import PulferUNet
+        >>> weights = {name: a.numpy() for name, a in PulferUNet().state_dict().items()}
+        >>> back = jd.to_torch(jd.from_torch(weights))
+        >>> all((back[name] == weights[name]).all() for name in back)
+        True
+    """
     return to_state_dict(network.params, PEERS[network.source].of(network.config))
 
 

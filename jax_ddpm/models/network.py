@@ -43,6 +43,15 @@ def make_network(
     in its `compute_dtype` unless `dtype` is given.
 
     Raises UserError for a configuration that cannot work, or not with such images.
+
+    Examples:
+        >>> import jax, jax_ddpm as jd
+        >>> config = jd.UNetConfig(channels=8, channel_mult=(1, 2), num_groups=4)
+        >>> network = jd.make_network(config, (8, 8, 1))
+        >>> params = network.init(jax.random.key(0))
+        >>> x_t, t = jax.numpy.zeros((2, 8, 8, 1)), jax.numpy.array([3, 500])
+        >>> network.apply_fn(params, x_t, t).shape
+        (2, 8, 8, 1)
     """
     if len(image_shape) != 3:
         raise UserError(f"image_shape is {image_shape}, but it must be (height, width, channels)")

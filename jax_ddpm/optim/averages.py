@@ -96,6 +96,12 @@ def make_ema(
     Ours, with "constant", averages those after it, starting from the initial ones. diffusers'
     EMAModel is "delayed_ramp", or "power" with its warm-up; ema_pytorch and k-diffusion are
     "power"; Karras et al. 2022 is "half_life". Raises UserError for an unknown form.
+
+    Examples:
+        >>> import jax_ddpm as jd
+        >>> ema = jd.make_ema("constant", 0.75)
+        >>> float(ema({"w": 0.0}, {"w": 1.0}, 0)["w"])
+        0.25
     """
     rate_of = EMA_FORMS[check_choice("form of the average", form, EMA_FORMS)]
     settings = DecaySettings(decay, update_after, min_decay, inv_gamma, power, half_life, rampup)

@@ -130,6 +130,15 @@ def make_optimizer(
     square of 0.2 (Liu et al. 2025), so that its learning rates are of Adam's size; biases and norms
     take NAdam's step (Dozat 2016). Raises UserError for an unknown optimiser, and for numbers that
     cannot work, such as a negative learning rate.
+
+    Examples:
+        >>> import jax, jax_ddpm as jd
+        >>> learning_rate = jd.make_learning_rate(2e-4, warmup_steps=500)
+        >>> optimizer = jd.make_optimizer(learning_rate, optimizer="adamw")
+        >>> params = {"kernel": jax.numpy.ones((3, 3))}
+        >>> updates, state = optimizer.update(params, optimizer.init(params), params)
+        >>> updates["kernel"].shape
+        (3, 3)
     """
     if isinstance(learning_rate, int | float):
         require(learning_rate > 0, "learning_rate", learning_rate, "greater than 0")

@@ -50,6 +50,16 @@ def make_denoise_fn(
     `x_self_cond`, an earlier x_0 (see `sample`). Raises UserError for a name among them that looks
     like a misspelt setting, for an x_t that is not a float image with the channels last, and for an
     output whose shape does not fit x_t.
+
+    Examples:
+        >>> import jax, jax_ddpm as jd
+        >>> def apply_fn(params, x_t, t):
+        ...     return params * x_t
+        >>> denoise_fn = jd.make_denoise_fn(apply_fn, 0.5, prediction_type="v")
+        >>> level = jd.level_at(jd.named_schedule("cosine", 1000), 500)
+        >>> x_0, eps, _ = denoise_fn(jax.numpy.ones((2, 8, 8, 1)), level)
+        >>> x_0.shape, eps.shape
+        ((2, 8, 8, 1), (2, 8, 8, 1))
     """
     prediction_type = check_prediction_type(prediction_type)
     check_network_args(network_args, SETTINGS, "make_denoise_fn")

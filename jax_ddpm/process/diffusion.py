@@ -38,6 +38,13 @@ def q_sample(schedule: Schedule, x_0: Images, t: Timesteps, noise: Images) -> Im
     """Draw x_t from q(x_t | x_0) with the given noise, t in 0..T-1 (Ho et al. 2020, Eq. 4).
 
     x_0 [b, h, w, c] in [-1, 1], t a scalar or [b], noise standard normal and shaped like x_0.
+
+    Examples:
+        >>> import jax, jax_ddpm as jd
+        >>> x_0, t = jax.numpy.zeros((2, 8, 8, 1)), jax.numpy.array([10, 500])
+        >>> noise = jax.random.normal(jax.random.key(0), x_0.shape)
+        >>> jd.q_sample(jd.named_schedule("linear", 1000), x_0, t, noise).shape
+        (2, 8, 8, 1)
     """
     return add_noise(level_at(schedule, t), x_0, noise)
 
@@ -50,7 +57,17 @@ def q_step(schedule: Schedule, x_prev: Images, t: Timesteps, noise: Images) -> I
 
 
 def q_posterior(schedule: Schedule, x_0: Images, x_t: Images, t: Timesteps) -> Gaussian:
-    """q(x_{t-1} | x_t, x_0), t in 0..T-1 (Ho et al. 2020, Eqs. 6 and 7)."""
+    """q(x_{t-1} | x_t, x_0), t in 0..T-1 (Ho et al. 2020, Eqs. 6 and 7).
+
+    Examples:
+        >>> import jax, jax_ddpm as jd
+        >>> x_0, x_t = jax.numpy.zeros((2, 8, 8, 1)), jax.numpy.ones((2, 8, 8, 1))
+        >>> posterior = jd.q_posterior(
+        ...     jd.named_schedule("linear", 1000), x_0, x_t, jax.numpy.array([0, 9])
+        ... )
+        >>> posterior.mean.shape, float(posterior.mean[0].max())  # at t = 0 it is x_0
+        ((2, 8, 8, 1), 0.0)
+    """
     check_timesteps(t, schedule.num_timesteps)
     coef1 = expand(schedule.posterior_mean_coef1[t], x_t)
     coef2 = expand(schedule.posterior_mean_coef2[t], x_t)

@@ -31,6 +31,12 @@ def draw(
     """Draw t uniform in 0..T-1 and standard normal noise, each example from its own key.
 
     `offset_noise`: see `draw_training_noise`.
+
+    Examples:
+        >>> import jax, jax_ddpm as jd
+        >>> t, noise = jd.draw(jax.random.split(jax.random.key(0), 4), (8, 8, 3), 1000)
+        >>> t.shape, noise.shape
+        ((4,), (4, 8, 8, 3))
     """
     t = uniform_timesteps(timestep_keys(keys), num_timesteps)
     return t, draw_training_noise(keys, image_shape, dtype, offset_noise=offset_noise)

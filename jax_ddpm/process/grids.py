@@ -94,9 +94,10 @@ def timestep_grid(num_timesteps: int, num_steps: int, spacing: str = "trailing")
     Raises UserError unless 1 <= S <= T, for an unknown spacing, and where `quad` would visit a
     timestep twice.
 
-    >>> import jax_ddpm as jd
-    >>> jd.timestep_grid(1000, 4).tolist()
-    [999, 749, 499, 249, -1]
+    Examples:
+        >>> import jax_ddpm as jd
+        >>> jd.timestep_grid(1000, 4).tolist()
+        [999, 749, 499, 249, -1]
     """
     spacing = check_choice("spacing", spacing, SPACINGS)
     _require_steps(num_timesteps, num_steps)
@@ -129,6 +130,11 @@ def space_timesteps(num_timesteps: int, sections: str | Sequence[int]) -> Grid:
     the smallest integer stride that gives exactly 50.
 
     Raises UserError where there is no such choice.
+
+    Examples:
+        >>> import jax_ddpm as jd
+        >>> jd.space_timesteps(1000, "ddim4").tolist()
+        [750, 500, 250, 0, -1]
     """
     if isinstance(sections, str) and sections.startswith("ddim"):
         count = _parse_count(sections.removeprefix("ddim"), sections)

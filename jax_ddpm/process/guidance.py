@@ -61,6 +61,15 @@ def guide_network(
     `interval` (lo, hi), both included, the output is the conditional one (Kynkaanniemi et al.
     2024). `rescale` is the fraction of `rescale_guided`. With `learned_variance` the second half of
     the channels comes from the conditional output.
+
+    Examples:
+        >>> import jax, jax_ddpm as jd
+        >>> def apply_fn(params, x_t, t, label):
+        ...     return x_t * params[label][:, None, None, None]
+        >>> guided = jd.guide_network(apply_fn, null_label=10, scale=3.0)
+        >>> x_t, t = jax.numpy.ones((2, 8, 8, 1)), jax.numpy.array([9, 9])
+        >>> guided(jax.numpy.ones(11), x_t, t, label=jax.numpy.array([0, 7])).shape
+        (2, 8, 8, 1)
     """
 
     def guided(

@@ -30,6 +30,12 @@ def level_at(schedule: Schedule, t: Int[Array | np.ndarray, "*n"] | int) -> Leve
 
     Raises UserError for a timestep outside. Under `jax.jit` values are not known and therefore not
     checked: a timestep beyond T - 1 then has the level of T - 1.
+
+    Examples:
+        >>> import jax_ddpm as jd, numpy as np
+        >>> level = jd.level_at(jd.named_schedule("cosine", 1000), np.array([999, 500, -1]))
+        >>> level.t.tolist(), float(level.signal[-1]), float(level.sigma[-1])
+        ([999, 500, -1], 1.0, 0.0)
     """
     t = jnp.asarray(t)
     check_timesteps(t, schedule.num_timesteps, lowest=-1)

@@ -50,12 +50,13 @@ def diffusion_loss(
     dropout_keys, label, ...) go to `apply_fn`. For weights, the bound, a learned variance or
     self-conditioning see `make_loss_fn`.
 
-    >>> import jax, jax_ddpm as jd
-    >>> x_0, keys = jax.numpy.zeros((4, 8, 8, 3)), jax.random.split(jax.random.key(0), 4)
-    >>> schedule = jd.named_schedule("linear", 1000)
-    >>> t, noise = jd.draw(keys, x_0.shape[1:], 1000)
-    >>> jd.diffusion_loss(lambda params, x_t, t: x_t, None, schedule, x_0, t, noise).shape
-    (4,)
+    Examples:
+        >>> import jax, jax_ddpm as jd
+        >>> x_0, keys = jax.numpy.zeros((4, 8, 8, 3)), jax.random.split(jax.random.key(0), 4)
+        >>> schedule = jd.named_schedule("linear", 1000)
+        >>> t, noise = jd.draw(keys, x_0.shape[1:], 1000)
+        >>> jd.diffusion_loss(lambda params, x_t, t: x_t, None, schedule, x_0, t, noise).shape
+        (4,)
     """
     check_network_args(network_args, LOSS_SETTINGS, "make_loss_fn")
     level = level_at(schedule, t)
@@ -108,6 +109,18 @@ def make_loss_fn(
     gives error and bound apart.
 
     Raises UserError for an unknown name, and where `objective` would not train `variance`.
+
+    Examples:
+        >>> import jax, jax_ddpm as jd
+        >>> def apply_fn(params, x_t, t):
+        ...     return params * x_t
+        >>> schedule = jd.named_schedule("cosine", 1000)
+        >>> loss_fn = jd.make_loss_fn(apply_fn, schedule, weighting="min_snr")
+        >>> x_0, keys = jax.numpy.zeros((4, 8, 8, 1)), jax.random.split(jax.random.key(0), 4)
+        >>> t, noise = jd.draw(keys, (8, 8, 1), 1000)
+        >>> loss, grad = jax.value_and_grad(lambda p: loss_fn(p, x_0, t, noise).mean())(0.5)
+        >>> loss.shape, grad.shape
+        ((), ())
     """
     prediction_type = check_prediction_type(prediction_type)
     kind = check_objective(objective, variance)

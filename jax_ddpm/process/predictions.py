@@ -90,12 +90,29 @@ def check_prediction_type(name: str) -> str:
 
 
 def to_prediction(output: Images, x_t: Images, level: Level, prediction_type: str) -> Prediction:
-    """Read the network's output as a prediction of eps, x_0 or v, and give x_0 and eps."""
+    """Read the network's output as a prediction of eps, x_0 or v, and give x_0 and eps.
+
+    Examples:
+        >>> import jax, jax_ddpm as jd
+        >>> level = jd.level_at(jd.named_schedule("linear", 1000), jax.numpy.array([500, 500]))
+        >>> v, x_t = jax.numpy.zeros((2, 8, 8, 1)), jax.numpy.ones((2, 8, 8, 1))
+        >>> prediction = jd.to_prediction(v, x_t, level, "v")
+        >>> prediction.x_0.shape, prediction.eps.shape
+        ((2, 8, 8, 1), (2, 8, 8, 1))
+    """
     return PREDICTION_TYPES[check_prediction_type(prediction_type)].read(output, x_t, level)
 
 
 def prediction_target(level: Level, x_0: Images, noise: Images, prediction_type: str) -> Images:
-    """What the network's output is compared with: the drawn noise, the clean image, or v."""
+    """What the network's output is compared with: the drawn noise, the clean image, or v.
+
+    Examples:
+        >>> import jax, jax_ddpm as jd
+        >>> level = jd.level_at(jd.named_schedule("linear", 1000), jax.numpy.array([500, 500]))
+        >>> x_0, noise = jax.numpy.zeros((2, 8, 8, 1)), jax.numpy.ones((2, 8, 8, 1))
+        >>> bool((jd.prediction_target(level, x_0, noise, "eps") == noise).all())
+        True
+    """
     return PREDICTION_TYPES[check_prediction_type(prediction_type)].target(level, x_0, noise)
 
 

@@ -21,6 +21,12 @@ def linear_betas(
 
     `rescale` multiplies both ends by 1000/T, so that a short chain also ends in noise
     (Nichol & Dhariwal 2021). With the default ends that needs T > 20: at T = 20 the last beta is 1.
+
+    Examples:
+        >>> import jax_ddpm as jd
+        >>> betas = jd.linear_betas(1000)  # float64, for `make_schedule`
+        >>> float(betas[0]), float(betas[-1])
+        (0.0001, 0.02)
     """
     if rescale and 1000 / num_timesteps * end >= 1:
         raise UserError(
@@ -56,6 +62,11 @@ def cosine_betas(
     """Betas of the squared-cosine alphas_cumprod (Nichol & Dhariwal 2021, Eq. 17).
 
     `clip` bounds each beta. The paper clips at 0.999; several tutorials clip to [1e-4, 0.9999].
+
+    Examples:
+        >>> import jax_ddpm as jd
+        >>> float(jd.cosine_betas(1000).max())
+        0.999
     """
     u = np.linspace(0.0, 1.0, num_timesteps + 1)
     return betas_from_alphas_cumprod(np.cos((u + s) / (1 + s) * np.pi / 2) ** 2, clip=clip)
@@ -217,6 +228,12 @@ def make_schedule(
     infinity and every other table is finite.
 
     Raises UserError unless betas is a non-empty vector with 0 < beta < 1; its last may be 1.
+
+    Examples:
+        >>> import jax_ddpm as jd, numpy as np
+        >>> schedule = jd.make_schedule(np.linspace(1e-4, 0.02, 100) ** 1.5)
+        >>> schedule.num_timesteps, schedule.posterior_variance.shape
+        (100, (100,))
     """
     betas = _check_betas(betas)
     alphas_cumprod = np.cumprod(1 - betas)
@@ -314,10 +331,11 @@ def named_schedule(
 ) -> Schedule:
     """The schedule of `named_betas`, with the tables of `make_schedule`.
 
-    >>> import jax_ddpm as jd
-    >>> jd.named_schedule("cosine", 1000).num_timesteps
-    1000
-    >>> schedule = jd.named_schedule("linear", 300, beta_start=0.001, beta_end=0.05)
+    Examples:
+        >>> import jax_ddpm as jd
+        >>> jd.named_schedule("cosine", 1000).num_timesteps
+        1000
+        >>> schedule = jd.named_schedule("linear", 300, beta_start=0.001, beta_end=0.05)
     """
     betas = named_betas(
         name,

@@ -59,6 +59,12 @@ def loss_weight(
 
     Finite for x_0 and v. Where snr is 0, only "constant" gives the error of eps a weight. Raises
     UserError for an unknown name.
+
+    Examples:
+        >>> import jax_ddpm as jd
+        >>> weights = jd.loss_weight(jd.named_schedule("linear", 1000), "min_snr", "x_0")
+        >>> weights.shape, float(weights.max())  # gamma is 5
+        ((1000,), 5.0)
     """
     weighting = check_choice("weighting", weighting, WEIGHTINGS)
     error_ratio = PREDICTION_TYPES[check_prediction_type(prediction_type)].error_ratio

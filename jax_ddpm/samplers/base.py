@@ -102,14 +102,15 @@ def sample(
     the clean image, or starts at pure noise if the sampler cannot. Also raises it for an x_T that
     is not a float image [b, h, w, c]. `run_chain` takes any grid.
 
-    >>> import jax, jax_ddpm as jd
-    >>> schedule, keys = jd.named_schedule("cosine", 1000), jax.random.split(jax.random.key(0), 2)
-    >>> denoise_fn = jd.make_denoise_fn(lambda params, x_t, t: params * x_t, 0.5)
-    >>> levels = jd.level_at(schedule, jd.timestep_grid(1000, 5, "trailing"))
-    >>> x_T, noise_fn = jd.draw_noise(keys, (8, 8, 1))
-    >>> images, _ = jd.sample(jd.ddim(), denoise_fn, levels, x_T, noise_fn)
-    >>> images.shape
-    (2, 8, 8, 1)
+    Examples:
+        >>> import jax, jax_ddpm as jd
+        >>> schedule = jd.named_schedule("cosine", 1000)
+        >>> denoise_fn = jd.make_denoise_fn(lambda params, x_t, t: params * x_t, 0.5)
+        >>> levels = jd.level_at(schedule, jd.timestep_grid(1000, 5, "trailing"))
+        >>> x_T, noise_fn = jd.draw_noise(jax.random.split(jax.random.key(0), 2), (8, 8, 1))
+        >>> images, _ = jd.sample(jd.ddim(), denoise_fn, levels, x_T, noise_fn)
+        >>> images.shape
+        (2, 8, 8, 1)
     """
     check_images("x_T", x_T)
     check_grid(sampler, levels, len(x_T))
@@ -210,6 +211,12 @@ def draw_noise(
     """x_T and the noise of each step, image by image from its own key.
 
     An image therefore depends on its key alone, not on the batch or device that it is drawn in.
+
+    Examples:
+        >>> import jax, jax_ddpm as jd
+        >>> x_T, noise_fn = jd.draw_noise(jax.random.split(jax.random.key(0), 4), (8, 8, 3))
+        >>> x_T.shape, noise_fn(0).shape
+        ((4, 8, 8, 3), (4, 8, 8, 3))
     """
 
     def normal(i: Array | int) -> Float[Array, "b h w c"]:

@@ -21,6 +21,16 @@ def ddim(eta: float = 0.0) -> Sampler:
     eta = 0 is deterministic given x_T; eta = 1 is ancestral sampling with the small variance. With
     eta = 0 a step may also go up, to a noisier level (`ddim_reverse_sample` in OpenAI's code).
     Raises UserError for an eta outside 0..1.
+
+    Examples:
+        >>> import jax, jax_ddpm as jd
+        >>> diffusion, shape = jd.Diffusion(jd.named_schedule("cosine", 1000)), (2, 8, 8, 1)
+        >>> def apply_fn(params, x_t, t):
+        ...     return params * x_t
+        >>> diffusion.sample(
+        ...     apply_fn, 0.5, jax.random.key(0), shape, sampler=jd.ddim(eta=0.5), steps=5
+        ... ).shape
+        (2, 8, 8, 1)
     """
     check_range("eta", eta, 0, 1)
 

@@ -18,6 +18,16 @@ def ddpm(variance: str = "fixed_large", gradient_fn: GradientFn | None = None) -
     two ("learned_range", Nichol & Dhariwal 2021, Eq. 15), or as its logarithm ("learned"). The last
     step adds no noise. `gradient_fn(x_t, level)`, from a classifier, shifts the mean by variance
     times gradient (Dhariwal & Nichol 2021, algorithm 1; at x_t, as in their code).
+
+    Examples:
+        >>> import jax, jax_ddpm as jd
+        >>> diffusion, shape = jd.Diffusion(jd.named_schedule("cosine", 1000)), (2, 8, 8, 1)
+        >>> def apply_fn(params, x_t, t):
+        ...     return params * x_t
+        >>> diffusion.sample(
+        ...     apply_fn, 0.5, jax.random.key(0), shape, sampler=jd.ddpm("fixed_small"), steps=5
+        ... ).shape
+        (2, 8, 8, 1)
     """
     variance = check_choice("variance", variance, VARIANCES)
 

@@ -34,6 +34,16 @@ def dpmpp_2m(*, correction: str = "midpoint", num_steps: int | None = None) -> S
     `correction` weighs the difference of the two by 1/2 ("midpoint") or by its exact integral
     ("heun"). With `num_steps` below 15, the last step is of first order even where it does not end
     at the clean image.
+
+    Examples:
+        >>> import jax, jax_ddpm as jd
+        >>> diffusion, shape = jd.Diffusion(jd.named_schedule("cosine", 1000)), (2, 8, 8, 1)
+        >>> def apply_fn(params, x_t, t):
+        ...     return params * x_t
+        >>> diffusion.sample(
+        ...     apply_fn, 0.5, jax.random.key(0), shape, sampler=jd.dpmpp_2m(), steps=5
+        ... ).shape
+        (2, 8, 8, 1)
     """
     correction = check_choice("correction", correction, CORRECTIONS)
 

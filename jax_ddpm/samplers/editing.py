@@ -24,6 +24,18 @@ def inpaint(sampler: Sampler, image: Images, known: Bool[Array, "#b #h #w 1"]) -
 
     At the clean level they are the image itself. Their noise is the step's own array: a pixel is
     either known or not, so no entry is used twice (Song et al. 2021, score SDE, appendix I.2).
+
+    Examples:
+        >>> import jax, jax_ddpm as jd
+        >>> image = jax.numpy.zeros((1, 8, 8, 1))
+        >>> known = jax.numpy.arange(8)[:, None, None] < 4  # keeps the upper half: [8, 1, 1]
+        >>> sampler = jd.inpaint(jd.ddim(), image, jax.numpy.broadcast_to(known, (1, 8, 8, 1)))
+        >>> drawn = jd.Diffusion(jd.named_schedule("cosine", 1000)).sample(
+        ...     lambda params, x_t, t: params * x_t, 0.5, jax.random.key(0), (1, 8, 8, 1),
+        ...     sampler=sampler, steps=5,
+        ... )
+        >>> bool((drawn[:, :4] == 0).all()), bool((drawn[:, 4:] == 0).all())
+        (True, False)
     """
 
     def step(
@@ -148,6 +160,12 @@ def slerp(a: Images, b: Images, weight: Float[Array, " b"]) -> Images:
     """From `a` (weight 0) to `b` (weight 1) along a great circle, image by image (Shoemake 1985).
 
     A line where the two are parallel or opposite, where the circle is not defined.
+
+    Examples:
+        >>> import jax, jax_ddpm as jd
+        >>> a, b = jax.random.normal(jax.random.key(0), (2, 1, 8, 8, 1))
+        >>> jd.slerp(a, b, jax.numpy.array([0.5])).shape
+        (1, 8, 8, 1)
     """
 
     def norm(x: Images) -> Float[Array, "b 1 1 1"]:

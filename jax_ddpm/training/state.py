@@ -37,7 +37,14 @@ def create_state(
     num_more_ema: int = 0,
     num_posthoc_ema: int = 0,
 ) -> TrainState:
-    """Make the state before the first step; every moving average starts as a copy of `params`."""
+    """Make the state before the first step; every moving average starts as a copy of `params`.
+
+    Examples:
+        >>> import jax, jax_ddpm as jd
+        >>> state = jd.create_state({"kernel": jax.numpy.ones((3, 3))}, jd.make_optimizer(2e-4))
+        >>> int(state.step), state.ema_params["kernel"].shape
+        (0, (3, 3))
+    """
 
     def copy_params() -> Params:
         return jax.tree.map(jnp.copy, params)  # separate copies: a buffer is donated only once

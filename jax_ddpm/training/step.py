@@ -62,6 +62,17 @@ def make_train_step(
     batch), so they do not depend on how the batch is split over devices or parts.
 
     Raises ValueError if `class_conditional` and the batch has no labels.
+
+    Examples:
+        >>> import jax, jax_ddpm as jd, numpy as np
+        >>> schedule = jd.named_schedule("linear", 1000)
+        >>> loss_fn = jd.make_loss_fn(lambda params, x_t, t: params["w"] * x_t, schedule)
+        >>> optimizer = jd.make_optimizer(2e-4)
+        >>> train_step = jax.jit(jd.make_train_step(jd.make_update(loss_fn, optimizer), 1000))
+        >>> state = jd.create_state({"w": jax.numpy.ones(())}, optimizer)
+        >>> state, metrics = train_step(state, np.zeros((4, 8, 8, 1), np.uint8), jax.random.key(0))
+        >>> int(state.step)
+        1
     """
 
     def draw_uniform(keys: Key[Array, " b"], *_: Any) -> tuple[Timesteps, None]:

@@ -47,6 +47,18 @@ def make_update(
 
     If the loss, the gradient or the update is not finite, only the state's `step` and `skipped`
     change. Raises ValueError if the batch does not divide into the parts.
+
+    Examples:
+        >>> import jax, jax_ddpm as jd
+        >>> schedule = jd.named_schedule("linear", 1000)
+        >>> loss_fn = jd.make_loss_fn(lambda params, x_t, t: params["w"] * x_t, schedule)
+        >>> optimizer = jd.make_optimizer(2e-4)
+        >>> update = jax.jit(jd.make_update(loss_fn, optimizer))
+        >>> state = jd.create_state({"w": jax.numpy.ones(())}, optimizer)
+        >>> t, noise = jd.draw(jax.random.split(jax.random.key(0), 4), (8, 8, 1), 1000)
+        >>> state, metrics = update(state, jax.numpy.zeros((4, 8, 8, 1)), t, noise)
+        >>> int(state.step), metrics["loss"].shape
+        (1, ())
     """
 
     def update(

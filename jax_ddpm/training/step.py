@@ -65,8 +65,9 @@ def make_train_step(
 
     Examples:
         >>> import jax, jax_ddpm as jd, numpy as np
-        >>> schedule = jd.named_schedule("linear", 1000)
-        >>> loss_fn = jd.make_loss_fn(lambda params, x_t, t: params["w"] * x_t, schedule)
+        >>> def apply_fn(params, x_t, t, train=False, dropout_keys=None):
+        ...     return params["w"] * x_t
+        >>> loss_fn = jd.make_loss_fn(apply_fn, jd.named_schedule("linear", 1000))
         >>> optimizer = jd.make_optimizer(2e-4)
         >>> train_step = jax.jit(jd.make_train_step(jd.make_update(loss_fn, optimizer), 1000))
         >>> state = jd.create_state({"w": jax.numpy.ones(())}, optimizer)

@@ -50,8 +50,9 @@ def make_update(
 
     Examples:
         >>> import jax, jax_ddpm as jd
-        >>> schedule = jd.named_schedule("linear", 1000)
-        >>> loss_fn = jd.make_loss_fn(lambda params, x_t, t: params["w"] * x_t, schedule)
+        >>> def apply_fn(params, x_t, t, train=False, dropout_keys=None):
+        ...     return params["w"] * x_t
+        >>> loss_fn = jd.make_loss_fn(apply_fn, jd.named_schedule("linear", 1000))
         >>> optimizer = jd.make_optimizer(2e-4)
         >>> update = jax.jit(jd.make_update(loss_fn, optimizer))
         >>> state = jd.create_state({"w": jax.numpy.ones(())}, optimizer)

@@ -2,7 +2,6 @@
 
 import importlib
 import re
-import tomllib
 from dataclasses import fields
 from pathlib import Path
 
@@ -135,16 +134,6 @@ def test_every_public_name_is_in_the_reference_once():
 @every_page
 def test_every_page_is_in_the_navigation(page):
     assert f" {page.relative_to(DOCS)}\n" in (ROOT / "mkdocs.yml").read_text()
-
-
-def test_the_version_is_one_and_the_changelog_has_it():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    version = project["version"]
-    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
-    first = re.search(
-        r"^## \[(?!Unreleased)(.*?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
-    )
-    assert first and first[1] == version
 
 
 def test_every_row_of_the_equations_names_a_function_and_a_test():

@@ -98,10 +98,11 @@ def make_ema(
     "power"; Karras et al. 2022 is "half_life". Raises UserError for an unknown form.
 
     Examples:
-        >>> import jax_ddpm as jd
-        >>> ema = jd.make_ema("constant", 0.75)
-        >>> float(ema({"w": 0.0}, {"w": 1.0}, 0)["w"])
-        0.25
+        >>> import jax, jax_ddpm as jd
+        >>> ema, step = jd.make_ema("constant", 0.75), jax.numpy.array(0)
+        >>> before, after = {"w": jax.numpy.zeros(2)}, {"w": jax.numpy.ones(2)}
+        >>> ema(before, after, step)["w"].tolist()
+        [0.25, 0.25]
     """
     rate_of = EMA_FORMS[check_choice("form of the average", form, EMA_FORMS)]
     settings = DecaySettings(decay, update_after, min_decay, inv_gamma, power, half_life, rampup)

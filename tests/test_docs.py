@@ -37,13 +37,16 @@ def list_flags(kind, prefix="--", keep=lambda name: True):
 
 
 def find_blocks():
-    """Find every Python block of every page; those of pages in folders count as slow."""
+    """Find every Python block of every page; those that train or whose page is in a folder are slow."""
     found = []
     for page in PAGES:
-        marks = () if page.parent == DOCS else (pytest.mark.slow,)
         texts = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
         found += [
-            pytest.param(text, id=f"{name_page(page)}-{i}", marks=marks)
+            pytest.param(
+                text,
+                id=f"{name_page(page)}-{i}",
+                marks=[pytest.mark.slow] if page.parent != DOCS or "jd.fit(" in text else [],
+            )
             for i, text in enumerate(texts)
         ]
     return found

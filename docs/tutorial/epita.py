@@ -103,6 +103,8 @@ plt.show()
 # The right panel shows what matters: the curve should end near 0, because sampling starts from pure
 # noise, and it should not get there early, because the rest of the steps would be wasted. A smaller
 # $\beta_T$ or a smaller T alone leaves a part of the picture at the end.
+# `jd.named_schedule("linear", 600, beta_end=0.04)` gives such a schedule by name, and
+# `jax-ddpm train --preset epita --diffusion.beta-end 0.04` trains with it.
 #
 # ## Exercise: the cosine schedule
 #

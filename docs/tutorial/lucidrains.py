@@ -200,9 +200,8 @@ print(run)
 # folder --data.path path/to/your/images`.
 
 # %%
-steps = [row["step"] for row in run.history if "loss" in row]
 plt.figure(figsize=(6, 2.8), layout="constrained")
-plt.plot(steps, [row["loss"] for row in run.history if "loss" in row])
+plt.plot([row.step for row in run.history], [row.loss for row in run.history])
 plt.yscale("log")
 plt.xlabel("training step")
 plt.ylabel("loss")

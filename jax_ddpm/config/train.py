@@ -13,6 +13,8 @@ from jax_ddpm.quality.measures import NUM_SPLITS
 from jax_ddpm.training.feed import DataOnDevice
 
 Criterion = Literal["loss", "validation", "distance"]
+LoggerName = Literal["tensorboard", "wandb", "mlflow", "none"]
+NO_LOGGER: LoggerName = "none"
 AT_LEAST_ONE = (
     "num_steps",
     "max_steps",
@@ -117,6 +119,9 @@ class TrainConfig:
     """Steps between two snapshots for posthoc_ema; the last step always makes one."""
     log_every: int = 100
     """Steps between two lines of metrics.jsonl."""
+    logger: tuple[LoggerName, ...] | None = None
+    """Programs that show curves, samples and settings, one or several: tensorboard, wandb (Weights
+    & Biases), mlflow, or none. Each must be installed. None: TensorBoard if it is installed."""
     validate_every: int | None = None
     """Steps between two validation losses, for data.holdout or data.validation; None: one with each
     checkpoint."""
@@ -170,6 +175,9 @@ def validate_train(train: TrainConfig) -> None:
     check("fsdp", sharded, only_mesh)
     parts = train.batch_size % train.accumulate == 0
     check("accumulate", parts, f"a divisor of --train.batch-size {train.batch_size}")
+    names = train.logger or ()
+    alone = NO_LOGGER not in names or len(names) == 1
+    check("logger", alone and len(set(names)) == len(names), "different programs, or none alone")
     _validate_intervals(train)
     _validate_evaluation(train)
     _validate_optimizer(train)

@@ -29,12 +29,13 @@ from jax_ddpm.optim.averages import Params
 from jax_ddpm.runs import checkpoint, metrics
 from jax_ddpm.runs.folder import Run
 from jax_ddpm.runs.log import Written
+from jax_ddpm.runs.loggers import flatten_settings
 from jax_ddpm.runs.snapshots import write_snapshots
 from jax_ddpm.training.state import TrainState
 
 TERMS = ("mse", "vb")  # of a hybrid loss
 NOTHING = Measured()
-GRID, BOARD = "the sample grid", "TensorBoard's log"  # what may fail
+GRID = "the sample grid"  # what may fail
 
 
 def drop_later_records(job: Job, step: int, written: Written | None = None) -> None:
@@ -44,8 +45,10 @@ def drop_later_records(job: Job, step: int, written: Written | None = None) -> N
     """
     if is_main_process():
         job.log.resume(step, written)
-        with job.attempts.attempt(BOARD):
-            job.board.start_after(step)
+        settings = flatten_settings(job.run)
+        for logger in job.loggers:
+            with job.attempts.attempt(logger.title):
+                logger.begin(step, settings)
 
 
 def write_row(
@@ -72,10 +75,10 @@ def write_row(
     job.log.append(row)
     curves = (*means, "learning_rate", "skipped", *more)
     shown = {name: getattr(row, name) for name in curves} | {"steps_per_second": steps_per_second}
-    with job.attempts.attempt(BOARD):
-        for name, value in shown.items():
-            if value is not None:
-                job.board.add_scalar(name, value, step)
+    known = {name: value for name, value in shown.items() if value is not None}
+    for logger in job.loggers:
+        with job.attempts.attempt(logger.title):
+            logger.add_scalars(known, step)
     if skipped:
         tell(
             f"{skipped} of the {len(good)} steps up to step {step} were skipped: their loss or "
@@ -175,11 +178,17 @@ def draw_grid(job: Job, state: TrainState, step: int, *, frames: bool = False) -
     job.guard()
     with job.attempts.attempt(GRID):
         write_samples(path, samples, class_names=names)
-    with job.attempts.attempt(BOARD):
-        if is_main_process():
-            grid = make_image_grid(samples.images, captions=name_images(samples, names))
-            job.board.add_image("samples", grid, step)
+    if is_main_process():
+        show_samples(job, samples, name_images(samples, names), step)
     return samples
+
+
+def show_samples(job: Job, samples: Samples, captions: Sequence[str], step: int) -> None:
+    """Show an image grid of `samples` in every logger."""
+    for logger in job.loggers:
+        with job.attempts.attempt(logger.title):
+            grid = make_image_grid(samples.images, captions=captions)
+            logger.add_image("samples", grid, step)
 
 
 def draw_in_parts(job: Job, params: Params, num: int, frames: bool) -> Samples:

@@ -23,10 +23,10 @@ from jax_ddpm.jobs.validation import Validation, make_validation
 from jax_ddpm.models.remat import recompute_segments
 from jax_ddpm.process.losses import LossFn, make_loss_fn
 from jax_ddpm.process.timesteps import make_timestep_fn
-from jax_ddpm.runs.board import Board
 from jax_ddpm.runs.checkpoint import Checkpoints, open_checkpoints
 from jax_ddpm.runs.folder import Run
 from jax_ddpm.runs.log import Log
+from jax_ddpm.runs.loggers import Logger, open_loggers
 from jax_ddpm.runs.opening import Opening
 from jax_ddpm.training.feed import fits_on_device
 from jax_ddpm.training.step import TrainStep, make_train_step, scan_steps
@@ -42,7 +42,7 @@ class Job(NamedTuple):
     train_step: TrainStep
     generate: GenerateFn
     checkpoints: Checkpoints
-    board: Board
+    loggers: tuple[Logger, ...]
     log: Log
     stop: StopRequest
     attempts: Attempts
@@ -101,7 +101,7 @@ def open_job(
                 guard=guard,
             )
         )
-        board = stack.enter_context(Board(run.tensorboard))
+        loggers = stack.enter_context(open_loggers(run))
         generate = make_generate_fn(parts, run.config.sample, run.image_shape)
         evaluation = None if features is None else open_evaluation(run.config, features, source)
         yield Job(
@@ -111,7 +111,7 @@ def open_job(
             announce_compilation(compile_step(run.config, parts), "the training step"),
             announce_compilation(generate, "the sampler"),
             checkpoints,
-            board,
+            loggers,
             Log(run.metrics),
             stop,
             Attempts(),

@@ -18,6 +18,7 @@ QUIET = {
     "train.remat",
     "train.max_bad_steps",
     "train.sample_batch_size",
+    "train.logger",
 }
 # What a run reports, draws and keeps. All settings of the section sample belong to these too.
 REPORTED = {

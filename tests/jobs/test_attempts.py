@@ -6,7 +6,7 @@ from jax_ddpm.errors import UserError
 from jax_ddpm.jobs import train as loop
 from jax_ddpm.jobs import train_records
 from jax_ddpm.jobs.attempts import Attempts
-from jax_ddpm.runs.board import Board
+from jax_ddpm.runs.loggers.tensorboard import Board
 from tests.shared.compared_runs import assert_same_run
 
 

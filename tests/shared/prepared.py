@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from jax_ddpm.data.tfds_folder import FEATURES, INFO
-from jax_ddpm.runs.board import encode_bytes, encode_int
 
 CORE = "tensorflow_datasets.core.features"
+VARINT, BYTES = 0, 2  # wire types of Protocol Buffers
 NAME = "strange"
 
 
@@ -89,3 +89,22 @@ def write_folder(
     (folder / FEATURES).write_text(json.dumps(features or describe_features()))
     (folder / INFO).write_text(json.dumps(info or describe_data(len(records))))
     return folder
+
+
+def encode_int(field: int, value: int) -> bytes:
+    """Encode field number `field` with the integer `value`, 0 or more, as Protocol Buffers do."""
+    return encode_varint(field << 3 | VARINT) + encode_varint(value)
+
+
+def encode_bytes(field: int, value: bytes) -> bytes:
+    """Encode field number `field` with text, raw bytes or an encoded message."""
+    return encode_varint(field << 3 | BYTES) + encode_varint(len(value)) + value
+
+
+def encode_varint(value: int) -> bytes:
+    """Encode an integer, 0 or more, in groups of seven bits, lowest first."""
+    groups = []
+    while value > 0x7F:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*groups, value])

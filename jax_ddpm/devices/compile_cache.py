@@ -13,7 +13,7 @@ import jax
 
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"  # JAX's own
 OFF = "off"
-MIN_SECONDS = 0.1  # a program that compiles faster is not worth a file
+MIN_SECONDS = 0.0  # a start needs dozens of programs that take a few hundredths of a second each
 MAX_BYTES = 2 * 2**30
 STAMP = ".checked"
 

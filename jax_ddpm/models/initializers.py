@@ -168,7 +168,8 @@ def draw_standard(
     size = math.prod(shape)
     chunks = range(-(-size // CHUNK))
     if isinstance(key, jax.core.Tracer):
-        one = partial(draw_chunk, distribution, min(size, CHUNK), key)
+        # A compiled function, although it is traced here, because each size is traced only once.
+        one = partial(compiled_draw_chunk, distribution, min(size, CHUNK), key)
         return jax.vmap(one)(jnp.arange(len(chunks))).reshape(-1)[:size].reshape(shape)
     drawn = [np.asarray(compiled_draw_chunk(distribution, CHUNK, key, j)) for j in chunks]
     return np.concatenate(drawn or [np.zeros(0, np.float32)])[:size].reshape(shape)

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import log_softmax
 
 from jax_ddpm.errors import UserError
 
@@ -58,6 +57,8 @@ def inception_score(
     logits: Float[np.ndarray, "n k"], *, num_splits: int = 10, seed: int = SEED
 ) -> MeanAndSpread:
     """exp E KL(p(class | image) || p(class)) over splits (Salimans et al. 2016, Sec. 4)."""
+    from scipy.special import log_softmax  # takes long to import, and training needs none
+
     n = len(logits)
     if n < num_splits:
         raise UserError(f"{n} images are too few for a score of {num_splits} splits")

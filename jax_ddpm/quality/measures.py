@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import stdtrit
 
 from jax_ddpm.errors import check_choice
 from jax_ddpm.quality.distances import cubic_mmd, inception_score, kernel_distance
@@ -72,7 +71,7 @@ def measure_score(sets: Sets) -> Figures:
     """The Inception Score, in the classes of the feature network; higher is better."""
     assert sets.logits is not None
     found = inception_score(sets.logits, num_splits=NUM_SPLITS)
-    scale = stdtrit(NUM_SPLITS - 1, (1 + CONFIDENCE) / 2) / np.sqrt(NUM_SPLITS - 1)
+    scale = find_quantile(NUM_SPLITS) / np.sqrt(NUM_SPLITS - 1)
     return {"score": Figure(found.mean, float(found.spread * scale))}
 
 
@@ -140,5 +139,11 @@ def estimate_margin(of_splits: list[float]) -> float | None:
     n = len(of_splits)
     if n < 2:
         return None
-    quantile = stdtrit(n - 1, (1 + CONFIDENCE) / 2)
-    return float(quantile * np.std(of_splits, ddof=1) / np.sqrt(n))
+    return float(find_quantile(n) * np.std(of_splits, ddof=1) / np.sqrt(n))
+
+
+def find_quantile(n: int) -> float:
+    """Student's quantile for the confidence range of a mean of n values."""
+    from scipy.special import stdtrit  # takes long to import, and training needs none
+
+    return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))

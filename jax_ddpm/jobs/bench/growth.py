@@ -39,8 +39,8 @@ class GrowthArgs:
     image_sizes: tuple[int, ...] = (16, 32, 48, 64)
     """Sides of the images in pixels."""
     images: tuple[int, ...] = (64, 1024)
-    """Numbers of images to draw in one call, 16 at a time and in 2 steps, to compare the memory of
-    the process."""
+    """Numbers of images to draw, 16 at a time and in 2 steps, to compare the memory of the
+    process."""
     rounds: int = 3
     """Number of times that each point is measured."""
     out: Path | None = None
@@ -55,7 +55,7 @@ class Curve(NamedTuple):
     points: dict[int, float]
 
     def make_rows(self) -> Iterator[dict[str, Any]]:
-        """Yield a row per point, with the difference to the straight line through all."""
+        """Yield a row per point, with the value that the straight line through all has there."""
         slope, start = fit_line(self.points)
         for x, y in self.points.items():
             line = start + slope * x

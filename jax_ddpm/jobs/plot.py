@@ -91,7 +91,7 @@ def list_chains(
 
 def _pick(
     given: Mapping[str, float], schedule: str, schedules: Sequence[ScheduleName]
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """The numbers that `schedule` takes, and those that none of the `schedules` takes."""
     users = {name: list_schedules_with(name) for name in given}
     return {

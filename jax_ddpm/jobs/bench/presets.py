@@ -18,12 +18,11 @@ from jax_ddpm.devices.layout import draw_on_devices, get_device_name, make_state
 from jax_ddpm.devices.per_example import replicate_params
 from jax_ddpm.errors import UserError, require
 from jax_ddpm.jobs.bench import timing
-from jax_ddpm.jobs.build import Parts, build, open_data
+from jax_ddpm.jobs.build import TRAINING, Parts, build, open_data
 from jax_ddpm.jobs.features import Extractor, FeatureNetwork, join_batches, make_fashion
 from jax_ddpm.jobs.generate import generate_images, make_generate_fn
 from jax_ddpm.jobs.messages import announce_compilation, make_bar, tell
 from jax_ddpm.jobs.reference import load_reference
-from jax_ddpm.jobs.train import TRAINING
 from jax_ddpm.jobs.train_setup import choose_layout, compile_step, put_data_on_devices
 from jax_ddpm.quality.classifier import SHAPE
 from jax_ddpm.quality.measures import MEASURES, NUM_SPLITS, Figure, Sets

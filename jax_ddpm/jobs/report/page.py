@@ -33,11 +33,14 @@ def render_page(contents: Sequence[Content]) -> str:
         "Environment": _render_environment,
         "Next": _render_next,
     }
-    body = [_render_head(title, contents, ["Curves", *parts])]
-    body.append(f'<section id="Curves"><h2>Curves</h2>{render_curves(contents)}</section>')
+    sections = {"Curves": f"<h2>Curves</h2>{render_curves(contents)}"}
     if len(contents) > 1:
-        body.append(_render_differences(contents))
-    body += [_render_section(name, render, contents) for name, render in parts.items()]
+        sections["Differences"] = f"<h2>Differences</h2>{_render_differences(contents)}"
+    for name, render in parts.items():
+        if cards := _render_cards(render, contents):
+            sections[name] = f"<h2>{name}</h2>{cards}"
+    body = [_render_head(title, contents, list(sections))]
+    body += [f'<section id="{_anchor(name)}">{text}</section>' for name, text in sections.items()]
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -79,15 +82,14 @@ def _anchor(name: str) -> str:
     return name.replace(" ", "-")
 
 
-def _render_section(
-    name: str, render: Callable[[Content], str], contents: Sequence[Content]
-) -> str:
+def _render_cards(render: Callable[[Content], str], contents: Sequence[Content]) -> str:
+    """Render a part of every run; "" if none has it."""
     cards = [render(content) for content in contents]
     if not any(cards):
         return ""
-    cards = [card or '<p class="note">Nothing here yet.</p>' for card in cards]
-    content = _set_side_by_side(contents, cards)
-    return f'<section id="{_anchor(name)}"><h2>{name}</h2>{content}</section>'
+    return _set_side_by_side(
+        contents, [card or '<p class="note">Nothing here yet.</p>' for card in cards]
+    )
 
 
 def _set_side_by_side(contents: Sequence[Content], cards: Sequence[str]) -> str:
@@ -176,8 +178,7 @@ def _render_differences(contents: Sequence[Content]) -> str:
         rows.append(f"<tr><td>{_show(flag_name(name))}{cells}")
     head = "".join(f"<th>{name_run(content)}" for content in contents)
     table = f'<div class="wide"><table><tr><th>{head}{"".join(rows)}</table></div>'
-    found = table if rows else "<p>All settings are equal.</p>"
-    return f'<section id="Differences"><h2>Differences</h2>{found}</section>'
+    return table if rows else "<p>All settings are equal.</p>"
 
 
 def _to_tuple(value: Any) -> Any:

@@ -34,7 +34,6 @@ def test_the_bfloat16_step_has_no_float32_convolution_or_product(make_config, tm
 
 
 @pytest.mark.slow
-@pytest.mark.guard
 def test_a_run_compiles_its_step_and_its_sampler_once(make_config, tmp_path, caplog):
     """Over twelve steps, two checkpoints, the grids on the way and the final pictures."""
     with jax.log_compiles(), caplog.at_level(logging.WARNING):

@@ -13,6 +13,7 @@ from jax_ddpm.api.arrays import make_source
 from jax_ddpm.api.checks import check_keywords
 from jax_ddpm.api.names import name_arguments, to_arguments
 from jax_ddpm.api.trained_run import TrainedRun, load_run, make_functions
+from jax_ddpm.config.epochs import resolve_epochs
 from jax_ddpm.config.follow import follow, remove_labels
 from jax_ddpm.config.presets import find_preset
 from jax_ddpm.config.run import Config, DataConfig, validate
@@ -80,6 +81,7 @@ def fit(
         chosen = runs.adopt(replace(chosen, run=folder), typed)
         validate(chosen)
         source, held_out = split_off(source, chosen.data.holdout)
+        chosen = resolve_epochs(chosen, len(source.images))
         parts, stopped = build(chosen, source.image_shape, network=own), False
         try:
             train_run(chosen, source, parts, held_out)

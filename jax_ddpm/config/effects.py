@@ -44,8 +44,10 @@ def require_effects(
 
 def require_no_frames(changes: Mapping[str, Any], instead: str) -> None:
     """Raise UserError if the user chose a number of frames although no GIF is drawn."""
-    if "frames" in changes:
-        raise UserError(f"--frames {changes['frames']} has no effect without a GIF: {instead}")
+    for name in ("frames", "frames_of"):
+        if name in changes:
+            flag = flag_name(name)
+            raise UserError(f"{flag} {changes[name]} has no effect without a GIF: {instead}")
 
 
 def _describe(name: str, value: Any, prefix: str) -> str:

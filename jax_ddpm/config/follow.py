@@ -38,6 +38,9 @@ def follow(config: Config, preset: Config, typed: Collection[str]) -> tuple[Conf
     sizes = [timesteps, *(getattr(train, name) for name in AT_LEAST_ONE)]
     if any(size is not None and size < 1 for size in sizes):
         return config, []
+    if "--train.num-steps" in typed and "--train.num-epochs" not in typed:
+        train = replace(train, num_epochs=None)
+        config = replace(config, train=train)  # not worth a line
     train = _follow_num_steps(train, preset.train, typed)
     train = _follow_batch_size(train, typed)
     train = _follow_log_every(train, typed)
@@ -96,7 +99,7 @@ def _follow_batch_size(train: TrainConfig, typed: Collection[str]) -> TrainConfi
     """Cut the batch into the largest number of equal parts that the preset's number allows."""
     if train.batch_size % train.accumulate == 0 or "--train.accumulate" in typed:
         return train
-    parts = [n for n in _divisors(train.batch_size) if n <= train.accumulate]
+    parts = [n for n in find_divisors(train.batch_size) if n <= train.accumulate]
     return replace(train, accumulate=max(parts))
 
 
@@ -112,10 +115,10 @@ def _follow_log_every(train: TrainConfig, typed: Collection[str]) -> TrainConfig
     if log % calls == 0 and log <= most and all(steps % log == 0 for steps in fixed):
         return train
     if fixed:
-        possible = [steps for steps in _divisors(gcd(*fixed)) if steps % calls == 0]
+        possible = [steps for steps in find_divisors(gcd(*fixed)) if steps % calls == 0]
     else:
         possible = [calls * max(1, min(round(log / calls), most // calls))]
-    return replace(train, log_every=_nearest(log, possible)) if possible else train
+    return replace(train, log_every=find_nearest(log, possible)) if possible else train
 
 
 def _follow_intervals(train: TrainConfig, typed: Collection[str]) -> TrainConfig:
@@ -129,8 +132,8 @@ def _follow_intervals(train: TrainConfig, typed: Collection[str]) -> TrainConfig
     kept = train.keep_every
     if kept is None or kept % train.checkpoint_every == 0 or "--train.checkpoint-every" in typed:
         return train
-    possible = [steps for steps in _divisors(kept) if steps % log == 0]
-    nearest = _nearest(train.checkpoint_every, possible or [train.checkpoint_every])
+    possible = [steps for steps in find_divisors(kept) if steps % log == 0]
+    nearest = find_nearest(train.checkpoint_every, possible or [train.checkpoint_every])
     return replace(train, checkpoint_every=nearest)
 
 
@@ -175,10 +178,12 @@ def _list_changes(before: Config, after: Config) -> Iterator[Followed]:
                 yield Followed(flag_name(field.name, f"--{section}."), value, preset)
 
 
-def _divisors(number: int) -> list[int]:
+def find_divisors(number: int) -> list[int]:
+    """List all divisors, in ascending order."""
     small = [n for n in range(1, isqrt(number) + 1) if number % n == 0]
     return [*small, *(number // n for n in reversed(small) if n * n != number)]
 
 
-def _nearest(wanted: int, possible: Sequence[int]) -> int:
+def find_nearest(wanted: int, possible: Sequence[int]) -> int:
+    """The one of `possible` that is nearest to `wanted`."""
     return min(possible, key=lambda steps: abs(steps - wanted))

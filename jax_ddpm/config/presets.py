@@ -16,10 +16,11 @@ from jax_ddpm.models import (
 )
 from jax_ddpm.models.unet2d import DownBlock, UpBlock
 
-# Plain Adam, without warm-up, clipping or averaging. Five epochs of 60,000 images; the last
-# published version of the text has six.
+# Plain Adam, without warm-up, clipping or averaging. Five epochs; the last published version of the
+# text has six. The steps, which count where epochs are turned off, are those of 60,000 images.
 ANNOTATED_TRAINING = TrainConfig(
     num_steps=2345,
+    num_epochs=5,
     learning_rate=1e-3,
     warmup_steps=0,
     max_grad_norm=None,
@@ -136,6 +137,7 @@ PRESETS: dict[str, Config] = {
         diffusion=DiffusionConfig(num_timesteps=600, loss_type="huber"),
         train=TrainConfig(
             num_steps=9380,
+            num_epochs=20,
             learning_rate=1e-3,
             warmup_steps=0,
             optimizer="adamw",
@@ -152,7 +154,7 @@ PRESETS: dict[str, Config] = {
         preset="annotated",
         model=AnnotatedWSConfig(),
         diffusion=DiffusionConfig(num_timesteps=300, loss_type="huber"),
-        train=replace(ANNOTATED_TRAINING, num_steps=2814),
+        train=replace(ANNOTATED_TRAINING, num_steps=2814, num_epochs=6),
         sample=SampleConfig(num_steps=300, variance="fixed_small", clip_x_0=False),
     ),
     # The Annotated Diffusion Model as first published, in June 2022: ConvNeXt blocks, T = 200.
@@ -171,6 +173,7 @@ PRESETS: dict[str, Config] = {
         model=PulferConfig(),
         train=TrainConfig(
             num_steps=9380,
+            num_epochs=20,
             learning_rate=1e-3,
             warmup_steps=0,
             max_grad_norm=None,
@@ -289,6 +292,19 @@ PRESETS: dict[str, Config] = {
         sample=SampleConfig(respacing="250"),
     ),
 }
+
+# A text about the same package trains on 128x128 images, in mixed precision, with batches of 32.
+# It keeps every checkpoint, and measures the distance with each.
+_package = PRESETS["denoising-diffusion-pytorch"]
+PRESETS["denoising-diffusion-pytorch-128"] = replace(
+    _package,
+    preset="denoising-diffusion-pytorch-128",
+    data=DataConfig("folder", image_size=128, channels=3),
+    model=LucidrainsConfig(compute_dtype="bfloat16"),
+    train=replace(
+        _package.train, batch_size=32, accumulate=1, keep_every=1000, evaluate_every=1000
+    ),
+)
 
 
 def find_preset(name: str) -> Config:

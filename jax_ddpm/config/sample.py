@@ -68,6 +68,9 @@ class SampleConfig:
     diffusers."""
     frames: int = 25
     """Frames of the GIF, from the noise to the images; at most one more than there are steps."""
+    frames_of: Literal["x_t", "x_0"] = "x_t"
+    """What the GIF shows after the noise. x_t: the images on their way. x_0: the clean images as
+    the network predicts them at each step."""
     stretch: bool = False
     """Stretch the contrast of each image to the full range, for images that are not clipped."""
     guidance: float | None = None

@@ -17,6 +17,7 @@ LoggerName = Literal["tensorboard", "wandb", "mlflow", "none"]
 NO_LOGGER: LoggerName = "none"
 AT_LEAST_ONE = (
     "num_steps",
+    "num_epochs",
     "max_steps",
     "batch_size",
     "accumulate",
@@ -45,6 +46,9 @@ class TrainConfig:
 
     num_steps: int = 800_000
     """Training steps."""
+    num_epochs: int | None = None
+    """How often each training image is seen. Replaces num_steps; a grid and a checkpoint are made
+    after each epoch, and log_every is fitted to it. None: num_steps counts."""
     init_from: Path | None = None
     """Begin with the parameters of another run (its folder) or of a weight file, in any form that
     `jax-ddpm convert` reads. What fits by name and shape is taken; the rest is drawn at random, and
@@ -141,6 +145,8 @@ class TrainConfig:
     """Steps between two image grids of samples."""
     sample_images: int = 64
     """Images in each of these grids."""
+    sample_at_start: bool = False
+    """Also draw a grid before the first step, with the untrained network."""
     sample_batch_size: int = 64
     """How many of them are drawn at a time. Fewer take less memory. If the memory is too small for
     that many, half as many are tried, and so on."""

@@ -54,6 +54,11 @@ RULES = (
         "--diffusion.betas to be left out, because they replace the schedule",
     ),
     Rule(
+        ("train.num_steps", "train.log_every", "train.sample_every", "train.checkpoint_every"),
+        lambda c: c.train.num_epochs is None,
+        "--train.num-steps instead of epochs (a grid and a checkpoint are made after each epoch)",
+    ),
+    Rule(
         ("train.ema_update_after",),
         lambda c: c.train.ema_form in ("power", "delayed_ramp"),
         "--train.ema-form power or delayed_ramp",

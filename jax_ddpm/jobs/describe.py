@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from jax_ddpm.config.epochs import resolve_epochs
 from jax_ddpm.config.run import Config, DataConfig, validate
 from jax_ddpm.data.summary import DataSummary, describe, summarize
 from jax_ddpm.jobs.build import build
@@ -25,6 +26,7 @@ def describe_run(config: Config) -> str:
     """
     validate(config)
     source, held_out = open_training_data(config)
+    config = resolve_epochs(config, len(source.images))
     parts = build(config, source.image_shape)
     params = jax.eval_shape(parts.network.init, jax.random.key(0))
     count = sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -86,7 +86,7 @@ def make_generate_fn(
     to_pixels = stretch_to_uint8 if settings.stretch else to_uint8
 
     def frame(state: SamplerState, prediction: Prediction) -> UInt8[Array, "b h w c"]:
-        return to_pixels(state.x_t)
+        return to_pixels(prediction.x_0 if settings.frames_of == "x_0" else state.x_t)
 
     def generate(params: Any, examples: Any, pictures: Any) -> tuple[Array, Array]:
         keys, labels, positions = examples

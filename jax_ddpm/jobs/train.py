@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from jax_ddpm import runs
+from jax_ddpm.config.epochs import resolve_epochs
 from jax_ddpm.config.run import Config, validate
 from jax_ddpm.config.sample import describe_low_start
 from jax_ddpm.data.identity import identify
@@ -67,6 +68,8 @@ def train(config: Config) -> Run:
     train.max_steps.
     """
     validate(config)
+    if config.train.num_epochs is not None:
+        config = resolve_epochs(config, len(open_training_data(config)[0].images))
     choose_layout(config.train)  # raises for a batch that does not divide over the devices
     run = find_finished_run(config)
     if run is None:

@@ -218,9 +218,10 @@ def draw_in_parts(job: Job, params: Params, num: int, frames: bool) -> Samples:
 
 
 def draw_missing_grid(job: Job, state: TrainState, step: int) -> None:
-    """Draw the grid of `step`, where training resumes, if it is due but was not drawn."""
+    """Draw the grid of `step`, where training begins or resumes, if it is due but was not drawn."""
     train = job.run.config.train
     due = 0 < step < train.num_steps and step % train.sample_every == 0
+    due = due or (step == 0 and train.sample_at_start)
     if due and not path_of_grid(job.run, step).exists():
         draw_grid(job, state, step)
 

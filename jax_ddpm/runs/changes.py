@@ -27,6 +27,8 @@ REPORTED = {
     "train.log_every",
     "train.sample_every",
     "train.sample_images",
+    "train.sample_at_start",
+    "train.num_epochs",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.keep_every",

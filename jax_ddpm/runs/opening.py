@@ -150,6 +150,9 @@ def adopt(config: Config, typed: Collection[str]) -> Config:
     stored = load(config.folder).config
     if stored.preset != config.preset or type(stored.model) is not type(config.model):
         return config
+    if stored.train.num_epochs is None and "--train.num-epochs" not in typed:
+        # The run counts steps, perhaps because its preset did so in an earlier version.
+        config = replace(config, train=replace(config.train, num_epochs=None))
     for section, name in DEPENDENT:
         own, other = getattr(config, section), getattr(stored, section)
         if hasattr(own, name) and flag_name(name, f"--{section}.") not in typed:

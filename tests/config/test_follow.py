@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from jax_ddpm.config.epochs import resolve_epochs
 from jax_ddpm.config.follow import Followed, follow
 from jax_ddpm.config.presets import PRESETS
 from jax_ddpm.config.run import validate
@@ -104,7 +105,8 @@ def test_the_labels_of_the_embedded_images_are_left_out_for_other_images():
 def test_settings_that_still_work_stay(preset):
     assert follow(PRESETS[preset], PRESETS[preset], []) == (PRESETS[preset], [])
     config, typed = change(preset, train={"num_steps": 2 * PRESETS[preset].train.num_steps})
-    assert follow(config, PRESETS[preset], typed) == (config, [])
+    by_steps = replace(config, train=replace(config.train, num_epochs=None))
+    assert follow(config, PRESETS[preset], typed) == (by_steps, [])
 
 
 @pytest.mark.parametrize(
@@ -132,6 +134,29 @@ def test_a_typed_setting_stays_even_if_it_is_refused(sections):
 def test_an_adjustment_names_the_presets_value():
     _, followed = follow_changes("fashion-cpu", train={"num_steps": 40})
     assert followed == [Followed("--train.warmup-steps", 1, 100)]
+
+
+def test_typed_steps_turn_epochs_off():
+    config, followed = follow_changes("epita", train={"num_steps": 500})
+    assert config.train.num_epochs is None
+    assert not followed
+
+
+def test_epochs_become_steps_of_the_images_that_are_there():
+    few = resolve_epochs(PRESETS["pulfer"], 10_000)
+    assert (few.train.num_steps, few.train.checkpoint_every) == (20 * 79, 79)
+    assert (few.train.sample_every, few.train.log_every) == (79, 79)
+    assert resolve_epochs(PRESETS["pulfer"], 60_000).train.num_steps == 9380
+    assert resolve_epochs(few, 10_000) == few
+    by_steps = PRESETS["fashion-cpu"]
+    assert resolve_epochs(by_steps, 10_000) == by_steps
+
+
+def test_a_warmup_longer_than_the_epochs_is_scaled():
+    preset = PRESETS["ddpm-cifar10"]
+    config = replace(preset, train=replace(preset.train, num_epochs=1, evaluate_every=500))
+    train = resolve_epochs(config, 50_000).train
+    assert (train.num_steps, train.warmup_steps, train.evaluate_every) == (391, 2, 391)
 
 
 def test_a_preset_that_samples_in_all_timesteps_goes_on_doing_so():

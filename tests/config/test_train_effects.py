@@ -16,7 +16,7 @@ OTHER = {
     "train.ema_decay": 0.5,
 }
 # Makes every rule's settings idle at once.
-IDLE = {"diffusion": {"betas": (0.1, 0.2)}, "train": {"max_grad_norm": None}}
+IDLE = {"diffusion": {"betas": (0.1, 0.2)}, "train": {"max_grad_norm": None, "num_epochs": 2}}
 
 
 def change(config, section, **values):

@@ -69,7 +69,6 @@ def draw(trained_run, pictures, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.guard
 @pytest.mark.parametrize(
     "flags",
     [

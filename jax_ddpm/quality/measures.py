@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.special import stdtrit
 
 from jax_ddpm.errors import check_choice
@@ -55,8 +55,8 @@ class Measure(NamedTuple):
 def measure_frechet(sets: Sets) -> Figures:
     """The Frechet distance; lower is better."""
     value = frechet_distance(fit_gaussian(sets.drawn), sets.reference)
-    found = [distance_of_features(part, sets.reference) for part in split(sets.drawn)]
-    return {"frechet": Figure(value, estimate_margin(found))}
+    found = [distance_of_features(rest, sets.reference) for rest in leave_out_parts(sets.drawn)]
+    return {"frechet": Figure(value, estimate_margin_without(found))}
 
 
 def measure_kernel(sets: Sets) -> Figures:
@@ -127,8 +127,22 @@ def find_measures(names: Sequence[str]) -> tuple[MeasureName, ...]:
 
 def split(drawn: Float[np.ndarray, "n d"]) -> list[Float[np.ndarray, "_ d"]]:
     """Split into disjoint parts of equal size, each with images from all over the set."""
-    size = len(drawn) // NUM_SPLITS
-    return [drawn[i::NUM_SPLITS][:size] for i in range(NUM_SPLITS)] if size >= 2 else []
+    return [drawn[part] for part in choose_parts(len(drawn))]
+
+
+def leave_out_parts(drawn: Float[np.ndarray, "n d"]) -> list[Float[np.ndarray, "_ d"]]:
+    """All images but those of a part, for each of the parts of `split`."""
+    return [np.delete(drawn, part, axis=0) for part in choose_parts(len(drawn))]
+
+
+def choose_parts(num: int) -> list[Int[np.ndarray, " size"]]:
+    """The indices of each part; [] if a part would have less than two.
+
+    They are shuffled, always in the same way: images may be sorted, or their classes drawn in turn.
+    """
+    size = num // NUM_SPLITS
+    shuffled = np.random.default_rng(0).permutation(num)
+    return [shuffled[i * size : (i + 1) * size] for i in range(NUM_SPLITS)] if size >= 2 else []
 
 
 def estimate_margin(of_splits: list[float]) -> float | None:
@@ -142,3 +156,16 @@ def estimate_margin(of_splits: list[float]) -> float | None:
         return None
     quantile = stdtrit(n - 1, (1 + CONFIDENCE) / 2)
     return float(quantile * np.std(of_splits, ddof=1) / np.sqrt(n))
+
+
+def estimate_margin_without(of_rests: list[float]) -> float | None:
+    """The same by the jackknife, from the value without each part (Efron and Stein 1981).
+
+    A Frechet distance of few images is much larger and varies more than that of all, so the parts
+    themselves would give too wide a range.
+    """
+    n = len(of_rests)
+    if n < 2:
+        return None
+    quantile = stdtrit(n - 1, (1 + CONFIDENCE) / 2)
+    return float(quantile * np.std(of_rests) * np.sqrt(n - 1))

@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 
 from jax_ddpm.quality.frechet import fit_gaussian
-from jax_ddpm.quality.measures import MEASURES, Sets, estimate_margin, split
+from jax_ddpm.quality.measures import (
+    MEASURES,
+    Sets,
+    estimate_margin,
+    estimate_margin_without,
+    leave_out_parts,
+    split,
+)
 
 
 def draw(rng, n=200, d=6):
@@ -32,3 +39,17 @@ def test_splits_are_disjoint_and_come_from_everywhere():
     assert len({float(x) for part in parts for x in part[:, 0]}) == 40
     assert split(np.zeros((19, 2))) == []
     assert estimate_margin([]) is None
+    assert estimate_margin_without([]) is None
+
+
+def test_parts_do_not_follow_classes_that_are_drawn_in_turn():
+    classes = np.arange(200.0)[:, None] % 10
+    assert min(len(np.unique(part)) for part in split(classes)) > 5
+
+
+def test_the_rests_lack_one_part_each():
+    drawn = np.arange(47.0)[:, None]
+    rests = leave_out_parts(drawn)
+    assert [len(rest) for rest in rests] == [43] * 10
+    for part, rest in zip(split(drawn), rests, strict=True):
+        assert {*part[:, 0], *rest[:, 0]} == {*drawn[:, 0]}

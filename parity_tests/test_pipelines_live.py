@@ -350,7 +350,6 @@ HO = {
 
 
 @pytest.mark.slow
-@pytest.mark.guard
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[] if n.startswith("ddim") else pytest.mark.slow) for n in HO]
 )

@@ -48,7 +48,6 @@ def test_a_finished_run_names_only_pictures_that_are_there(trained_run, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.guard
 def test_a_longer_run_equals_one_that_was_as_long_from_the_start(make_config, tmp_path, capsys):
     train = {"decay": "constant"}
     config = make_config(tmp_path / "grown", train=train)

@@ -82,7 +82,6 @@ def test_a_run_without_validation_writes_what_it_always_wrote(trained_run):
 
 
 @pytest.mark.slow
-@pytest.mark.guard
 def test_a_resumed_run_equals_an_uninterrupted_one(
     validated_run, make_config, tmp_path, monkeypatch
 ):

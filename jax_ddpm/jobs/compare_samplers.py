@@ -97,8 +97,8 @@ def list_cases(config: Config, job: CompareJob) -> list[Case]:
 
 def list_samplers(config: Config) -> list[SamplerName]:
     """The samplers whose steps the run's network can follow."""
-    whole_timesteps = config.model.num_timesteps is not None
-    return [n for n, entry in SAMPLERS.items() if not (whole_timesteps and entry.looks_between)]
+    whole = config.whole_timesteps
+    return [name for name, entry in SAMPLERS.items() if not (whole and entry.looks_between)]
 
 
 def choose_settings(

@@ -38,6 +38,11 @@ def show_name(name: object) -> str:
     return escape(text if len(text) <= MAX_NAME else f"{text[:MAX_NAME]}...")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device had too little memory, as JAX says it."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
 def require(ok: bool, name: str, value: object, expected: str) -> None:
     """Unless `ok`, raise UserError: "`name` is `value`, but it must be `expected`"."""
     if not ok:

@@ -164,8 +164,5 @@ def estimate_margin_without(of_rests: list[float]) -> float | None:
     A Frechet distance of few images is much larger and varies more than that of all, so the parts
     themselves would give too wide a range.
     """
-    n = len(of_rests)
-    if n < 2:
-        return None
-    quantile = stdtrit(n - 1, (1 + CONFIDENCE) / 2)
-    return float(quantile * np.std(of_rests) * np.sqrt(n - 1))
+    margin = estimate_margin(of_rests)
+    return None if margin is None else (len(of_rests) - 1) * margin

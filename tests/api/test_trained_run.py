@@ -90,6 +90,14 @@ def test_the_weights_can_be_chosen(run, trained_run):
     np.testing.assert_array_equal(same.sample(4), run.sample(4))
 
 
+@pytest.mark.slow
+@pytest.mark.guard
+def test_an_earlier_checkpoint_can_be_loaded_by_its_step(trained_run):
+    assert "ema parameters of step 6;" in repr(jd.load_run(trained_run, checkpoint=6))
+    with pytest.raises(jd.UserError, match=r"^checkpoint 7: .* steps 6, 12"):
+        jd.load_run(trained_run, checkpoint=7)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 MAX_LENGTH = 2000
 MAX_NAME = 200
@@ -47,6 +48,11 @@ def require(ok: bool, name: str, value: object, expected: str) -> None:
     """Unless `ok`, raise UserError: "`name` is `value`, but it must be `expected`"."""
     if not ok:
         raise UserError(f"{name} is {value}, but it must be {expected}")
+
+
+def require_suffix(path: Path, suffix: str, flag: str = "--out") -> None:
+    """Raise UserError unless the file that `flag` names ends in `suffix`, in any case."""
+    require(path.suffix.lower() == suffix, flag, path, f"a file that ends in {suffix}")
 
 
 def flag_name(field: str, prefix: str = "--") -> str:

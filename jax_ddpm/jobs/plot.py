@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from jax_ddpm.config.presets import find_preset
 from jax_ddpm.config.run import MAX_TIMESTEPS, Config, make_betas, validate_seed
 from jax_ddpm.data.pictures import FittedArrays, Form, Picture, read_picture
-from jax_ddpm.errors import UserError, require
+from jax_ddpm.errors import UserError, require, require_suffix
 from jax_ddpm.files.figures import save_curves, save_rows
 from jax_ddpm.files.images import from_uint8, to_uint8
 from jax_ddpm.jobs.build import open_data
@@ -34,7 +34,7 @@ def plot_schedules(
     The default schedule and T are the preset's. Raises UserError for a schedule that is not valid
     at this T.
     """
-    require_png(out)
+    require_suffix(out, ".png")
     diffusion = find_preset(preset).diffusion
     T = diffusion.num_timesteps if num_timesteps is None else num_timesteps
     require(1 <= T <= MAX_TIMESTEPS, "--num-timesteps", T, f"between 1 and {MAX_TIMESTEPS:,}")
@@ -53,11 +53,6 @@ def plot_schedules(
     save_curves(out, curves)
     print(f"Wrote {out}: {', '.join(each.schedule for each in chosen)} with T = {T}")
     return out
-
-
-def require_png(out: Path) -> None:
-    """Raise UserError unless `out` names a PNG file."""
-    require(out.suffix.lower() == ".png", "--out", out, "a file that ends in .png")
 
 
 def list_tables(schedule: Schedule) -> Mapping[str, Float[np.ndarray, " T"]]:
@@ -95,7 +90,7 @@ def plot_forward(
     `steps`, or `percent` of T (25, 50, 75 and 100 if there is neither). Raises UserError for a
     timestep outside the chain and for a picture that cannot be read.
     """
-    require_png(out)
+    require_suffix(out, ".png")
     validate_seed(seed)
     if steps and percent:
         raise UserError("--steps and --percent each choose the timesteps: give only one of them")

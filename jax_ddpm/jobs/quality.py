@@ -16,7 +16,7 @@ from jax_ddpm.config.sample import SampleConfig, change_settings, describe_low_s
 from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.devices.per_example import replicate_params
 from jax_ddpm.devices.processes import is_main_process
-from jax_ddpm.errors import UserError, flag_name, require
+from jax_ddpm.errors import UserError, flag_name, require, require_suffix
 from jax_ddpm.files.atomic import require_writable
 from jax_ddpm.files.images import Pixels, make_image_grid, save_png
 from jax_ddpm.files.statistics import write_statistics
@@ -115,14 +115,9 @@ def check_job(job: QualityJob, out: Path) -> None:
         value = getattr(job, name)
         require(value >= least, flag_name(name), value, f"at least {least}")
     validate_seed(job.seed)
-    require(out.suffix == ".json", "--out", out, "a file that ends in .json")
-    target = job.write_reference
-    require(
-        target is None or target.suffix == ".npz",
-        "--write-reference",
-        target,
-        "a file that ends in .npz",
-    )
+    require_suffix(out, ".json")
+    if job.write_reference is not None:
+        require_suffix(job.write_reference, ".npz", "--write-reference")
 
 
 def choose_measures(job: QualityJob, network: FeatureNetwork) -> list[MeasureName]:

@@ -41,7 +41,7 @@ class Run:
     @property
     def configuration(self) -> Path:
         """The settings, as JSON."""
-        return self.folder / "config.json"
+        return self.folder / CONFIG
 
     @property
     def checkpoints(self) -> Path:

@@ -214,6 +214,9 @@ def require_plain_folder(folder: Path) -> None:
     outward = [link for link in links if not _follow(link).is_relative_to(home)]
     for link in outward:
         _require_own_link(link)
+    for path in (folder / name for name in FOLDERS):  # or a checkpoint fails after many steps
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} must be a folder, but it is a file: remove it")
     try:
         require_plain_tree(folder, outward)
         for link in outward:

@@ -28,9 +28,9 @@ def test_the_range_covers_what_other_draws_give(name):
         found.append(figure)
     values, margins = np.array([f.value for f in found]), np.array([f.margin for f in found])
     spread = values.std(ddof=1)
-    # 2.26 standard deviations for ten splits
+    # 2.26 standard deviations for ten splits; measured: 0.85 and 0.80 times as many
     assert 0.7 * 2.26 * spread < np.median(margins) < 1.5 * 2.26 * spread
-    assert (abs(values - values.mean()) <= margins).mean() > 0.85
+    assert (abs(values - values.mean()) <= margins).mean() > 0.85  # measured: 0.90 and 0.95
 
 
 def test_splits_are_disjoint_and_come_from_everywhere():
@@ -42,9 +42,11 @@ def test_splits_are_disjoint_and_come_from_everywhere():
     assert estimate_margin_without([]) is None
 
 
-def test_parts_do_not_follow_classes_that_are_drawn_in_turn():
-    classes = np.arange(200.0)[:, None] % 10
-    assert min(len(np.unique(part)) for part in split(classes)) > 5
+@pytest.mark.parametrize("order", ["in turn", "sorted"])
+def test_parts_do_not_follow_the_order_of_classes(order):
+    classes = np.arange(200.0)[:, None]
+    classes = classes % 10 if order == "in turn" else classes // 20
+    assert min(len(np.unique(part)) for part in split(classes)) > 5  # measured: 8
 
 
 def test_the_rests_lack_one_part_each():

@@ -11,6 +11,7 @@ from jax_ddpm.config.run import Config, TrainConfig
 from jax_ddpm.errors import UserError
 from jax_ddpm.models import GuidedDiffusionConfig, UNetConfig
 from jax_ddpm.runs import folder
+from jax_ddpm.runs.recovery import find_steps
 
 SHAPE = (28, 28, 1)
 

@@ -3,6 +3,7 @@ import signal
 
 import pytest
 
+from jax_ddpm.errors import UserError
 from jax_ddpm.jobs.interrupt import StopRequest
 from jax_ddpm.runs import metrics
 from jax_ddpm.runs.log import Log, Written, count_lines

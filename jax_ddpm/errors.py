@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 MAX_LENGTH = 2000
 MAX_NAME = 200
@@ -38,10 +39,20 @@ def show_name(name: object) -> str:
     return escape(text if len(text) <= MAX_NAME else f"{text[:MAX_NAME]}...")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device had too little memory, as JAX says it."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
 def require(ok: bool, name: str, value: object, expected: str) -> None:
     """Unless `ok`, raise UserError: "`name` is `value`, but it must be `expected`"."""
     if not ok:
         raise UserError(f"{name} is {value}, but it must be {expected}")
+
+
+def require_suffix(path: Path, suffix: str, flag: str = "--out") -> None:
+    """Raise UserError unless the file that `flag` names ends in `suffix`, in any case."""
+    require(path.suffix.lower() == suffix, flag, path, f"a file that ends in {suffix}")
 
 
 def flag_name(field: str, prefix: str = "--") -> str:

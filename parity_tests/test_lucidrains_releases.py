@@ -59,7 +59,6 @@ def describe(state, version=None):
 
 
 @pytest.mark.slow
-@pytest.mark.guard
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 @pytest.mark.parametrize("release", mark_copies_slow())
 def test_recorded_output(compare, release, dtype):

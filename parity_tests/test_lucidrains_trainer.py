@@ -39,7 +39,6 @@ def export(release, objective, folder, *flags, **changes):
 
 
 @pytest.mark.slow
-@pytest.mark.guard
 @pytest.mark.parametrize(("release", "objective"), EACH)
 def test_the_file_holds_what_the_trainer_saves(compare, release, objective, tmp_path):
     state, file, documents = export(release, objective, tmp_path)

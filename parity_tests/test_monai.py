@@ -32,7 +32,6 @@ def load_recorded(case):
 
 
 @pytest.mark.slow
-@pytest.mark.guard
 @pytest.mark.parametrize("dtype", DOUBLE_FIRST)
 @each_case
 def test_the_network_computes_what_was_recorded(compare, dtype, case):

@@ -62,7 +62,7 @@ RUNS = {
         ),
         (32, 32, 3),
         {"schedule": "cosine", "rescale_timesteps": True, "prediction_type": "x_0"},
-        SampleConfig(sampler="ddim", num_steps=5),
+        SampleConfig(sampler="ddim", num_steps=5, spacing="leading"),
     ),
     "annotated": ("annotated", ANNOTATED, (8, 8, 3), {"schedule": "cosine_clipped"}, FIXED_SMALL),
     "annotated_layernorm": (

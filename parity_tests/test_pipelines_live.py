@@ -249,7 +249,6 @@ def draw_all_noise(image_shape, num_steps):
 
 
 @pytest.mark.slow
-@pytest.mark.guard
 @cases
 def test_a_saved_pipeline_draws_the_same_images(compare, monkeypatch, tmp_path, name):
     _, settings, _, steps, eta = CASES[name]
@@ -351,7 +350,6 @@ HO = {
 
 
 @pytest.mark.slow
-@pytest.mark.guard
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[] if n.startswith("ddim") else pytest.mark.slow) for n in HO]
 )

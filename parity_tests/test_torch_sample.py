@@ -94,6 +94,15 @@ def test_pixels_are_equal_in_float64(folder, settings):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("label_dropout", [0.0, 0.1])
+def test_the_classes_are_drawn_in_turn(tmp_path, label_dropout):
+    diffusion = replace(CONFIG.diffusion, label_dropout=label_dropout)
+    config = replace(CONFIG, model=replace(TINY, num_classes=3), diffusion=diffusion)
+    ours, theirs = draw_both(write_run(tmp_path / "run", config, (6, 8, 3)), [], num=4)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_pixels_are_almost_equal_in_float32(folder, settings):
     ours, theirs = draw_both(folder, SETTINGS[settings], num=16, dtype="float32")

@@ -1,8 +1,10 @@
 """Sentences for the user, and the check of names."""
 
+from pathlib import Path
+
 import pytest
 
-from jax_ddpm.errors import UserError, check_choice, join_or, nearest
+from jax_ddpm.errors import UserError, check_choice, join_or, nearest, require_suffix
 
 CHOICES, ALIASES = ("eps", "x_0", "v"), {"epsilon": "eps"}
 
@@ -35,3 +37,11 @@ def test_the_nearest_name_ignores_case_and_delimiters():
 
 def test_names_are_joined_as_in_a_sentence():
     assert [join_or(list("abc")[:n]) for n in (1, 2, 3)] == ["a", "a or b", "a, b or c"]
+
+
+def test_a_file_must_have_its_suffix_in_any_case():
+    require_suffix(Path("a.PNG"), ".png")
+    with pytest.raises(
+        UserError, match=r"^--out is a.jpg, but it must be a file that ends in \.png"
+    ):
+        require_suffix(Path("a.jpg"), ".png")

@@ -19,7 +19,7 @@ MISTAKES = {
     ),
     "steps > T": ("sample.py {run} --steps 9", "--steps 9: the number of sampling steps"),
     "no such respacing": ("evaluate.py {run} --likelihood --respacing 9", "--respacing 9"),
-    "a device": ("plot.py schedules --out {tmp}/pipe", "not a file but a device or pipe"),
+    "a device": ("plot.py schedules --out {tmp}/pipe.png", "not a file but a device or pipe"),
     "no command": ("-m jax_ddpm trian", "did you mean train?"),
 }
 
@@ -28,7 +28,7 @@ MISTAKES = {
 def results(tmp_path_factory, trained_run):
     """Make every mistake once, two at a time, because imports take a process seconds."""
     tmp = tmp_path_factory.mktemp("mistakes")
-    os.mkfifo(tmp / "pipe")
+    os.mkfifo(tmp / "pipe.png")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
 
     def run(item):
@@ -59,7 +59,7 @@ def test_a_mistake_gives_one_sentence_and_no_traceback(results, name):
 @pytest.mark.slow
 @pytest.mark.guard
 def test_a_mistake_leaves_nothing_behind(results):
-    assert [path.name for path in results["left behind"]] == ["pipe"]
+    assert [path.name for path in results["left behind"]] == ["pipe.png"]
 
 
 HEAVY = ["torch", "orbax", "matplotlib", "grain", "tensorflow", "diffusers", "tensorboardX"]

@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,6 @@ SPACINGS: dict[str, Callable[[int, int], np.ndarray]] = {
 # first value is the default of runs that lack the setting.
 SUPPORTED: dict[tuple[str, str], Iterable[object]] = {
     ("diffusion", "schedule"): BETAS,
-    ("model", "num_classes"): (None,),
     ("diffusion", "zero_terminal_snr"): (False,),
     ("diffusion", "variance"): ("fixed",),
     ("diffusion", "rescale_timesteps"): (False,),
@@ -77,6 +77,7 @@ SUPPORTED: dict[tuple[str, str], Iterable[object]] = {
     ("sample", "variance"): ("fixed_small", "fixed_large"),
     ("sample", "respacing"): (None,),
     ("sample", "stretch"): (False,),
+    ("sample", "guidance"): (None,),
 }
 
 
@@ -107,7 +108,7 @@ def timestep_grid(num_timesteps: int, num_steps: int, spacing: str) -> list[int]
 
 
 def draw(
-    model: nn.Module,
+    model: Callable[[Tensor, Tensor], Tensor],
     tables: Schedule,
     settings: Settings,
     prediction_type: str,
@@ -169,12 +170,22 @@ def sample_run(args: argparse.Namespace) -> np.ndarray:
     diffusion = config["diffusion"]
     betas = diffusion.get("betas") or BETAS[diffusion["schedule"]](diffusion["num_timesteps"])
     tables = make_schedule(np.array(betas), dtype)
-    keys = random.fold_in(random.key(args.seed), torch.arange(args.num))
-    drawn = [
-        draw(model, tables, config["sample"], diffusion["prediction_type"], batch, image_shape)
-        for batch in keys.split(args.batch_size)
-    ]
+    indices, num_labels = torch.arange(args.num), count_labels(config)
+    keys = random.fold_in(random.key(args.seed), indices)
+    drawn = []
+    for some in indices.split(args.batch_size):
+        network = model if num_labels is None else partial(model, label=some % num_labels)
+        kinds = config["sample"], diffusion["prediction_type"]
+        drawn.append(draw(network, tables, *kinds, keys[some], image_shape))
     return torch.cat(drawn).numpy()
+
+
+def count_labels(config: Settings) -> int | None:
+    """The classes, which are drawn in turn; None for a network without. The last label of a network
+    trained with label dropout means "no class"."""
+    num_classes: int | None = config["model"].get("num_classes")
+    dropped = bool(config["diffusion"].get("label_dropout"))
+    return None if num_classes is None else num_classes - dropped
 
 
 def require_supported(config: Settings) -> None:

@@ -68,7 +68,7 @@ Denoising diffusion probabilistic models in JAX.
 {commands}
 
 examples:
-  jax-ddpm train                      10,000 Fashion-MNIST images, eight minutes on two CPU cores
+  jax-ddpm train                      10,000 Fashion-MNIST images, seven minutes on two CPU cores
   jax-ddpm sample runs/fashion-cpu    64 images of that run, as samples/seed_0.png in its folder
   jax-ddpm train --help               the most important flags; --help-all lists all of them
   jax-ddpm --version"""

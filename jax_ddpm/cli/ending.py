@@ -14,7 +14,7 @@ from jax.errors import JaxRuntimeError
 from jax_ddpm.cli.library_messages import short_library_messages
 from jax_ddpm.devices.platforms import describe_platform_problem
 from jax_ddpm.devices.processes import leave_on_exit
-from jax_ddpm.errors import Stopped, UserError, one_line
+from jax_ddpm.errors import Stopped, UserError, is_out_of_memory, one_line
 from jax_ddpm.jobs.display import tell_last
 
 NO_MEMORY = (
@@ -53,7 +53,7 @@ def _run(command: Callable[[], None]) -> NoReturn:
     except MemoryError as error:
         sys.exit(one_line(f"error: there is not enough memory ({error}): see docs/scaling.md"))
     except JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         sys.exit(f"error: {NO_MEMORY}")
     except (RuntimeError, AssertionError):  # what JAX raises if it cannot start a platform

@@ -21,7 +21,7 @@ HELP = Help(
     summary="Train a diffusion model. Everything goes into one run folder; run the same command "
     "again to resume.",
     examples=(
-        ("jax-ddpm train", "10,000 Fashion-MNIST images, eight minutes on two CPU cores"),
+        ("jax-ddpm train", "10,000 Fashion-MNIST images, seven minutes on two CPU cores"),
         ("jax-ddpm train --run runs/short --steps 500 --seed 1", "the same, shorter"),
         ("jax-ddpm train --data.name folder --data.path DIR --data.image-size 64", "your pictures"),
     ),

@@ -23,8 +23,6 @@ class Circumstances(NamedTuple):
     """The S + 1 noise levels that are visited."""
     learned_variance: bool = False
     """Whether the network predicts the variance."""
-    prefix: str = "--"
-    """What the flags of the settings start with."""
 
 
 def require_effects(
@@ -34,12 +32,11 @@ def require_effects(
 
     `changes` has been applied already.
     """
-    idle = [*_list_unused(sample, circumstances), *_list_idle(sample, circumstances)]
+    idle = [*_list_unused(sample), *_list_idle(sample, circumstances)]
     for name, reason in idle:
         value = changes.get(name)
         if value is not None and value != NEUTRAL.get(name):
-            flag = _describe(name, value, circumstances.prefix)
-            raise UserError(f"{flag} has no effect {reason}")
+            raise UserError(f"{show_flag(name, value)} has no effect {reason}")
 
 
 def require_no_frames(changes: Mapping[str, Any], instead: str) -> None:
@@ -50,45 +47,45 @@ def require_no_frames(changes: Mapping[str, Any], instead: str) -> None:
             raise UserError(f"{flag} {changes[name]} has no effect without a GIF: {instead}")
 
 
-def _describe(name: str, value: Any, prefix: str) -> str:
-    """The flag as the user may have typed it."""
-    flag = flag_name(name, prefix)
+def show_flag(name: str, value: Any) -> str:
+    """The flag of a setting, such as "data.skip_bad", as the user may have typed it."""
+    flag = flag_name(name)
     if isinstance(value, bool):
-        return flag if value else flag.replace(prefix, f"{prefix}no-", 1)
+        section, dot, last = flag.removeprefix("--").rpartition(".")
+        return flag if value else f"--{section}{dot}no-{last}"
     values = value if isinstance(value, tuple | list) else (value,)
     return " ".join([flag, *map(str, values)])
 
 
-def _list_unused(sample: SampleConfig, circumstances: Circumstances) -> Iterator[tuple[str, str]]:
+def _list_unused(sample: SampleConfig) -> Iterator[tuple[str, str]]:
     """The settings of other samplers, and why they have no effect."""
-    prefix = circumstances.prefix
     of_some = dict.fromkeys(name for entry in SAMPLERS.values() for name in entry.uses)
     for name in of_some:
         users = [known for known, entry in SAMPLERS.items() if name in entry.uses]
         if sample.sampler not in users:
-            yield name, f"with {prefix}sampler {sample.sampler}: it is for {join_or(users)}"
+            yield name, f"with --sampler {sample.sampler}: it is for {join_or(users)}"
 
 
 def _list_idle(sample: SampleConfig, circumstances: Circumstances) -> Iterator[tuple[str, str]]:
     """The settings that other settings make idle, and why."""
-    prefix, levels = circumstances.prefix, circumstances.levels
+    levels = circumstances.levels
     most = inf if sample.churn_max is None else sample.churn_max
     if circumstances.learned_variance:
         yield "variance", "because this run's network predicts the variance"
     if sample.churn == 0:
         for name in ("churn_min", "churn_max", "churn_noise"):
-            yield name, f"without {prefix}churn"
+            yield name, "without --churn"
     elif not _any_within(_to_s(levels), sample.churn_min, min(most, LARGE_SIGMA)):
         yield "churn", "because no step starts at a sigma/signal to which it is limited"
     if sample.dynamic_threshold is not None:
-        yield "clip_x_0", f"with {prefix}dynamic-threshold, which takes the place of clipping"
+        yield "clip_x_0", "with --dynamic-threshold, which takes the place of clipping"
     elif not sample.clip_x_0:
         yield "rederive_eps", "where x_0 is not clipped"
     if sample.guidance == 1:
         for name in ("guidance_interval", "guidance_rescale"):
-            yield name, f"with {prefix}guidance 1, the class-conditional network itself"
+            yield name, "with --guidance 1, the class-conditional network itself"
     elif _misses_interval(sample, levels):
-        yield "guidance", f"because no visited timestep is within {prefix}guidance-interval"
+        yield "guidance", "because no visited timestep is within --guidance-interval"
         yield "guidance_interval", "because it contains none of the visited timesteps"
 
 

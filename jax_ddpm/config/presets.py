@@ -76,7 +76,7 @@ def diffusers_ddpm(channels: tuple[int, ...], attention: int) -> UNet2DConfig:
 
 
 PRESETS: dict[str, Config] = {
-    # 10,000 Fashion-MNIST images on two CPU cores in eight minutes. The network is narrow where
+    # 10,000 Fashion-MNIST images on two CPU cores in seven minutes. The network is narrow where
     # images are large, so that many steps with small batches fit. Labels help most: without them,
     # the distance of the images at the same number of steps is several times as large. No flips:
     # every shoe in the data points the same way. docs/evaluation.md says what was tried.

@@ -185,6 +185,11 @@ class Config:
         """The folder of the run."""
         return self.run or Path("runs") / self.preset
 
+    @property
+    def whole_timesteps(self) -> bool:
+        """Whether the network has a table of times and takes no levels between the timesteps."""
+        return self.model.num_timesteps is not None
+
 
 def validate(config: Config) -> None:
     """Raise UserError for the first value that cannot work."""
@@ -361,7 +366,7 @@ def validate_sampling(
         sample,
         config.diffusion.num_timesteps,
         zero_terminal_snr=config.diffusion.ends_in_noise,
-        whole_timesteps=config.model.num_timesteps is not None,
+        whole_timesteps=config.whole_timesteps,
         prefix=prefix,
     )
     if sample.guidance is not None and config.diffusion.label_dropout == 0:

@@ -144,7 +144,7 @@ def validate_sample(
     most = f"at most {MAX_STEPS:,}"
     check("num_steps", sample.num_steps <= MAX_STEPS, most, _flag("num_steps", prefix))
     if visits_timesteps(sample):
-        _first_timestep(sample, num_timesteps, prefix)
+        _validate_timesteps(sample, num_timesteps, prefix)
     else:
         _validate_continuous(
             sample, num_timesteps if whole_timesteps else MAX_STEPS, zero_terminal_snr, prefix
@@ -186,13 +186,12 @@ def _validate_continuous(
     )
 
 
-def _first_timestep(sample: SampleConfig, num_timesteps: int, prefix: str) -> int:
-    """The first timestep visited. Raises UserError, naming the flag, for an impossible choice."""
+def _validate_timesteps(sample: SampleConfig, num_timesteps: int, prefix: str) -> None:
+    """Check the timesteps that are visited."""
     try:
-        return int(sampling_timesteps(sample, num_timesteps)[0])
+        sampling_timesteps(sample, num_timesteps)
     except (ValueError, TypeError, OverflowError) as error:
-        listed = [name for name in ("timesteps", "respacing") if getattr(sample, name) is not None]
-        name = (*listed, "num_steps")[0]
+        name = _find_list(sample) or "num_steps"
         given = f"{_flag(name, prefix)} {getattr(sample, name)}"
         raise UserError(f"{given}: {error}") from error
 
@@ -241,8 +240,13 @@ def sampling_timesteps(sample: SampleConfig, num_timesteps: int) -> Int[np.ndarr
 
 def visits_timesteps(sample: SampleConfig) -> bool:
     """Whether sampling visits only timesteps, not levels between them."""
-    listed = sample.timesteps is not None or sample.respacing is not None
-    return listed or sample.spacing not in CONTINUOUS
+    return _find_list(sample) is not None or sample.spacing not in CONTINUOUS
+
+
+def _find_list(sample: SampleConfig) -> str | None:
+    """The setting that lists the timesteps in place of a spacing; None if there is none."""
+    listed = (name for name in ("timesteps", "respacing") if getattr(sample, name) is not None)
+    return next(listed, None)
 
 
 def describe_low_start(sample: SampleConfig, num_timesteps: int) -> str | None:
@@ -253,7 +257,7 @@ def describe_low_start(sample: SampleConfig, num_timesteps: int) -> str | None:
     first, last = int(timesteps[0]), num_timesteps - 1
     if last - first <= num_timesteps / 10:
         return None
-    listed = [name for name in ("timesteps", "respacing") if getattr(sample, name) is not None]
+    listed = _find_list(sample) is not None
     grid = "the listed timesteps" if listed else f"{len(timesteps) - 1} {sample.spacing} timesteps"
     way_out = "start the list nearer to the end" if listed else "give --spacing trailing"
     return (

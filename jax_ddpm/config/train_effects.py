@@ -1,11 +1,12 @@
 """Refuse training settings that the user gave but that would change nothing."""
 
 from collections.abc import Callable, Collection
-from dataclasses import MISSING, fields
+from operator import attrgetter
 from typing import Any, NamedTuple
 
+from jax_ddpm.config.effects import show_flag
 from jax_ddpm.config.run import Config
-from jax_ddpm.errors import UserError, flag_name
+from jax_ddpm.errors import UserError, flag_name, join_or
 
 
 class Rule(NamedTuple):
@@ -15,6 +16,12 @@ class Rule(NamedTuple):
     """Dotted names of the settings."""
     have_effect: Callable[[Config], object]
     needs: str
+
+
+def _only_with(setting: str, values: tuple[str, ...], *names: str) -> Rule:
+    """The rule for settings that have an effect only with one of the `values` of a `setting`."""
+    needs = f"{flag_name(setting)} {join_or(list(values))}"
+    return Rule(names, lambda config: _get(config, setting) in values, needs)
 
 
 RULES = (
@@ -28,26 +35,15 @@ RULES = (
         lambda c: c.data.name not in ("embedded", "idx", "fashion_mnist", "arrays", "parquet"),
         "--data.name folder",
     ),
-    Rule(
-        ("diffusion.min_snr_gamma",),
-        lambda c: c.diffusion.weighting in ("min_snr", "soft_min_snr"),
-        "--diffusion.weighting min_snr or soft_min_snr",
+    _only_with("diffusion.weighting", ("min_snr", "soft_min_snr"), "diffusion.min_snr_gamma"),
+    _only_with("diffusion.weighting", ("p2",), "diffusion.p2_gamma", "diffusion.p2_k"),
+    _only_with(
+        "diffusion.timestep_sampling",
+        ("log_normal",),
+        "diffusion.log_normal_mean",
+        "diffusion.log_normal_std",
     ),
-    Rule(
-        ("diffusion.p2_gamma", "diffusion.p2_k"),
-        lambda c: c.diffusion.weighting == "p2",
-        "--diffusion.weighting p2",
-    ),
-    Rule(
-        ("diffusion.log_normal_mean", "diffusion.log_normal_std"),
-        lambda c: c.diffusion.timestep_sampling == "log_normal",
-        "--diffusion.timestep-sampling log_normal",
-    ),
-    Rule(
-        ("diffusion.vb_weight",),
-        lambda c: c.diffusion.objective != "simple",
-        "--diffusion.objective hybrid or vlb",
-    ),
+    _only_with("diffusion.objective", ("hybrid", "vlb"), "diffusion.vb_weight"),
     Rule(
         ("diffusion.schedule",),
         lambda c: c.diffusion.betas is None,
@@ -58,21 +54,9 @@ RULES = (
         lambda c: c.train.num_epochs is None,
         "--train.num-steps instead of epochs (a grid and a checkpoint are made after each epoch)",
     ),
-    Rule(
-        ("train.ema_update_after",),
-        lambda c: c.train.ema_form in ("power", "delayed_ramp"),
-        "--train.ema-form power or delayed_ramp",
-    ),
-    Rule(
-        ("train.ema_power", "train.ema_inv_gamma"),
-        lambda c: c.train.ema_form == "power",
-        "--train.ema-form power",
-    ),
-    Rule(
-        ("train.ema_half_life", "train.ema_rampup"),
-        lambda c: c.train.ema_form == "half_life",
-        "--train.ema-form half_life",
-    ),
+    _only_with("train.ema_form", ("power", "delayed_ramp"), "train.ema_update_after"),
+    _only_with("train.ema_form", ("power",), "train.ema_power", "train.ema_inv_gamma"),
+    _only_with("train.ema_form", ("half_life",), "train.ema_half_life", "train.ema_rampup"),
     Rule(
         ("train.ema_decay",),
         lambda c: c.train.ema_form != "half_life",
@@ -96,14 +80,19 @@ def require_effects(config: Config, typed: Collection[str]) -> None:
     """
     for rule in RULES:
         for name in rule.names:
-            flag, (section, field) = flag_name(name), name.split(".")
-            value = getattr(getattr(config, section), field)
-            idle = not rule.have_effect(config) and value != _usual(config, section, field)
-            if flag in typed and idle:
-                raise UserError(f"{flag} {value} has no effect here: it needs {rule.needs}")
+            value = _get(config, name)
+            idle = not rule.have_effect(config) and value != _find_usual(config, name)
+            if flag_name(name) in typed and idle:
+                flag = show_flag(name, value)
+                raise UserError(f"{flag} has no effect here: it needs {rule.needs}")
 
 
-def _usual(config: Config, section: str, name: str) -> Any:
+def _get(config: Config, name: str) -> Any:
+    """The value of a setting by its dotted name."""
+    return attrgetter(name)(config)
+
+
+def _find_usual(config: Config, name: str) -> Any:
     """The value that a setting has if nobody sets it."""
-    found = next(field for field in fields(getattr(config, section)) if field.name == name)
-    return None if found.default is MISSING else found.default
+    section, _, field = name.partition(".")
+    return getattr(type(getattr(config, section)), field, None)

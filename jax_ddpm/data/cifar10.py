@@ -2,7 +2,6 @@
 
 import gzip
 import tarfile
-import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ EXPECTED = (
 )
 SIDE, PIXELS = 32, 32 * 32 * 3
 MAX_BYTES = 2**28  # both archives unpack to 186 MB
+MAX_MEMBERS = 1000  # both archives have fewer than ten files
 MAX_PICKLE = 2**25  # a batch takes 31 MB
 
 
@@ -125,12 +125,16 @@ def read_archive(path: Path, names: Iterable[str]) -> dict[str, bytes]:
         with gzip.open(path) if gzipped else path.open("rb") as stream:
             unpacked: Any = Unpacked(stream, path)
             with tarfile.open(fileobj=unpacked, mode="r|", bufsize=2**20) as archive:
-                for member in archive:
+                for number, member in enumerate(archive):
+                    if number == MAX_MEMBERS:
+                        raise UserError(f"{path} has more than {MAX_MEMBERS:,} files: not CIFAR-10")
                     name = Path(member.name).name
                     if name in wanted and member.isfile() and not member.issparse():
                         file_in: Any = archive.extractfile(member)
                         found[name] = file_in.read()
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except UserError:
+        raise
+    except Exception as error:  # tarfile, gzip and zlib raise many kinds of errors
         raise UserError(
             f"{path} is damaged or not a tar archive ({explain(error)}): download it again"
         ) from error
@@ -150,7 +154,11 @@ def parse_pickle(data: bytes) -> tuple[UInt8[np.ndarray, "n d"], Int[np.ndarray,
     if len(data) > MAX_PICKLE:
         raise ValueError(f"it has {len(data):,} bytes, more than any batch")
     batch = read_inert(data)
-    pixels, labels = batch["data"], np.array(batch["labels"])
+    pixels, labels = batch["data"], batch["labels"]
+    # A list that holds others many times over would be small here and endless as an array.
+    if not isinstance(labels, list) or any(type(label) is not int for label in labels):
+        raise ValueError("its labels are not a list of numbers")
+    labels = np.array(labels)
     if pixels.shape != (len(labels), PIXELS) or len(labels) == 0:
         raise ValueError(f"its data has shape {pixels.shape} for {len(labels)} labels")
     return pixels, check_labels(labels)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jax_ddpm.data.base import ImageSource
-from jax_ddpm.data.summary import DataSummary, from_json, to_json
+from jax_ddpm.data.summary import DataSummary, from_json, spread, to_json
 from jax_ddpm.errors import one_line
 
 ALL_BYTES = 2**28  # images in memory of at most 256 MiB are all in the checksum
@@ -42,8 +42,7 @@ def choose_sample(source: ImageSource) -> list[int]:
     in_memory = isinstance(images, np.ndarray) and not isinstance(images, np.memmap)
     if in_memory and images.nbytes <= ALL_BYTES:
         return list(range(count))
-    most = min(count, SAMPLED if isinstance(images, np.ndarray) else DECODED)
-    return [i * count // most for i in range(most)]
+    return spread(count, SAMPLED if isinstance(images, np.ndarray) else DECODED)
 
 
 def list_differences(known: Identity, found: Identity) -> Iterator[str]:

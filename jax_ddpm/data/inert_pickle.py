@@ -110,10 +110,11 @@ class Reader:
                 self.get_top(list).append(item)
             case "SETITEMS":
                 items = self.pop_mark()
-                self.get_top(dict).update(zip(items[::2], items[1::2], strict=True))
+                for key, value in zip(items[::2], items[1::2], strict=True):
+                    self.set_item(key, value)
             case "SETITEM":
                 value, key = self.stack.pop(), self.stack.pop()
-                self.get_top(dict)[key] = value
+                self.set_item(key, value)
             case "REDUCE":
                 args, called = self.stack.pop(), self.stack.pop()
                 require(isinstance(called, Name) and isinstance(args, tuple), "it calls a value")
@@ -129,6 +130,15 @@ class Reader:
         """The values since the last mark."""
         items, self.stack = self.stack, self.below.pop()
         return items
+
+    def set_item(self, key: Any, value: Any) -> None:
+        """Set an entry of the dict on top of the stack.
+
+        Raises ValueError unless the key is a text: to hash a tuple that holds others many times
+        over may take for ever, or overflow the stack.
+        """
+        require(isinstance(key, str), "it has a key that is no text")
+        self.get_top(dict)[key] = value
 
     def get_top(self, kind: type) -> Any:
         """The value on top of the stack. Raises ValueError unless it is of this kind."""

@@ -34,7 +34,14 @@ CACHED = 2**30  # bytes of encoded pictures that stay in memory
 
 def is_parquet(path: Path) -> bool:
     """Whether `path` is a Parquet file, or a folder with one in it or below."""
-    return path.suffix == SUFFIX if path.is_file() else any(path.rglob(f"*{SUFFIX}"))
+    return path.suffix == SUFFIX if path.is_file() else any(list_files(path))
+
+
+def list_files(folder: Path) -> Iterator[Path]:
+    """List the Parquet files in `folder` and below it. What is hidden is left out."""
+    for file in folder.rglob(f"*{SUFFIX}"):
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts):
+            yield file
 
 
 def open_parquet(request: Request) -> ImageSource:
@@ -82,7 +89,7 @@ def find_files(path: Path, split: Split) -> list[Path]:
     if path.is_file():
         files = [path]
     elif path.is_dir():
-        files = sorted(file for file in path.rglob(f"*{SUFFIX}") if file.is_file())
+        files = sorted(file for file in list_files(path) if file.is_file())
     else:
         raise UserError(f"there is no {path}: give a Parquet file or a folder with --data.path")
     if not files:

@@ -55,9 +55,8 @@ def summarize(source: ImageSource) -> DataSummary:
 
 def spread(count: int, most: int) -> list[int]:
     """Up to `most` of the numbers 0 to count - 1, spread evenly."""
-    if count <= most:
-        return list(range(count))
-    return [i * (count - 1) // (most - 1) for i in range(most)]
+    most = min(count, most)
+    return [i * count // most for i in range(most)]
 
 
 def find_range(image: UInt8[np.ndarray, "h w c"]) -> tuple[int, int]:

@@ -39,7 +39,12 @@ TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 FORMAT = "array_record"
 MAX_SHARDS, MAX_CLASSES, MAX_FEATURES, MAX_SIDE = 100_000, 100_000, 10_000, 2**16
 MAX_RECORDS = 2**40
+MAX_TEMPLATE = 1000  # letters
 MAX_LABELS = 2**24  # bytes of the names of classes
+
+
+# What a value of another kind raises, such as an infinite number of records.
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 
 class Feature(NamedTuple):
@@ -131,7 +136,7 @@ def read_prepared(folder: Path) -> Prepared:
         }
     except UserError as error:
         raise UserError(f"{folder} cannot be read: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (*MALFORMED, RecursionError) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else explain(error)
         raise UserError(f"{folder} is not a prepared data set: {what}") from error
     return Prepared(folder, name, kinds, splits)
@@ -224,6 +229,8 @@ def fill_template(template: str, values: Mapping[str, str], shard: int, count: i
             raise UserError(f"its files are called {template!r}, which is not a known pattern")
         return known[match[1]]
 
+    if len(template) > MAX_TEMPLATE:  # looking for a bracket that is never closed takes long
+        raise UserError(f"its files are called {template[:50]!r}..., which is far too long")
     return _require_plain_name(re.sub(r"\{(.*?)\}", fill, template))
 
 

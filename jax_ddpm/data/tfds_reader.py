@@ -20,6 +20,7 @@ from jax_ddpm.data.parallel import map_in_parallel
 from jax_ddpm.data.pictures import FittedArrays, Form, Picture, fit_picture
 from jax_ddpm.data.tf_example import read_bytes, read_integer
 from jax_ddpm.data.tfds_folder import (
+    MALFORMED,
     Prepared,
     default_folder,
     find_folder,
@@ -58,7 +59,10 @@ def open_prepared(name: str, request: Request) -> ImageSource:
     labels: Any = np.zeros(len(records), np.int32)
     names: tuple[str, ...] = ()
     if label is not None:
-        names = read_classes(prepared, label)
+        try:
+            names = read_classes(prepared, label)
+        except (*MALFORMED, OSError) as error:
+            raise UserError(f"{prepared.folder} cannot be read: {explain(error)}") from error
         labels = Labels(records, "label", len(names))
     source = ImageSource(images, labels, names)
     return read_all(source) if form.fits_in_memory(len(records), size) else source
@@ -240,7 +244,7 @@ def _open_records(
         raise UserError(f"{name} has no split {split}, only {', '.join(known)}")
     try:
         shape = read_shape(prepared.features[image])
-    except (UserError, TypeError, ValueError) as error:
+    except MALFORMED as error:
         raise UserError(f"{prepared.folder} cannot be read: {explain(error)}") from error
     shards = prepared.splits[split]
     require_room(shards, prepared.folder)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from jax_ddpm.devices.processes import is_distributed
-from jax_ddpm.errors import UserError, one_line
+from jax_ddpm.errors import UserError, is_out_of_memory, one_line
 from jax_ddpm.runs.stored import explain_error, warn
 
 
@@ -36,6 +36,6 @@ def explain(error: Exception) -> str:
     """Why something failed, in words."""
     if isinstance(error, UserError):
         return str(error)
-    if "RESOURCE_EXHAUSTED" in str(error):
+    if is_out_of_memory(error):
         return "the device does not have enough memory"
     return explain_error(error)

@@ -121,7 +121,7 @@ def build(
         diffusion,
         count_classes(config),
         model.self_conditioned,
-        model.num_timesteps is not None,
+        config.whole_timesteps,
         more_ema=tuple(more_ema),
         posthoc_ema=tuple(map(make_posthoc_ema, train.posthoc_ema)),
     )
@@ -266,7 +266,7 @@ def check_effects(config: Config, sample: SampleConfig, changes: Mapping[str, An
     levels = make_sampling_levels(
         sample,
         build_schedule(config.diffusion),
-        whole_timesteps=config.model.num_timesteps is not None,
+        whole_timesteps=config.whole_timesteps,
     )
     learned = config.diffusion.variance != "fixed"
     require_effects(sample, changes, Circumstances(levels, learned))

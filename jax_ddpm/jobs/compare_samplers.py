@@ -16,7 +16,7 @@ from jax_ddpm.config.jobs import EMA, CompareJob, Weights
 from jax_ddpm.config.run import Config, SampleConfig, validate_sampling, validate_seed
 from jax_ddpm.config.sample import choose_spacing, describe_low_start
 from jax_ddpm.devices.per_example import compile_per_example, replicate_params, round_up
-from jax_ddpm.errors import UserError, check_choice, require
+from jax_ddpm.errors import UserError, check_choice, require, require_suffix
 from jax_ddpm.files.atomic import require_writable, write_atomically
 from jax_ddpm.files.figures import save_quality
 from jax_ddpm.files.images import Pixels, stretch_to_uint8, to_uint8
@@ -75,7 +75,7 @@ def check_job(job: CompareJob, out: Path) -> None:
     validate_seed(job.seed)
     require(job.num >= 2, "--num", job.num, "at least 2")
     require(job.batch_size >= 1, "--batch-size", job.batch_size, "at least 1")
-    require(out.suffix == ".png", "--out", out, "a file that ends in .png")
+    require_suffix(out, ".png")
 
 
 def list_cases(config: Config, job: CompareJob) -> list[Case]:
@@ -97,8 +97,8 @@ def list_cases(config: Config, job: CompareJob) -> list[Case]:
 
 def list_samplers(config: Config) -> list[SamplerName]:
     """The samplers whose steps the run's network can follow."""
-    whole_timesteps = config.model.num_timesteps is not None
-    return [n for n, entry in SAMPLERS.items() if not (whole_timesteps and entry.looks_between)]
+    whole = config.whole_timesteps
+    return [name for name, entry in SAMPLERS.items() if not (whole and entry.looks_between)]
 
 
 def choose_settings(

@@ -15,7 +15,7 @@ from jax_ddpm.config.run import validate_seed
 from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.devices.per_example import replicate_params, round_up
 from jax_ddpm.devices.processes import is_main_process
-from jax_ddpm.errors import UserError, flag_name, require
+from jax_ddpm.errors import UserError, flag_name, require, require_suffix
 from jax_ddpm.files.atomic import require_writable, write_atomically
 from jax_ddpm.files.figures import save_likelihood
 from jax_ddpm.jobs.build import Parts, build, open_data
@@ -37,7 +37,7 @@ def evaluate_run(folder: Path, job: EvaluateJob, weights: Weights = EMA) -> Path
     Raises UserError for a folder that is not a trained run, and for settings that cannot work.
     """
     out = job.out or folder / "evaluation" / "likelihood.json"
-    require(out.suffix == ".json", "--out", out, "a file that ends in .json")
+    require_suffix(out, ".json")
     validate_seed(job.seed)
     check_numbers(job)
     run = runs.load(folder)

@@ -19,8 +19,8 @@ from jax_ddpm.jobs.features import (
     choose_features,
     join_batches,
 )
-from jax_ddpm.jobs.generate import GenerateFn, generate_images
-from jax_ddpm.jobs.messages import make_bar, tell
+from jax_ddpm.jobs.generate import GenerateFn, generate_images, show_progress
+from jax_ddpm.jobs.messages import tell
 from jax_ddpm.jobs.quality_report import round_to
 from jax_ddpm.jobs.reference import Reference, load_reference
 from jax_ddpm.jobs.validation import Validated
@@ -117,7 +117,6 @@ def evaluate_images(
 
     All processes return the figures of the first.
     """
-    found = []
     batches = generate_images(
         generate,
         state.ema_params,
@@ -126,12 +125,9 @@ def evaluate_images(
         batch_size=BATCH_SIZE,
         num_labels=parts.num_labels,
     )
-    with make_bar(evaluation.num_images, "img") as bar:
-        bar.leave = False
-        bar.set_postfix_str(f"evaluation after step {step}")
-        for batch in batches:
-            found.append(evaluation.extract(batch.images))
-            bar.update(len(batch.images))
+    note = f"evaluation after step {step}"
+    shown = show_progress(batches, evaluation.num_images, note, leave=False)
+    found = [evaluation.extract(batch.images) for batch in shown]
     drawn, reference = join_batches(found), evaluation.reference
     figures = compute_figures(Sets(*drawn, reference.statistics, reference.features))
     tell(f"Step {step}: {format_figures(figures, evaluation.network.titles)}")

@@ -204,9 +204,14 @@ def collect(batches: Iterable[Samples]) -> Samples:
     return Samples(images, frames, np.concatenate(labels) if labels else None)
 
 
-def show_progress(batches: Iterable[Samples], num_images: int) -> Iterator[Samples]:
-    """Pass on the batches, with a progress bar."""
+def show_progress(
+    batches: Iterable[Samples], num_images: int, note: str = "", *, leave: bool = True
+) -> Iterator[Samples]:
+    """Pass on the batches, with a progress bar and a `note` on it; it stays if it is to `leave`."""
     with make_bar(num_images, "img") as bar:
+        bar.leave = leave
+        if note:
+            bar.set_postfix_str(note)
         for batch in batches:
             yield batch
             bar.update(len(batch.images))

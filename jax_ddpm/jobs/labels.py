@@ -10,8 +10,9 @@ from jax_ddpm.jobs.build import count_classes
 
 def list_class_names(run: runs.Run) -> tuple[str, ...]:
     """The name of each class of a run's images; () if they are not known, or it has no classes."""
-    known = run.images is not None and run.config.model.num_labels is not None
-    return run.images.summary.class_names if known and run.images is not None else ()
+    if run.images is None or run.config.model.num_labels is None:
+        return ()
+    return run.images.summary.class_names
 
 
 def find_labels(given: Sequence[str | int], run: runs.Run) -> tuple[int, ...]:

@@ -60,14 +60,17 @@ def load_state(run: runs.Run, parts: Parts, wanted: str = "newest") -> TrainStat
     """Load the train state from the newest intact checkpoint, or from the one `wanted`.
 
     `wanted` is "newest", "best", or a step. The state is on one device. Raises UserError if the run
-    has no such checkpoint.
+    has no such checkpoint, or its configuration is that of another run.
     """
-    from jax_ddpm.runs.checkpoint import open_checkpoints, restore
+    from jax_ddpm.runs.checkpoint import describe, open_checkpoints, restore
 
     require_checkpoints(run)
     like = shapes_to_load(jax.eval_shape(parts.init_state, jax.random.key(0)))
     with open_checkpoints(run.checkpoints) as checkpoints:
-        return restore(checkpoints, like, step=find_step(checkpoints, wanted))
+        state = restore(checkpoints, like, step=find_step(checkpoints, wanted))
+        step = int(state.step)
+        runs.require_own_checkpoint(run, step, describe(checkpoints, step))
+    return state
 
 
 def choose_step(run: runs.Run, wanted: str = "newest") -> int:

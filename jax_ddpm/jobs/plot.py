@@ -24,7 +24,7 @@ from jax_ddpm.data.loader import batches
 from jax_ddpm.data.pictures import FittedArrays, Form, Picture, read_picture
 from jax_ddpm.data.sources import recognize
 from jax_ddpm.data.summary import name_class
-from jax_ddpm.errors import UserError, flag_name, require
+from jax_ddpm.errors import UserError, flag_name, require, require_suffix
 from jax_ddpm.files.figures import save_curves, save_rows
 from jax_ddpm.files.images import from_uint8, make_image_grid, save_png, to_uint8
 from jax_ddpm.files.numbers import read_numbers
@@ -51,7 +51,7 @@ def plot_schedules(
 
     Raises UserError for a schedule that is not valid at this T.
     """
-    require_png(out)
+    require_suffix(out, ".png")
     curves: dict[str, dict[str, Float[np.ndarray, " T"]]] = {}
     names: list[str] = []
     for diffusion in list_chains(chain, schedules):
@@ -127,11 +127,6 @@ def make_chain(diffusion: DiffusionConfig, name: str) -> Schedule:
         raise UserError(f"{name} with T = {diffusion.num_timesteps}: {error}") from error
 
 
-def require_png(out: Path) -> None:
-    """Raise UserError unless `out` names a PNG file."""
-    require(out.suffix.lower() == ".png", "--out", out, "a file that ends in .png")
-
-
 def list_tables(schedule: Schedule) -> Mapping[str, Float[np.ndarray, " T"]]:
     """The tables that tutorials compute before training, under the names used there."""
     betas, alphas_cumprod = np.asarray(schedule.betas), np.asarray(schedule.alphas_cumprod)
@@ -169,7 +164,7 @@ def plot_forward(
     `percent` of T (25, 50, 75 and 100 if there is neither). Raises UserError for a timestep outside
     the chain and for a picture that cannot be read.
     """
-    require_png(out)
+    require_suffix(out, ".png")
     validate_seed(seed)
     if steps and percent:
         raise UserError("--steps and --percent each choose the timesteps: give only one of them")
@@ -215,7 +210,7 @@ def plot_data(
 
     They are cropped, resized and mirrored as in training step `step` of this seed.
     """
-    require_png(out)
+    require_suffix(out, ".png")
     require(num >= 1, "--num", num, "at least 1")
     require(step >= 1, "--step", step, "at least 1")
     config = choose_data(find_config(chain), data)

@@ -1,7 +1,7 @@
 """The quality job: draw images from a run and measure how good they are."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from jax_ddpm.config.sample import SampleConfig, change_settings, describe_low_s
 from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.devices.per_example import replicate_params
 from jax_ddpm.devices.processes import is_main_process
-from jax_ddpm.errors import UserError, flag_name, require
+from jax_ddpm.errors import UserError, flag_name, require, require_suffix
 from jax_ddpm.files.atomic import require_writable
 from jax_ddpm.files.images import Pixels, make_image_grid, save_png
 from jax_ddpm.files.statistics import write_statistics
@@ -29,8 +29,14 @@ from jax_ddpm.jobs.features import (
     choose_features,
     join_batches,
 )
-from jax_ddpm.jobs.generate import GenerateFn, generate_images, make_generate_fn
-from jax_ddpm.jobs.messages import announce_compilation, make_bar, tell, tell_if_slow
+from jax_ddpm.jobs.generate import (
+    GenerateFn,
+    Samples,
+    generate_images,
+    make_generate_fn,
+    show_progress,
+)
+from jax_ddpm.jobs.messages import announce_compilation, tell, tell_if_slow
 from jax_ddpm.jobs.parameters import check_weights, load_params
 from jax_ddpm.jobs.quality_report import Row, compare_reports, read_report, write_report
 from jax_ddpm.jobs.reference import Reference, load_reference, read_images, read_reference
@@ -43,7 +49,6 @@ NUM_SUSPECTS, NUM_NEIGHBOURS = 12, 4  # rows and columns of the sheet of nearest
 class Drawn(NamedTuple):
     """Images from one set of parameters, with their features."""
 
-    description: str
     images: Pixels
     found: Extracted
 
@@ -110,14 +115,9 @@ def check_job(job: QualityJob, out: Path) -> None:
         value = getattr(job, name)
         require(value >= least, flag_name(name), value, f"at least {least}")
     validate_seed(job.seed)
-    require(out.suffix == ".json", "--out", out, "a file that ends in .json")
-    target = job.write_reference
-    require(
-        target is None or target.suffix == ".npz",
-        "--write-reference",
-        target,
-        "a file that ends in .npz",
-    )
+    require_suffix(out, ".json")
+    if job.write_reference is not None:
+        require_suffix(job.write_reference, ".npz", "--write-reference")
 
 
 def choose_measures(job: QualityJob, network: FeatureNetwork) -> list[MeasureName]:
@@ -209,7 +209,7 @@ def tell_plan(studio: Studio, job: QualityJob, source: ImageSource | None, param
     size = min(job.batch_size, job.num)
 
     def draw_batch() -> Pixels:
-        return next(iter(draw_batches(studio, params, job, size)))
+        return next(draw_batches(studio, params, job, size)).images
 
     images, per_drawn = time_again(draw_batch, size)
     _, per_image = time_again(lambda: studio.extract(images), size)
@@ -237,9 +237,9 @@ def format_minutes(minutes: float) -> str:
     return f"{60 * minutes:.0f} s" if minutes < 1 else f"{minutes:.1f} minutes"
 
 
-def draw_batches(studio: Studio, params: Any, job: QualityJob, num: int) -> Any:
+def draw_batches(studio: Studio, params: Any, job: QualityJob, num: int) -> Iterator[Samples]:
     """Yield the first `num` images of the seed in batches; without a label, all classes in turn."""
-    batches = generate_images(
+    return generate_images(
         studio.generate,
         replicate_params(params, min(job.batch_size, num)),
         num,
@@ -247,19 +247,16 @@ def draw_batches(studio: Studio, params: Any, job: QualityJob, num: int) -> Any:
         batch_size=job.batch_size,
         num_labels=studio.parts.num_labels,
     )
-    return (batch.images for batch in batches)
 
 
 def draw(studio: Studio, params: Any, description: str, job: QualityJob) -> Drawn:
     """Draw the images and extract their features, with a progress bar."""
     images, found = [], []
-    with make_bar(job.num, "img") as bar:
-        bar.set_postfix_str(description)
-        for batch in draw_batches(studio, params, job, job.num):
-            images.append(batch)
-            found.append(studio.extract(batch))
-            bar.update(len(batch))
-    return Drawn(description, np.concatenate(images), join_batches(found))
+    batches = draw_batches(studio, params, job, job.num)
+    for batch in show_progress(batches, job.num, description):
+        images.append(batch.images)
+        found.append(studio.extract(batch.images))
+    return Drawn(np.concatenate(images), join_batches(found))
 
 
 def open_reference(

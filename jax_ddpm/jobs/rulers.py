@@ -4,13 +4,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from jax_ddpm.config.jobs import QualityJob
 from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.errors import require
 from jax_ddpm.files.images import Pixels
 from jax_ddpm.jobs.features import Extractor, FeatureNetwork, choose_features, join_batches
+from jax_ddpm.jobs.reference import read_images
 from jax_ddpm.process.distances import Points, energy_distance
 from jax_ddpm.quality import classifier
 from jax_ddpm.quality.frechet import distance_of_features, fit_gaussian
@@ -86,11 +87,8 @@ def split_data(source: ImageSource, num: int) -> Data:
     chosen = np.random.default_rng(0).permutation(chosen)
     spare = np.random.default_rng(1).permutation(np.setdiff1d(np.arange(total), chosen))
     groups = [chosen[:num], *(spare[i : i + num] for i in range(0, len(spare) - num + 1, num))]
-
-    def pick(indices: Int[np.ndarray, " n"]) -> Pixels:
-        return np.stack([source.images[int(i)] for i in indices])
-
-    return Data(pick(chosen[num:]), [pick(group) for group in groups[:GROUPS]])
+    others = [read_images(source, group) for group in groups[:GROUPS]]
+    return Data(read_images(source, chosen[num:]), others)
 
 
 def to_points(images: Pixels) -> Points:

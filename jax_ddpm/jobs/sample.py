@@ -34,7 +34,6 @@ from jax_ddpm.jobs.sample_files import (
     check_suffix,
     list_files,
     make_name,
-    need_frames,
     require_possible_size,
     write_files,
 )
@@ -69,7 +68,7 @@ def sample_run(
         require_writable(out)
     write_files(
         files,
-        draw_batches(run, job, settings, weights=weights, edit=edit, frames=need_frames(files)),
+        draw_batches(run, job, settings, weights=weights, edit=edit, frames=draws_gif(job)),
         job.num,
         columns=job.num if isinstance(edit, Interpolation) else None,
         class_names=list_class_names(run),

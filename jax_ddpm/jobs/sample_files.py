@@ -54,11 +54,6 @@ def list_files(out: Path, trajectory: bool) -> list[Path]:
     return list(dict.fromkeys([out, out.with_suffix(".gif")] if trajectory else [out]))
 
 
-def need_frames(files: Sequence[Path]) -> bool:
-    """Whether one of the files shows the way from noise to images."""
-    return any(path.suffix.lower() == ".gif" for path in files)
-
-
 def write_files(
     files: Sequence[Path],
     batches: Iterable[Samples],

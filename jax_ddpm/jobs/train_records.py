@@ -14,7 +14,7 @@ from jax_ddpm.config.train import Criterion
 from jax_ddpm.data.loader import batch_indices
 from jax_ddpm.devices.layout import to_one_device
 from jax_ddpm.devices.processes import is_distributed, is_main_process
-from jax_ddpm.errors import Stopped, UserError
+from jax_ddpm.errors import Stopped, UserError, is_out_of_memory
 from jax_ddpm.files.figures import save_loss_curve
 from jax_ddpm.files.images import make_image_grid
 from jax_ddpm.jobs.evaluation import Measured
@@ -208,7 +208,7 @@ def draw_in_parts(job: Job, params: Params, num: int, frames: bool) -> Samples:
             return collect(batches)
         except jax.errors.JaxRuntimeError as error:
             # Other processes would go on with the larger batch, so there is no second try there.
-            if "RESOURCE_EXHAUSTED" not in str(error) or at_once == 1 or is_distributed():
+            if not is_out_of_memory(error) or at_once == 1 or is_distributed():
                 raise
         at_once = (at_once + 1) // 2
         tell(

@@ -42,14 +42,13 @@ SPACINGS: dict[str, Callable[[int, int], np.ndarray]] = {
 
 
 def _space_karras(start: float, end: float, num_steps: int) -> np.ndarray:
-    part = np.linspace(0.0, 1.0, num_steps) if num_steps > 1 else np.zeros(1)
+    part = np.linspace(0.0, 1.0, num_steps)
     low, high = np.exp(end / RHO), np.exp(start / RHO)
     return np.clip(RHO * np.log(high + part * (low - high)), end, start)  # rounding may lie beyond
 
 
 def _space_log_snr(start: float, end: float, num_steps: int) -> np.ndarray:
-    part = np.linspace(0.0, 1.0, num_steps) if num_steps > 1 else np.zeros(1)
-    return start + part * (end - start)
+    return start + np.linspace(0.0, 1.0, num_steps) * (end - start)
 
 
 def _space_karras_trailing(table: np.ndarray, num_steps: int) -> np.ndarray:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from jax_ddpm.errors import check_choice
 from jax_ddpm.quality.distances import cubic_mmd, inception_score, kernel_distance
@@ -54,8 +54,8 @@ class Measure(NamedTuple):
 def measure_frechet(sets: Sets) -> Figures:
     """The Frechet distance; lower is better."""
     value = frechet_distance(fit_gaussian(sets.drawn), sets.reference)
-    found = [distance_of_features(part, sets.reference) for part in split(sets.drawn)]
-    return {"frechet": Figure(value, estimate_margin(found))}
+    found = [distance_of_features(rest, sets.reference) for rest in leave_out_parts(sets.drawn)]
+    return {"frechet": Figure(value, estimate_margin_without(found))}
 
 
 def measure_kernel(sets: Sets) -> Figures:
@@ -126,8 +126,22 @@ def find_measures(names: Sequence[str]) -> tuple[MeasureName, ...]:
 
 def split(drawn: Float[np.ndarray, "n d"]) -> list[Float[np.ndarray, "_ d"]]:
     """Split into disjoint parts of equal size, each with images from all over the set."""
-    size = len(drawn) // NUM_SPLITS
-    return [drawn[i::NUM_SPLITS][:size] for i in range(NUM_SPLITS)] if size >= 2 else []
+    return [drawn[part] for part in choose_parts(len(drawn))]
+
+
+def leave_out_parts(drawn: Float[np.ndarray, "n d"]) -> list[Float[np.ndarray, "_ d"]]:
+    """All images but those of a part, for each of the parts of `split`."""
+    return [np.delete(drawn, part, axis=0) for part in choose_parts(len(drawn))]
+
+
+def choose_parts(num: int) -> list[Int[np.ndarray, " size"]]:
+    """The indices of each part; [] if a part would have less than two.
+
+    They are shuffled, always in the same way: images may be sorted, or their classes drawn in turn.
+    """
+    size = num // NUM_SPLITS
+    shuffled = np.random.default_rng(0).permutation(num)
+    return [shuffled[i * size : (i + 1) * size] for i in range(NUM_SPLITS)] if size >= 2 else []
 
 
 def estimate_margin(of_splits: list[float]) -> float | None:
@@ -147,3 +161,13 @@ def find_quantile(n: int) -> float:
     from scipy.special import stdtrit  # takes long to import, and training needs none
 
     return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
+
+
+def estimate_margin_without(of_rests: list[float]) -> float | None:
+    """The same by the jackknife, from the value without each part (Efron and Stein 1981).
+
+    A Frechet distance of few images is much larger and varies more than that of all, so the parts
+    themselves would give too wide a range.
+    """
+    margin = estimate_margin(of_rests)
+    return None if margin is None else (len(of_rests) - 1) * margin

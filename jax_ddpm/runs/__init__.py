@@ -7,6 +7,7 @@ from jax_ddpm.runs.folder import (
     from_dict,
     holds_run,
     load,
+    require_own_checkpoint,
     to_dict,
     write_config,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "open_for_training",
     "remove_leftovers",
     "require_free",
+    "require_own_checkpoint",
     "to_dict",
     "write_config",
 ]

@@ -10,8 +10,8 @@ from typing import Any
 import dacite
 
 from jax_ddpm.config.run import Config, validate
-from jax_ddpm.data.identity import Identity, identity_from_json, identity_to_json
-from jax_ddpm.errors import UserError
+from jax_ddpm.data.identity import Identity, identity_from_json, identity_to_json, list_differences
+from jax_ddpm.errors import UserError, join_or
 from jax_ddpm.files.atomic import write_atomically
 from jax_ddpm.files.untrusted import explain, read_json, require_plain_tree
 from jax_ddpm.models import ARCHITECTURES
@@ -21,6 +21,7 @@ from jax_ddpm.runs.recovery import find_copy, find_steps, warn_once
 
 CONFIG = "config.json"
 FOLDERS = ("checkpoints", "samples", "ema", "tensorboard")  # those of a run
+FIXED = ("model", "diffusion")  # sections that no run can change once it has begun
 MAX_PIXELS = 2**28  # values in one image: height x width x channels
 
 
@@ -41,7 +42,7 @@ class Run:
     @property
     def configuration(self) -> Path:
         """The settings, as JSON."""
-        return self.folder / "config.json"
+        return self.folder / CONFIG
 
     @property
     def checkpoints(self) -> Path:
@@ -192,6 +193,26 @@ def read_document(folder: Path, document: Any) -> Run:
     return run
 
 
+def require_own_checkpoint(run: Run, step: int, about: dict[str, Any]) -> None:
+    """Raise UserError if the checkpoint of `step`, described by `about`, is that of another run.
+
+    The sealed config.json of another run of the same network would fit it, but draw other images.
+    Compares what no run can change. Checkpoint 0 may hold imported weights, which take settings.
+    """
+    if step == 0 or "config" not in about or "image_shape" not in about:
+        return
+    trained = read_document(run.folder, about)
+    differs = [name for name in FIXED if getattr(trained.config, name) != getattr(run.config, name)]
+    if trained.images is not None and run.images is not None:
+        differs += ["images"] * any(list_differences(trained.images, run.images))
+    if differs:
+        raise UserError(
+            f"the checkpoint of step {step} was trained with another {join_or(differs)} than "
+            f"{run.configuration} says, which is that of another run: put the original back, or "
+            "remove it to use the copy in the newest checkpoint"
+        )
+
+
 def require_plain_folder(folder: Path) -> None:
     """Raise UserError for links out of a run folder, and for anything but files and folders.
 
@@ -203,6 +224,9 @@ def require_plain_folder(folder: Path) -> None:
     outward = [link for link in links if not _follow(link).is_relative_to(home)]
     for link in outward:
         _require_own_link(link)
+    for path in (folder / name for name in FOLDERS):  # or a checkpoint fails after many steps
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} must be a folder, but it is a file: remove it")
     try:
         require_plain_tree(folder, outward)
         for link in outward:

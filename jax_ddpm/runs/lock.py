@@ -51,7 +51,7 @@ def is_same(descriptor: int, path: Path) -> bool:
     """Whether `path` stands for the file or folder that is open as `descriptor`."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
+    except OSError:  # nothing is there, or a link to itself, or a file in place of a folder above
         return False
 
 

@@ -1,15 +1,18 @@
 """The log of a training job: it notices if rows of metrics.jsonl are lost or changed."""
 
+import shutil
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jax_ddpm.errors import UserError
 from jax_ddpm.files.atomic import open_to_append, report_disk_errors, write_atomically
 from jax_ddpm.files.untrusted import open_regular
 from jax_ddpm.runs.metrics import MAX_LINE, Row, encode_row, parse_row
 from jax_ddpm.runs.recovery import warn_once
 
+MAX_BYTES = 2**30  # about five million rows
 KEPT = ".damaged"  # suffix of a file with lost or changed rows, as it was found
 
 
@@ -65,8 +68,7 @@ class Log:
         if loss := describe_loss(self.path, found, step, written):
             kept = self.path.with_name(self.path.name + KEPT)
             if self.path.is_file():
-                content = self.path.read_bytes()
-                write_atomically(kept, lambda path: path.write_bytes(content))
+                write_atomically(kept, lambda path: shutil.copyfile(self.path, path))
                 loss += f" The file as it was found is {kept}."
             warn_once(loss)
         self.lines = list(found.lines)
@@ -82,9 +84,17 @@ def count_lines(lines: list[bytes] | tuple[bytes, ...]) -> Written:
 
 
 def read_lines(path: Path, step: int) -> Found:
-    """Read the rows up to `step` from the file, and count the lines that are no rows."""
+    """Read the rows up to `step` from the file, and count the lines that are no rows.
+
+    Raises UserError for a file far larger than any log.
+    """
     if not path.exists():
         return Found()
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(
+            f"{path} has more than {MAX_BYTES:,} bytes, so it is hardly the log of a run: move it "
+            "away, then run the same command again to continue without its rows"
+        )
     lines, unreadable = list[bytes](), 0
     with open_regular(path) as file:
         while line := file.readline(MAX_LINE):

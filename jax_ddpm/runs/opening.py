@@ -10,7 +10,7 @@ from jax_ddpm.config.run import Config
 from jax_ddpm.data.identity import Identity, list_differences
 from jax_ddpm.devices.processes import is_main_process, wait_for_all
 from jax_ddpm.errors import UserError, flag_name
-from jax_ddpm.files.atomic import is_leftover, write_atomically
+from jax_ddpm.files.atomic import is_leftover, report_disk_errors
 from jax_ddpm.runs.changes import Change, Known, explain_refusal, list_changes
 from jax_ddpm.runs.folder import CONFIG, Run, holds_run, load, to_dict, write_config
 from jax_ddpm.runs.lock import LOCK, Held, hold_folder, lock_folder
@@ -111,8 +111,9 @@ def open_for_training(
     opening = plan_opening(config, image_shape, images)
     run, folder = opening.run, opening.run.folder
     if run.restored and run.configuration.is_file():
-        kept = run.configuration.read_bytes()
-        write_atomically(folder / f"{CONFIG}.damaged", lambda path: path.write_bytes(kept))
+        kept = folder / f"{CONFIG}.damaged"
+        with report_disk_errors(kept):  # renamed, because it may be of any size
+            run.configuration.replace(kept)
     newly_known = images is not None and not opening.is_new and load(folder).images is None
     if opening.is_new or opening.changes or run.restored or newly_known:
         write_config(run)

@@ -6,6 +6,7 @@ from typing import Any
 
 from jax_ddpm.errors import UserError
 
+MAX_STEP = 2**31 - 1  # of a state, and of what processes can agree on
 COPIED = ("format", "image_shape", "imported_from", "images", "config")
 
 
@@ -15,7 +16,7 @@ def find_steps(folder: Path) -> list[int]:
         return []
     names = [path.name for path in folder.iterdir() if path.is_dir()]
     steps = {int(name) for name in names if name.isascii() and name.isdigit()}
-    return sorted(step for step in steps if str(step) in names)
+    return sorted(step for step in steps if str(step) in names and step <= MAX_STEP)
 
 
 def find_newest(checkpoints: Path) -> int:

@@ -3,7 +3,8 @@
 import itertools
 import json
 import re
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,9 +61,19 @@ def write_snapshots(
 
 
 def _write(path: Path, average: Params, about: dict[str, Any]) -> None:
+    arrays = name_leaves(jax.device_get(average))
+    about = {**about, "checksum": checksum_arrays(arrays)}
     metadata = {"average": json.dumps(about)}  # one entry, because the order of several varies
-    data = safetensors.numpy.save(name_leaves(jax.device_get(average)), metadata)
+    data = safetensors.numpy.save(arrays, metadata)
     write_atomically(path, lambda temporary: temporary.write_bytes(data))
+
+
+def checksum_arrays(arrays: Mapping[str, Any]) -> int:
+    """The CRC-32 of the bytes of all arrays, in order of their names."""
+    total = 0
+    for name in sorted(arrays):
+        total = zlib.crc32(np.asarray(arrays[name]).tobytes(), total)
+    return total
 
 
 def list_snapshots(folder: Path) -> list[Snapshot]:
@@ -95,11 +106,14 @@ def _snapshot(match: re.Match[str], path: Path) -> Snapshot:
 def read_snapshot(path: Path, like: Params) -> Params:
     """Read the parameters in `path` into the structure of `like` (arrays or shapes).
 
-    Raises UserError for a damaged file, or one that belongs to another network.
+    Raises UserError for a damaged file, one that belongs to another network, and one that holds
+    another step or width than its name says.
     """
     require_regular(path)
     try:
         arrays = safetensors.numpy.load_file(path)
+        with safetensors.safe_open(path, "numpy") as file:
+            about = json.loads((file.metadata() or {}).get("average", "{}"))
     except Exception as error:  # a KeyError for a dtype that NumPy lacks, and others
         raise UserError(f"{path} is not a complete snapshot: {explain(error)}") from error
     expected = name_leaves(like)
@@ -110,7 +124,25 @@ def read_snapshot(path: Path, like: Params) -> Params:
             raise UserError(
                 f"{path} is damaged: {name} contains values that are not finite numbers"
             )
+    _require_described(path, arrays, about)
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in expected])
+
+
+def _require_described(path: Path, arrays: Mapping[str, Any], about: Any) -> None:
+    """Raise UserError unless a snapshot is what its name and its own description say.
+
+    Earlier versions wrote no checksum.
+    """
+    known = about if isinstance(about, dict) else {}
+    if "checksum" in known and known["checksum"] != checksum_arrays(arrays):
+        raise UserError(f"{path} is damaged: its checksum is wrong")
+    match = NAME.fullmatch(path.name)
+    named = None if match is None else _snapshot(match, path)
+    if named and known and (known.get("step"), known.get("sigma_rel")) != named[:2]:
+        raise UserError(
+            f"{path} holds the average of width {known.get('sigma_rel')} at step "
+            f"{known.get('step')}, so it was copied or renamed: remove it"
+        )
 
 
 def select_snapshots(folder: Path, step: int | None = None) -> tuple[list[Snapshot], int]:

@@ -84,7 +84,6 @@ GUARD = (pytest.mark.slow, pytest.mark.guard)
 
 
 @pytest.mark.slow
-@pytest.mark.guard
 @pytest.mark.parametrize(
     "make",
     [

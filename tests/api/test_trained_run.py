@@ -68,7 +68,7 @@ def test_a_second_call_compiles_nothing(run):
 @pytest.mark.guard
 def test_its_diffusion_draws_the_same_images(run):
     arguments = (run.apply_fn, run.params, jax.random.key(0), (6, *run.image_shape))
-    images = run.diffusion.sample(*arguments, sampler="ddim", steps=4, spacing="leading")
+    images = run.diffusion.sample(*arguments, sampler="ddim", steps=4, spacing="trailing")
     difference = run.sample(6).astype(int) - jd.to_uint8(images)
     assert np.abs(difference).max() <= 1  # rounding; measured: 0
 
@@ -88,6 +88,14 @@ def test_the_weights_can_be_chosen(run, trained_run):
     raw, same = (jd.load_run(trained_run, weights=weights) for weights in ("raw", 0.9))
     assert (raw.sample(4) != run.sample(4)).any()
     np.testing.assert_array_equal(same.sample(4), run.sample(4))
+
+
+@pytest.mark.slow
+@pytest.mark.guard
+def test_an_earlier_checkpoint_can_be_loaded_by_its_step(trained_run):
+    assert "ema parameters of step 6;" in repr(jd.load_run(trained_run, checkpoint=6))
+    with pytest.raises(jd.UserError, match=r"^checkpoint 7: .* steps 6, 12"):
+        jd.load_run(trained_run, checkpoint=7)
 
 
 @pytest.mark.parametrize(

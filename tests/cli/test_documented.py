@@ -33,9 +33,11 @@ def find_lines():
         text = page.read_text().replace("\\\n", " ")
         # Also after `srun`, an environment variable, or in quotes.
         lines = re.findall(
-            r"^.*?(?<![\w/`.])jax-ddpm ([a-z].*?)\"?(?:  +#.*)?$", text, re.MULTILINE
+            r"^.*?(?<![\w/`.])jax-ddpm ([a-z][^`]*?)\"?(?:  +#.*)?$", text, re.MULTILINE
         )
-        for line in dict.fromkeys([*lines, *re.findall(r"`jax-ddpm ([^`\n]*)`", text)]):
+        for line in dict.fromkeys(
+            [*lines, *re.findall(r"`(?:[^`\n]*&& )?jax-ddpm ([^`\n]*)`", text)]
+        ):
             complete = " " in line and not line.endswith("--run")
             if complete and "|" not in line and "..." not in line:
                 yield pytest.param(line, id=f"{page.stem}: {line[:60]}")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from jax_ddpm.config.effects import show_flag
 from jax_ddpm.config.run import Config
 from jax_ddpm.config.train_effects import RULES, require_effects
 from jax_ddpm.errors import UserError, flag_name
@@ -32,10 +33,18 @@ def test_a_setting_without_effect_is_refused_if_the_user_gave_it(name):
     usual = getattr(getattr(config, section), field)
     value = OTHER[name] if name in OTHER else True if usual is False else (usual or 0) + 1
     config, flag = change(config, section, **{field: value}), flag_name(name)
-    with pytest.raises(UserError, match=f"{flag} {value} has no effect here: it needs --"):
+    with pytest.raises(
+        UserError, match=f"^{show_flag(name, value)} has no effect here: it needs --"
+    ):
         require_effects(config, [flag])
     require_effects(config, [])  # a preset may have such values
     require_effects(Config(), [flag])  # the usual value asks for nothing
+
+
+def test_a_switch_is_shown_as_it_is_typed():
+    assert show_flag("data.skip_bad", True) == "--data.skip-bad"
+    assert show_flag("sample.clip_x_0", False) == "--sample.no-clip-x-0"
+    assert show_flag("train.ema_decay", 0.5) == "--train.ema-decay 0.5"
 
 
 def test_settings_with_an_effect_are_accepted():

@@ -2,6 +2,7 @@
 
 import gzip
 import pickle
+import tarfile
 
 import numpy as np
 import pytest
@@ -92,6 +93,26 @@ def test_other_pickles_are_refused_and_never_run(tmp_path, batch, message, capsy
     assert capsys.readouterr().out == ""
 
 
+def nest(value, depth):
+    for _ in range(depth):
+        value = (value, value)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (pickle.dumps({**BATCH, "labels": [[[0] * 1000] * 1000] * 1000}, 2), "not a list of num"),
+        (pickle.dumps({**BATCH, "labels": nest(1, 60)}, 2), "not a list of numbers"),
+        (b"\x80\x02}" + pickle.dumps(nest(1, 60), 2)[2:-1] + b"K\x01s.", "a key that is no text"),
+    ],
+    ids=["wide", "shared", "shared key"],
+)
+def test_a_small_pickle_of_endless_values_is_refused(tmp_path, data, message):
+    with pytest.raises(UserError, match=message):
+        read_cifar10(write_archive(tmp_path / "a.tar.gz", {"data_batch_1": data}))
+
+
 @pytest.mark.parametrize(
     "data", [pickle.dumps(BATCH, 4), b"", b"\x80\x02.", b"(((", b"R.", b"\x80\x02]b."]
 )
@@ -116,6 +137,34 @@ def test_damaged_archives_are_refused(tmp_path):
             whole.write_bytes(data)
             with pytest.raises(UserError, match=message):
                 read_cifar10(whole)
+
+
+def write_header(name, kind=tarfile.REGTYPE, size=0):
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.size = kind, size
+    return entry.tobuf(tarfile.USTAR_FORMAT)
+
+
+def extend(record):
+    """An extended header of one record, which says how many bytes it has."""
+    data = b"%d %s\n" % (len(record) + 4, record)
+    return write_header("x", tarfile.XHDTYPE, len(data)) + data.ljust(512, b"\0")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (write_header("a") * 2000, "has more than 1,000 files: not CIFAR-10"),
+        (extend(b"comment=a") * 2000 + write_header("a"), "damaged or not a tar archive"),
+        (extend(b"GNU.sparse.map=abc") + write_header("a"), "damaged or not a tar archive"),
+    ],
+    ids=["many", "deep", "sparse"],
+)
+def test_hostile_archives_are_refused(tmp_path, data, message):
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress(data, 1))
+    with pytest.raises(UserError, match=message):
+        read_cifar10(path)
 
 
 def test_incomplete_data_are_refused(tmp_path):

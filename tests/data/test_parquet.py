@@ -107,6 +107,13 @@ def test_names_say_which_part_a_file_holds(tmp_path, names, split, used):
     assert parquet.find_files(tmp_path, split) == [tmp_path / name for name in used]
 
 
+def test_hidden_files_and_folders_are_left_out(tmp_path):
+    write_parts(tmp_path)
+    write(tmp_path / "data" / ".ipynb_checkpoints" / "train-checkpoint.parquet", IMAGES[:1], [0])
+    (tmp_path / "data" / "._train-00000-of-00002.parquet").write_bytes(b"of macOS")
+    assert len(open_source("parquet", tmp_path).images) == len(IMAGES)
+
+
 def test_a_set_without_a_test_part_says_so(tmp_path):
     write(tmp_path / "train.parquet")
     with pytest.raises(UserError, match="has no test or validation part, only train"):

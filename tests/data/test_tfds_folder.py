@@ -122,6 +122,7 @@ DAMAGED = {
     "negative": (describe_data(-1), None, "impossible numbers of records"),
     "endless": (describe_data(10**30), None, "impossible numbers of records"),
     "shards": (describe_data(shardLengths=["0"] * 200_000), None, "impossible numbers"),
+    "brackets": (describe_data(filepathTemplate="{" * 1_000_000), None, "far too long"),
     "text": (describe_data(shardLengths="x"), None, "is not a prepared data set"),
     "none": (describe_data(shardLengths=[]), None, "the split train of strange has no examples"),
     "up": (describe_data(filepathTemplate="../../../{SPLIT}"), None, "not in its folder"),
@@ -137,6 +138,7 @@ DAMAGED = {
     "channels": (None, describe_features((8, 8, 7)), "which no picture has"),
     "shape": (None, describe_features((8,)), "which no picture has"),
     "classes": (None, describe_features(num_classes=10**9), "has 1000000000 classes"),
+    "no classes": (None, describe_features(num_classes="x"), "cannot be read: invalid literal"),
     "deep": (None, "[" * 100_000, "features.json is not the features"),
 }
 
@@ -204,6 +206,17 @@ def test_the_values_of_a_record_are_read():
     for wrong in (b"", b"\x0a\xff", b"\x0b", b"\xff" * 20, example[:-1]):
         with pytest.raises(ValueError, match=r"record|not one"):
             tf_example.read_integer(wrong, "l")
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "message"),
+    [(INFO, '"3"', "is not a prepared data set"), ("features.json", '"8"', "cannot be read")],
+)
+def test_infinite_numbers_are_refused(tmp_path, name, number, message):
+    path = write_folder(tmp_path, features=describe_features(num_classes=4)) / name
+    path.write_text(path.read_text().replace(number, "1e999"))
+    with pytest.raises(UserError, match=message):
+        open_strange(tmp_path)
 
 
 def test_templates_are_filled_in_as_tfds_does():

@@ -64,11 +64,11 @@ def test_eight_devices_draw_the_same_images_as_one(trained_run):
     params = load_state(run, parts).ema_params
     generate = make_generate_fn(parts, run.config.sample, run.image_shape)
     one, eight = (
-        next(generate_images(generate, p, 12, seed=3))
+        next(generate_images(generate, p, 12, seed=3, keep_frames=True))
         for p in (params, replicate_params(params, 12))
     )
     assert one.images.shape == eight.images.shape == (12, 8, 8, 1)
     assert len(jax.tree.leaves(replicate_params(params, 12))[0].sharding.device_set) == 8
     # Measured: 0, for the images and for all frames.
-    for found, expected in zip(eight, one, strict=True):
+    for found, expected in zip(eight[:2], one[:2], strict=True):
         assert np.abs(found.astype(int) - expected).max() <= 1

@@ -37,6 +37,9 @@ def test_several_processes_do_not_go_on_alone(monkeypatch):
         raise RuntimeError
     with Attempts().attempt("the picture"):
         raise RuntimeError
+    monkeypatch.undo()
+    with Attempts().attempt("the picture", by_all=True):  # one process does
+        raise RuntimeError
 
 
 @pytest.mark.guard

@@ -47,7 +47,8 @@ def test_large_images_in_colour_are_judged_as_small_grey_ones():
     large = jnp.asarray(open_source("embedded", image_size=32, channels=3).images[:4])
     expected, found = (np.asarray(apply(network.params, images)[0]) for images in (small, large))
     np.testing.assert_array_equal(expected, network.apply(network.params, small)[0])
-    assert np.abs(found - expected).mean() < 0.1 * np.abs(expected).mean()
+    error = np.abs(found - expected).mean() / np.abs(expected).mean()
+    assert error < 0.1  # measured: 0.06
 
 
 def test_the_table_is_markdown():

@@ -69,7 +69,6 @@ def draw(trained_run, pictures, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.guard
 @pytest.mark.parametrize(
     "flags",
     [
@@ -120,7 +119,7 @@ def test_a_lower_strength_stays_closer_to_the_picture(draw, pictures):
 @pytest.mark.guard
 def test_stochastic_interpolation_is_a_row_from_one_picture_to_the_other(draw, pictures):
     a, b = (read_pixels(pictures / f"{name}.png").astype(int) for name in "ab")
-    row = draw("--num 4 --interpolate a.png b.png --interpolation stochastic --strength 0.1")
+    row = draw("--num 4 --interpolate a.png b.png --interpolation stochastic --strength 0.2")
     to_a, to_b = (np.abs(row.astype(int) - end).mean((1, 2, 3)) for end in (a, b))
     # Measured: 0.9, 29, 59, 88 of 255, and the same back.
     assert (np.diff(to_a) > 0).all()

@@ -2,14 +2,13 @@
 
 import json
 import math
-import signal
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jax_ddpm.config.jobs import QualityJob
-from jax_ddpm.errors import Stopped, UserError
+from jax_ddpm.errors import UserError
 from jax_ddpm.jobs import features, quality
 from jax_ddpm.jobs import train as loop
 from jax_ddpm.jobs.describe import describe_run
@@ -28,7 +27,7 @@ from jax_ddpm.quality.frechet import fit_gaussian
 from jax_ddpm.quality.measures import Figure, Sets
 from jax_ddpm.runs import metrics
 from jax_ddpm.runs.checkpoint import find_best_step, open_checkpoints
-from tests.shared.compared_runs import assert_same_run, load_newest_state, raise_at_batch
+from tests.shared.compared_runs import assert_same_run, load_newest_state, train_until_ctrl_c
 
 # 64 images, so that the program for sample grids draws them.
 EVALUATED = {"evaluate_every": 3, "evaluate_images": 64}
@@ -95,10 +94,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     evaluated_run, make_config, tmp_path, monkeypatch
 ):
     config = make_config(tmp_path / "stopped", train=EVALUATED | BEST)
-    with monkeypatch.context() as patch:
-        raise_at_batch(patch, 7, lambda: signal.raise_signal(signal.SIGINT))
-        with pytest.raises(Stopped):
-            loop.train(config)
+    train_until_ctrl_c(monkeypatch, config, 7)
     loop.train(config)
     assert_same_run(config.run, evaluated_run)
 

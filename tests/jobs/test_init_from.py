@@ -48,7 +48,6 @@ def test_a_run_begins_with_averaged_or_raw_parameters(trained_run, capsys, weigh
 
 
 @pytest.mark.slow
-@pytest.mark.guard
 def test_what_does_not_fit_is_drawn_and_named(trained_run, capsys):
     given = read_given(trained_run, "average").arrays
     like = dict(given)

@@ -1,6 +1,7 @@
 """A resumed run equals an uninterrupted one."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,7 @@ from tests.shared.compared_runs import (
     list_saved_steps,
     load_newest_state,
     raise_at_batch,
+    train_until_ctrl_c,
 )
 from tests.shared.disk import limit_file_size
 from tests.shared.long_tests import mark_others_long
@@ -41,12 +43,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     trained_run, make_config, tmp_path, monkeypatch, capsys
 ):
     config = make_config(tmp_path / "stopped")
-    with monkeypatch.context() as patch:
-        raise_at_batch(patch, 7, lambda: signal.raise_signal(signal.SIGINT))
-        with pytest.raises(Stopped, match=r"after step 8.*run the same command again") as caught:
-            loop.train(config)
-    assert caught.value.signum == signal.SIGINT
-    assert str(config.run) in str(caught.value)
+    stopped = train_until_ctrl_c(monkeypatch, config, 7)
+    assert stopped.signum == signal.SIGINT
+    assert re.search(r"after step 8.*run the same command again", str(stopped))
+    assert str(config.run) in str(stopped)
     assert list_saved_steps(config.run) == [6, 8]
     assert not (config.run / "loss.png").exists()
     capsys.readouterr()
@@ -216,10 +216,7 @@ def test_importance_sampling_on_eight_devices_resumes_exactly(make_config, tmp_p
     }
     whole, broken = (make_config(tmp_path / name, **settings) for name in ("whole", "broken"))
     loop.train(whole)
-    with monkeypatch.context() as patch:
-        raise_at_batch(patch, 19, lambda: signal.raise_signal(signal.SIGINT))
-        with pytest.raises(Stopped):
-            loop.train(broken)
+    train_until_ctrl_c(monkeypatch, broken, 19)
     history = load_newest_state(broken.run)[".loss_history.counts"]
     assert history.tolist() == [10] * 8
     loop.train(broken)

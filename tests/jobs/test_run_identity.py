@@ -8,6 +8,8 @@ import pytest
 from jax_ddpm import runs
 from jax_ddpm.errors import UserError
 from jax_ddpm.jobs import train as loop
+from jax_ddpm.jobs.build import build
+from jax_ddpm.jobs.parameters import load_state
 from tests.shared.compared_runs import list_saved_steps, load_newest_state, raise_at_batch
 
 
@@ -39,6 +41,16 @@ def test_a_configuration_is_restored_from_the_newest_checkpoint(trained_run, tmp
     assert (kept.read_bytes() if kept.exists() else None) == found
 
 
+def test_the_configuration_of_another_run_is_refused(trained_run, tmp_path):
+    folder = shutil.copytree(trained_run, tmp_path / "run")
+    run = runs.load(folder)
+    diffusion = replace(run.config.diffusion, prediction_type="v")
+    runs.write_config(replace(run, config=replace(run.config, diffusion=diffusion)))
+    swapped = runs.load(folder)
+    with pytest.raises(UserError, match=r"step 12 was trained with another diffusion than .*json"):
+        load_state(swapped, build(swapped.config, swapped.image_shape))
+
+
 def test_a_finished_run_names_only_pictures_that_are_there(trained_run, tmp_path, make_config):
     folder = shutil.copytree(trained_run, tmp_path / "run")
     run = runs.load(folder)
@@ -48,7 +60,6 @@ def test_a_finished_run_names_only_pictures_that_are_there(trained_run, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.guard
 def test_a_longer_run_equals_one_that_was_as_long_from_the_start(make_config, tmp_path, capsys):
     train = {"decay": "constant"}
     config = make_config(tmp_path / "grown", train=train)

@@ -73,7 +73,6 @@ def test_raw_and_averaged_parameters_give_different_images(draw, six):
 
 
 @pytest.mark.slow
-@pytest.mark.guard
 @pytest.mark.parametrize(
     "settings", [{"steps": 2}, *mark_slow([{"eta": 1.0}], [{"sampler": "ddpm", "steps": 8}])]
 )

@@ -14,7 +14,6 @@ from jax_ddpm.jobs.edit import ImageToImage, Interpolation
 from jax_ddpm.jobs.generate import Samples
 from jax_ddpm.jobs.sample_files import (
     make_name,
-    need_frames,
     require_possible_size,
     write_files,
     write_samples,
@@ -52,11 +51,6 @@ def test_nothing_remains_of_an_interrupted_file(tmp_path, name):
     with pytest.raises(KeyboardInterrupt):
         write_files([tmp_path / name], batches(stop=KeyboardInterrupt()), 5)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_only_a_gif_needs_frames():
-    assert need_frames([Path("a.png"), Path("a.GIF")])
-    assert not need_frames([Path("a.png"), Path("a.npz")])
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The validation loss of a run: what it measures, where it goes, and what it decides."""
 
 import json
-import signal
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jax_ddpm.data.sources import ImageSource
-from jax_ddpm.errors import Stopped, UserError
+from jax_ddpm.errors import UserError
 from jax_ddpm.jobs import train as loop
 from jax_ddpm.jobs import validation
 from jax_ddpm.jobs.build import build
@@ -22,7 +21,7 @@ from jax_ddpm.runs import metrics
 from jax_ddpm.runs.checkpoint import find_best_step, open_checkpoints
 from jax_ddpm.runs.folder import load
 from jax_ddpm.training.state import create_state
-from tests.shared.compared_runs import assert_same_run, raise_at_batch
+from tests.shared.compared_runs import assert_same_run, train_until_ctrl_c
 
 NAMES = ("validation_loss", "validation_loss_raw", "trained_loss")
 HOLDOUT = {"data": {"holdout": 0.25}, "train": {"validate_every": 3, "validate_images": 6}}
@@ -82,15 +81,11 @@ def test_a_run_without_validation_writes_what_it_always_wrote(trained_run):
 
 
 @pytest.mark.slow
-@pytest.mark.guard
 def test_a_resumed_run_equals_an_uninterrupted_one(
     validated_run, make_config, tmp_path, monkeypatch
 ):
     config = make_config(tmp_path / "stopped", **HOLDOUT)
-    with monkeypatch.context() as patch:
-        raise_at_batch(patch, 7, lambda: signal.raise_signal(signal.SIGINT))
-        with pytest.raises(Stopped):
-            loop.train(config)
+    train_until_ctrl_c(monkeypatch, config, 7)
     loop.train(config)
     assert_same_run(config.run, validated_run)
 

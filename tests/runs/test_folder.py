@@ -11,6 +11,7 @@ from jax_ddpm.config.run import Config, TrainConfig
 from jax_ddpm.errors import UserError
 from jax_ddpm.models import GuidedDiffusionConfig, UNetConfig
 from jax_ddpm.runs import folder
+from jax_ddpm.runs.recovery import find_steps
 
 SHAPE = (28, 28, 1)
 
@@ -253,3 +254,16 @@ def test_a_folder_of_checkpoints_on_another_disk_is_followed_if_the_owner_made_t
     monkeypatch.setattr(folder, "_get_owner", lambda path: 7 if path.is_symlink() else 8)
     with pytest.raises(UserError, match=r"that the owner of the folder did not make"):
         runs.load(config.run)
+
+
+def test_a_file_in_place_of_a_folder_is_refused_before_training(tmp_path):
+    runs.write_config(runs.Run(tmp_path, Config(run=tmp_path), (8, 8, 1)))
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(UserError, match="checkpoints must be a folder, but it is a file"):
+        runs.load(tmp_path)
+
+
+def test_only_numbers_of_steps_name_checkpoints(tmp_path):
+    for name in ("0", "120", "0120", "-5", "٣", "7.tmp", str(2**31), "9" * 200):
+        (tmp_path / name).mkdir()
+    assert find_steps(tmp_path) == [0, 120]

@@ -42,6 +42,25 @@ def test_a_folder_that_is_moved_or_removed_is_noticed(tmp_path, how, again):
             held.check()
 
 
+def link_to_itself(folder, _):
+    shutil.rmtree(folder)
+    folder.symlink_to(folder)
+
+
+def link_elsewhere(folder, other):
+    shutil.rmtree(folder)
+    other.mkdir()
+    folder.symlink_to(other)
+
+
+@pytest.mark.parametrize("how", [link_to_itself, link_elsewhere])
+def test_a_folder_that_is_replaced_by_a_link_is_noticed(tmp_path, how):
+    with runs.lock_folder(tmp_path / "run") as held:
+        how(tmp_path / "run", tmp_path / "other")
+        with pytest.raises(UserError, match="run was moved, removed or replaced while training"):
+            held.check()
+
+
 def test_a_folder_that_is_moved_while_a_checkpoint_is_written_is_not_made_again(tmp_path):
     with (
         runs.lock_folder(tmp_path / "run") as held,

@@ -1,7 +1,9 @@
+import os
 import signal
 
 import pytest
 
+from jax_ddpm.errors import UserError
 from jax_ddpm.jobs.interrupt import StopRequest
 from jax_ddpm.runs import metrics
 from jax_ddpm.runs.log import Log, Written, count_lines
@@ -108,3 +110,10 @@ def test_rows_that_are_removed_while_training_are_written_again(path, capsys):
     assert [row.step for row in metrics.read(path)] == [3, 6, 9, 12]
     assert "was removed or changed while training: it is written again" in capsys.readouterr().err
     assert log.written == Written(4, count_lines(log.lines).checksum)
+
+
+def test_a_file_far_larger_than_a_log_is_refused_at_once(path):
+    path.touch()
+    os.truncate(path, 2**33)
+    with pytest.raises(UserError, match=r"has more than 1,073,741,824 bytes.* move it away"):
+        Log(path).resume(5, None)

@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -59,7 +62,8 @@ def test_a_snapshot_is_read_bit_by_bit_and_describes_itself(stored, followed):
     np.testing.assert_array_equal(found["a"]["kernel"], followed[0.1][7]["a"]["kernel"])
     np.testing.assert_array_equal(found["b"], followed[0.1][7]["b"])
     with safetensors.safe_open(path, "numpy") as file:
-        assert file.metadata() == {"average": '{"sigma_rel": 0.1, "step": 8}'}
+        about = json.loads(file.metadata()["average"])
+    assert (about["sigma_rel"], about["step"]) == (0.1, 8)
 
 
 def test_a_snapshot_that_is_written_again_is_the_same_file(stored, followed, tmp_path):
@@ -123,6 +127,24 @@ def test_a_damaged_snapshot_is_refused(stored, tmp_path):
     cut.write_bytes(whole.read_bytes()[:-5])
     with pytest.raises(UserError, match="is not a complete snapshot"):
         read_snapshot(cut, LIKE)
+
+
+def test_a_flipped_bit_of_a_snapshot_is_found(stored, tmp_path):
+    whole = list_snapshots(stored)[0].path
+    data = bytearray(whole.read_bytes())
+    data[-8] ^= 1  # the number stays finite
+    (tmp_path / whole.name).write_bytes(data)
+    with pytest.raises(UserError, match="is damaged: its checksum is wrong"):
+        read_snapshot(tmp_path / whole.name, LIKE)
+
+
+def test_a_copied_snapshot_under_another_name_is_refused(stored, tmp_path):
+    one = list_snapshots(stored)[0].path
+    for name in ("sigma_rel_0.05_step_0000120", "sigma_rel_0.1_step_0000004"):
+        copy = tmp_path / f"{name}.safetensors"
+        shutil.copy(one, copy)
+        with pytest.raises(UserError, match=r"width 0\.05 at step 4, so it was copied or renamed"):
+            read_snapshot(copy, LIKE)
 
 
 @pytest.mark.parametrize("width", ["1e999", "1e-200", ".", "0.1.1", "0.5"])

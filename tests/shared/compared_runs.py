@@ -1,8 +1,12 @@
 """Read the files of a run, and compare two runs."""
 
+import signal
+
 import jax
 import numpy as np
+import pytest
 
+from jax_ddpm.errors import Stopped
 from jax_ddpm.jobs import train as loop
 from jax_ddpm.jobs.build import build
 from jax_ddpm.runs import checkpoint
@@ -48,3 +52,11 @@ def raise_at_batch(monkeypatch, number, action):
             yield batch
 
     monkeypatch.setattr(loop, "make_feed", watched)
+
+
+def train_until_ctrl_c(monkeypatch, config, number):
+    """Train, and press Ctrl-C when the loop asks for batch `number`; return what stopped it."""
+    with monkeypatch.context() as patch, pytest.raises(Stopped) as caught:
+        raise_at_batch(patch, number, lambda: signal.raise_signal(signal.SIGINT))
+        loop.train(config)
+    return caught.value

@@ -162,13 +162,21 @@ def test_scripts_import_no_framework():
         assert find_violations([path], "jax", "flax", "optax", "torch") == []
 
 
+def count_lines(function):
+    """Lines without the docstring, which may hold an example."""
+    first = function.body[0]
+    is_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    docstring = first.end_lineno - first.lineno + 1 if is_docstring else 0
+    return function.end_lineno - function.lineno + 1 - docstring
+
+
 def test_no_file_and_no_function_is_too_long():
     long = [path for path in FILES if len(path.read_text().splitlines()) > 400]
     long += [
         f"{path.relative_to(ROOT)}: {node.name}"
         for path in FILES
         for node in ast.walk(TREES[path])
-        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > 60
+        if isinstance(node, ast.FunctionDef) and count_lines(node) > 55
     ]
     assert long == []
 

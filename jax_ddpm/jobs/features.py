@@ -112,7 +112,7 @@ def make_inception(path: Path | None) -> FeatureNetwork:
     if digest != INCEPTION.sha256:
         about = f"features of Inception with the weights in {file.name}, not those of FID"
         titles = name_measures(*(f"{title} (other weights)" for title in ("FD", "KD", "score")))
-    read = read_state_dict if file.suffix == ".pth" else read_weights
+    read = read_state_dict if file.suffix.lower() == ".pth" else read_weights
     params = inception.convert_inception(read(file))
     return FeatureNetwork("inception", about, titles, digest, params, inception.extract)
 

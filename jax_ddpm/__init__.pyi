@@ -164,6 +164,7 @@ from jax_ddpm.models import (
     UNet2DConfig as UNet2DConfig,
     UNetConfig as UNetConfig,
     make_network as make_network,
+    summarize as summarize,
 )
 from jax_ddpm.interop import (
     from_torch as from_torch,

@@ -217,7 +217,8 @@ np.testing.assert_allclose(1 / precision, back.variance.item(), rtol=1e-4)
 # ## 5. The network
 #
 # A U-Net: down to 7 x 7 pixels, and up again, with connections between equal resolutions. The
-# timestep enters every block. Here is a small one, part by part.
+# timestep enters every block: `temb` makes 64 numbers of it. Here is a small one, part by part;
+# `depth=2` also lists what each part consists of.
 
 # %%
 config = jd.UNetConfig(
@@ -225,10 +226,7 @@ config = jd.UNetConfig(
 )
 network = jd.make_network(config, (28, 28, 1))
 params = network.init(jax.random.key(0))
-for name, part in params.items():
-    leaves = jax.tree.leaves(part)
-    print(f"{name:16} {len(leaves):3} arrays {sum(leaf.size for leaf in leaves):8,} numbers")
-print(f"{'in all':16} {sum(leaf.size for leaf in jax.tree.leaves(params)):19,} numbers")
+print(jd.summarize(config, (28, 28, 1)))
 
 # %% [markdown]
 # Picture in, noise out, in the same shape. The network is a pure function of its parameters.

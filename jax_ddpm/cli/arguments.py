@@ -38,6 +38,7 @@ def read_arguments(args: Sequence[str], flags: Sequence[Flag], short: Short) -> 
     words, typed_short = expand(args, short)
     queue, places = deque(words), deque(flag for flag in flags if flag.is_positional)
     by_place, by_name, given = list[str](), dict[str, list[str]](), dict[str, str]()
+    placed = set[str]()
     while queue:
         word = queue.popleft()
         if is_flag(word):
@@ -48,11 +49,13 @@ def read_arguments(args: Sequence[str], flags: Sequence[Flag], short: Short) -> 
             by_name[flag.name] = _join_values(flag, typed, by_name.get(flag.name, []), found)
             given[flag.name] = typed
         elif places:
-            flag = places.popleft()
+            flag = places[0] if places[0].is_list else places.popleft()  # a list takes the rest
             by_place += check_values(flag, flag.name, [word])
+            placed.add(flag.name)
         else:
             raise UserError(_describe_unexpected(words, len(words) - len(queue) - 1))
-    _require_complete([*places, *(f for f in flags if not f.is_positional and f.name not in given)])
+    _require_complete([f for f in places if f.name not in placed])
+    _require_complete([f for f in flags if not f.is_positional and f.name not in given])
     return Arguments([*by_place, *(word for words in by_name.values() for word in words)], given)
 
 

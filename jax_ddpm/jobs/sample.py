@@ -26,6 +26,7 @@ from jax_ddpm.jobs.edit import (
     check_edit,
     make_edit_fns,
 )
+from jax_ddpm.jobs.edit_pictures import choose_columns, read_beside
 from jax_ddpm.jobs.generate import Samples, generate_images, make_generate_fn
 from jax_ddpm.jobs.labels import describe_drawn, find_labels, is_number, list_class_names
 from jax_ddpm.jobs.messages import announce_compilation, tell, tell_if_slow
@@ -70,8 +71,9 @@ def sample_run(
         files,
         draw_batches(run, job, settings, weights=weights, edit=edit, frames=draws_gif(job)),
         job.num,
-        columns=job.num if isinstance(edit, Interpolation) else None,
+        columns=choose_columns(edit, job.num),
         class_names=list_class_names(run),
+        beside=read_beside(edit, run.image_shape),
     )
     for path in files:
         tell(f"Wrote {path}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from jax_ddpm.config.jobs import EMA, SampleJob, Weights
 from jax_ddpm.config.sample import SampleConfig
@@ -16,8 +17,9 @@ from jax_ddpm.data.summary import name_class
 from jax_ddpm.devices.processes import is_main_process
 from jax_ddpm.errors import UserError
 from jax_ddpm.files.atomic import write_atomically
-from jax_ddpm.files.images import find_scale, make_image_grid, save_gif, save_png
+from jax_ddpm.files.images import Pixels, find_scale, make_image_grid, save_gif, save_png
 from jax_ddpm.jobs.edit import Edit, Interpolation
+from jax_ddpm.jobs.edit_pictures import NOTHING, Beside, add_captions, add_pictures
 from jax_ddpm.jobs.generate import Samples, collect, show_progress
 
 SUFFIXES = (".png", ".gif", ".npz")
@@ -61,6 +63,7 @@ def write_files(
     *,
     columns: int | None = None,
     class_names: Sequence[str] = (),
+    beside: Beside = NOTHING,
 ) -> None:
     """Write `num` images to each of `files`. An array alone is written as the images come."""
     if [path.suffix.lower() for path in files] == [".npz"]:
@@ -68,7 +71,7 @@ def write_files(
         return
     samples = collect(show_progress(batches, num))
     for path in files:
-        write_samples(path, samples, columns, class_names)
+        write_samples(path, samples, columns, class_names, beside)
 
 
 def write_samples(
@@ -76,25 +79,26 @@ def write_samples(
     samples: Samples,
     columns: int | None = None,
     class_names: Sequence[str] = (),
+    beside: Beside = NOTHING,
 ) -> None:
     """Write `samples` as an image grid (PNG), an animated grid (GIF) or an array (NPZ).
 
     The suffix of `out` decides. The grid has `columns` columns; by default it is square. If classes
-    have names, it shows them. Only process 0 writes.
+    have names, it shows them, and it shows the pictures of `beside`. Only process 0 writes.
     """
     if not is_main_process():
         return
-    captions = name_images(samples, class_names)
+    captions = add_captions(name_images(samples, class_names), len(samples.images), beside)
+
+    def grid(images: Pixels) -> UInt8[np.ndarray, "H W c"]:
+        shown = add_pictures(images, beside)
+        return make_image_grid(shown, columns=columns, captions=captions)
+
     match out.suffix.lower():
         case ".png":
-            grid = make_image_grid(samples.images, columns=columns, captions=captions)
-            save_png(out, grid)
+            save_png(out, grid(samples.images))
         case ".gif":
-            frames = [
-                make_image_grid(frame, columns=columns, captions=captions)
-                for frame in samples.frames
-            ]
-            save_gif(out, frames)
+            save_gif(out, [grid(frame) for frame in samples.frames])
         case ".npz":
             write_npz(out, [samples], len(samples.images), class_names)
 

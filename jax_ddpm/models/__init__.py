@@ -16,6 +16,7 @@ from jax_ddpm.models.lucidrains_v0 import LucidrainsV0Config
 from jax_ddpm.models.lucidrains_v1 import LucidrainsV1Config
 from jax_ddpm.models.network import NetworkFns, NetworkModule, make_network, parameter_shapes
 from jax_ddpm.models.pulfer import PulferConfig
+from jax_ddpm.models.summary import summarize
 from jax_ddpm.models.unet import UNet, UNetConfig
 from jax_ddpm.models.unet2d import UNet2DConfig
 
@@ -58,4 +59,5 @@ __all__ = [
     "adapt_network",
     "make_network",
     "parameter_shapes",
+    "summarize",
 ]

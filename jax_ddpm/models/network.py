@@ -53,17 +53,7 @@ def make_network(
         >>> network.apply_fn(params, x_t, t).shape
         (2, 8, 8, 1)
     """
-    if len(image_shape) != 3:
-        raise UserError(f"image_shape is {image_shape}, but it must be (height, width, channels)")
-    height, width, channels = image_shape
-    if isinstance(network, Architecture):
-        network.check()
-        network.check_sides(height, width)
-        require_channels(image_shape, network.image_channels or channels)
-        dtype = jnp.dtype(dtype or network.compute_dtype)
-        module = network.module(out_channels or channels, dtype)
-    else:
-        module = network
+    module = make_module(network, image_shape, out_channels, dtype)
 
     def init_module(key: Key[Array, ""]) -> Any:
         x_t, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
@@ -79,12 +69,30 @@ def make_network(
         return draw_parameters(describe(), key) if ours else init_module(key)
 
     def apply_fn(params: Any, x_t: Any, t: Any, **network_args: Any) -> Any:
-        check_images(x_t, t, channels)
+        check_images(x_t, t, image_shape[-1])
         given = {name: value for name, value in network_args.items() if value is not None}
         check_names(module, given)
         return module.apply({"params": params}, x_t, t, **given)
 
     return NetworkFns(init, apply_fn)
+
+
+def make_module(
+    network: Architecture | nn.Module,
+    image_shape: ImageShape,
+    out_channels: int | None = None,
+    dtype: Dtype = None,
+) -> nn.Module:
+    """The Linen module of a network; see `make_network`."""
+    if len(image_shape) != 3:
+        raise UserError(f"image_shape is {image_shape}, but it must be (height, width, channels)")
+    if not isinstance(network, Architecture):
+        return network
+    height, width, channels = image_shape
+    network.check()
+    network.check_sides(height, width)
+    require_channels(image_shape, network.image_channels or channels)
+    return network.module(out_channels or channels, jnp.dtype(dtype or network.compute_dtype))
 
 
 def parameter_shapes(config: Architecture) -> Any:

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 import tyro
 
-from jax_ddpm.cli import arguments
+from jax_ddpm.cli import arguments, report
 from jax_ddpm.cli.arguments import read_arguments
 from jax_ddpm.cli.flags import Flat, read_flags
 from jax_ddpm.cli.help import Help
@@ -226,3 +226,10 @@ def test_the_value_of_a_flag_is_not_another_flag():
     assert arguments.find_value("--preset", ["--preset", "--run", "X"]) is None
     assert arguments.find_value("--run", ["--preset", "--run", "X"]) == "X"
     assert arguments.find_value("--preset", ["--preset=a", "--run", "X"]) == "a"
+
+
+def test_a_list_of_places_takes_every_word_and_at_least_one():
+    flags = report.read(["runs/a", "--out", "page.html", "runs/b"]).flags
+    assert (flags.runs, flags.out) == ((Path("runs/a"), Path("runs/b")), Path("page.html"))
+    with pytest.raises(UserError, match="RUNS is missing"):
+        report.read(["--out", "page.html"])

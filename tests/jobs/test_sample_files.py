@@ -10,7 +10,8 @@ from jax_ddpm.config.jobs import SampleJob, Weights
 from jax_ddpm.config.sample import SampleConfig
 from jax_ddpm.data.sources import open_source
 from jax_ddpm.errors import UserError
-from jax_ddpm.jobs.edit import ImageToImage, Interpolation
+from jax_ddpm.jobs.edit import ImageToImage, Inpaint, Interpolation
+from jax_ddpm.jobs.edit_pictures import choose_columns, read_beside
 from jax_ddpm.jobs.generate import Samples
 from jax_ddpm.jobs.sample_files import (
     make_name,
@@ -84,6 +85,51 @@ def test_a_grid_shows_the_names_of_the_classes(tmp_path):
     captions = [named[58:71, 2 + 58 * i : 58 + 58 * i] for i in range(3)]
     assert all(caption.max() > 127 for caption in captions)
     assert (captions[0] == captions[2]).all() and (captions[0] != captions[1]).any()
+
+
+def save_picture(path, pixels):
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(path)
+    return path
+
+
+def test_an_edits_pictures_stand_beside_its_images(tmp_path):
+    """In PNG and GIF: input, mask, images, in one row; a row of an interpolation between its ends."""
+    image = save_picture(tmp_path / "image.png", np.full((8, 8), 200))
+    mask = save_picture(tmp_path / "mask.png", np.repeat([[0], [255]], 4, axis=0) * np.ones((1, 8)))
+    samples = Samples(IMAGES[:2], np.stack([IMAGES[:2], IMAGES[2:4]]))
+    out = {name: tmp_path / name for name in ("inpaint.png", "inpaint.gif", "row.png", "a.npz")}
+    edits = {"row.png": Interpolation((image, mask))}
+    for name, path in out.items():
+        edit = edits.get(name, Inpaint(image, mask))
+        columns, beside = choose_columns(edit, 2), read_beside(edit, (8, 8, 1))
+        write_samples(path, samples, columns, beside=beside)
+    grid = np.asarray(Image.open(out["inpaint.png"]))
+    assert grid.shape == (71 + 2, 4 * 58 + 2)  # a line of captions below the pictures
+    tiles = [grid[2:58, 2 + 58 * i : 58 + 58 * i] for i in range(4)]
+    assert (tiles[0] == 200).all()
+    assert (tiles[1][:28] == 0).all() and (tiles[1][28:] == 255).all()
+    assert (tiles[2][::7, ::7] == IMAGES[0, ..., 0]).all()
+    assert [grid[58:71, 2 + 58 * i :][:, :56].any() for i in range(4)] == [True, True, False, False]
+    with Image.open(out["inpaint.gif"]) as gif:
+        assert gif.size == grid.shape[::-1] and gif.n_frames == 2
+    row = np.asarray(Image.open(out["row.png"]))
+    assert (row[2:58, 2:58] == 200).all() and (row[30:58, -58:-2] == 255).all()
+    with np.load(out["a.npz"]) as arrays:
+        np.testing.assert_array_equal(arrays["arr_0"], IMAGES[:2])
+
+
+@pytest.mark.parametrize(
+    ("edit", "num", "columns"),
+    [
+        (None, 4, None),
+        (Inpaint(Path("a"), Path("b")), 6, 8),
+        (Inpaint(Path("a"), Path("b")), 7, None),
+        (ImageToImage(Path("a")), 7, 8),
+        (Interpolation((Path("a"), Path("b"))), 30, 32),
+    ],
+)
+def test_few_pictures_and_interpolations_are_one_row(edit, num, columns):
+    assert choose_columns(edit, num) == columns
 
 
 OF_RUN = SampleConfig(sampler="ddim", num_steps=50)

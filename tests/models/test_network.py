@@ -18,6 +18,7 @@ from jax_ddpm.models import (
     UNetConfig,
     make_network,
     parameter_shapes,
+    summarize,
 )
 
 PLAIN = UNetConfig(
@@ -166,3 +167,14 @@ def test_any_linen_module_is_a_network():
     assert network.apply_fn(params, x_t, t, scale=2.0, label=None).shape == x_t.shape
     with pytest.raises(UserError, match="no argument 'label'"):
         network.apply_fn(params, x_t, t, label=np.zeros(2))
+
+
+@pytest.mark.slow
+@pytest.mark.guard
+def test_the_summary_lists_every_part_and_counts_every_parameter():
+    shapes = jax.eval_shape(make_network(CLASSES, (8, 8, 1)).init, jax.random.key(0))
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    table = summarize(CLASSES, (8, 8, 1))
+    assert not [name for name in shapes if f" {name} " not in table]
+    assert "float32[1,8,8,4]" in table and f"Total Parameters: {count:,} " in table
+    assert len(summarize(CLASSES, (8, 8, 1), depth=2)) > len(table)

@@ -35,6 +35,7 @@ from jax_ddpm.models import NetworkFns, make_network
 from jax_ddpm.process.schedules import Schedule
 from jax_ddpm.process.types import ApplyFn
 from jax_ddpm.runs import metrics
+from jax_ddpm.runs.log import read_rows
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -85,8 +86,11 @@ class TrainedRun:
 
     @property
     def history(self) -> list[metrics.Row]:
-        """What was logged while training: step, loss, and whatever else was measured."""
-        return metrics.read(self.files.metrics)
+        """What was logged while training: step, loss, and whatever else was measured.
+
+        Warns if rows were lost or changed since then.
+        """
+        return read_rows(self.files.metrics, self.files.checkpoints)
 
     @property
     def diffusion(self) -> Diffusion:

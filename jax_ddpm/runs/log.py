@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from jax_ddpm.errors import UserError
 from jax_ddpm.files.atomic import open_to_append, report_disk_errors, write_atomically
 from jax_ddpm.files.untrusted import open_regular
+from jax_ddpm.runs import metrics
 from jax_ddpm.runs.metrics import MAX_LINE, Row, encode_row, parse_row
-from jax_ddpm.runs.recovery import warn_once
+from jax_ddpm.runs.recovery import find_newest, read_description, warn_once
 
 MAX_BYTES = 2**30  # about five million rows
 KEPT = ".damaged"  # suffix of a file with lost or changed rows, as it was found
@@ -117,13 +118,26 @@ def describe_loss(path: Path, found: Found, step: int, written: Written | None) 
     if written is not None and there < written.rows:
         return (
             f"{path} has only {there} of the {written.rows} rows up to step {step}: the others are "
-            "lost, and training continues without them."
+            "lost."
         )
     if written is not None and count_lines(found.lines) != written:
         return f"{path} no longer holds the rows that were written up to step {step}."
     if found.unreadable:
         return f"{path} has {found.unreadable} lines that are no rows: they are left out."
     return None
+
+
+def read_rows(path: Path, checkpoints: Path) -> list[Row]:
+    """Read all rows; warn if they are not those that the newest of `checkpoints` knows.
+
+    Raises UserError, naming the line, for one that is no row.
+    """
+    rows, step = metrics.read(path), find_newest(checkpoints)
+    about = read_description(checkpoints / str(step)) or {}
+    written = written_from_json(about.get("metrics"))
+    if loss := describe_loss(path, read_lines(path, step), step, written):
+        warn_once(loss)
+    return rows
 
 
 def written_from_json(values: Any) -> Written | None:

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 
 import pytest
@@ -6,7 +7,7 @@ import pytest
 from jax_ddpm.errors import UserError
 from jax_ddpm.jobs.interrupt import StopRequest
 from jax_ddpm.runs import metrics
-from jax_ddpm.runs.log import Log, Written, count_lines
+from jax_ddpm.runs.log import Log, Written, count_lines, read_rows
 
 ROWS = [metrics.Row(step, 1 / step, 0.1 + step, 1e-3) for step in (3, 6, 9)]
 
@@ -117,3 +118,19 @@ def test_a_file_far_larger_than_a_log_is_refused_at_once(path):
     os.truncate(path, 2**33)
     with pytest.raises(UserError, match=r"has more than 1,073,741,824 bytes.* move it away"):
         Log(path).resume(5, None)
+
+
+def test_a_changed_number_is_noticed_where_rows_are_read_in_python(trained_run, tmp_path, capsys):
+    """By what the newest checkpoint knows of the rows up to its step."""
+    newest = tmp_path / "checkpoints" / "12"
+    newest.mkdir(parents=True)
+    shutil.copy(trained_run / "checkpoints/12/_CHECKPOINT_METADATA", newest)
+    path = tmp_path / "metrics.jsonl"
+    text = (trained_run / "metrics.jsonl").read_text()
+    for later in ("", text.splitlines(True)[-1].replace('"step": 12', '"step": 15')):
+        path.write_text(text + later)
+        assert len(read_rows(path, tmp_path / "checkpoints")) == 4 + bool(later)
+    assert capsys.readouterr().err == ""
+    path.write_text(text.replace('"loss": 0', '"loss": 1', 1).replace('"loss": 1', '"loss": 2', 1))
+    read_rows(path, tmp_path / "checkpoints")
+    assert "no longer holds the rows that were written up to step 12" in capsys.readouterr().err

@@ -77,7 +77,7 @@ def _describe_objective(diffusion: DiffusionConfig) -> str:
     if diffusion.objective != "simple":
         sentences.append(f"The objective is {diffusion.objective}.")
     if diffusion.timestep_sampling != "uniform":
-        sentences.append(f"Timesteps are drawn by {diffusion.timestep_sampling}.")
+        sentences.append(f"The sampling of timesteps is {diffusion.timestep_sampling}.")
     if diffusion.variance != "fixed":
         sentences.append(f"The variance is learned ({diffusion.variance}).")
     if diffusion.label_dropout:

@@ -331,6 +331,15 @@ def test_the_command_compares_every_part(tmp_path):
     assert re.search(r"\d+ quantities, all within tolerance", done.stdout)
 
 
+def test_flags_that_would_change_nothing_are_refused(tmp_path):
+    weights = {"weights": tmp_path / "w.pt", "source": "ho"}
+    with pytest.raises(UserError, match="--parts schedules has no effect with --weights"):
+        write_report(ParityArgs(tmp_path, **weights, parts=("schedules",)))
+    with pytest.raises(UserError, match="give both --weights FILE and --source NAME"):
+        write_report(ParityArgs(tmp_path, prefix="ema"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_pytorch_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match=r"needs PyTorch, .* pip install 'jax_ddpm\[parity\]'"):

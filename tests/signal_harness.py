@@ -5,7 +5,7 @@ until it is finished, and compare it with one that was never stopped.
 
 Every attempt is a command of its own, so moments also fall into imports and, as every third attempt
 has no compiled programs, into compilation. A signal must lose no step, end the command within
-GRACE seconds with the documented exit code, and leave no traceback.
+--grace seconds with the documented exit code, and leave no traceback.
 """
 
 import argparse
@@ -26,7 +26,6 @@ sys.path.insert(0, str(ROOT))
 
 from tests.kill_harness import FLAGS, compare, find_logged_step, find_saved_step, make_data  # noqa: E402
 
-GRACE = 60  # seconds that a stop may take: a step or a compilation, on a busy machine
 GIVE_UP = 1800
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 OUTPUTS = ("tee", "head", "full", "closed", "log")
@@ -37,6 +36,8 @@ class Job(NamedTuple):
 
     folder: Path
     steps: int
+    grace: float
+    """Seconds that a stop may take: a step or a compilation, on a busy machine."""
 
 
 class Attempt(NamedTuple):
@@ -100,7 +101,7 @@ def answers_signals(number: int) -> bool:
     return False
 
 
-def stop(attempt: Attempt, number: signal.Signals) -> str:
+def stop(attempt: Attempt, number: signal.Signals, grace: float) -> str:
     """Send the signal; return what it interrupted. Raises AssertionError for a bad end."""
     process, output = attempt.process, attempt.output
     answers = answers_signals(process.pid)
@@ -109,7 +110,7 @@ def stop(attempt: Attempt, number: signal.Signals) -> str:
     else:
         process.send_signal(number)
     try:
-        code = process.wait(GRACE)
+        code = process.wait(grace)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise AssertionError(f"{number.name} under {output}: no end: {tail(attempt)}") from None
@@ -178,11 +179,16 @@ def harass(job: Job, moments: int, seed: int) -> Figures:
                 attempt.process.wait(numbers.uniform(*moment))
             except subprocess.TimeoutExpired:
                 sent = time.monotonic()
-                said = stop(attempt, numbers.choice(SIGNALS))
-                longest = max(longest, time.monotonic() - sent)
+                number = numbers.choice(SIGNALS)
+                said = stop(attempt, number, job.grace)
+                took = time.monotonic() - sent
+                longest = max(longest, took)
                 lost = find_logged_step(run) - find_saved_step(run)
                 assert lost <= 0, f"{lost} steps lost: {tail(attempt)}"
-                done[find_interrupted(run, before, job.steps, said)] += 1
+                what = find_interrupted(run, before, job.steps, said)
+                done[what] += 1
+                tell = f"{done.total():4} {number.name} {what}, output {attempt.output}"
+                print(f"{tell}: {took:.1f} s", flush=True)
             else:
                 finish(attempt)
                 break
@@ -196,14 +202,15 @@ def main() -> None:
     """Read the command line, stop the run, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--moments", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=240, help="steps of the run")
+    parser.add_argument("--steps", type=int, default=96, help="steps of the run")
+    parser.add_argument("--grace", type=float, default=60, help="seconds that a stop may take")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     for number in SIGNALS:  # which a script in the background may ignore, and its children too
         signal.signal(number, signal.default_int_handler)
     os.environ["JAX_PLATFORMS"] = "cpu"
     with tempfile.TemporaryDirectory() as name:
-        figures = harass(Job(Path(name), args.steps), args.moments, args.seed)
+        figures = harass(Job(Path(name), args.steps, args.grace), args.moments, args.seed)
     for what, count in sorted(figures.moments.items()):
         print(f"{count:5} signals {what}")
     print(

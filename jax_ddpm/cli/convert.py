@@ -15,6 +15,7 @@ from jax_ddpm.cli.parsing import Parsed, parse
 from jax_ddpm.config.jobs import Weights
 from jax_ddpm.config.presets import PRESETS
 from jax_ddpm.config.run import Config
+from jax_ddpm.errors import UserError
 from jax_ddpm.interop import PEERS, PeerName, WeightsName
 from jax_ddpm.interop.recognise import choose_peer
 from jax_ddpm.interop.source import read_source
@@ -171,6 +172,7 @@ def import_from(parsed: Parsed[ImportFlags], args: Sequence[str]) -> None:
 
     flags = parsed.flags
     with parsed.naming_flags_as_typed():
+        _require_effects(parsed)
         source = read_source(flags.file, flags.config, flags.weights or "average")
         peer = choose_peer(source, flags.source)
     if flags.source is None:  # all other settings come from the peer's preset
@@ -188,6 +190,14 @@ def import_from(parsed: Parsed[ImportFlags], args: Sequence[str]) -> None:
             prefix=flags.prefix,
         )
     suggest("sample", flags.out)
+
+
+def _require_effects(parsed: Parsed[ImportFlags]) -> None:
+    """Raise UserError for flags of training that would change nothing."""
+    reasons = {"--run": "--out names the new run", "--preset": "--source chooses the preset"}
+    for flag, reason in reasons.items():
+        if flag in parsed.arguments.given:
+            raise UserError(f"{flag} has no effect here: {reason}")
 
 
 def to_setting(flag: str) -> str:

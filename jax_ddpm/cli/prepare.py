@@ -8,7 +8,8 @@ from typing import Any
 from jax_ddpm.cli.ending import suggest
 from jax_ddpm.cli.help import Help
 from jax_ddpm.cli.parsing import Parsed, parse
-from jax_ddpm.config.run import SourceConfig
+from jax_ddpm.config.run import Config, DataConfig, SourceConfig
+from jax_ddpm.config.train_effects import require_effects
 
 EXAMPLES = (
     ("jax-ddpm prepare --name mine --data.name folder --data.path DIR", "a folder of pictures"),
@@ -76,6 +77,8 @@ def run(args: Sequence[str]) -> None:
         if isinstance(parsed.flags, EmojiFlags):
             write_emoji(parsed.flags)
         else:
+            data = DataConfig(**vars(parsed.flags.data))
+            require_effects(Config(data=data), parsed.arguments.given)
             write_dataset(parsed.flags)
 
 

@@ -2,13 +2,16 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from jax_ddpm.errors import UserError, show_name
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+# A folder with more other entries than this, and ten times as many as pictures, is no folder of
+# pictures: it may be a whole disk, which somebody else's configuration names.
+MAX_OTHERS, OTHERS_PER_FILE = 1_000_000, 10
 OUTWARD = "a link that leaves the folder (--data.follow-links allows it)"
 
 
@@ -68,7 +71,19 @@ def holds_pictures(folder: Path) -> bool:
         return False
     found = Listing([], [], Counter())
     walk = _walk(folder, found, follow_links=False)
-    return any(path.suffix.lower() in SUFFIXES for path in walk) or bool(found.bad)
+    try:
+        return any(path.suffix.lower() in SUFFIXES for path in walk) or bool(found.bad)
+    except UserError:  # too many other files
+        return False
+
+
+def list_files(folder: Path, suffix: str) -> Iterator[Path]:
+    """List the files with `suffix` in `folder` and below it. What is hidden is left out.
+
+    Raises UserError for a folder with too many other files.
+    """
+    walk = _walk(folder, Listing([], [], Counter()), follow_links=False, suffixes=(suffix,))
+    return (path for path in walk if path.suffix == suffix)
 
 
 def count_kinds(left_out: Counter[str]) -> tuple[tuple[str, int], ...]:
@@ -81,13 +96,23 @@ def describe_left_out(kinds: Iterable[tuple[str, int]]) -> str:
     return ", ".join(f"{show_name(kind)} ({count:,})" for kind, count in kinds)
 
 
-def _walk(folder: Path, found: Listing, follow_links: bool) -> Iterator[Path]:
-    """Yield all files that are not hidden; note in `found` what is left out or not entered."""
-    root, to_visit = folder.resolve(), [Folder(folder)]
+def _walk(
+    folder: Path, found: Listing, follow_links: bool, suffixes: Collection[str] = SUFFIXES
+) -> Iterator[Path]:
+    """Yield all files that are not hidden; note in `found` what is left out or not entered.
+
+    Raises UserError if hardly any entry has one of `suffixes`, without looking at all of them.
+    """
+    root, to_visit, wanted, others = _require_not_all(folder), [Folder(folder)], 0, 0
     while to_visit:
         here = to_visit.pop()
-        for entry in os.scandir(here.path):
+        for entry in _scan(here.path, found):
             path, is_folder = here.path / entry.name, _is_folder(entry)
+            if path.suffix.lower() in suffixes:
+                wanted += 1
+            else:
+                others += 1
+                _require_few(folder, others, wanted)
             if entry.name.startswith("."):
                 found.left_out["hidden folders" if is_folder else "hidden files"] += 1
             elif not is_folder:
@@ -96,6 +121,34 @@ def _walk(folder: Path, found: Listing, follow_links: bool) -> Iterator[Path]:
                 to_visit.append(Folder(path, here.links))
             else:
                 to_visit += _enter_link(Folder(path, here.links), root, found, follow_links)
+
+
+def _require_not_all(folder: Path) -> Path:
+    """The real path of `folder`. Raises UserError for the root of all folders."""
+    root = folder.resolve()
+    if root == root.parent:
+        raise UserError(
+            f"{folder} is the whole file system: give the folder of the images with --data.path"
+        )
+    return root
+
+
+def _scan(folder: Path, found: Listing) -> list[os.DirEntry[str]]:
+    """The entries of a folder; none, and a note in `found`, if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:
+        found.bad.append(Bad(folder, "a folder that cannot be read"))
+        return []
+
+
+def _require_few(folder: Path, others: int, wanted: int) -> None:
+    if others > max(MAX_OTHERS, OTHERS_PER_FILE * wanted):
+        raise UserError(
+            f"{folder} holds more than {MAX_OTHERS:,} files and folders, few of which are images: "
+            "give the folder of the images with --data.path"
+        )
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

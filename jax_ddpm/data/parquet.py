@@ -14,6 +14,7 @@ from jaxtyping import Int
 
 from jax_ddpm.data import pictures
 from jax_ddpm.data.base import ImageSource, Request, Split, require_links_inside
+from jax_ddpm.data.listing import list_files
 from jax_ddpm.data.parallel import map_in_parallel
 from jax_ddpm.data.pictures import Form, Picture, Position, explain_decoding, fit_picture
 from jax_ddpm.errors import UserError
@@ -34,14 +35,12 @@ CACHED = 2**30  # bytes of encoded pictures that stay in memory
 
 def is_parquet(path: Path) -> bool:
     """Whether `path` is a Parquet file, or a folder with one in it or below."""
-    return path.suffix == SUFFIX if path.is_file() else any(list_files(path))
-
-
-def list_files(folder: Path) -> Iterator[Path]:
-    """List the Parquet files in `folder` and below it. What is hidden is left out."""
-    for file in folder.rglob(f"*{SUFFIX}"):
-        if not any(part.startswith(".") for part in file.relative_to(folder).parts):
-            yield file
+    if not path.is_dir():
+        return path.suffix == SUFFIX and path.is_file()
+    try:
+        return any(list_files(path, SUFFIX))
+    except UserError:  # too many other files
+        return False
 
 
 def open_parquet(request: Request) -> ImageSource:
@@ -89,7 +88,7 @@ def find_files(path: Path, split: Split) -> list[Path]:
     if path.is_file():
         files = [path]
     elif path.is_dir():
-        files = sorted(file for file in list_files(path) if file.is_file())
+        files = sorted(file for file in list_files(path, SUFFIX) if file.is_file())
     else:
         raise UserError(f"there is no {path}: give a Parquet file or a folder with --data.path")
     if not files:

@@ -156,7 +156,7 @@ def _reduce_wide_values(image: Image.Image, max_value: int | None) -> Image.Imag
 def _stretch_8_bits(image: Image.Image, max_value: int) -> Image.Image:
     """Scale the values of each channel from 0..max_value to 0..255; transparency stays."""
     if max_value > 255:
-        raise ValueError(f"its values go up to 255, but --data.max-value is {max_value}")
+        raise ValueError(f"its values go up to 255, but white is {max_value} (--data.max-value)")
     transparent = "transparency" in image.info or image.mode in ("RGBA", "LA", "PA")
     image = image.convert("RGBA" if transparent else "L" if image.mode in ("1", "L") else "RGB")
     scaled = [min((value * 255 + max_value // 2) // max_value, 255) for value in range(256)]

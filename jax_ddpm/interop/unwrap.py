@@ -153,6 +153,11 @@ def _require_no_average(leaves: Collection[str], raw: Found) -> None:
             )
 
 
+def holds_average(given: Any) -> bool:
+    """Whether there is a moving average in `given`, which nests mappings and lists."""
+    return any(_list_paths(name) for name in flatten(given))
+
+
 def _list_paths(name: str) -> list[str]:
     """List the containers of a tensor, the outermost first, up to the one that tells its kind."""
     ends = [match.start() for match in re.finditer(r"[./]", name)]

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 from jax_ddpm import runs
 from jax_ddpm.config.run import Config, DataConfig, validate
 from jax_ddpm.config.sample import describe_low_start
+from jax_ddpm.config.train_effects import require_effects
 from jax_ddpm.errors import UserError, flag_name
 from jax_ddpm.files.atomic import write_folder_atomically
 from jax_ddpm.interop import PEERS, Network, PeerName, WeightsName
 from jax_ddpm.interop.facts import ASSUMED, Fact, Missing, Question, merge, show_value
 from jax_ddpm.interop.network import read_network
 from jax_ddpm.interop.source import Source, choose_inside
+from jax_ddpm.interop.unwrap import holds_average
 from jax_ddpm.jobs.build import build, open_data
 from jax_ddpm.runs.checkpoint import open_checkpoints, save
 
@@ -81,10 +83,12 @@ def import_weights(
     facts = merge(PEERS[source].describe(asked))
     weights = choose_inside(given.path, weights)
     network = read_network(given, source, weights=weights, prefix=prefix)
+    _require_choice(given, weights)
     described = apply_facts(add_network(settings, network, typed), facts, typed)
     shape = choose_image_shape(described, network)
     run = runs.Run(out, described.config, shape, imported_from=source)
     validate(described.config)
+    require_effects(described.config, {flag_name(name) for name in typed})
     write_run(run, network)
     print_table(described, shape)
     count = sum(leaf.size for leaf in jax.tree.leaves(network.params))
@@ -95,6 +99,15 @@ def import_weights(
     if low := describe_low_start(sample, described.config.diffusion.num_timesteps):
         print(f"As its files say, {low}")
     return run
+
+
+def _require_choice(given: Source, weights: WeightsName | None) -> None:
+    """Raise UserError for --weights raw if nothing else is there."""
+    if weights == "raw" and not holds_average(given.tensors):
+        raise UserError(
+            f"--weights raw has no effect: {given.path or 'the source'} holds one set of weights, "
+            "without an average"
+        )
 
 
 def add_network(settings: Config, network: Network, typed: Mapping[str, str]) -> Config:

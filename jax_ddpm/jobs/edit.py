@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from jax_ddpm.config.run import SourceConfig
 from jax_ddpm.config.sample import SampleConfig
 from jax_ddpm.data.pictures import Form, read_picture
 from jax_ddpm.errors import UserError
 from jax_ddpm.jobs.build import Parts, list_levels, make_sampler
 from jax_ddpm.jobs.generate import NO_EDIT, EditFns, Indices
+from jax_ddpm.jobs.messages import tell
 from jax_ddpm.process.diffusion import add_noise
 from jax_ddpm.process.levels import Level
 from jax_ddpm.process.types import DenoiseFn, Images
@@ -32,6 +34,7 @@ from jax_ddpm.samplers.editing import (
 Picture = UInt8[np.ndarray, "h w c"]
 Mask = Bool[np.ndarray, "h w 1"]
 ImageShape = tuple[int, int, int]
+AS_STORED = SourceConfig()
 DenoiseFirst = Callable[[int], DenoiseFn]
 
 
@@ -112,13 +115,21 @@ def adapt_settings(
 
 
 def make_edit_fns(
-    edit: Edit | None, parts: Parts, settings: SampleConfig, image_shape: ImageShape, num: int
+    edit: Edit | None,
+    parts: Parts,
+    settings: SampleConfig,
+    image_shape: ImageShape,
+    num: int,
+    data: SourceConfig = AS_STORED,
 ) -> EditFns:
     """Read the pictures of `edit`, which makes `num` images, and make the program's functions.
 
-    Raises UserError for a file that is not a suitable picture, and for a grid of timesteps that
-    cannot start at this strength or jump back by this many steps.
+    Pictures are read as the images of `data` are. Raises UserError for a file that is not a
+    suitable picture, and for a grid of timesteps that cannot start at this strength or jump back by
+    this many steps.
     """
+    if edit is not None and data.max_value is not None:
+        tell(f"Pictures are read like this run's images: the value {data.max_value} is white")
     timesteps = np.asarray(list_levels(parts, settings).t)
     num_timesteps = parts.schedule.num_timesteps
     try:
@@ -128,12 +139,12 @@ def make_edit_fns(
             case Inpaint():
                 if edit.repaint is not None:
                     _require_no_memory(parts, settings, image_shape)
-                pictures = read_with_mask(edit.image, edit.mask, image_shape)
+                pictures = read_with_mask(edit.image, edit.mask, image_shape, data)
                 return inpainting_fns(*pictures, edit.repaint, len(timesteps) - 1)
             case ImageToImage():
                 first = find_start(timesteps, edit.strength, num_timesteps)
-                return image_to_image_fns(read_image(edit.image, image_shape), first)
-        a, b = (read_image(path, image_shape) for path in edit.images)
+                return image_to_image_fns(read_image(edit.image, image_shape, data), first)
+        a, b = (read_image(path, image_shape, data) for path in edit.images)
         if edit.between_latents:
             return latent_fns(a, b, num, self_condition=parts.self_condition)
         return stochastic_fns(a, b, num, find_start(timesteps, edit.strength, num_timesteps))
@@ -230,10 +241,15 @@ def to_floats(image: Picture) -> Float[np.ndarray, "1 h w c"]:
     return image[None] / 127.5 - 1
 
 
-def read_image(path: Path, image_shape: ImageShape) -> Picture:
-    """Read a picture, in the size and colours of the run. Raises UserError if it does not fit."""
+def read_image(path: Path, image_shape: ImageShape, data: SourceConfig = AS_STORED) -> Picture:
+    """Read a picture in the size and colours of the run, cropped, resized and scaled like `data`.
+
+    Where the data are cropped at random, the middle is kept. Raises UserError if it does not fit.
+    """
     height, width, channels = image_shape
-    image = read_picture(path, Form(height if height == width else None, channels))
+    crop = "center" if data.crop == "random" else data.crop
+    size = height if height == width else None
+    image = read_picture(path, Form(size, channels, crop, data.resize, data.max_value))
     if image.shape != image_shape:
         raise UserError(
             f"{path} is {image.shape[1]}x{image.shape[0]}, but this run's images, which are not "
@@ -242,22 +258,25 @@ def read_image(path: Path, image_shape: ImageShape) -> Picture:
     return image
 
 
-def read_with_mask(image: Path, mask: Path, image_shape: ImageShape) -> tuple[Picture, Mask]:
+def read_with_mask(
+    image: Path, mask: Path, image_shape: ImageShape, data: SourceConfig = AS_STORED
+) -> tuple[Picture, Mask]:
     """Read a picture and which pixels to redraw. Raises UserError for a mask of another size."""
-    (width, height), (mask_width, mask_height) = read_size(image), read_size(mask)
+    (width, height), (mask_width, mask_height) = read_size(image, data.max_value), read_size(mask)
     if (mask_width, mask_height) not in ((width, height), (image_shape[1], image_shape[0])):
         raise UserError(
             f"--mask {mask} is {mask_width}x{mask_height}, but --inpaint {image} is "
             f"{width}x{height}: make the mask from a copy of the picture"
         )
-    pixels, shades = read_image(image, image_shape), read_image(mask, (*image_shape[:2], 1))
+    pixels = read_image(image, image_shape, data)
+    shades = read_image(mask, (*image_shape[:2], 1), replace(data, max_value=None))
     fill = shades >= 128
     if not fill.any():
         raise UserError(f"--mask {mask} has no white pixel, so nothing would be redrawn")
     return pixels, fill
 
 
-def read_size(path: Path) -> tuple[int, int]:
+def read_size(path: Path, max_value: int | None = None) -> tuple[int, int]:
     """Read (width, height) of the picture in a file, as it is displayed."""
-    height, width, _ = read_picture(path, Form(channels=1)).shape
+    height, width, _ = read_picture(path, Form(channels=1, max_value=max_value)).shape
     return width, height

@@ -66,6 +66,7 @@ def evaluate_quality(
     """
     out = job.out or folder / "evaluation" / "quality.json"
     check_job(job, out)
+    require_effects(job, weights)
     other = None if job.against is None else read_report(job.against)
     run = runs.load(folder)
     check_weights(run.config, weights)
@@ -118,6 +119,17 @@ def check_job(job: QualityJob, out: Path) -> None:
     require_suffix(out, ".json")
     if job.write_reference is not None:
         require_suffix(job.write_reference, ".npz", "--write-reference")
+
+
+def require_effects(job: QualityJob, weights: Weights) -> None:
+    """Raise UserError for settings that would change nothing."""
+    if job.reference is not None and job.split != "train":
+        raise UserError(
+            f"--split {job.split} has no effect with --reference {job.reference}, which takes the "
+            "place of the run's images"
+        )
+    if job.raw_too and weights.weights == "raw":
+        raise UserError("--raw-too has no effect with --weights raw: these are measured anyway")
 
 
 def choose_measures(job: QualityJob, network: FeatureNetwork) -> list[MeasureName]:

@@ -194,7 +194,7 @@ def draw_batches(
     labels = choose_labels(run, job, edit)
     with jax.enable_x64(job.dtype == "float64"):
         parts = build(run.config, run.image_shape, "float64" if job.dtype == "float64" else None)
-        edit_fns = make_edit_fns(edit, parts, settings, run.image_shape, job.num)
+        edit_fns = make_edit_fns(edit, parts, settings, run.image_shape, job.num, run.config.data)
         gradient_of = None
         if job.classifier is not None:
             scale = 1.0 if settings.guidance is None else settings.guidance

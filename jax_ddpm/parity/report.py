@@ -22,6 +22,8 @@ from jax_ddpm.parity.parts import LIBRARY, PartName, make_network_parts
 from jax_ddpm.parity.quantities import Part, Quantity, measure_part
 from jax_ddpm.parity.record import make_record
 
+ALL_PARTS = tuple(part.name for part in LIBRARY)
+
 
 @dataclass(frozen=True)
 class ParityArgs:
@@ -45,7 +47,7 @@ class ParityArgs:
     """Where the weights are in the checkpoint, if several sets fit, such as ema.model."""
     seed: int = 0
     """Seed of all random inputs."""
-    parts: tuple[PartName, ...] = tuple(part.name for part in LIBRARY)
+    parts: tuple[PartName, ...] = ALL_PARTS
     """Parts of the library to compare."""
 
 
@@ -57,7 +59,8 @@ def write_report(args: ParityArgs) -> bool:
     require_packages("a comparison with PyTorch", "torch")
     with use_full_precision():
         subject, parts = "the library", [part for part in LIBRARY if part.name in args.parts]
-        if args.weights or args.source or args.config:
+        if args.weights or args.source or args.config or args.prefix:
+            require_all_parts(args)
             network = read_network(args)
             subject, parts = str(args.weights), make_network_parts(network)
         parts, left_out = leave_out_parts(parts)
@@ -72,6 +75,15 @@ def write_report(args: ParityArgs) -> bool:
     print(f"\n{record['summary']['sentence']}")
     print(f"Wrote {args.out / 'report.html'} and {args.out / 'report.json'}")
     return all(quantity.ok for quantity in quantities)
+
+
+def require_all_parts(args: ParityArgs) -> None:
+    """Raise UserError if the user chose parts of the library, which --weights replaces."""
+    if args.parts != ALL_PARTS:
+        raise UserError(
+            f"--parts {' '.join(args.parts)} has no effect with --weights, which compares the "
+            "network of a checkpoint: leave it out"
+        )
 
 
 def leave_out_parts(parts: list[Part]) -> tuple[list[Part], dict[str, str]]:
@@ -112,7 +124,7 @@ def use_full_precision() -> Iterator[None]:
 def read_network(args: ParityArgs) -> Network:
     """Read the network of a checkpoint, with parameters cast to float32."""
     if not (args.weights and args.source):
-        raise UserError("give both --weights FILE and --source NAME; --config FILE is optional")
+        raise UserError("give both --weights FILE and --source NAME; all else is optional")
     config = read_arguments(args.weights, args.config)
     weights = read_weights(args.weights)
     network = from_torch(weights, args.source, config, prefix=args.prefix)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jax_ddpm.data import folder as folder_module
-from jax_ddpm.data import pictures
+from jax_ddpm.data import listing, pictures
 from jax_ddpm.data.folder import inspect_picture
 from jax_ddpm.data.loader import batch_indices, batches
 from jax_ddpm.data.sources import open_source
@@ -159,6 +159,19 @@ def test_links_to_another_disk_are_followed_only_on_request(linked):
     assert source.labels.tolist() == [0, 1, 1, 2, 2]  # each class also links to the other
     (line,) = told
     assert "a link to a folder that contains it" in line
+
+
+@pytest.mark.parametrize("name", ["folder", "parquet", "cifar10"])
+def test_a_folder_of_other_files_is_refused_before_all_of_them_are_listed(
+    tmp_path, monkeypatch, name
+):
+    """Such as "/", if a stranger's configuration names it."""
+    monkeypatch.setattr(listing, "MAX_OTHERS", 10)
+    for i in range(12):
+        (tmp_path / f"{i}.txt").touch()
+    message = "cifar-10" if name == "cifar10" else "more than 10 files and folders"
+    with pytest.raises(UserError, match=message):
+        open_source(name, tmp_path)
 
 
 def test_pictures_decoded_at_once_and_on_demand_are_the_same(tmp_path, monkeypatch):

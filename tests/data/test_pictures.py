@@ -280,7 +280,7 @@ def test_the_value_that_means_white_holds_for_each_colour_and_not_for_transparen
 @pytest.mark.parametrize(
     ("values", "dtype", "max_value", "message"),
     [
-        ([0, 1], np.uint8, 4095, "go up to 255, but --data.max-value is 4095"),
+        ([0, 1], np.uint8, 4095, "go up to 255, but white is 4095"),
         ([0, 1], np.float32, None, "floating-point numbers: say with --data.max-value"),
         ([-1, 1], np.int32, 255, "negative values"),
         ([0, np.nan], np.float32, 1, "negative values"),

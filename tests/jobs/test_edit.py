@@ -7,7 +7,7 @@ from PIL import Image
 
 from jax_ddpm.cli import sample as command
 from jax_ddpm.cli.edit import read_edit
-from jax_ddpm.config.run import Config, SampleConfig, validate
+from jax_ddpm.config.run import Config, SampleConfig, SourceConfig, validate
 from jax_ddpm.errors import UserError
 from jax_ddpm.jobs import sample as generate
 from jax_ddpm.jobs.edit import Inpaint, read_image, read_with_mask
@@ -147,6 +147,21 @@ def test_pictures_and_masks_are_cropped_and_resized_like_the_data(pictures):
     assert read_image(pictures / "large.png", (16, 20, 1)).shape == (16, 20, 1)
     with pytest.raises(UserError, match=r"large.png is 20x16, but .* are 10x16: resize it"):
         read_image(pictures / "large.png", (16, 10, 1))
+
+
+def test_pictures_are_read_like_the_images_of_the_run_and_masks_are_not(tmp_path):
+    """Here, 4095 is white in a picture of 16 bits."""
+    for name, shades in (("a", [0, 4095]), ("mask", [255, 0])):
+        values = np.tile(np.array(shades, np.uint16 if name == "a" else np.uint8), (2, 1))
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+    data = SourceConfig(max_value=4095, crop="random")
+    image, fill = read_with_mask(tmp_path / "a.png", tmp_path / "mask.png", (2, 2, 1), data)
+    assert image[..., 0].tolist() == [[0, 255]] * 2
+    assert fill[..., 0].tolist() == [[True, False]] * 2
+    squeezed = read_image(tmp_path / "a.png", (2, 2, 1), SourceConfig(max_value=8190))
+    assert squeezed.max() == 128
+    with pytest.raises(UserError, match="go up to 255, but white is 4095"):
+        read_image(tmp_path / "mask.png", (2, 2, 1), data)
 
 
 @pytest.fixture(scope="module")

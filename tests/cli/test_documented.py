@@ -8,6 +8,7 @@ import pytest
 
 from jax_ddpm.cli import bench, convert, evaluate, parity, plot, prepare, report, sample, train
 from jax_ddpm.config.run import validate
+from jax_ddpm.config.train_effects import require_effects
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -52,4 +53,6 @@ def test_a_documented_command_line_can_be_read(line):
         return
     found = READ[command](args)
     if command == "train":
-        validate(found[0].flags.config)
+        parsed, _ = found
+        validate(parsed.flags.config)
+        require_effects(parsed.flags.config, parsed.arguments.given)

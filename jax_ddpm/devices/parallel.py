@@ -28,6 +28,14 @@ def get_compiler_options() -> dict[str, Any] | None:
     return CPU_OPTIONS if jax.default_backend() == "cpu" else None
 
 
+def loops_over_steps() -> bool:
+    """Whether a program may loop over training steps on the default backend.
+
+    Not on CPUs, where XLA makes the gradients of convolutions in a loop many times slower.
+    """
+    return jax.default_backend() != "cpu"
+
+
 def parallelize(
     make_step: MakeStep,
     mode: Mode,

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jax_ddpm.config.run import Config
+from jax_ddpm.devices.parallel import parallelize
 from jax_ddpm.jobs.build import build
-from jax_ddpm.jobs.train_setup import compile_step
+from jax_ddpm.jobs.train_setup import build_step
 
 
 class StepMemory(NamedTuple):
@@ -40,7 +41,7 @@ def measure_step_memory(config: Config, image_shape: tuple[int, int, int]) -> St
     size = (*calls, train.batch_size)
     pixels = jax.ShapeDtypeStruct((*size, *image_shape), jnp.uint8)
     labels = jax.ShapeDtypeStruct(size, jnp.int32)
-    step = compile_step(config, parts)
+    step = parallelize(lambda axis_name: build_step(config, parts, axis_name), "jit")
     found = step.lower(state, (pixels, labels), key).compile().memory_analysis()  # type: ignore[attr-defined]
     return StepMemory(
         found.argument_size_in_bytes,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from jax_ddpm.config.run import Config, TrainConfig, choose_criterion
 from jax_ddpm.config.train import Criterion
 from jax_ddpm.data.sources import ImageSource
 from jax_ddpm.devices.layout import Layout, choose_mode, replicate
-from jax_ddpm.devices.parallel import parallelize
+from jax_ddpm.devices.parallel import loops_over_steps, parallelize
 from jax_ddpm.devices.processes import Agreement, is_distributed
 from jax_ddpm.jobs.attempts import Attempts
 from jax_ddpm.jobs.build import Parts
@@ -29,7 +30,7 @@ from jax_ddpm.runs.log import Log
 from jax_ddpm.runs.loggers import Logger, open_loggers
 from jax_ddpm.runs.opening import Opening
 from jax_ddpm.training.feed import fits_on_device
-from jax_ddpm.training.step import TrainStep, make_train_step, scan_steps
+from jax_ddpm.training.step import TrainStep, call_in_turn, make_train_step, scan_steps
 from jax_ddpm.training.update import make_update
 
 
@@ -192,11 +193,14 @@ def build_step(config: Config, parts: Parts, axis_name: str | None) -> TrainStep
 
 
 def compile_step(config: Config, parts: Parts) -> TrainStep:
-    """Compile the train step of `config` for all devices that take part."""
-    train = config.train
-    return parallelize(
-        lambda axis_name: build_step(config, parts, axis_name),
+    """Compile the train step of `config`, or steps_per_call of them, for all devices."""
+    train, several = config.train, config.train.steps_per_call > 1
+    in_turn = several and not loops_over_steps()
+    built = replace(config, train=replace(train, steps_per_call=1)) if in_turn else config
+    step = parallelize(
+        lambda axis_name: build_step(built, parts, axis_name),
         choose_layout(train).mode,
         fsdp=train.fsdp,
-        batch_axis=0 if train.steps_per_call == 1 else 1,
+        batch_axis=1 if several and not in_turn else 0,
     )
+    return call_in_turn(step) if in_turn else step

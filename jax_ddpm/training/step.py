@@ -121,6 +121,23 @@ def scan_steps(train_step: TrainStep) -> TrainStep:
     return steps
 
 
+def call_in_turn(train_step: TrainStep) -> TrainStep:
+    """Build the same as `scan_steps`, but each step is a call of `train_step`."""
+
+    def steps(state: TrainState, batch: Any, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
+        is_indexed = isinstance(batch, Indexed)
+        parts = batch.indices if is_indexed else batch
+        rows = list[Metrics]()
+        for i in range(len(jax.tree.leaves(parts)[0])):
+            part = jax.tree.map(lambda a, i=i: a[i], parts)
+            part = batch._replace(indices=part) if is_indexed else part
+            state, metrics = train_step(state, part, key)
+            rows.append(metrics)
+        return state, jax.tree.map(lambda *each: jnp.asarray(np.stack(each)), *rows)
+
+    return steps
+
+
 def unpack_batch(batch: StepInput) -> tuple[BatchImages, BatchLabels | None]:
     """Return the images and labels of a batch; the labels are None if it has none."""
     if isinstance(batch, Indexed):

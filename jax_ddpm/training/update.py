@@ -1,6 +1,7 @@
 """The deterministic part of a train step: gradient, optimiser, moving averages."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -182,7 +183,9 @@ def select_by_branch(good: Bool[Array, ""], new: TrainState, old: TrainState) ->
 def average_over_parts(fn: Callable[[Any, Any], Any], num_parts: int) -> Callable[[Any, Any], Any]:
     """Apply `fn(params, batch) -> (means, values per example)` to equal parts of the batch in turn.
 
-    The means are averaged over the parts; the values per example are concatenated.
+    The means are averaged over the parts; the values per example are concatenated. On CPUs, the
+    program holds a copy of `fn` for each part, because XLA makes the gradient of a convolution in a
+    loop many times slower (of a kernel of 3x3 for 64 channels: 170 ms instead of 2.5 ms).
     """
     if num_parts == 1:
         return fn
@@ -199,11 +202,33 @@ def average_over_parts(fn: Callable[[Any, Any], Any], num_parts: int) -> Callabl
 
         like, _ = jax.eval_shape(fn, params, jax.tree.map(lambda a: a[0], parts))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
-        total, per_example = jax.lax.scan(add, zeros, parts)
+        in_turn = partial(_repeat, add, num_parts)
+        total, per_example = jax.lax.platform_dependent(
+            zeros, parts, cpu=in_turn, default=partial(jax.lax.scan, add)
+        )
         per_example = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), per_example)
         return jax.tree.map(lambda a: a / num_parts, total), per_example
 
     return apply_to_parts
+
+
+def _repeat(add: Any, num_parts: int, total: Any, parts: Any) -> tuple[Any, Any]:
+    """The same as `lax.scan(add, total, parts)`, without a loop.
+
+    The numbers of each part depend on the total before, or XLA would keep the features of all parts
+    at once: adding a product with zero changes none of them, and is not optimised away.
+    """
+    each = []
+    for i in range(num_parts):
+        zero = 0 * sum(leaf.reshape(-1)[0] for leaf in jax.tree.leaves(total))
+        part = jax.tree.map(lambda a, i=i, zero=zero: _add_to_floats(a[i], zero), parts)
+        total, of_part = add(total, part)
+        each.append(of_part)
+    return total, jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+
+
+def _add_to_floats(a: Array, number: Any) -> Array:
+    return a + number.astype(a.dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a
 
 
 def average_over_devices(tree: Any, axis_name: str | None) -> Any:

@@ -14,6 +14,7 @@ from jax_ddpm.process.schedules import named_schedule
 from jax_ddpm.training.state import create_state
 from jax_ddpm.training.step import (
     Indexed,
+    call_in_turn,
     drop_labels,
     example_keys,
     flip_at_random,
@@ -167,6 +168,7 @@ def test_several_steps_in_a_call_and_images_picked_on_the_device_equal_plain_ste
     update = make_update(make_loss_fn(network, named_schedule("linear", T)), DESCENT)
     step = make_train_step(update, T, random_flip=True, class_conditional=True)
     one, three = jax.jit(step), jax.jit(scan_steps(step))
+    in_turn = call_in_turn(one)
     labels = np.where(np.arange(16) >= 8, 4, np.arange(16) % 4)
     indices = np.arange(6 * 4).reshape(6, 4) % 8
     indices[2:4, 1] = 9
@@ -184,8 +186,8 @@ def test_several_steps_in_a_call_and_images_picked_on_the_device_equal_plain_ste
         np.testing.assert_array_equal(losses, [row["loss"] for row in rows])
         np.testing.assert_array_equal(state.params["w"], states[6].params["w"])
 
-    picked, several, both = make_first_state(), make_first_state(), make_first_state()
-    losses = {"picked": [], "several": [], "both": []}
+    picked, several, both, called = (make_first_state() for _ in range(4))
+    losses = {"picked": [], "several": [], "both": [], "called": []}
     for numbers in indices:
         picked, metrics = one(picked, Indexed(numbers, PIXELS, labels), KEY)
         losses["picked"].append(metrics["loss"])
@@ -194,5 +196,8 @@ def test_several_steps_in_a_call_and_images_picked_on_the_device_equal_plain_ste
         losses["several"].extend(metrics["loss"])
         both, metrics = three(both, Indexed(numbers, PIXELS, labels), KEY)
         losses["both"].extend(metrics["loss"])
-    for state, name in ((picked, "picked"), (several, "several"), (both, "both")):
+        called, metrics = in_turn(called, Indexed(numbers, PIXELS, labels), KEY)
+        losses["called"].extend(metrics["loss"])
+    found = {"picked": picked, "several": several, "both": both, "called": called}
+    for name, state in found.items():
         compare(state, losses[name])

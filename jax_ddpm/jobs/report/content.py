@@ -16,6 +16,7 @@ from jax_ddpm.jobs.validation import open_training_data
 from jax_ddpm.runs import metrics
 from jax_ddpm.runs.calls import Call, read_calls
 from jax_ddpm.runs.folder import Run
+from jax_ddpm.runs.log import read_rows
 
 T = TypeVar("T")
 
@@ -68,7 +69,7 @@ def read_content(folder: Path, source: ImageSource | None = None) -> Content:
     quality = evaluation / "quality.json"
     return Content(
         run,
-        attempt("The curves are", lambda: metrics.read(run.metrics), []),
+        attempt("The curves are", lambda: read_rows(run.metrics, run.checkpoints), []),
         attempt("The times are", lambda: read_calls(run.calls), []),
         attempt("The samples are", lambda: read_grids(run), []),
         attempt("The images emerging from noise are", lambda: draw_strip(run), None),

@@ -20,14 +20,13 @@ from jax_ddpm.parity.blocks import Block, match_blocks, read_outputs
 from jax_ddpm.parity.measure import find_peak, measure_difference
 from jax_ddpm.parity.page import render_page
 from jax_ddpm.parity.parts import PartName
-from jax_ddpm.parity.peers import (
-    find_reference,
-)
+from jax_ddpm.parity.peers import find_reference
 from jax_ddpm.parity.quantities import Pair, Part, measure_part
 from jax_ddpm.parity.record import make_record
 from jax_ddpm.parity.report import ParityArgs, format_line, leave_out_parts, write_report
 from jax_ddpm.parity.tolerances import TOLERANCES, Tolerance
 from parity_tests.comparing import GOLDENS
+from parity_tests.test_peers import load_recorded_network
 from tests.shared.long_tests import mark_others_long
 
 ROOT = Path(__file__).parents[1]

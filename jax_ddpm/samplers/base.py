@@ -11,7 +11,6 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.process.checks import check_images, known_values
-from jax_ddpm.process.grids import LARGE_SIGMA
 from jax_ddpm.process.levels import Level
 from jax_ddpm.process.shapes import expand
 from jax_ddpm.process.types import DenoiseFn, Images, NoiseFn, Prediction
@@ -253,12 +252,12 @@ def sigma_ratio(cur: Level, nxt: Level) -> PerImage:
 
 
 # Methods that divide by the signal magnify the errors of a step by sigma / signal at its start over
-# sigma / signal at its end. Above LARGE_SIGMA (Karras et al. 2022 start at 80) their steps are of
-# first order.
-ANY_SIGMA = 1e5  # for methods that need sigma / signal only to be finite
+# sigma / signal at its end. As published, they need it only to be finite; the commands let steps
+# from above LARGE_SIGMA (Karras et al. 2022 start at 80) be of first order.
+ANY_SIGMA = 1e5
 
 
-def is_far(level: Level, most: float = LARGE_SIGMA) -> Bool[Array, "..."]:
+def is_far(level: Level, most: float) -> Bool[Array, "..."]:
     """Whether sigma / signal is above `most`, where steps are those of `move`."""
     return level.sigma > most * level.signal
 

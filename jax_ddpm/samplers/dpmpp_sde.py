@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax_ddpm.process.levels import Level
 from jax_ddpm.process.types import DenoiseFn, Images, Prediction
 from jax_ddpm.samplers.base import (
+    ANY_SIGMA,
     LevelFn,
     Sampler,
     SamplerState,
@@ -18,12 +19,13 @@ from jax_ddpm.samplers.base import (
 )
 
 
-def dpmpp_sde(*, level_of_sigma: LevelFn) -> Sampler:
+def dpmpp_sde(*, level_of_sigma: LevelFn, most_sigma: float = ANY_SIGMA) -> Sampler:
     """A noisy step to the middle in log s, then the whole step with the x_0 predicted there.
 
     Two evaluations per step, one in the step to the clean image. `level_of_sigma(s)` gives the
     level in the middle (see levels.py). Both moves take the noise of the step; in k-diffusion they
-    take increments of one Brownian motion, with a correlation of sqrt(1/2) in short steps.
+    take increments of one Brownian motion, with a correlation of sqrt(1/2) in short steps. Steps
+    from sigma / signal above `most_sigma` are of first order, with one evaluation.
     """
 
     @broadcast_levels
@@ -31,7 +33,7 @@ def dpmpp_sde(*, level_of_sigma: LevelFn) -> Sampler:
         state: SamplerState, noise: Images, cur: Level, nxt: Level, denoise_fn: DenoiseFn
     ) -> tuple[SamplerState, Prediction]:
         prediction = denoise_fn(state.x_t, cur)
-        far = is_far(cur)
+        far = is_far(cur, most_sigma)
         s = to_s(guard_signal(cur, far))
 
         def look_at_middle() -> Images:

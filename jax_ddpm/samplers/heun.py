@@ -14,6 +14,7 @@ from jax_ddpm.process.checks import check_range
 from jax_ddpm.process.levels import Level
 from jax_ddpm.process.types import DenoiseFn, Images, Prediction
 from jax_ddpm.samplers.base import (
+    ANY_SIGMA,
     LevelFn,
     Sampler,
     SamplerState,
@@ -35,13 +36,15 @@ def heun(
     churn_noise: float = 1.0,
     num_steps: int | None = None,
     level_of_sigma: LevelFn | None = None,
+    most_sigma: float = ANY_SIGMA,
 ) -> Sampler:
     """Second order from a second look at the end of each step: two evaluations, one in the last.
 
     With `churn` each step starts by adding noise: s grows by the factor
     1 + min(churn / num_steps, sqrt(2) - 1) where churn_min <= s <= churn_max, with noise of
     standard deviation `churn_noise`. `level_of_sigma(s)` then gives the level (see levels.py).
-    A step from sigma / signal above 160 is of first order, with one evaluation and no churn.
+    Steps from sigma / signal above `most_sigma` are of first order, with one evaluation and no
+    churn; the commands give 160, because a second look there magnifies errors.
     Raises UserError for churn without num_steps or level_of_sigma, and for its settings without it.
     """
     add_churn = make_churn(churn, (churn_min, churn_max), churn_noise, num_steps, level_of_sigma)
@@ -50,7 +53,7 @@ def heun(
     def step(
         state: SamplerState, noise: Images, cur: Level, nxt: Level, denoise_fn: DenoiseFn
     ) -> tuple[SamplerState, Prediction]:
-        far = is_far(cur)
+        far = is_far(cur, most_sigma)
         x_hat, hat = add_churn(state.x_t / guard_signal(cur, far).signal, noise, cur, far)
         safe = guard_signal(hat, far)
         prediction = denoise_fn(safe.signal * x_hat, hat)

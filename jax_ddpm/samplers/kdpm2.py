@@ -11,6 +11,7 @@ from jax_ddpm.process.levels import Level
 from jax_ddpm.process.predictions import eps_from_x_0
 from jax_ddpm.process.types import DenoiseFn, Images, Prediction
 from jax_ddpm.samplers.base import (
+    ANY_SIGMA,
     LevelFn,
     PerImage,
     Sampler,
@@ -24,24 +25,27 @@ from jax_ddpm.samplers.base import (
 )
 
 
-def kdpm2(*, level_of_sigma: LevelFn) -> Sampler:
+def kdpm2(*, level_of_sigma: LevelFn, most_sigma: float = ANY_SIGMA) -> Sampler:
     """DPM-Solver-2 (Lu et al. 2022, algorithm 1, r_1 = 1/2): x + (s' - s) d with the middle's d.
 
     Two evaluations per step, one in the step to the clean image. `level_of_sigma(s)` gives the
-    level in the middle (see levels.py).
+    level in the middle (see levels.py). Steps from sigma / signal above `most_sigma` are of first
+    order, with one evaluation.
     """
 
     @broadcast_levels
     def step(
         state: SamplerState, noise: Images, cur: Level, nxt: Level, denoise_fn: DenoiseFn
     ) -> tuple[SamplerState, Prediction]:
-        x, prediction = take_midpoint_step(state.x_t, cur, to_s(nxt), level_of_sigma, denoise_fn)
+        x, prediction = take_midpoint_step(
+            state.x_t, cur, to_s(nxt), level_of_sigma, denoise_fn, most_sigma
+        )
         return SamplerState(nxt.signal * x), prediction
 
     return Sampler(init=SamplerState, step=step)
 
 
-def kdpm2_ancestral(*, level_of_sigma: LevelFn) -> Sampler:
+def kdpm2_ancestral(*, level_of_sigma: LevelFn, most_sigma: float = ANY_SIGMA) -> Sampler:
     """A step of `kdpm2` to a level below the next one, then fresh noise up to it (k-diffusion).
 
     The noise is exact, so the distribution is as accurate as a step of `kdpm2`.
@@ -54,7 +58,7 @@ def kdpm2_ancestral(*, level_of_sigma: LevelFn) -> Sampler:
         down = sigma_ratio(cur, nxt)  # s_down / s', where s_down = s'^2 / s
         up = jnp.sqrt((1 - down) * (1 + down))  # s_up / s', where s_up^2 = s'^2 - s_down^2
         x, prediction = take_midpoint_step(
-            state.x_t, cur, down * to_s(nxt), level_of_sigma, denoise_fn
+            state.x_t, cur, down * to_s(nxt), level_of_sigma, denoise_fn, most_sigma
         )
         return SamplerState(nxt.signal * x + nxt.sigma * up * noise), prediction
 
@@ -62,10 +66,15 @@ def kdpm2_ancestral(*, level_of_sigma: LevelFn) -> Sampler:
 
 
 def take_midpoint_step(
-    x_t: Images, cur: Level, s_next: PerImage, level_of_sigma: LevelFn, denoise_fn: DenoiseFn
+    x_t: Images,
+    cur: Level,
+    s_next: PerImage,
+    level_of_sigma: LevelFn,
+    denoise_fn: DenoiseFn,
+    most_sigma: float,
 ) -> tuple[Images, Prediction]:
     """x at s_next, and the prediction at the start of the step."""
-    far = is_far(cur)
+    far = is_far(cur, most_sigma)
     safe = guard_signal(cur, far)
     x, s = x_t / safe.signal, to_s(safe)
     prediction = denoise_fn(x_t, cur)

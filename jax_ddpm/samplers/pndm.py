@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Num
 
-from jax_ddpm.process.grids import LARGE_SIGMA
 from jax_ddpm.process.levels import Level
 from jax_ddpm.process.types import DenoiseFn, Images, Prediction
 from jax_ddpm.samplers.base import (
@@ -40,20 +39,22 @@ class LastEps(NamedTuple):
     eps: tuple[Images, Images, Images]
 
 
-def plms() -> Sampler:
+def plms(*, most_sigma: float = ANY_SIGMA) -> Sampler:
     """Pseudo linear multistep (Liu et al. 2022, Eq. 12), warmed up by one pseudo Heun step.
 
     As in latent diffusion's code: two evaluations in the first step, one in each other; the second
-    and third are of lower order. The weights are those of equal steps in t.
+    and third are of lower order. The weights are those of equal steps in t. Steps from
+    sigma / signal above `most_sigma` are of first order, with one evaluation.
     """
-    return make_multistep(1, average_ends)
+    return make_multistep(1, average_ends, most_sigma=most_sigma)
 
 
-def pndm(*, level_of_t: LevelFn) -> Sampler:
+def pndm(*, level_of_t: LevelFn, most_sigma: float = ANY_SIGMA) -> Sampler:
     """F-PNDM: linear multistep after three pseudo Runge-Kutta steps (Liu et al., Eqs. 12, 13).
 
     Four evaluations in each of the first three steps, one in each other. `level_of_t(t)` gives the
-    level in the middle of a step (see levels.py). The weights are those of equal steps in t.
+    level in the middle of a step (see levels.py). The weights are those of equal steps in t. Steps
+    from sigma / signal above `most_sigma` are of first order, with one evaluation.
     """
 
     def average_runge_kutta(
@@ -65,7 +66,7 @@ def pndm(*, level_of_t: LevelFn) -> Sampler:
         eps_4 = denoise_fn(transfer(x_t, eps_3, cur, nxt), nxt).eps
         return (eps + 2 * eps_2 + 2 * eps_3 + eps_4) / 6
 
-    return make_multistep(RUNGE_KUTTA_STEPS, average_runge_kutta)
+    return make_multistep(RUNGE_KUTTA_STEPS, average_runge_kutta, most_sigma=most_sigma)
 
 
 def ipndm() -> Sampler:
@@ -74,7 +75,7 @@ def ipndm() -> Sampler:
     One evaluation per step; the first three steps use one, two and three eps (Zhang & Chen 2022).
     The weights are those of equal steps in t.
     """
-    return make_multistep(most_sigma=ANY_SIGMA)
+    return make_multistep()
 
 
 def average_ends(x_t: Images, eps: Images, cur: Level, nxt: Level, denoise_fn: DenoiseFn) -> Images:
@@ -83,7 +84,7 @@ def average_ends(x_t: Images, eps: Images, cur: Level, nxt: Level, denoise_fn: D
 
 
 def make_multistep(
-    num_warmup: int = 0, warmup: EpsFn | None = None, *, most_sigma: float = LARGE_SIGMA
+    num_warmup: int = 0, warmup: EpsFn | None = None, *, most_sigma: float = ANY_SIGMA
 ) -> Sampler:
     """Linear multistep of eps, after `num_warmup` steps whose eps is that of `warmup`.
 

@@ -109,9 +109,9 @@ def test_a_lower_strength_stays_closer_to_the_picture(draw, pictures):
     image = read_pixels(pictures / "a.png").astype(int)
     weak, strong = (
         np.abs(draw(f"--num 4 --image a.png --strength {strength}") - image).mean()
-        for strength in (0.01, 1)
+        for strength in (0.25, 1)
     )
-    # Measured: 0.9 and 22 of 255.
+    # Measured: 5.3 and 25 of 255.
     assert weak < strong / 4
 
 
@@ -190,8 +190,6 @@ def test_guidance_changes_the_images_of_a_class(draw, labelled_run):
     assert np.abs(images("--guidance 4") - plain).max() > 1
     outside = images("--guidance 4 --guidance-interval 7 7")  # which the grid does not visit
     assert np.abs(outside - plain).max() <= 1
-    other = draw("--num 4 --label 5 --no-clip-x-0 --guidance 0", labelled_run)
-    np.testing.assert_array_equal(images("--guidance 0"), other)
 
 
 @pytest.mark.slow

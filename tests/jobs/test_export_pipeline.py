@@ -137,7 +137,8 @@ def test_a_trained_run_becomes_a_folder_with_a_card(trained_run, tmp_path, capsy
 @pytest.mark.slow
 def test_a_run_comes_back_from_its_pipeline(trained_run, tmp_path):
     out, again = tmp_path / "pipeline", tmp_path / "run"
-    command.run([str(trained_run), "--to", "diffusers", "--out", str(out), "--sampler", "ddpm"])
+    flags = ["--to", "diffusers", "--out", str(out), "--sampler", "ddpm", "--spacing", "leading"]
+    command.run([str(trained_run), *flags])
     command.run([str(out), "--out", str(again)])
     old, new = runs.load(trained_run), runs.load(again)
     assert new.image_shape == old.image_shape

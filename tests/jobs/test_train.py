@@ -198,7 +198,9 @@ def test_eight_devices_train_the_same_run_as_one(trained_run, make_config, tmp_p
     rows, expected = (metrics.read(f / "metrics.jsonl") for f in (folder, trained_run))
     # Measured: 7e-8 relative, after twelve steps of Adam in float32.
     for row, other in zip(rows, expected, strict=True):
-        np.testing.assert_allclose(row, other, rtol=1e-5)
+        measured = [field for field in row._fields if getattr(other, field) is not None]
+        found, right = ([getattr(r, field) for field in measured] for r in (row, other))
+        np.testing.assert_allclose(found, right, rtol=1e-5)
 
 
 def spoil(monkeypatch, is_bad):

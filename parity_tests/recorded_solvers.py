@@ -32,6 +32,7 @@ from parity_tests.comparing import toy_denoiser
 BETA_SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine", "scaled_linear": "quadratic"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
 TWICE = ("Heun", "KDPM2", "KDPM2A", "DPMSDE")  # two calls per step, one in the last
+PUBLISHED = float("inf")  # our limit for steps of higher order is left out
 SCALED = ("Euler", "EulerA", "LMS", *TWICE)  # their x is x_t / signal
 
 
@@ -59,7 +60,7 @@ def choose_sampler(settings, schedule):
         case "EulerA":
             return euler_ancestral()
         case "Heun":
-            return heun()
+            return heun(most_sigma=PUBLISHED)
         case "DEIS":
             return deis(order=settings.get("solver_order", 2), num_steps=num_steps)
         case "LMS":
@@ -67,11 +68,11 @@ def choose_sampler(settings, schedule):
         case "IPNDM":
             return ipndm()
         case "KDPM2":
-            return kdpm2(level_of_sigma=level_of_sigma(schedule))
+            return kdpm2(level_of_sigma=level_of_sigma(schedule), most_sigma=PUBLISHED)
         case "KDPM2A":
-            return kdpm2_ancestral(level_of_sigma=level_of_sigma(schedule))
+            return kdpm2_ancestral(level_of_sigma=level_of_sigma(schedule), most_sigma=PUBLISHED)
         case "DPMSDE":
-            return dpmpp_sde(level_of_sigma=level_of_sigma(schedule))
+            return dpmpp_sde(level_of_sigma=level_of_sigma(schedule), most_sigma=PUBLISHED)
         case "SA":
             orders = {
                 name: settings.get(name, 2) for name in ("predictor_order", "corrector_order")
@@ -81,9 +82,9 @@ def choose_sampler(settings, schedule):
             tau_min, tau_max = (ends.sigma / ends.signal).tolist()
             return sa_solver(**orders, tau_min=tau_min, tau_max=tau_max, num_steps=num_steps)
         case "PNDM" if settings.get("skip_prk_steps"):
-            return plms()
+            return plms(most_sigma=PUBLISHED)
         case "PNDM":
-            return pndm(level_of_t=level_of_t(schedule))
+            return pndm(level_of_t=level_of_t(schedule), most_sigma=PUBLISHED)
 
 
 def choose_multistep(settings, num_steps):

@@ -252,14 +252,14 @@ def sigma_ratio(cur: Level, nxt: Level) -> PerImage:
 
 
 # Methods that divide by the signal magnify the errors of a step by sigma / signal at its start over
-# sigma / signal at its end. As published, they need it only to be finite; the commands let steps
-# from above LARGE_SIGMA (Karras et al. 2022 start at 80) be of first order.
+# sigma / signal at its end. As published, they need it only to be finite; unless they are told
+# otherwise, their steps from above LARGE_SIGMA (Karras et al. 2022 start at 80) are of first order.
 ANY_SIGMA = 1e5
 
 
 def is_far(level: Level, most: float) -> Bool[Array, "..."]:
-    """Whether sigma / signal is above `most`, where steps are those of `move`."""
-    return level.sigma > most * level.signal
+    """Whether sigma / signal is above `most` or not finite, where steps are those of `move`."""
+    return level.sigma > min(most, ANY_SIGMA) * level.signal
 
 
 def guard_signal(level: Level, far: Bool[Array, "..."]) -> Level:

@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+from jax_ddpm.process.grids import LARGE_SIGMA
 from jax_ddpm.process.levels import Level
 from jax_ddpm.process.types import DenoiseFn, Images, Prediction
 from jax_ddpm.samplers.base import (
-    ANY_SIGMA,
     LevelFn,
     Sampler,
     SamplerState,
@@ -19,7 +19,7 @@ from jax_ddpm.samplers.base import (
 )
 
 
-def dpmpp_sde(*, level_of_sigma: LevelFn, most_sigma: float = ANY_SIGMA) -> Sampler:
+def dpmpp_sde(*, level_of_sigma: LevelFn, most_sigma: float = LARGE_SIGMA) -> Sampler:
     """A noisy step to the middle in log s, then the whole step with the x_0 predicted there.
 
     Two evaluations per step, one in the step to the clean image. `level_of_sigma(s)` gives the

@@ -11,10 +11,10 @@ from jaxtyping import Array, Bool
 
 from jax_ddpm.errors import UserError
 from jax_ddpm.process.checks import check_range
+from jax_ddpm.process.grids import LARGE_SIGMA
 from jax_ddpm.process.levels import Level
 from jax_ddpm.process.types import DenoiseFn, Images, Prediction
 from jax_ddpm.samplers.base import (
-    ANY_SIGMA,
     LevelFn,
     Sampler,
     SamplerState,
@@ -36,7 +36,7 @@ def heun(
     churn_noise: float = 1.0,
     num_steps: int | None = None,
     level_of_sigma: LevelFn | None = None,
-    most_sigma: float = ANY_SIGMA,
+    most_sigma: float = LARGE_SIGMA,
 ) -> Sampler:
     """Second order from a second look at the end of each step: two evaluations, one in the last.
 
@@ -44,7 +44,7 @@ def heun(
     1 + min(churn / num_steps, sqrt(2) - 1) where churn_min <= s <= churn_max, with noise of
     standard deviation `churn_noise`. `level_of_sigma(s)` then gives the level (see levels.py).
     Steps from sigma / signal above `most_sigma` are of first order, with one evaluation and no
-    churn; the commands give 160, because a second look there magnifies errors.
+    churn, because a second look there magnifies errors; the published method has no such limit.
     Raises UserError for churn without num_steps or level_of_sigma, and for its settings without it.
     """
     add_churn = make_churn(churn, (churn_min, churn_max), churn_noise, num_steps, level_of_sigma)

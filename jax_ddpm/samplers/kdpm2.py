@@ -7,11 +7,11 @@ The middle is the one in log s; it lies between two timesteps.
 import jax
 import jax.numpy as jnp
 
+from jax_ddpm.process.grids import LARGE_SIGMA
 from jax_ddpm.process.levels import Level
 from jax_ddpm.process.predictions import eps_from_x_0
 from jax_ddpm.process.types import DenoiseFn, Images, Prediction
 from jax_ddpm.samplers.base import (
-    ANY_SIGMA,
     LevelFn,
     PerImage,
     Sampler,
@@ -25,7 +25,7 @@ from jax_ddpm.samplers.base import (
 )
 
 
-def kdpm2(*, level_of_sigma: LevelFn, most_sigma: float = ANY_SIGMA) -> Sampler:
+def kdpm2(*, level_of_sigma: LevelFn, most_sigma: float = LARGE_SIGMA) -> Sampler:
     """DPM-Solver-2 (Lu et al. 2022, algorithm 1, r_1 = 1/2): x + (s' - s) d with the middle's d.
 
     Two evaluations per step, one in the step to the clean image. `level_of_sigma(s)` gives the
@@ -45,7 +45,7 @@ def kdpm2(*, level_of_sigma: LevelFn, most_sigma: float = ANY_SIGMA) -> Sampler:
     return Sampler(init=SamplerState, step=step)
 
 
-def kdpm2_ancestral(*, level_of_sigma: LevelFn, most_sigma: float = ANY_SIGMA) -> Sampler:
+def kdpm2_ancestral(*, level_of_sigma: LevelFn, most_sigma: float = LARGE_SIGMA) -> Sampler:
     """A step of `kdpm2` to a level below the next one, then fresh noise up to it (k-diffusion).
 
     The noise is exact, so the distribution is as accurate as a step of `kdpm2`.

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Num
 
+from jax_ddpm.process.grids import LARGE_SIGMA
 from jax_ddpm.process.levels import Level
 from jax_ddpm.process.types import DenoiseFn, Images, Prediction
 from jax_ddpm.samplers.base import (
@@ -39,7 +40,7 @@ class LastEps(NamedTuple):
     eps: tuple[Images, Images, Images]
 
 
-def plms(*, most_sigma: float = ANY_SIGMA) -> Sampler:
+def plms(*, most_sigma: float = LARGE_SIGMA) -> Sampler:
     """Pseudo linear multistep (Liu et al. 2022, Eq. 12), warmed up by one pseudo Heun step.
 
     As in latent diffusion's code: two evaluations in the first step, one in each other; the second
@@ -49,7 +50,7 @@ def plms(*, most_sigma: float = ANY_SIGMA) -> Sampler:
     return make_multistep(1, average_ends, most_sigma=most_sigma)
 
 
-def pndm(*, level_of_t: LevelFn, most_sigma: float = ANY_SIGMA) -> Sampler:
+def pndm(*, level_of_t: LevelFn, most_sigma: float = LARGE_SIGMA) -> Sampler:
     """F-PNDM: linear multistep after three pseudo Runge-Kutta steps (Liu et al., Eqs. 12, 13).
 
     Four evaluations in each of the first three steps, one in each other. `level_of_t(t)` gives the

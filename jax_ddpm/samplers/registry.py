@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from jax_ddpm.process.diffusion import Variance
-from jax_ddpm.process.grids import LARGE_SIGMA, GridName
+from jax_ddpm.process.grids import GridName
 from jax_ddpm.process.types import GradientFn
 from jax_ddpm.samplers.adams import deis, lms
 from jax_ddpm.samplers.base import LevelFn, Sampler
@@ -80,9 +80,8 @@ def look_twice(num_steps: int) -> int:
 def make_heun(options: Options) -> Sampler:
     """`heun` with the options' churn."""
     if options.churn == 0:
-        return heun(most_sigma=LARGE_SIGMA)
+        return heun()
     return heun(
-        most_sigma=LARGE_SIGMA,
         churn=options.churn,
         churn_min=options.churn_min,
         churn_max=options.churn_max,
@@ -131,7 +130,7 @@ SAMPLERS: dict[str, Entry] = {
         lambda options: unipc(num_steps=options.num_steps), Claims(order=3), counts_steps=True
     ),
     "plms": Entry(
-        lambda options: plms(most_sigma=LARGE_SIGMA),
+        lambda options: plms(),
         Claims(order=2, steps="t"),
         # the step to the clean image is never part of the warm-up
         evaluations=lambda num_steps: num_steps + min(num_steps - 1, 1),
@@ -139,7 +138,7 @@ SAMPLERS: dict[str, Entry] = {
         uses=("rederive_eps",),
     ),
     "pndm": Entry(
-        lambda options: pndm(level_of_t=options.level_of_t, most_sigma=LARGE_SIGMA),
+        lambda options: pndm(level_of_t=options.level_of_t),
         Claims(order=2, steps="t"),
         evaluations=lambda num_steps: num_steps + 3 * min(num_steps - 1, 3),
         spacing="karras_trailing",
@@ -156,23 +155,21 @@ SAMPLERS: dict[str, Entry] = {
         lambda options: deis(num_steps=options.num_steps), Claims(order=2), counts_steps=True
     ),
     "kdpm2": Entry(
-        lambda options: kdpm2(level_of_sigma=options.level_of_sigma, most_sigma=LARGE_SIGMA),
+        lambda options: kdpm2(level_of_sigma=options.level_of_sigma),
         Claims(order=2),
         evaluations=look_twice,
         spacing="karras_trailing",
         looks_between=True,
     ),
     "kdpm2_ancestral": Entry(
-        lambda options: kdpm2_ancestral(
-            level_of_sigma=options.level_of_sigma, most_sigma=LARGE_SIGMA
-        ),
+        lambda options: kdpm2_ancestral(level_of_sigma=options.level_of_sigma),
         Claims(order=2, stochastic=True),
         evaluations=look_twice,
         spacing="karras_trailing",
         looks_between=True,
     ),
     "dpmpp_sde": Entry(
-        lambda options: dpmpp_sde(level_of_sigma=options.level_of_sigma, most_sigma=LARGE_SIGMA),
+        lambda options: dpmpp_sde(level_of_sigma=options.level_of_sigma),
         Claims(order=1, stochastic=True),
         evaluations=look_twice,
         spacing="karras_trailing",

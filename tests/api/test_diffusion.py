@@ -127,7 +127,7 @@ def sample_by_hand(sampler, levels, **settings):
     ("name", "sampler", "spacing"),
     [
         ("ddim", jd.ddim(), "trailing"),
-        ("heun", jd.heun(most_sigma=160), "karras_trailing"),
+        ("heun", jd.heun(), "karras_trailing"),
         ("ddpm", None, "trailing"),
     ],
 )

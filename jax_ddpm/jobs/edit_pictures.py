@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from jax_ddpm.config.run import SourceConfig
 from jax_ddpm.files.images import Pixels
 from jax_ddpm.jobs.edit import (
     Edit,
@@ -30,20 +31,20 @@ class Beside(NamedTuple):
 NOTHING = Beside()
 
 
-def read_beside(edit: Edit | None, image_shape: ImageShape) -> Beside:
-    """Read the pictures of `edit`, in the size and colours of the run, and its mask.
+def read_beside(edit: Edit | None, image_shape: ImageShape, data: SourceConfig) -> Beside:
+    """Read the pictures of `edit` as the run's images, `data`, are read, and its mask.
 
     Raises UserError for a file that is not a suitable picture.
     """
     match edit:
         case Inpaint():
-            image, fill = read_with_mask(edit.image, edit.mask, image_shape)
+            image, fill = read_with_mask(edit.image, edit.mask, image_shape, data)
             mask = np.broadcast_to(255 * fill.astype(np.uint8), image_shape)
             return Beside((("input", image), ("mask", mask)))
         case ImageToImage():
-            return Beside((("input", read_image(edit.image, image_shape)),))
+            return Beside((("input", read_image(edit.image, image_shape, data)),))
         case Interpolation():
-            a, b = (read_image(path, image_shape) for path in edit.images)
+            a, b = (read_image(path, image_shape, data) for path in edit.images)
             return Beside((("input", a),), (("input", b),))
     return NOTHING
 

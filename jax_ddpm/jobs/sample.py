@@ -73,7 +73,7 @@ def sample_run(
         job.num,
         columns=choose_columns(edit, job.num),
         class_names=list_class_names(run),
-        beside=read_beside(edit, run.image_shape),
+        beside=read_beside(edit, run.image_shape, run.config.data),
     )
     for path in files:
         tell(f"Wrote {path}")

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from jax_ddpm.config.jobs import SampleJob, Weights
+from jax_ddpm.config.run import SourceConfig
 from jax_ddpm.config.sample import SampleConfig
 from jax_ddpm.data.sources import open_source
 from jax_ddpm.errors import UserError
@@ -101,7 +102,7 @@ def test_an_edits_pictures_stand_beside_its_images(tmp_path):
     edits = {"row.png": Interpolation((image, mask))}
     for name, path in out.items():
         edit = edits.get(name, Inpaint(image, mask))
-        columns, beside = choose_columns(edit, 2), read_beside(edit, (8, 8, 1))
+        columns, beside = choose_columns(edit, 2), read_beside(edit, (8, 8, 1), SourceConfig())
         write_samples(path, samples, columns, beside=beside)
     grid = np.asarray(Image.open(out["inpaint.png"]))
     assert grid.shape == (71 + 2, 4 * 58 + 2)  # a line of captions below the pictures
@@ -116,6 +117,14 @@ def test_an_edits_pictures_stand_beside_its_images(tmp_path):
     assert (row[2:58, 2:58] == 200).all() and (row[30:58, -58:-2] == 255).all()
     with np.load(out["a.npz"]) as arrays:
         np.testing.assert_array_equal(arrays["arr_0"], IMAGES[:2])
+
+
+def test_pictures_beside_are_read_like_the_images_of_the_run(tmp_path):
+    """As those that are edited: here, 4095 is white in a picture of 16 bits."""
+    Image.fromarray(np.tile(np.array([0, 4095], np.uint16), (2, 1))).save(tmp_path / "a.png")
+    edit, data = ImageToImage(tmp_path / "a.png"), SourceConfig(max_value=4095)
+    ((_, picture),) = read_beside(edit, (2, 2, 1), data).before
+    assert picture[..., 0].tolist() == [[0, 255]] * 2
 
 
 @pytest.mark.parametrize(

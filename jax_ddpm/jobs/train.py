@@ -68,13 +68,14 @@ def train(config: Config) -> Run:
     train.max_steps.
     """
     validate(config)
+    opened = None
     if config.train.num_epochs is not None:
-        config = resolve_epochs(config, len(open_training_data(config)[0].images))
+        opened = open_images(config)
+        config = resolve_epochs(config, len(opened[0].images))
     choose_layout(config.train)  # raises for a batch that does not divide over the devices
     run = find_finished_run(config)
     if run is None:
-        with tell_if_slow("Opening the images"):
-            source, held_out = open_training_data(config)
+        source, held_out = opened or open_images(config)
         with tell_if_slow("Building the network"):
             parts = build(config, source.image_shape)
         run = train_run(config, source, parts, held_out)
@@ -84,6 +85,12 @@ def train(config: Config) -> Run:
     files = [path for path in (*list_pictures(run), run.report) if path.is_file()]
     tell(f"Look at {', '.join(map(str, files))}")
     return run
+
+
+def open_images(config: Config) -> tuple[ImageSource, ImageSource | None]:
+    """Do what `open_training_data` does, and say so if it takes long."""
+    with tell_if_slow("Opening the images"):
+        return open_training_data(config)
 
 
 def train_run(

@@ -44,6 +44,30 @@ def test_a_finished_run_holds_every_file(trained_run):
         assert gif.n_frames == 5  # noise and four steps
 
 
+@pytest.mark.slow
+@pytest.mark.guard
+def test_epochs_end_with_a_grid_and_a_checkpoint_and_the_images_are_opened_once(
+    make_config, tmp_path, monkeypatch
+):
+    """40 images in batches of 8 are 5 steps; the run resumes, and knows when it is finished."""
+    opened = []
+    open_data = loop.open_training_data
+    monkeypatch.setattr(
+        loop, "open_training_data", lambda config: opened.append(1) or open_data(config)
+    )
+    config = make_config(tmp_path / "run", train={"num_epochs": 2})
+    with pytest.raises(Stopped):
+        loop.train(replace(config, train=replace(config.train, max_steps=7)))
+    run = loop.train(config)
+    assert len(opened) == 2
+    assert run.config.train.num_steps == 10
+    assert loop.train(config) == run  # it is finished
+    grids = sorted(path.name for path in (run.folder / "samples").iterdir())
+    assert grids == ["step_0000005.png", "step_0000010.png"]
+    assert list_saved_steps(run.folder) == [7, 10]  # the newest two
+    assert [row.step for row in metrics.read(run.metrics)][-1] == 10
+
+
 def test_metrics_have_a_row_per_window_with_the_learning_rate_that_was_used(
     trained_run, make_config
 ):

@@ -59,7 +59,7 @@ def test_the_parts_of_an_accumulated_step_share_their_memory(make_config, tmp_pa
         config = make_config(tmp_path / "run", model=model, train=train)
         return lower_step(config).compile().memory_analysis().temp_size_in_bytes
 
-    assert measure(4) < 0.5 * measure(1)
+    assert measure(4) < 0.5 * measure(1)  # measured: 0.37
 
 
 @pytest.mark.slow

@@ -281,6 +281,7 @@ def test_a_schedule_runs_between_the_betas_that_it_is_given(name):
     betas = named_betas(name, 1000, beta_start=0.001, beta_end=0.05)
     slip, sigmoid = name == "quadratic_slip", name == "sigmoid"  # the logistic curve runs to +-6
     expected = np.array([0.001, 0.05]) ** (4 if slip else 1)
+    # Measured: 0.12 for sigmoid, otherwise 2.2e-16.
     np.testing.assert_allclose(betas[[0, -1]], expected, rtol=0.15 if sigmoid else 1e-12)
 
 
